@@ -1,0 +1,105 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	kjson "sigs.k8s.io/json"
+)
+
+// protoMagic opens every protobuf object, on the wire and in etcd
+// (k8s.io/apimachinery/pkg/runtime/serializer/protobuf).
+const protoMagic = "k8s\x00"
+
+// ErrNotProtobuf says that bytes do not open with Kubernetes' protobuf magic.
+var ErrNotProtobuf = errors.New("not a Kubernetes protobuf object")
+
+// protoMessage is what upstream's generated types implement.
+type protoMessage interface {
+	runtime.ProtobufReverseMarshaller
+	Size() int
+	MarshalTo([]byte) (int, error)
+	Unmarshal([]byte) error
+}
+
+// EncodeJSON returns o as JSON, closed by a newline as upstream's encoder does. The apiVersion and
+// kind must be set in o.
+func EncodeJSON(o runtime.Object) ([]byte, error) {
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(o); err != nil {
+		return nil, fmt.Errorf("encode %s as JSON: %w", o.GetObjectKind().GroupVersionKind().Kind, err)
+	}
+	return b.Bytes(), nil
+}
+
+// DecodeJSON reads JSON into o: case-sensitive, integers kept. The second value lists fields that are
+// unknown or given twice (with their path); they are left out of o, and the caller decides what they mean
+// (fieldValidation).
+func DecodeJSON(data []byte, o any) (strict []error, err error) {
+	strict, err = kjson.UnmarshalStrict(data, o)
+	if err != nil {
+		return nil, fmt.Errorf("decode JSON: %w", err)
+	}
+	return strict, nil
+}
+
+// EncodeProto returns o in upstream's protobuf envelope: magic, then runtime.Unknown with o's type and
+// its bytes. apiVersion and kind must be set in o.
+func EncodeProto(o runtime.Object) ([]byte, error) {
+	gvk := o.GetObjectKind().GroupVersionKind()
+	m, ok := o.(protoMessage)
+	if !ok {
+		return nil, fmt.Errorf("encode %s as protobuf: the type has no protobuf form", gvk.Kind)
+	}
+	u := runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind}}
+	size := m.Size()
+	// NestedMarshalTo writes the envelope back to front around the object, so that it is copied only once.
+	buf := make([]byte, len(protoMagic)+size+u.Size()+16)
+	n, err := u.NestedMarshalTo(buf[len(protoMagic):], m, uint64(size))
+	if err != nil {
+		return nil, fmt.Errorf("encode %s as protobuf: %w", gvk.Kind, err)
+	}
+	copy(buf, protoMagic)
+	return buf[:len(protoMagic)+n], nil
+}
+
+// DecodeProto reads what EncodeProto writes into o, which must be of the type that the envelope names:
+// see ProtoType.
+func DecodeProto(data []byte, o runtime.Object) error {
+	u, err := envelope(data)
+	if err != nil {
+		return err
+	}
+	m, ok := o.(protoMessage)
+	if !ok {
+		return fmt.Errorf("decode %s: the type has no protobuf form", u.Kind)
+	}
+	if err := m.Unmarshal(u.Raw); err != nil {
+		return fmt.Errorf("decode %s: %w", u.Kind, err)
+	}
+	return nil
+}
+
+// ProtoType returns the apiVersion and kind of a protobuf envelope.
+func ProtoType(data []byte) (runtime.TypeMeta, error) {
+	u, err := envelope(data)
+	if err != nil {
+		return runtime.TypeMeta{}, err
+	}
+	return u.TypeMeta, nil
+}
+
+func envelope(data []byte) (*runtime.Unknown, error) {
+	raw, ok := bytes.CutPrefix(data, []byte(protoMagic))
+	if !ok {
+		return nil, ErrNotProtobuf
+	}
+	u := new(runtime.Unknown)
+	if err := u.Unmarshal(raw); err != nil {
+		return nil, fmt.Errorf("decode protobuf envelope: %w", err)
+	}
+	return u, nil
+}
