@@ -1,0 +1,149 @@
+// Package rest is the one pipeline that every request for an API object goes through,
+// whatever its kind: decode, default, admit, validate, commit. It replaces k8s.io/apiserver's
+// registry and endpoint handlers and the strategies of 60 kinds.
+//
+// A Resource says what is special about a kind. A zero field means Kubernetes' usual behaviour: with a status in
+// the type, /status exists, a main write cannot change status, a status write cannot change anything else, and
+// generation counts changes of the spec.
+package rest
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
+)
+
+// Resource declares one kind's behaviour. All functions are pure unless said otherwise; T is a pointer type such as
+// *corev1.Pod. Objects passed as now or o may be changed where the function's purpose is to change them; old is shared and
+// read-only.
+type Resource[T api.Object] struct {
+	// Default sets the fields that the client left out. It is idempotent, and also applied to what is read from the store.
+	Default func(o T)
+	// Prepare clears or sets, on create, what clients may not choose (status and metadata are done generically).
+	Prepare func(o T)
+	// PrepareUpdate does the same on update: carries over fields that only a subresource may change.
+	PrepareUpdate func(now, old T)
+	// Validate checks the whole object, after defaulting; also on update.
+	Validate func(o T) field.ErrorList
+	// ValidateUpdate checks what may not change, in addition to Validate.
+	ValidateUpdate func(now, old T) field.ErrorList
+	// Warn returns texts for the client that do not hinder the request.
+	Warn func(o, old T) []string
+
+	// Name checks the form of names and generateName prefixes: apimachinery's NameIsDNSSubdomain when nil.
+	Name func(name string, prefix bool) []string
+
+	// NoStatus says that the type's status, if it has any, is an ordinary field (no /status).
+	NoStatus bool
+	// ValidateStatus checks a write to /status; nil accepts every status.
+	ValidateStatus func(now, old T) field.ErrorList
+	// PrepareStatus adjusts a write to /status, after the generic code has restored everything but the status.
+	PrepareStatus func(now, old T)
+	// NoGeneration says that metadata.generation is not kept although the type has a spec.
+	NoGeneration bool
+
+	// Fields returns the selectable fields beside metadata.name and metadata.namespace.
+	Fields func(o T) fields.Set
+	// Columns are what `kubectl get` shows, after the name.
+	Columns []Column[T]
+	// Scale gives the kind a /scale subresource.
+	Scale *Scale[T]
+	// Sub are further subresources by name: "binding", "log", "token".
+	Sub map[string]*Subresource
+
+	// Grace returns for how many seconds a deletion waits, given the options and the object; zero deletes at once. It may
+	// be nil. A positive value sets deletionTimestamp, and whoever acts on it deletes with grace zero.
+	Grace func(o T, opts *metav1.DeleteOptions) int64
+	// Orphan says that dependents stay when the client names no propagation policy.
+	Orphan bool
+	// Finalizing says that the kind has a spec.finalizers of its own that hold the object (Namespace).
+	Finalizing func(o T) bool
+	// TTL removes objects that long after their last write.
+	TTL time.Duration
+
+	// CreateOnUpdate lets PUT create.
+	CreateOnUpdate bool
+	// RequireRevision refuses updates without resourceVersion.
+	RequireRevision bool
+
+	// Hold takes what the object needs from elsewhere before commit (a Service's addresses) and returns how to give
+	// it back when the commit fails, or what the object no longer needs when it succeeds. Old is nil on create, now is nil
+	// on delete. It may read and write through the Store that it was built with. May be nil.
+	Hold func(ctx context.Context, now, old T, dryRun bool) (*Held, error)
+
+	// Answer makes this a kind that is never stored: POST calls it, nothing else is served (SubjectAccessReview).
+	Answer func(ctx context.Context, o T) (T, error)
+}
+
+// Held is the outcome of Resource.Hold. Exactly one of the two functions is called; either may be nil.
+type Held struct {
+	Commit func(ctx context.Context)
+	Abort  func(ctx context.Context)
+}
+
+// Column is one column of the Table form. The generic code adds Name before and puts Age where Age is set.
+type Column[T api.Object] struct {
+	Name        string
+	Type        string // "string" when empty; "integer", "date", ...
+	Format      string
+	Description string
+	Wide        bool // shown with -o wide only (priority 1)
+	Cell        func(o T) any
+}
+
+// Scale maps a kind to autoscaling/v1 Scale.
+type Scale[T api.Object] struct {
+	Replicas func(o T) (spec, status int32)
+	Set      func(o T, replicas int32)
+	Selector func(o T) string // the label selector in string form
+}
+
+// Subresource serves one name below an object. Exactly one of Create and Connect is set.
+type Subresource struct {
+	// Body is the kind that is posted and answered, for Create.
+	Body *api.Kind
+	// Create serves POST: it gets the parent (nil when it does not exist and Orphan is set) and the decoded, defaulted body.
+	Create func(ctx context.Context, parent api.Object, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error)
+	// Connect serves a stream or a proxied request on its own. Methods lists the HTTP methods.
+	Connect func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error
+	Methods []string
+}
+
+// Operation is what admission is asked about.
+type Operation string
+
+// The operations of admission.
+const (
+	OpCreate  Operation = "CREATE"
+	OpUpdate  Operation = "UPDATE"
+	OpDelete  Operation = "DELETE"
+	OpConnect Operation = "CONNECT"
+)
+
+// Admitting is a request under admission.
+type Admitting struct {
+	User      *authn.User
+	Operation Operation
+	Kind      *api.Kind
+	Sub       string
+	Key       api.Key
+	Object    api.Object // may be changed by Mutate; nil on delete
+	Old       api.Object // nil on create
+	DryRun    bool
+	Warn      func(text string)
+}
+
+// Admission is one admission plug-in. Either function may be nil. Errors are API status errors (Forbidden mostly).
+type Admission struct {
+	Name     string
+	Mutate   func(ctx context.Context, a *Admitting) error
+	Validate func(ctx context.Context, a *Admitting) error
+}
