@@ -1,0 +1,93 @@
+package linux
+
+import (
+	"bufio"
+	"bytes"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hierarchy is one mounted cgroup file system.
+type Hierarchy struct {
+	// Root is the directory where it is mounted.
+	Root string
+	// Controllers of a v1 hierarchy ("cpu", "cpuacct", "name=systemd"). Empty
+	// for v2.
+	Controllers []string
+}
+
+// Unified reports whether it is the v2 hierarchy.
+func (h Hierarchy) Unified() bool { return len(h.Controllers) == 0 }
+
+// Hierarchies returns the cgroup file systems that are mounted from their own
+// root, each once, in order of mounting.
+func Hierarchies() ([]Hierarchy, error) {
+	b, err := ReadFile(unix.AT_FDCWD, "/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseHierarchies(b), nil
+}
+
+func parseHierarchies(mountinfo []byte) []Hierarchy {
+	var found []Hierarchy
+	lines := bufio.NewScanner(bytes.NewReader(mountinfo))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields, fs := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 6 || len(fs) < 3 || fields[3] != "/" {
+			continue
+		}
+		h := Hierarchy{Root: Unescape(fields[4])}
+		switch fs[0] {
+		case "cgroup2":
+		case "cgroup":
+			h.Controllers = v1Controllers(fs[2])
+			if len(h.Controllers) == 0 {
+				continue
+			}
+		default:
+			continue
+		}
+		if !slices.ContainsFunc(found, func(f Hierarchy) bool { return slices.Equal(f.Controllers, h.Controllers) }) {
+			found = append(found, h)
+		}
+	}
+	return found
+}
+
+func v1Controllers(options string) (names []string) {
+	for _, o := range strings.Split(options, ",") {
+		switch o {
+		case "rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode", "favordynmods", "nofavordynmods":
+		default:
+			if !strings.HasPrefix(o, "release_agent=") {
+				names = append(names, o)
+			}
+		}
+	}
+	return names
+}
+
+// Unescape undoes the octal escapes of /proc/<pid>/mountinfo.
+func Unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}

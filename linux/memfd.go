@@ -1,0 +1,35 @@
+package linux
+
+import "golang.org/x/sys/unix"
+
+// SealedFile returns a memory file with the given content that nobody can
+// change any more, by any descriptor. Executable ones may be executed through
+// FDPath.
+func SealedFile(name string, data []byte, executable bool) (int, error) {
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	kind := unix.MFD_NOEXEC_SEAL
+	if executable {
+		kind = unix.MFD_EXEC
+	}
+	fd, err := unix.MemfdCreate(name, flags|kind)
+	if err == unix.EINVAL { // before 6.3 all were executable
+		fd, err = unix.MemfdCreate(name, flags)
+	}
+	if err != nil {
+		return -1, wrap("create memory file", name, err)
+	}
+	for rest := data; len(rest) > 0; {
+		n, err := unix.Write(fd, rest)
+		if err != nil && err != unix.EINTR {
+			unix.Close(fd)
+			return -1, wrap("write memory file", name, err)
+		}
+		rest = rest[max(n, 0):]
+	}
+	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		unix.Close(fd)
+		return -1, wrap("seal memory file", name, err)
+	}
+	return fd, nil
+}

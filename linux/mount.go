@@ -1,0 +1,94 @@
+package linux
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// Option is one file system parameter of a new mount: a flag when Value is
+// empty.
+type Option struct{ Key, Value string }
+
+// NewFS makes a file system instance and returns it as a detached mount with
+// the given MOUNT_ATTR_ flags.
+func NewFS(fstype, source string, options []Option, attrs int) (int, error) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, wrap("fsopen", fstype, err)
+	}
+	defer unix.Close(fs)
+	if source != "" {
+		if err := unix.FsconfigSetString(fs, "source", source); err != nil {
+			return -1, fsError(fs, fstype, "source", err)
+		}
+	}
+	for _, o := range options {
+		if o.Value == "" {
+			err = unix.FsconfigSetFlag(fs, o.Key)
+		} else {
+			err = unix.FsconfigSetString(fs, o.Key, o.Value)
+		}
+		if err != nil {
+			return -1, fsError(fs, fstype, o.Key, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fsError(fs, fstype, "", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return -1, fsError(fs, fstype, "", err)
+	}
+	return fd, nil
+}
+
+// fsError adds what the kernel wrote to the context's message log.
+func fsError(fs int, fstype, option string, err error) error {
+	b := make([]byte, 512)
+	if n, rerr := unix.Read(fs, b); rerr == nil && n > 2 {
+		err = errors.Join(err, errors.New(string(b[2:n])))
+	}
+	if option != "" {
+		fstype += " option " + option
+	}
+	return wrap("make file system", fstype, err)
+}
+
+// CloneTree returns a detached copy of the mount at path (or of the part of it
+// below path), with everything mounted below when recursive.
+func CloneTree(dirfd int, path string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	fd, err := unix.OpenTree(dirfd, path, flags)
+	return fd, wrap("open tree", path, err)
+}
+
+// Attach mounts the detached mount on target, an O_PATH descriptor. name is
+// for the error.
+func Attach(mount, target int, name string) error {
+	return wrap("mount on", name, unix.MoveMount(mount, "", target, "",
+		unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// SetMountAttr changes a mount: attr.Attr_set and Attr_clr are MOUNT_ATTR_
+// flags, Propagation an MS_ flag or 0, Userns_fd for MOUNT_ATTR_IDMAP.
+func SetMountAttr(mount int, recursive bool, attr unix.MountAttr, name string) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return wrap("set mount attributes of", name, unix.MountSetattr(mount, "", flags, &attr))
+}
+
+// PrivateProc returns a new procfs instance of the caller's PID namespace as a
+// detached mount. Nobody can have mounted anything over its files, so reads
+// and writes through it reach the kernel and nothing else.
+func PrivateProc() (int, error) {
+	return NewFS("proc", "proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}

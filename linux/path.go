@@ -1,0 +1,99 @@
+package linux
+
+import (
+	"errors"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenIn opens name below the directory root as if root were "/": symbolic
+// links and ".." cannot lead out, and the magic links of procfs are not
+// followed.
+func OpenIn(root int, name string, flags int) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	return openat2(root, name, how)
+}
+
+// OpenBeneath opens name below dir following no symbolic link at all.
+func OpenBeneath(dir int, name string, flags int) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	return openat2(dir, strings.TrimLeft(name, "/"), how)
+}
+
+func openat2(dir int, name string, how unix.OpenHow) (int, error) {
+	for {
+		fd, err := unix.Openat2(dir, name, &how)
+		// EAGAIN: a rename or mount raced with the walk; nothing was decided.
+		if err == unix.EAGAIN || err == unix.EINTR {
+			continue
+		}
+		return fd, wrap("open", name, err)
+	}
+}
+
+// MakeDirIn returns an O_PATH descriptor of the directory name below root,
+// making what is missing of it with mode 0755.
+func MakeDirIn(root int, name string) (int, error) {
+	if fd, err := OpenIn(root, name, unix.O_PATH|unix.O_DIRECTORY); err == nil || !isNotExist(err) {
+		return fd, err
+	}
+	parts := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
+	parent, err := unix.FcntlInt(uintptr(root), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, wrap("dup", name, err)
+	}
+	for i, part := range parts {
+		prefix := strings.Join(parts[:i+1], "/")
+		fd, err := OpenIn(root, prefix, unix.O_PATH|unix.O_DIRECTORY)
+		if isNotExist(err) {
+			// EEXIST is a dangling symbolic link: the second open reports it.
+			if err = unix.Mkdirat(parent, part, 0o755); err == nil || err == unix.EEXIST {
+				fd, err = OpenIn(root, prefix, unix.O_PATH|unix.O_DIRECTORY)
+			} else {
+				err = wrap("mkdir", prefix, err)
+			}
+		}
+		unix.Close(parent)
+		if err != nil {
+			return -1, err
+		}
+		parent = fd
+	}
+	return parent, nil
+}
+
+// MakeFileIn returns an O_PATH descriptor of the file (of any type) name below
+// root, making an empty one and its directories if it is missing.
+func MakeFileIn(root int, name string) (int, error) {
+	if fd, err := OpenIn(root, name, unix.O_PATH); err == nil || !isNotExist(err) {
+		return fd, err
+	}
+	name = path.Clean("/" + name)
+	dir, err := MakeDirIn(root, path.Dir(name))
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, path.Base(name), unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err == nil {
+		unix.Close(fd)
+	} else if err != unix.EEXIST {
+		return -1, wrap("create", name, err)
+	}
+	return OpenIn(root, name, unix.O_PATH)
+}
+
+// FDPath is the path of an open descriptor of the calling process, for calls
+// that take only a path. It is only right where /proc is the host's.
+func FDPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func isNotExist(err error) bool { return errors.Is(err, unix.ENOENT) }

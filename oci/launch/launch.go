@@ -1,0 +1,99 @@
+// Package launch brings a yare-init to life: in its cgroup, joined to
+// namespaces that exist and in new ones of its own. The shim uses it for the
+// sandbox's containers, the runtime for those of the command line, and the
+// shim client for the shim itself. It replaces runc's nsexec.c.
+//
+// Everything that must hold for the child from its first instruction on is
+// given to the forking thread, from which the child inherits it:
+//
+//	thread (locked to its goroutine, never reused)
+//	  |  "0" -> <v1 group>/tasks      moves this thread only: no RCU wait
+//	  |  setns(net, ipc, uts, pid...)
+//	  |  clone(new namespaces, into the v2 cgroup by descriptor, pidfd)
+//	  |      `-- child: exec yare-init from its sealed memory file
+//	  `- ends with the goroutine
+//
+// It is linked into yare-init: neither fmt nor os/exec.
+package launch
+
+import (
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+)
+
+// Process says what to start. All descriptors remain the caller's.
+type Process struct {
+	// Exe is the program as a descriptor.
+	Exe int
+	// Args with the name first.
+	Args []string
+	// Files become the child's descriptors from 0 on.
+	Files []int
+	// CloneFlags are the CLONE_NEW flags of namespaces to make.
+	CloneFlags uintptr
+	// UIDs and GIDs are the mappings of a new user namespace.
+	UIDs, GIDs []syscall.SysProcIDMap
+	// Join are namespaces to join before, except for user and mount ones.
+	Join []int
+	// Tasks are the tasks files of v1 groups, opened for writing.
+	Tasks []int
+	// Cgroup is the directory of the v2 group; negative: the caller's group.
+	Cgroup int
+}
+
+// environment of every yare-init: one processor's worth of scheduling, no
+// garbage collection, because it lives for a millisecond or barely allocates.
+var environment = [...]string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"}
+
+// Start starts the process in a session of its own. The caller owns the pidfd
+// and must reap the child.
+func Start(p Process) (pid, pidfd int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Never unlocked: the thread has changed and dies with the goroutine.
+		runtime.LockOSThread()
+		pid, pidfd, err = start(p)
+	}()
+	<-done
+	return pid, pidfd, err
+}
+
+func start(p Process) (int, int, error) {
+	for _, fd := range p.Tasks {
+		err := linux.Retry(func() error { _, err := unix.Write(fd, []byte("0")); return err })
+		if err != nil {
+			return 0, -1, linux.Wrap("join", "cgroup", err)
+		}
+	}
+	for _, fd := range p.Join {
+		if err := unix.Setns(fd, 0); err != nil {
+			return 0, -1, linux.Wrap("join", "namespace", err)
+		}
+	}
+	files := make([]uintptr, len(p.Files))
+	for i, fd := range p.Files {
+		files[i] = uintptr(fd)
+	}
+	pidfd := -1
+	sys := &syscall.SysProcAttr{
+		Setsid:                     true,
+		Cloneflags:                 p.CloneFlags,
+		UidMappings:                p.UIDs,
+		GidMappings:                p.GIDs,
+		GidMappingsEnableSetgroups: len(p.GIDs) > 0,
+		UseCgroupFD:                p.Cgroup >= 0,
+		CgroupFD:                   max(p.Cgroup, 0),
+		PidFD:                      &pidfd,
+	}
+	attr := &syscall.ProcAttr{Env: environment[:], Files: files, Sys: sys}
+	pid, err := syscall.ForkExec(linux.FDPath(p.Exe), p.Args, attr)
+	if err != nil {
+		return 0, -1, linux.Wrap("start", p.Args[0], err)
+	}
+	return pid, pidfd, nil
+}

@@ -1,0 +1,151 @@
+// Package wire encodes small structures in binary, for what Yare's server, its
+// shim and its container init say to each other. It takes the place of
+// encoding/json there, which would double the init's size.
+//
+// A type has one method that visits its fields in order, and the Codec either
+// writes or reads them, so the two directions cannot drift apart:
+//
+//	func (m *Mount) Fields(c *wire.Codec) { c.String(&m.Source); c.Int(&m.Flags) }
+//
+// Numbers are varints, strings are length and bytes. Both ends come from the
+// same build or from one that Version tells apart; there is no field numbering.
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// ErrCorrupt means that the bytes are not an encoding of the type.
+var ErrCorrupt = errors.New("corrupt message")
+
+// Message is a type that visits its fields.
+type Message interface{ Fields(c *Codec) }
+
+// Codec is one encoding or decoding under way.
+type Codec struct {
+	buf     []byte // written so far, or left to read
+	reading bool
+	err     error
+}
+
+// Marshal encodes.
+func Marshal(m Message) []byte {
+	var c Codec
+	m.Fields(&c)
+	return c.buf
+}
+
+// Unmarshal decodes all of b into m.
+func Unmarshal(b []byte, m Message) error {
+	c := Codec{buf: b, reading: true}
+	m.Fields(&c)
+	if c.err == nil && len(c.buf) != 0 {
+		c.err = ErrCorrupt
+	}
+	return c.err
+}
+
+// Uint64 visits a number.
+func (c *Codec) Uint64(v *uint64) {
+	if !c.reading {
+		c.buf = binary.AppendUvarint(c.buf, *v)
+		return
+	}
+	n, size := binary.Uvarint(c.buf)
+	if size <= 0 {
+		c.err, c.buf, *v = ErrCorrupt, nil, 0
+		return
+	}
+	*v, c.buf = n, c.buf[size:]
+}
+
+// integer is what Num visits.
+type integer interface {
+	~int | ~int8 | ~int16 | ~int32 | ~int64 | ~uint8 | ~uint16 | ~uint32 | ~uint64
+}
+
+// Num visits a number of any type; negative ones take ten bytes.
+func Num[T integer](c *Codec, v *T) {
+	n := uint64(int64(*v))
+	c.Uint64(&n)
+	*v = T(n)
+}
+
+// Bool visits a truth value.
+func (c *Codec) Bool(v *bool) {
+	var n uint8
+	if *v {
+		n = 1
+	}
+	Num(c, &n)
+	*v = n != 0
+}
+
+// Bytes visits a byte string; what is read aliases the input.
+func (c *Codec) Bytes(v *[]byte) {
+	n := len(*v)
+	Num(c, &n)
+	if !c.reading {
+		c.buf = append(c.buf, *v...)
+		return
+	}
+	if n < 0 || n > len(c.buf) {
+		c.err, c.buf, *v = ErrCorrupt, nil, nil
+		return
+	}
+	*v, c.buf = nil, c.buf
+	if n > 0 {
+		*v = c.buf[:n:n]
+	}
+	c.buf = c.buf[n:]
+}
+
+// String visits a string.
+func (c *Codec) String(v *string) {
+	b := []byte(*v)
+	c.Bytes(&b)
+	if c.reading {
+		*v = string(b)
+	}
+}
+
+// List visits a slice by visiting its elements.
+func List[T any](c *Codec, v *[]T, element func(*T)) {
+	n := len(*v)
+	Num(c, &n)
+	if c.reading {
+		// Every element takes at least one byte, so a wrong count cannot
+		// make us allocate much.
+		if n < 0 || n > len(c.buf) {
+			c.err, c.buf, n = ErrCorrupt, nil, 0
+		}
+		*v = nil
+		if n > 0 {
+			*v = make([]T, n)
+		}
+	}
+	for i := range *v {
+		element(&(*v)[i])
+	}
+}
+
+// Strings visits a list of strings.
+func (c *Codec) Strings(v *[]string) { List(c, v, c.String) }
+
+// Nums visits a list of numbers.
+func Nums[T integer](c *Codec, v *[]T) { List(c, v, func(n *T) { Num(c, n) }) }
+
+// Optional visits a pointer that may be nil.
+func Optional[T any](c *Codec, v **T, element func(*T)) {
+	present := *v != nil
+	c.Bool(&present)
+	if !present {
+		*v = nil
+		return
+	}
+	if c.reading {
+		*v = new(T)
+	}
+	element(*v)
+}
