@@ -43,6 +43,8 @@ type Resource[T api.Object] struct {
 
 	// NoStatus says that the type's status, if it has any, is an ordinary field (no /status).
 	NoStatus bool
+	// StatusAtCreate keeps the status that the client sends with a create (Node: a kubelet registers with its capacity).
+	StatusAtCreate bool
 	// ValidateStatus checks a write to /status; nil accepts every status.
 	ValidateStatus func(now, old T) field.ErrorList
 	// PrepareStatus adjusts a write to /status, after the generic code has restored everything but the status.

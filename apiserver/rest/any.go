@@ -1,0 +1,181 @@
+package rest
+
+import (
+	"context"
+	"reflect"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
+)
+
+// Any is a Resource whose type parameter has been erased, so that one list holds all kinds. The built-in kinds come
+// from Register; a CustomResourceDefinition makes the same value at run time.
+type Any struct {
+	Kind *api.Kind
+	r    *erased
+}
+
+// erased has the fields of Resource with T replaced by api.Object. No function is nil unless said so.
+type erased struct {
+	set            func(o api.Object)
+	prepare        func(o api.Object)
+	prepareUpdate  func(now, old api.Object)
+	validate       func(o api.Object) field.ErrorList
+	validateUpdate func(now, old api.Object) field.ErrorList
+	warn           func(o, old api.Object) []string
+	name           func(name string, prefix bool) []string
+
+	hasStatus      bool // the type has a status that only /status writes
+	hasSpec        bool
+	noGeneration   bool
+	statusAtCreate bool
+	validateStatus func(now, old api.Object) field.ErrorList
+	prepareStatus  func(now, old api.Object)
+
+	fields  func(o api.Object) fields.Set // nil: only the metadata fields
+	columns []erasedColumn
+	scale   *erasedScale // nil: none
+	sub     map[string]*Subresource
+
+	grace           func(o api.Object, opts *metav1.DeleteOptions) int64 // nil: none
+	orphan          bool
+	finalizing      func(o api.Object) bool
+	ttl             time.Duration
+	createOnUpdate  bool
+	requireRevision bool
+	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error) // nil: none
+	answer          func(ctx context.Context, o api.Object) (api.Object, error)                // nil: stored kind
+}
+
+type erasedColumn struct {
+	metav1.TableColumnDefinition
+	cell func(o api.Object) any
+}
+
+type erasedScale struct {
+	replicas func(o api.Object) (spec, status int32)
+	set      func(o api.Object, replicas int32)
+	selector func(o api.Object) string
+}
+
+// Register erases the type of r, which describes kind k. It is called once per kind, when the server is put together.
+func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
+	e := &erased{
+		set:            one(r.Default),
+		prepare:        one(r.Prepare),
+		prepareUpdate:  two(r.PrepareUpdate),
+		validate:       func(api.Object) field.ErrorList { return nil },
+		validateUpdate: twoErrs(r.ValidateUpdate),
+		validateStatus: twoErrs(r.ValidateStatus),
+		prepareStatus:  two(r.PrepareStatus),
+		warn:           func(_, _ api.Object) []string { return nil },
+		name:           r.Name,
+		noGeneration:   r.NoGeneration,
+		statusAtCreate: r.StatusAtCreate,
+		sub:            r.Sub,
+		orphan:         r.Orphan,
+		finalizing:     func(api.Object) bool { return false },
+		ttl:            r.TTL,
+		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision,
+	}
+	if e.name == nil {
+		e.name = validation.NameIsDNSSubdomain
+	}
+	if r.Validate != nil {
+		e.validate = func(o api.Object) field.ErrorList { return r.Validate(o.(T)) }
+	}
+	if r.Warn != nil {
+		e.warn = func(o, old api.Object) []string { return r.Warn(as[T](o), as[T](old)) }
+	}
+	if r.Fields != nil {
+		e.fields = func(o api.Object) fields.Set { return r.Fields(o.(T)) }
+	}
+	if r.Finalizing != nil {
+		e.finalizing = func(o api.Object) bool { return r.Finalizing(o.(T)) }
+	}
+	if r.Grace != nil {
+		e.grace = func(o api.Object, opts *metav1.DeleteOptions) int64 { return r.Grace(o.(T), opts) }
+	}
+	if r.Hold != nil {
+		e.hold = func(ctx context.Context, now, old api.Object, dry bool) (*Held, error) {
+			return r.Hold(ctx, as[T](now), as[T](old), dry)
+		}
+	}
+	if r.Answer != nil {
+		e.answer = func(ctx context.Context, o api.Object) (api.Object, error) { return r.Answer(ctx, o.(T)) }
+	}
+	if s := r.Scale; s != nil {
+		e.scale = &erasedScale{
+			replicas: func(o api.Object) (int32, int32) { return s.Replicas(o.(T)) },
+			set:      func(o api.Object, n int32) { s.Set(o.(T), n) },
+			selector: func(o api.Object) string { return s.Selector(o.(T)) },
+		}
+	}
+	e.columns = eraseColumns(r.Columns)
+	t := reflect.TypeFor[T]().Elem()
+	_, e.hasSpec = t.FieldByName("Spec")
+	_, hasStatus := t.FieldByName("Status")
+	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil
+	return Any{Kind: k, r: e}
+}
+
+// as is o's T, or T's zero value (a nil pointer) when o is nil.
+func as[T api.Object](o api.Object) T {
+	t, _ := o.(T)
+	return t
+}
+
+func one[T api.Object](f func(T)) func(api.Object) {
+	if f == nil {
+		return func(api.Object) {}
+	}
+	return func(o api.Object) { f(o.(T)) }
+}
+
+func two[T api.Object](f func(now, old T)) func(now, old api.Object) {
+	if f == nil {
+		return func(_, _ api.Object) {}
+	}
+	return func(now, old api.Object) { f(now.(T), old.(T)) }
+}
+
+func twoErrs[T api.Object](f func(now, old T) field.ErrorList) func(now, old api.Object) field.ErrorList {
+	if f == nil {
+		return func(_, _ api.Object) field.ErrorList { return nil }
+	}
+	return func(now, old api.Object) field.ErrorList { return f(now.(T), old.(T)) }
+}
+
+func eraseColumns[T api.Object](cs []Column[T]) []erasedColumn {
+	var out []erasedColumn
+	for _, c := range cs {
+		d := metav1.TableColumnDefinition{Name: c.Name, Type: c.Type, Format: c.Format, Description: c.Description}
+		if d.Type == "" {
+			d.Type = "string"
+		}
+		if c.Wide {
+			d.Priority = 1
+		}
+		out = append(out, erasedColumn{d, func(o api.Object) any { return c.Cell(o.(T)) }})
+	}
+	return out
+}
+
+// part returns the Spec or Status field of o, settable. Precondition: o has it.
+func part(o api.Object, name string) reflect.Value { return reflect.ValueOf(o).Elem().FieldByName(name) }
+
+// samePart says whether a and b have equal Specs (or Statuses), empty and absent lists being the same.
+func samePart(a, b api.Object, name string) bool {
+	return equality.Semantic.DeepEqual(part(a, name).Addr().Interface(), part(b, name).Addr().Interface())
+}
+
+// copyPart sets dst's Spec or Status to a copy of src's that shares nothing with it.
+func copyPart(dst, src api.Object, name string) {
+	part(dst, name).Set(part(src.DeepCopyObject().(api.Object), name))
+}
