@@ -1,0 +1,195 @@
+// Package events records core/v1 Events about objects. It replaces client-go's event broadcaster, recorder
+// and correlator.
+//
+// A Recorder is handed around freely; Event never blocks and never fails. What it is given goes through a
+// bounded queue to one writer, which correlates as upstream does, so that a fault that repeats costs one object and
+// not one per repetition:
+//
+//	Event() ── queue (1,000) ──> limit: 25 per source and object, then one each five minutes
+//	                             aggregate: from the 11th message of one object and reason within ten minutes
+//	                             on, they share one Event, "(combined from similar events): ..."
+//	                             count: the same Event again is a patch of count and lastTimestamp
+//	                             write ──> API
+//
+// Invariant: the correlation state belongs to the goroutine of Run alone; only the queue is shared.
+package events
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+)
+
+const (
+	queueLength = 1000
+	tries       = 12
+	pause       = 10 * time.Second
+)
+
+// Recorder records Events as one source. The nil Recorder drops everything.
+type Recorder struct {
+	*sink
+	source corev1.EventSource
+}
+
+// sink is what the recorders of a process share.
+type sink struct {
+	writer  client.Writer
+	log     *slog.Logger
+	queue   chan occurrence
+	dropped atomic.Int64 // since the last one that fitted
+}
+
+// occurrence is one call of Event.
+type occurrence struct {
+	ref     corev1.ObjectReference
+	source  corev1.EventSource
+	kind    string // Normal or Warning
+	reason  string
+	message string
+	at      time.Time
+}
+
+// New returns a Recorder that writes through w once it runs. Component is the reporting controller
+// ("kubelet"), host the machine it runs on, or empty.
+func New(w client.Writer, component, host string, log *slog.Logger) *Recorder {
+	return &Recorder{
+		sink:   &sink{writer: w, log: log, queue: make(chan occurrence, queueLength)},
+		source: corev1.EventSource{Component: component, Host: host},
+	}
+}
+
+// As returns a Recorder with another component as source, which shares r's queue and writer. Only one
+// of them runs.
+func (r *Recorder) As(component string) *Recorder {
+	if r == nil {
+		return nil
+	}
+	return &Recorder{sink: r.sink, source: corev1.EventSource{Component: component, Host: r.source.Host}}
+}
+
+// Name is "events".
+func (r *Recorder) Name() string { return "events" }
+
+// Event records that something happened to o, which is only read. The type is "Normal" or "Warning". It
+// does not block: an Event that finds the queue full is dropped and counted.
+func (r *Recorder) Event(o api.Object, type_, reason, message string) {
+	if r == nil {
+		return
+	}
+	one := occurrence{ref: reference(o), source: r.source, kind: type_, reason: reason, message: message, at: time.Now()}
+	select {
+	case r.queue <- one:
+		if n := r.dropped.Swap(0); n > 0 {
+			r.log.Warn("events were dropped, the queue was full", "count", n)
+		}
+	default:
+		r.dropped.Add(1)
+	}
+}
+
+// reference names o as events do.
+func reference(o api.Object) corev1.ObjectReference {
+	ref := corev1.ObjectReference{
+		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(),
+	}
+	if k := api.KindOf(o); k != nil {
+		ref.APIVersion, ref.Kind = k.APIVersion(), k.Kind
+	} else {
+		ref.APIVersion, ref.Kind = o.GetObjectKind().GroupVersionKind().ToAPIVersionAndKind()
+	}
+	return ref
+}
+
+// Run writes until ctx ends. What is in the queue then is lost.
+func (r *Recorder) Run(ctx context.Context, ready func()) error {
+	ready()
+	c := newCorrelator()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case one := <-r.queue:
+			if d := c.admit(one); d != nil {
+				r.record(ctx, c, d)
+			}
+		}
+	}
+}
+
+// record writes d, waiting for an API server that is away.
+func (s *sink) record(ctx context.Context, c *correlator, d *decision) {
+	for i := range tries {
+		stored, err := s.write(ctx, d)
+		switch {
+		case err == nil:
+			c.wrote(d, stored)
+			return
+		case ctx.Err() != nil:
+			return
+		case final(err):
+			s.log.Debug("event refused", "reason", d.event.Reason, "kind", d.event.InvolvedObject.Kind,
+				"key", d.event.InvolvedObject.Name, "err", err)
+			return
+		case i == tries-1:
+			s.log.Warn("event given up", "reason", d.event.Reason, "key", d.event.InvolvedObject.Name, "err", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// final says that repeating the request is in vain.
+func final(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return false
+	}
+	code := status.Status().Code
+	return code >= 400 && code < 500 && code != 429
+}
+
+// write patches the Event that d repeats, or creates it where there is none (any more).
+func (s *sink) write(ctx context.Context, d *decision) (*corev1.Event, error) {
+	if d.again {
+		patch, err := json.Marshal(map[string]any{
+			"count": d.event.Count, "lastTimestamp": d.event.LastTimestamp, "message": d.event.Message,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("encode event patch: %w", err)
+		}
+		o, err := s.writer.Patch(ctx, api.EventKind, api.KeyOf(d.event),
+			client.Patch{Type: types.MergePatchType, Data: patch})
+		if err == nil {
+			return o.(*corev1.Event), nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	return client.Create(ctx, s.writer, d.event.DeepCopy())
+}
+
+// namespace is where the Event about ref lives: cluster-scoped objects' Events are in default.
+func namespace(ref corev1.ObjectReference) string {
+	if ref.Namespace == "" {
+		return metav1.NamespaceDefault
+	}
+	return ref.Namespace
+}
