@@ -1,0 +1,266 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// PEM block types.
+const (
+	keyBlock    = "EC PRIVATE KEY"
+	certBlock   = "CERTIFICATE"
+	publicBlock = "PUBLIC KEY"
+)
+
+// Request says whom a certificate is for.
+type Request struct {
+	User      string   // common name: the user's name in the API
+	Groups    []string // organisations: the user's groups in the API
+	Server    bool     // serves TLS; otherwise a client
+	Names     []string
+	Addresses []netip.Addr
+}
+
+// Authority signs certificates.
+type Authority struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+// PEM returns the certificate.
+func (a *Authority) PEM() []byte { return encode(certBlock, a.cert.Raw) }
+
+// Pool returns a pool that holds this CA alone.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// Issue makes a key and a certificate for r, in PEM. It is valid for a year, or as long as the CA.
+func (a *Authority) Issue(r Request) (key, cert []byte, err error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key: %w", err)
+	}
+	serial, err := serialNumber()
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now()
+	end := now.Add(leafLife)
+	if end.After(a.cert.NotAfter) {
+		end = a.cert.NotAfter
+	}
+	usage := x509.ExtKeyUsageClientAuth
+	if r.Server {
+		usage = x509.ExtKeyUsageServerAuth
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: r.User, Organization: r.Groups},
+		NotBefore:             now.Add(-skew),
+		NotAfter:              end,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{usage},
+		BasicConstraintsValid: true,
+		DNSNames:              r.Names,
+	}
+	for _, ip := range r.Addresses {
+		template.IPAddresses = append(template.IPAddresses, ip.Unmap().AsSlice())
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, private.Public(), a.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign: %w", err)
+	}
+	if key, err = keyPEM(private); err != nil {
+		return nil, nil, err
+	}
+	return key, encode(certBlock, der), nil
+}
+
+// valid reads data and says whether it answers r for some time to come.
+func (a *Authority) valid(data []byte, r Request, now time.Time) (*pair, bool) {
+	p, err := parsePair(data)
+	if err != nil {
+		return nil, false
+	}
+	c := p.cert.Leaf
+	usage := x509.ExtKeyUsageClientAuth
+	if r.Server {
+		usage = x509.ExtKeyUsageServerAuth
+	}
+	var addresses []netip.Addr
+	for _, ip := range c.IPAddresses {
+		addr, _ := netip.AddrFromSlice(ip)
+		addresses = append(addresses, addr.Unmap())
+	}
+	// A CA that ends soon cannot give more than its own life.
+	limit := now.Add(renewBefore)
+	if limit.After(a.cert.NotAfter) {
+		limit = a.cert.NotAfter.Add(-time.Second)
+	}
+	ok := c.CheckSignatureFrom(a.cert) == nil &&
+		c.Subject.CommonName == r.User && sameSet(c.Subject.Organization, r.Groups) &&
+		slices.Contains(c.ExtKeyUsage, usage) &&
+		sameSet(c.DNSNames, r.Names) && sameSet(addresses, unmapped(r.Addresses)) &&
+		!now.Before(c.NotBefore) && c.NotAfter.After(limit)
+	return p, ok
+}
+
+func unmapped(as []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, len(as))
+	for i, a := range as {
+		out[i] = a.Unmap()
+	}
+	return out
+}
+
+// sameSet compares without regard to order and repetition.
+func sameSet[T comparable](a, b []T) bool {
+	in := func(x, y []T) bool {
+		return !slices.ContainsFunc(x, func(v T) bool { return !slices.Contains(y, v) })
+	}
+	return in(a, b) && in(b, a)
+}
+
+// ensureAuthority loads the CA, or makes one where there is none.
+func ensureAuthority(dir string) (*Authority, error) {
+	path := filepath.Join(dir, "ca.pem")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if data, err = newAuthority(); err == nil {
+			err = writeFile(path, data, 0o600)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	p, err := parsePair(data)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority %s is damaged: restore it, or remove the folder to begin anew: %w", path, err)
+	}
+	key, ok := p.cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok || !p.cert.Leaf.IsCA {
+		return nil, fmt.Errorf("certificate authority %s: not an ECDSA authority", path)
+	}
+	if now := time.Now(); !now.Before(p.cert.Leaf.NotAfter) {
+		return nil, fmt.Errorf("certificate authority %s expired at %s", path, p.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return &Authority{key: key, cert: p.cert.Leaf}, nil
+}
+
+func newAuthority() ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	serial, err := serialNumber()
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: "kubernetes"},
+		NotBefore:             now.Add(-skew),
+		NotAfter:              now.Add(authorityLife),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		DNSNames:              []string{"kubernetes"},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	private, err := keyPEM(key)
+	return append(private, encode(certBlock, der)...), err
+}
+
+// ensureSigner loads the key that signs service account tokens, or makes one.
+func ensureSigner(dir string) (*ecdsa.PrivateKey, error) {
+	path := filepath.Join(dir, "sa.pem")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		var key *ecdsa.PrivateKey
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, fmt.Errorf("make service account key: %w", err)
+		}
+		if data, err = keyPEM(key); err == nil {
+			err = writeFile(path, data, 0o600)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("service account key: %w", err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("service account key %s is damaged: restore it, or remove it and every token with it", path)
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("service account key %s: %w", path, err)
+	}
+	return key, nil
+}
+
+func parsePair(data []byte) (*pair, error) {
+	cert, err := tls.X509KeyPair(data, data)
+	if err != nil {
+		return nil, err
+	}
+	if cert.Leaf == nil {
+		if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
+			return nil, err
+		}
+	}
+	return &pair{pem: data, cert: cert}, nil
+}
+
+// splitPEM separates the private key from what follows it.
+func splitPEM(data []byte) (key, cert []byte) {
+	_, rest := pem.Decode(data)
+	return data[:len(data)-len(rest)], rest
+}
+
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return encode(keyBlock, der), nil
+}
+
+func publicPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode public key: %w", err)
+	}
+	return encode(publicBlock, der), nil
+}
+
+func serialNumber() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("make serial number: %w", err)
+	}
+	return n.Add(n, big.NewInt(1)), nil
+}
