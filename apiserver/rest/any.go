@@ -44,6 +44,8 @@ type erased struct {
 	sub     map[string]*Subresource
 
 	grace           func(o api.Object, opts *metav1.DeleteOptions) int64 // nil: none
+	deleting        func(o api.Object)
+	answerDeleted   bool
 	orphan          bool
 	finalizing      func(o api.Object) bool
 	ttl             time.Duration
@@ -79,6 +81,8 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		noGeneration:   r.NoGeneration,
 		statusAtCreate: r.StatusAtCreate,
 		sub:            r.Sub,
+		deleting:       one(r.Deleting),
+		answerDeleted:  r.AnswerDeleted,
 		orphan:         r.Orphan,
 		finalizing:     func(api.Object) bool { return false },
 		ttl:            r.TTL,

@@ -64,6 +64,10 @@ type Resource[T api.Object] struct {
 	// Grace returns for how many seconds a deletion waits, given the options and the object; zero deletes at once. It may
 	// be nil. A positive value sets deletionTimestamp, and whoever acts on it deletes with grace zero.
 	Grace func(o T, opts *metav1.DeleteOptions) int64
+	// Deleting adjusts the object when its deletionTimestamp gets set (a Namespace becomes Terminating).
+	Deleting func(o T)
+	// AnswerDeleted answers a deletion with the last state of the object instead of a Status (pods, services).
+	AnswerDeleted bool
 	// Orphan says that dependents stay when the client names no propagation policy.
 	Orphan bool
 	// Finalizing says that the kind has a spec.finalizers of its own that hold the object (Namespace).
@@ -108,8 +112,12 @@ type Scale[T api.Object] struct {
 	Selector func(o T) string // the label selector in string form
 }
 
-// Subresource serves one name below an object. Exactly one of Create and Connect is set.
+// Subresource serves one name below an object. Exactly one of Update, Create and Connect is set.
 type Subresource struct {
+	// Update serves GET, PUT and PATCH of the whole parent below this name (namespaces/finalize,
+	// pods/ephemeralcontainers, pods/resize): it takes back in now whatever the subresource may not change and returns
+	// what is wrong with the rest. It replaces PrepareUpdate, Validate and ValidateUpdate of the kind.
+	Update func(ctx context.Context, now, old api.Object) field.ErrorList
 	// Body is the kind that is posted and answered, for Create.
 	Body *api.Kind
 	// Create serves POST: it gets the parent (nil when it does not exist and Orphan is set) and the decoded, defaulted body.
