@@ -1,0 +1,60 @@
+# The commands of this project. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export CGO_ENABLED := 0
+
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATICCHECK = go tool -modfile=test/tools/go.mod staticcheck
+
+.PHONY: help
+help: ## list the targets
+	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: init ## build bin/yare (and bin/kubectl, a link to it)
+	go build -trimpath -ldflags='$(LDFLAGS)' -o bin/yare ./cmd/yare
+	@ln -sf yare bin/kubectl
+
+# The program that runs inside containers and holds them: built first, embedded in bin/yare.
+.PHONY: init
+init:
+	@go build -trimpath -ldflags='-s -w' -o oci/bin/yare-init ./oci/init
+
+.PHONY: setup
+setup: ## install what the tests need beyond Go, from Debian's packages
+	@scripts/setup
+
+.PHONY: demo
+demo: build ## start a cluster, run examples/hello, show it being served, take it down
+	@scripts/demo
+
+.PHONY: check
+check: init ## format, vet, staticcheck, architecture, short tests with the race detector
+	@scripts/setup
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt these:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	$(STATICCHECK) ./...
+	CGO_ENABLED=1 go test -race -short ./...
+
+.PHONY: test
+test: build setup ## everything that must pass, real containers included
+	go test ./...
+	go test -C test/cluster -count=1 -timeout 20m ./...
+
+.PHONY: crash
+crash: build setup ## kill -9 the server 100 times under load: nothing acknowledged is lost
+	go test -C test/cluster -count=1 -timeout 60m -run TestCrash -kills 100 -v ./...
+
+.PHONY: bench
+bench: build setup ## the rows of doc/PERFORMANCE.md, measured on this machine
+	go run -C test/bench . -yare $(CURDIR)/bin/yare
+
+.PHONY: golden
+golden: ## rewrite the golden files from what the code does; read the difference
+	go test ./... -update
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin oci/bin/yare-init

@@ -1,0 +1,344 @@
+// Package cluster is what a named cluster is on this host: its folders, the ports and address ranges that it
+// chose, who runs it, and how to remove exactly what it made.
+//
+// On disk:
+//
+//	/var/lib/yare/clusters/<name>.json   the Record: written once at the first start, removed by the last step of Remove
+//	<data>/                              etcd, pki, images, pods, logs (default /var/lib/yare/<name>)
+//	/run/yare/<name>/                    sockets, the server's lock, shims' state and network namespaces; gone after a reboot
+//
+// Everything that a cluster makes on the host carries its name: cgroups are below <hierarchy>/yare/<name>, the nft
+// tables and links are named by Record.Table and Record.Link. Remove goes by these names and by the folders,
+// never by a list of things that it remembers, so it works the same after a crash.
+//
+// Locks: an flock of the folder /run/yare is held while a Record is chosen or removed; <run>/server.lock is held by the
+// running server for its lifetime and names its pid.
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host is where clusters are kept. The zero Host is the machine's usual folders; tests give their own.
+type Host struct {
+	VarDir string // /var/lib/yare
+	RunDir string // /run/yare
+}
+
+// Record is what a cluster chose when it was first started. It never changes afterwards.
+type Record struct {
+	Name    string `json:"name"`
+	DataDir string `json:"dataDir"`
+	RunDir  string `json:"runDir"`
+	// Index tells clusters of one host apart: ports and ranges follow from it.
+	Index      int          `json:"index"`
+	APIPort    int          `json:"apiPort"`
+	PodCIDR    netip.Prefix `json:"podCIDR"`
+	ServiceNet netip.Prefix `json:"serviceCIDR"`
+	NodePorts  [2]int       `json:"nodePorts"` // first and last
+	// KubeletPort serves logs, exec and metrics to the API server.
+	KubeletPort int `json:"kubeletPort"`
+	// Ephemeral clusters do not sync to disk.
+	Ephemeral bool `json:"ephemeral,omitempty"`
+	// Made is the outermost folder that had to be created for DataDir; empty if DataDir was there (then it was empty).
+	Made string `json:"made,omitempty"`
+	// Kubeconfig is the file that a context was merged into.
+	Kubeconfig string `json:"kubeconfig"`
+}
+
+// Table is the prefix of the names of the cluster's nft tables.
+func (r *Record) Table() string { return "yare-" + r.Name }
+
+// Cgroup is the cluster's subtree in every hierarchy, from the hierarchy's root.
+func (r *Record) Cgroup() string { return "/yare/" + r.Name }
+
+// Context is the name of the cluster's kubeconfig context.
+func (r *Record) Context() string {
+	if r.Name == DefaultName {
+		return "yare"
+	}
+	return "yare-" + r.Name
+}
+
+// DNSAddress is the Service address of the cluster's DNS: the tenth of its range.
+func (r *Record) DNSAddress() netip.Addr { return nth(r.ServiceNet, 10) }
+
+// APIAddress is the Service address of the API server: the first of the range.
+func (r *Record) APIAddress() netip.Addr { return nth(r.ServiceNet, 1) }
+
+func nth(p netip.Prefix, n int) netip.Addr {
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
+}
+
+// DefaultName is the cluster that commands mean when they are given no name.
+const DefaultName = "default"
+
+// maxClusters bounds Index: the ranges 10.42.0.0/16, 10.44.0.0/16 ... stay within 10.0.0.0/8.
+const maxClusters = 100
+
+// ErrUnknown says that there is no cluster of a name.
+var ErrUnknown = errors.New("no such cluster")
+
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
+
+// CheckName tells what is wrong with a cluster's name.
+func CheckName(name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("cluster name %q: use 1 to 20 lower-case letters, digits and '-', not '-' at either end", name)
+	}
+	return nil
+}
+
+func (h Host) varDir() string {
+	if h.VarDir == "" {
+		return "/var/lib/yare"
+	}
+	return h.VarDir
+}
+
+func (h Host) runDir() string {
+	if h.RunDir == "" {
+		return "/run/yare"
+	}
+	return h.RunDir
+}
+
+func (h Host) recordsDir() string            { return filepath.Join(h.varDir(), "clusters") }
+func (h Host) recordFile(name string) string { return filepath.Join(h.recordsDir(), name+".json") }
+
+// lock holds the host's lock: an flock of the folder RunDir, so that nothing is left once the last cluster and the folder are removed.
+func (h Host) lock() (unlock func(), err error) {
+	for {
+		if err := os.MkdirAll(h.runDir(), 0o755); err != nil {
+			return nil, err
+		}
+		f, err := os.Open(h.runDir())
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", h.runDir(), err)
+		}
+		// Whoever held it may have removed the folder: then this lock is of a folder that nobody else finds.
+		held, err1 := f.Stat()
+		named, err2 := os.Stat(h.runDir())
+		if err1 == nil && err2 == nil && os.SameFile(held, named) {
+			return func() { f.Close() }, nil
+		}
+		f.Close()
+	}
+}
+
+// List returns the records of all clusters of the host, by name.
+func (h Host) List() ([]*Record, error) {
+	files, err := os.ReadDir(h.recordsDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var rs []*Record
+	for _, f := range files {
+		name, ok := strings.CutSuffix(f.Name(), ".json")
+		if !ok {
+			continue
+		}
+		r, err := h.Find(name)
+		if err != nil {
+			return nil, err
+		}
+		rs = append(rs, r)
+	}
+	return rs, nil
+}
+
+// Find returns the record of a cluster, or ErrUnknown.
+func (h Host) Find(name string) (*Record, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(h.recordFile(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cluster %q: %w", name, ErrUnknown)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := new(Record)
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", h.recordFile(name), err)
+	}
+	return r, nil
+}
+
+// Wish is what a user asks of a new cluster; zero fields are chosen.
+type Wish struct {
+	Name       string
+	DataDir    string
+	Kubeconfig string
+	Ephemeral  bool
+	APIPort    int
+}
+
+// Claim returns the record of the named cluster, choosing and writing one if it is new. Ports and ranges are free
+// of every other cluster's and of what the host uses now. A second cluster on the same data is refused, as is
+// a wish that contradicts the record of a cluster that exists.
+func (h Host) Claim(w Wish) (r *Record, created bool, err error) {
+	if err := CheckName(w.Name); err != nil {
+		return nil, false, err
+	}
+	unlock, err := h.lock()
+	if err != nil {
+		return nil, false, err
+	}
+	defer unlock()
+	if r, err := h.Find(w.Name); err == nil {
+		return r, false, r.agrees(w)
+	} else if !errors.Is(err, ErrUnknown) {
+		return nil, false, err
+	}
+	others, err := h.List()
+	if err != nil {
+		return nil, false, err
+	}
+	r, err = h.choose(w, others)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := h.write(r); err != nil {
+		return nil, false, err
+	}
+	return r, true, nil
+}
+
+func (r *Record) agrees(w Wish) error {
+	if w.DataDir != "" && filepath.Clean(w.DataDir) != r.DataDir {
+		return fmt.Errorf("cluster %q has its data in %s, not %s: leave out --data-dir, or use another --name", r.Name, r.DataDir, w.DataDir)
+	}
+	if w.Ephemeral && !r.Ephemeral {
+		return fmt.Errorf("cluster %q is durable: --ephemeral is chosen when a cluster is made; 'yare down --name %s' first", r.Name, r.Name)
+	}
+	if w.APIPort != 0 && w.APIPort != r.APIPort {
+		return fmt.Errorf("cluster %q serves its API on port %d, not %d", r.Name, r.APIPort, w.APIPort)
+	}
+	return nil
+}
+
+func (h Host) choose(w Wish, others []*Record) (*Record, error) {
+	r := &Record{Name: w.Name, DataDir: w.DataDir, Kubeconfig: w.Kubeconfig, Ephemeral: w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name)}
+	if r.DataDir == "" {
+		r.DataDir = filepath.Join(h.varDir(), w.Name)
+	}
+	var err error
+	if r.DataDir, err = filepath.Abs(r.DataDir); err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		if within(r.DataDir, o.DataDir) || within(o.DataDir, r.DataDir) {
+			return nil, fmt.Errorf("data folder %s is used by cluster %q (%s): choose another --data-dir", r.DataDir, o.Name, o.DataDir)
+		}
+	}
+	if r.Made, err = outermostMissing(r.DataDir); err != nil {
+		return nil, err
+	}
+	inUse, err := hostPrefixes()
+	if err != nil {
+		return nil, err
+	}
+	for r.Index = 0; r.Index < maxClusters; r.Index++ {
+		r.PodCIDR, r.ServiceNet = ranges(r.Index)
+		taken := slices.ContainsFunc(others, func(o *Record) bool { return o.Index == r.Index })
+		if !taken && !overlaps(inUse, r.PodCIDR) && !overlaps(inUse, r.ServiceNet) {
+			break
+		}
+	}
+	if r.Index == maxClusters {
+		return nil, fmt.Errorf("no address range is free: the host's routes or %d other clusters use 10.42.0.0/16 and all that follow", len(others))
+	}
+	return r, r.choosePorts(w, others)
+}
+
+// outermostMissing returns the first folder on the way to dir that does not exist, "" when dir does and is empty.
+func outermostMissing(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err == nil {
+		if len(entries) > 0 {
+			return "", fmt.Errorf("data folder %s is not empty and belongs to no cluster of this host: choose another --data-dir or empty it", dir)
+		}
+		return "", nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("data folder: %w", err)
+	}
+	for {
+		parent := filepath.Dir(dir)
+		if st, err := os.Stat(parent); err == nil {
+			if !st.IsDir() {
+				return "", fmt.Errorf("data folder %s: %s is not a folder", dir, parent)
+			}
+			return dir, nil
+		}
+		dir = parent
+	}
+}
+
+// ranges returns the pod and Service ranges of the cluster with the given index.
+func ranges(index int) (pods, services netip.Prefix) {
+	p := func(b int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(b), 0, 0}), 16) }
+	return p(42 + 2*index), p(43 + 2*index)
+}
+
+func overlaps(ps []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(ps, func(q netip.Prefix) bool { return q.Overlaps(p) })
+}
+
+func within(a, b string) bool {
+	rel, err := filepath.Rel(b, a)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+func (h Host) write(r *Record) error {
+	if err := os.MkdirAll(h.recordsDir(), 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(h.recordFile(r.Name), append(b, '\n'))
+}
+
+// writeFile replaces a file so that after a crash it is the old or the new one.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+)
+
+const (
+	firstAPIPort     = 6443
+	firstKubeletPort = 10250
+	// Each cluster of a host has its own share of upstream's usual NodePort range 30000-32767 and beyond; the
+	// first has all of upstream's.
+	firstNodePort = 30000
+	lastNodePort  = 32767
+)
+
+// choosePorts takes the first free ports from upstream's usual ones upwards.
+func (r *Record) choosePorts(w Wish, others []*Record) error {
+	used := map[int]string{}
+	for _, o := range others {
+		used[o.APIPort], used[o.KubeletPort] = o.Name, o.Name
+	}
+	if w.APIPort != 0 {
+		if o := used[w.APIPort]; o != "" {
+			return fmt.Errorf("port %d belongs to cluster %q: choose another --api-port", w.APIPort, o)
+		}
+		if err := free(w.APIPort); err != nil {
+			return fmt.Errorf("port %d is in use on this host: end what listens there or choose another --api-port: %w", w.APIPort, err)
+		}
+		r.APIPort = w.APIPort
+	}
+	next := func(from int) int {
+		for p := from; p < 65536; p++ {
+			if used[p] == "" && free(p) == nil {
+				used[p] = r.Name
+				return p
+			}
+		}
+		return 0
+	}
+	if r.APIPort == 0 {
+		r.APIPort = next(firstAPIPort)
+	}
+	r.KubeletPort = next(firstKubeletPort)
+	if r.APIPort == 0 || r.KubeletPort == 0 {
+		return fmt.Errorf("no free port above %d", firstAPIPort)
+	}
+	// NodePorts are rules, not listeners: every cluster sees only its own table, so shares keep them apart.
+	r.NodePorts = [2]int{firstNodePort, lastNodePort}
+	if r.Index > 0 {
+		share := (60999 - lastNodePort) / maxClusters
+		r.NodePorts[0] = lastNodePort + 1 + (r.Index-1)*share
+		r.NodePorts[1] = r.NodePorts[0] + share - 1
+	}
+	return nil
+}
+
+// free says whether the port can be listened on, on all addresses.
+func free(port int) error {
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// hostPrefixes returns the networks that the host's addresses and routes use now, default routes left out.
+func hostPrefixes() ([]netip.Prefix, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var ps []netip.Prefix
+	for _, rt := range routes {
+		if rt.Dst == nil {
+			continue
+		}
+		ones, _ := rt.Dst.Mask.Size()
+		if a, ok := netip.AddrFromSlice(rt.Dst.IP.To4()); ok && ones > 0 {
+			ps = append(ps, netip.PrefixFrom(a, ones))
+		}
+	}
+	return ps, nil
+}

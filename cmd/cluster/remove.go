@@ -1,0 +1,186 @@
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/cgroup"
+)
+
+// stopGrace is how long a server may take to end before it is killed.
+const stopGrace = 10 * time.Second
+
+// A step of Remove; each may be run again after a failure or a crash.
+type step struct {
+	name string
+	do   func(context.Context, *Record) error
+}
+
+// Remove ends the cluster and removes exactly what it made. With keepData the data folder, the record and the
+// kubeconfig context stay, so that the next start resumes with the same objects. It may be repeated: the record goes last.
+func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(step string)) error {
+	unlock, err := h.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	steps := []step{
+		{"stop the server", func(ctx context.Context, r *Record) error { return r.Stop(ctx, stopGrace) }},
+		{"end the containers", endContainers},
+		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
+		{"remove the network", removeNetwork},
+		{"remove cgroups", removeCgroups},
+		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},
+	}
+	if !keepData {
+		steps = append(steps,
+			step{"remove the kubeconfig context", removeContext},
+			step{"remove " + r.DataDir, removeData},
+			step{"forget the cluster", h.forget})
+	}
+	for _, s := range steps {
+		told(s.name)
+		if err := s.do(ctx, r); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+func endContainers(ctx context.Context, r *Record) error {
+	g, err := cgroup.Open(r.Cgroup())
+	if err != nil {
+		return err
+	}
+	return g.Kill(ctx)
+}
+
+// removeCgroups removes the cluster's subtree and its parent once no other cluster is in it.
+func removeCgroups(_ context.Context, r *Record) error {
+	g, err := cgroup.Open(r.Cgroup())
+	if err != nil {
+		return err
+	}
+	if err := g.Remove(); err != nil {
+		return err
+	}
+	hs, err := linux.Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range hs {
+		parent := filepath.Join(h.Root, filepath.Dir(r.Cgroup()))
+		if err := unix.Rmdir(parent); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("remove %s: %w", parent, err)
+		}
+	}
+	return nil
+}
+
+// unmountBelow detaches every mount below the folders, the deepest first. It follows no link.
+func unmountBelow(dirs ...string) error {
+	points, err := mountsBelow(dirs...)
+	if err != nil {
+		return err
+	}
+	for i := len(points) - 1; i >= 0; i-- {
+		if err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmount %s: %w", points[i], err)
+		}
+	}
+	return nil
+}
+
+// mountsBelow returns the mount points below the folders in order of mounting.
+func mountsBelow(dirs ...string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var points []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		p := linux.Unescape(fields[4])
+		for _, d := range dirs {
+			if p != d && within(p, d) {
+				points = append(points, p)
+				break
+			}
+		}
+	}
+	return points, lines.Err()
+}
+
+// removeTree removes a folder, but never through a mount: whatever is mounted below it is not ours to delete.
+func removeTree(dir string) error {
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	if len(points) > 0 {
+		return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", points[0])
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return nil
+}
+
+// removeData removes the data folder and what was created on the way to it, as long as nobody else uses that.
+func removeData(_ context.Context, r *Record) error {
+	if r.Made == "" {
+		entries, err := os.ReadDir(r.DataDir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if err := removeTree(filepath.Join(r.DataDir, e.Name())); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := removeTree(r.DataDir); err != nil {
+		return err
+	}
+	for d := r.DataDir; d != r.Made; {
+		d = filepath.Dir(d)
+		if err := os.Remove(d); errors.Is(err, unix.ENOTEMPTY) {
+			return nil
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h Host) forget(_ context.Context, r *Record) error {
+	if err := os.Remove(h.recordFile(r.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, d := range []string{h.recordsDir(), h.varDir()} {
+		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+	}
+	if err := os.Remove(h.runDir()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}

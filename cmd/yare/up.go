@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/yare-dev/yare/cmd/cluster"
+)
+
+// notifyFD is the descriptor on which `yare up` hears from the server that it starts: a line for each
+// component that became ready, "ready" at last. Its end without that line means that the server ended.
+const notifyFD = "YARE_NOTIFY_FD"
+
+func upCommand() *cobra.Command {
+	var w cluster.Wish
+	c := &cobra.Command{
+		Use: "up", GroupID: "cluster", Args: cobra.NoArgs,
+		Short: "Start a cluster in the background",
+		Long: `Start a cluster in the background and return when its node is Ready and its DNS answers.
+
+A cluster that exists is resumed with its objects, and its containers that still run are adopted.
+Several clusters run side by side under names of their own.`,
+		Example: `  yare up
+  yare up --name test --ephemeral          # a second one, without waiting for the disk`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := requireRoot(); err != nil {
+				return err
+			}
+			return up(c.Context(), w, newProgress(c.OutOrStdout()))
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&w.Name, "name", cluster.DefaultName, "name of the cluster")
+	f.StringVar(&w.DataDir, "data-dir", "", "where to keep it (default /var/lib/yare/NAME)")
+	f.StringVar(&w.Kubeconfig, "kubeconfig", "", "file to merge the context into (default $KUBECONFIG or ~/.kube/config)")
+	f.BoolVar(&w.Ephemeral, "ephemeral", false, "do not wait for the disk; a power cut may lose the cluster")
+	f.IntVar(&w.APIPort, "api-port", 0, "port of the API (default 6443 or the next free one)")
+	return c
+}
+
+func up(ctx context.Context, w cluster.Wish, p *progress) error {
+	begin := time.Now()
+	if w.Kubeconfig == "" {
+		w.Kubeconfig = defaultKubeconfig()
+	}
+	var err error
+	if w.Kubeconfig, err = filepath.Abs(w.Kubeconfig); err != nil {
+		return err
+	}
+	r, created, err := cluster.Host{}.Claim(w)
+	if err != nil {
+		return err
+	}
+	if pid, running := r.Server(); running {
+		p.done("cluster %q already runs (process %d)", r.Name, pid)
+		p.hint(r)
+		return nil
+	}
+	if err := start(ctx, r, p); err != nil {
+		if created {
+			// Nothing half done: a cluster that never came up is removed again, its log kept for the person.
+			err = keepLog(r, err)
+			err = errors.Join(err, cluster.Host{}.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+		}
+		return err
+	}
+	verb := "resumed"
+	if created {
+		verb = "is up"
+	}
+	p.done("cluster %q %s in %.2f s: https://127.0.0.1:%d", r.Name, verb, time.Since(begin).Seconds(), r.APIPort)
+	p.hint(r)
+	return nil
+}
+
+// start runs the server in a session of its own and follows its progress until it is ready.
+func start(ctx context.Context, r *cluster.Record, p *progress) error {
+	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
+		return err
+	}
+	log, err := os.OpenFile(logFile(r), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	hear, tell, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer hear.Close()
+	cmd := exec.Command("/proc/self/exe", "server", "--name", r.Name)
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
+	cmd.ExtraFiles = []*os.File{tell}
+	cmd.Env = append(os.Environ(), notifyFD+"=3")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		tell.Close()
+		return err
+	}
+	tell.Close()
+	stop := context.AfterFunc(ctx, func() { hear.Close() })
+	defer stop()
+	lines := bufio.NewScanner(hear)
+	for lines.Scan() {
+		if lines.Text() == "ready" {
+			return cmd.Process.Release()
+		}
+		p.step(lines.Text())
+	}
+	if ctx.Err() != nil {
+		return errors.Join(ctx.Err(), r.Stop(context.WithoutCancel(ctx), 10*time.Second))
+	}
+	err = cmd.Wait()
+	return fmt.Errorf("the server ended (%v): %s", err, lastLines(logFile(r), from))
+}
+
+func logFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "server.log") }
+
+// keepLog moves the log of a server that never came up to where it outlives the cluster's folders.
+func keepLog(r *cluster.Record, err error) error {
+	kept := filepath.Join(os.TempDir(), "yare-"+r.Name+".log")
+	in, e := os.ReadFile(logFile(r))
+	if e != nil || os.WriteFile(kept, in, 0o600) != nil {
+		return err
+	}
+	return fmt.Errorf("%w\n  its log: %s", err, kept)
+}
+
+// lastLines returns what the server's log says of its end: the error line if there is one.
+func lastLines(file string, from int64) string {
+	f, err := os.Open(file)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return err.Error()
+	}
+	var last string
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if text, ok := strings.CutPrefix(lines.Text(), "yare: "); ok {
+			return text
+		}
+		last = lines.Text()
+	}
+	return last
+}
+
+func defaultKubeconfig() string {
+	if k := os.Getenv("KUBECONFIG"); k != "" {
+		return filepath.SplitList(k)[0]
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/root"
+	}
+	return filepath.Join(home, ".kube", "config")
+}
