@@ -4,20 +4,30 @@
 // A Backend is the database (etcd, or memory for tests). A Store is a Backend plus one copy-on-write tree of
 // shared objects per kind, fed by a single watch of /registry/ in revision order:
 //
-//	 writer ── Create/Update/Delete ──> Backend ── one watch, in revision order ──> feed
-//	    ^                                                                            │ publishes: trees, indexes,
-//	    └──────── returns when the feed has published the write's revision ──────────┘ recent events, watchers
+//	writer ── Create/Update/Delete ──> Backend ── one watch, in revision order ──> feed
+//	   ^                                                                            │ publishes: trees, indexes,
+//	   └──────── returns when the feed has published the write's revision ──────────┘ recent events, watchers
+//
+// Vocabulary: an Entry is one state of one object; a Snapshot is one kind at one revision; a Watch is a cursor in a
+// kind's recent events.
 //
 // Invariants:
 //   - A published Entry and its Object never change; every reader gets the same pointer.
 //   - Revisions that readers see never go back, and a write is acknowledged only after it is durable and published.
 //   - The object that a writer hands over is the one that is published (its bytes are not decoded again).
+//   - A writer's object belongs to the Store from the call on, whatever its outcome.
 //   - Stored bytes are upstream's: protobuf in runtime.Unknown's envelope below /registry/, without resourceVersion.
+//   - Only the feed changes tables. Locks: table.mu and Store.mu are never held together, nor while calling out.
 package store
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/yare-dev/yare/api"
@@ -32,6 +42,15 @@ var (
 	ErrCompacted = errors.New("revision was compacted")
 	// ErrFuture says that a revision has not been reached.
 	ErrFuture = errors.New("revision lies in the future")
+	// ErrUnknown says that a write may or may not have happened. It is never retried here: only the caller can find
+	// out, by reading.
+	ErrUnknown = errors.New("outcome of the write is unknown")
+	// ErrFull says that the database takes no writes for want of space. Reads and deletes still work.
+	ErrFull = errors.New("database is out of space")
+	// ErrTooLarge says that a value is larger than the database takes.
+	ErrTooLarge = errors.New("object is too large for the database")
+	// ErrSlow says that a watcher fell further behind than it may.
+	ErrSlow = errors.New("watcher is too slow")
 )
 
 // KV is one key of a Backend.
@@ -42,37 +61,131 @@ type KV struct {
 	Modified api.Revision
 }
 
-// Change is one key's change: a put, or a deletion where KV.Value is nil. Prev is the value before, if there was one.
+// Change is one key's change: a put, or a deletion where KV.Value is nil.
 type Change struct {
 	KV
-	Prev []byte
 }
 
 // Backend is a revisioned key-value database with etcd's semantics. All methods may be called
 // concurrently. Memory and etcd pass storetest.Backend.
 type Backend interface {
 	// Range returns up to limit keys (0: all) in [from, end) at revision at (0: now), whether there are more, and the
-	// revision of the snapshot.
+	// revision of the snapshot. ErrCompacted or ErrFuture where at is not kept or not reached.
 	Range(ctx context.Context, from, end string, limit int, at api.Revision) (kvs []KV, more bool, rev api.Revision, err error)
 	// Put sets key if its modification revision is want; want 0 means that it must not exist. It returns the new
 	// revision, or ErrConflict. A ttl other than 0 removes the key after that time.
 	Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error)
 	// Delete removes key if its modification revision is want; ErrConflict or ErrNotFound otherwise.
 	Delete(ctx context.Context, key string, want api.Revision) (api.Revision, error)
-	// Watch calls emit with all changes of one revision at a time, in order, starting after revision from, until ctx
-	// ends or emit fails. ErrCompacted when from is no longer kept. Progress without changes is told by an empty list.
+	// Watch calls emit with all changes below prefix (empty: every key) of one revision at a time, in order, starting
+	// after revision from, until ctx ends or emit fails. ErrCompacted when from+1 is no longer kept.
 	Watch(ctx context.Context, prefix string, from api.Revision, emit func(api.Revision, []Change) error) error
 	// Revision returns the current revision; linearizable.
 	Revision(ctx context.Context) (api.Revision, error)
-	// Compact forgets revisions before rev.
+	// Compact forgets what was overwritten or deleted before rev. ErrCompacted where that was done already.
 	Compact(ctx context.Context, rev api.Revision) error
 	// Exclusive says that this process is the only writer, so that what the feed published is current.
 	Exclusive() bool
 }
 
+// root is the prefix of all objects, as upstream's.
+const root = "/registry/"
+
+// Options adjusts a Store. The zero Options is good for production but for Log, which is required.
+type Options struct {
+	Log *slog.Logger
+	// Window is the number of recent events kept per kind, for watches that start in the past and for readers that are
+	// behind. Zero: 8192.
+	Window int
+	// Keep is for how long events and revisions are kept before they are compacted. Zero: 5 minutes; negative: for ever.
+	Keep time.Duration
+	// Indexes are further indexes by kind and name. A function returns an object's value, empty for none; it is pure. See
+	// Snapshot.Indexed. Owners are always indexed.
+	Indexes map[*api.Kind]map[string]func(api.Object) string
+	// Detect hashes every published object and fails Run when one of them was changed afterwards. For tests.
+	Detect bool
+}
+
+// Store holds all objects of some kinds. It is a run.Component; other methods may be called when it is ready.
+type Store struct {
+	b      Backend
+	o      Options
+	tables map[*api.Kind]*table
+	paths  map[string]*table // by Kind.Prefix
+	detect *detector         // nil unless Options.Detect
+
+	// rev is the last published revision. It is advanced after the tables are, so that a table read after rev is at least
+	// as new.
+	rev atomic.Int64
+
+	mu      sync.Mutex
+	pending map[string][]*pending // writes under way, by key
+	waiters []waiter
+}
+
+// New returns a Store of the given kinds over b. Keys of other kinds are left alone.
+func New(b Backend, kinds []*api.Kind, o Options) *Store {
+	if o.Window <= 0 {
+		o.Window = 8192
+	}
+	if o.Keep == 0 {
+		o.Keep = 5 * time.Minute
+	}
+	s := &Store{
+		b: b, o: o,
+		tables:  make(map[*api.Kind]*table, len(kinds)),
+		paths:   make(map[string]*table, len(kinds)),
+		pending: map[string][]*pending{},
+	}
+	if o.Detect {
+		s.detect = &detector{}
+	}
+	for _, k := range kinds {
+		t := newTable(k, o.Window, o.Indexes[k])
+		s.tables[k], s.paths[k.Prefix] = t, t
+	}
+	return s
+}
+
+// Name is the component's name.
+func (s *Store) Name() string { return "store" }
+
+// Revision returns the last published revision.
+func (s *Store) Revision() api.Revision { return api.Revision(s.rev.Load()) }
+
+// table returns k's table; asking for a kind that the Store was not made for is the caller's error.
+func (s *Store) table(k *api.Kind) (*table, error) {
+	if t := s.tables[k]; t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("kind %v is not stored here", k)
+}
+
+// locate returns the table and the object's key for a database key, nil for keys that are not ours.
+func (s *Store) locate(key string) (*table, api.Key) {
+	rest, ok := strings.CutPrefix(key, root)
+	if !ok {
+		return nil, api.Key{}
+	}
+	// A prefix has one segment or two: "pods", "services/specs".
+	for i, cut := 0, 0; i < 2; i++ {
+		n := strings.IndexByte(rest[cut:], '/')
+		if n < 0 {
+			break
+		}
+		cut += n
+		if t := s.paths[rest[:cut]]; t != nil {
+			return t.key(rest[cut+1:])
+		}
+		cut++
+	}
+	return nil, api.Key{}
+}
+
 // Format is an encoding that an Entry keeps once made.
 type Format uint8
 
+// The formats of Entry.Bytes.
 const (
 	JSON Format = iota
 	Protobuf

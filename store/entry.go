@@ -1,0 +1,124 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+
+	"github.com/yare-dev/yare/api"
+)
+
+// Entry is one state of one object. It never changes.
+type Entry struct {
+	// Object is shared and read-only. It has apiVersion, kind and resourceVersion. It is nil where Err is not.
+	Object api.Object
+	// Revision is that of the write, or of the deletion where this is the last state of a deleted object.
+	Revision api.Revision
+	Key      api.Key
+
+	err  error
+	mu   sync.Mutex // held while encoding, so that it is done once
+	made [formats]atomic.Pointer[[]byte]
+}
+
+// Err says why the stored bytes could not be read as an object; it is nil otherwise.
+func (e *Entry) Err() error { return e.err }
+
+// Bytes returns the object encoded in f. The slice is shared and read-only; it is made at most once. JSON ends in a
+// newline.
+func (e *Entry) Bytes(f Format) ([]byte, error) {
+	if b := e.made[f].Load(); b != nil {
+		return *b, nil
+	}
+	if e.err != nil {
+		return nil, e.err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if b := e.made[f].Load(); b != nil {
+		return *b, nil
+	}
+	b, err := encode(e.Object, f)
+	if err != nil {
+		return nil, err
+	}
+	e.made[f].Store(&b)
+	return b, nil
+}
+
+func encode(o api.Object, f Format) ([]byte, error) {
+	if f == Protobuf {
+		return api.EncodeProto(o)
+	}
+	return api.EncodeJSON(o)
+}
+
+// marshaler is what types with a protobuf form implement.
+type marshaler interface{ MarshalTo([]byte) (int, error) }
+
+// stored returns o as it is kept in the database: protobuf where the type has it, without resourceVersion.
+func stored(k *api.Kind, o api.Object) ([]byte, error) {
+	o.SetResourceVersion("")
+	o.SetSelfLink("")
+	o.GetObjectKind().SetGroupVersionKind(k.GVK())
+	if _, ok := o.(marshaler); ok {
+		return api.EncodeProto(o)
+	}
+	return api.EncodeJSON(o)
+}
+
+// load makes the Entry of a key's stored bytes. Bytes that cannot be read make an Entry that says so.
+func load(k *api.Kind, key api.Key, kv KV) *Entry {
+	o, err := decode(k, key, kv.Value)
+	if err != nil {
+		return &Entry{Key: key, Revision: kv.Modified, err: fmt.Errorf("read %s from the database: %w", kv.Key, err)}
+	}
+	return entry(o, key, kv.Modified)
+}
+
+// entry makes o, which it takes over, the object of revision rev.
+func entry(o api.Object, key api.Key, rev api.Revision) *Entry {
+	o.SetResourceVersion(rev.String())
+	return &Entry{Object: o, Key: key, Revision: rev}
+}
+
+func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
+	o := k.New()
+	tm, err := api.ProtoType(data)
+	switch {
+	case errors.Is(err, api.ErrNotProtobuf):
+		if _, err := api.DecodeJSON(data, o); err != nil {
+			return nil, err
+		}
+		gvk := o.GetObjectKind().GroupVersionKind()
+		tm.APIVersion, tm.Kind = gvk.GroupVersion().String(), gvk.Kind
+	case err != nil:
+		return nil, err
+	default:
+		if err := api.DecodeProto(data, o); err != nil {
+			return nil, err
+		}
+	}
+	if tm.APIVersion != k.APIVersion() || tm.Kind != k.Kind {
+		return nil, fmt.Errorf("stored as %s %s, which is not served", tm.APIVersion, tm.Kind)
+	}
+	if got := api.KeyOf(o); got != key {
+		return nil, fmt.Errorf("object calls itself %q", got)
+	}
+	o.GetObjectKind().SetGroupVersionKind(k.GVK())
+	return o, nil
+}
+
+// buried returns the Entry of e's deletion at rev: the last state with the deletion's revision.
+func buried(e *Entry, rev api.Revision) *Entry {
+	if e.err != nil {
+		return &Entry{Key: e.Key, Revision: rev, err: e.err}
+	}
+	// A shallow copy shares everything with the published object but the string that differs.
+	from := reflect.ValueOf(e.Object).Elem()
+	to := reflect.New(from.Type())
+	to.Elem().Set(from)
+	return entry(to.Interface().(api.Object), e.Key, rev)
+}

@@ -1,0 +1,157 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
+)
+
+// Snapshot is one kind at one revision. It costs nothing to take or keep, and it never changes.
+type Snapshot struct {
+	v   *version
+	rev api.Revision
+}
+
+// Snapshot returns k's objects as last published. A kind that the Store was not made for has none.
+func (s *Store) Snapshot(k *api.Kind) Snapshot {
+	rev := s.Revision()
+	t := s.tables[k]
+	if t == nil {
+		return Snapshot{newTable(k, 0, nil).freeze(), rev}
+	}
+	v := t.freeze()
+	return Snapshot{v, max(rev, v.changed)}
+}
+
+// SnapshotAt returns k's objects as they were at rev exactly: from the recent events, or else from the database.
+// ErrFuture where rev was not reached yet, ErrCompacted where it is no longer kept.
+func (s *Store) SnapshotAt(ctx context.Context, k *api.Kind, rev api.Revision) (Snapshot, error) {
+	t, err := s.table(k)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	// In this order, since tables are published before the revision is.
+	if rev > s.Revision() {
+		return Snapshot{}, fmt.Errorf("list %v at revision %d: %w", k, rev, ErrFuture)
+	}
+	if v := t.at(rev); v != nil {
+		return Snapshot{v, rev}, nil
+	}
+	return s.fetch(ctx, t, rev)
+}
+
+// at returns the version of rev, nil where the recent events do not reach back that far.
+func (t *table) at(rev api.Revision) *version {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if rev >= t.now.changed {
+		return t.freezeLocked()
+	}
+	if rev < t.oldest() || t.now.broken > 0 {
+		return nil
+	}
+	past := table{kind: t.kind, indexes: t.indexes, now: t.now.copy()}
+	for i := len(t.events) - 1; i >= 0 && t.events[i].Revision() > rev; i-- {
+		past.undo(t.events[i])
+	}
+	past.now.changed = rev
+	return &past.now
+}
+
+// undo takes back one change.
+func (t *table) undo(ev Event) {
+	back := Event{Entry: ev.Old}
+	if ev.Old == nil {
+		back = Event{Entry: ev.Entry, Deleted: true}
+		t.now.objects.Delete(ev.Entry)
+	} else {
+		t.now.objects.Set(ev.Old)
+	}
+	if !ev.Deleted {
+		back.Old = ev.Entry
+	}
+	t.reindex(back)
+}
+
+// page is how many keys are read from the database at once.
+const page = 2000
+
+// fetch reads a kind at a revision from the database.
+func (s *Store) fetch(ctx context.Context, t *table, rev api.Revision) (Snapshot, error) {
+	old := newTable(t.kind, 0, t.indexes)
+	from, end := t.kind.StorePrefix(), prefixEnd(t.kind.StorePrefix())
+	for more := true; more; {
+		var kvs []KV
+		var err error
+		kvs, more, _, err = s.b.Range(ctx, from, end, page, rev)
+		if err != nil {
+			return Snapshot{}, fmt.Errorf("list %v at revision %d: %w", t.kind, rev, err)
+		}
+		for _, kv := range kvs {
+			if own, key := s.locate(kv.Key); own == t {
+				old.apply(Event{Entry: load(t.kind, key, kv)})
+			}
+			from = kv.Key + "\x00"
+		}
+	}
+	old.now.changed = rev
+	return Snapshot{old.freeze(), rev}, nil
+}
+
+// prefixEnd returns the end of the range of keys that begin with prefix, which is not empty and does not end in 0xff.
+func prefixEnd(prefix string) string {
+	return prefix[:len(prefix)-1] + string(prefix[len(prefix)-1]+1)
+}
+
+// Revision returns the revision that the Snapshot is exact for.
+func (s Snapshot) Revision() api.Revision { return s.rev }
+
+// Len returns the number of objects.
+func (s Snapshot) Len() int { return s.v.objects.Len() - s.v.broken }
+
+// Get returns the object, nil when there is none. An object that cannot be read has an Entry with an Err.
+func (s Snapshot) Get(key api.Key) *Entry {
+	e, _ := s.v.objects.Get(&Entry{Key: key})
+	return e
+}
+
+// All yields objects ordered by namespace and name: those of the namespace, or of all when it is empty; only those after
+// the key after, unless it is zero. Objects that cannot be read are left out, so that one does not hide the others.
+func (s Snapshot) All(namespace string, after api.Key) iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		from := after
+		if keyLess(from, api.Key{Namespace: namespace}) {
+			from = api.Key{Namespace: namespace}
+		}
+		s.v.objects.Ascend(&Entry{Key: from}, func(e *Entry) bool {
+			if namespace != "" && e.Key.Namespace != namespace {
+				return false
+			}
+			if e.err != nil || (e.Key == after && after != api.Key{}) {
+				return true
+			}
+			return yield(e)
+		})
+	}
+}
+
+// Owned yields the objects with an owner reference to uid, ordered by namespace and name.
+func (s Snapshot) Owned(uid types.UID) iter.Seq[*Entry] { return s.Indexed(ownerField, string(uid)) }
+
+// Indexed yields the objects with this value in an index of Options.Indexes, ordered by namespace and name. The empty
+// value is not indexed.
+func (s Snapshot) Indexed(field, value string) iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		s.v.refs.Ascend(ref{field: field, value: value}, func(r ref) bool {
+			if r.field != field || r.value != value {
+				return false
+			}
+			e, ok := s.v.objects.Get(&Entry{Key: r.key})
+			return !ok || yield(e)
+		})
+	}
+}
