@@ -1,0 +1,380 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+	// Entries that begin so are AUFS's own and mean nothing in an image.
+	whiteoutMeta = ".wh..wh."
+
+	paxXattr = "SCHILY.xattr."
+)
+
+// usage is what a tree takes on disk.
+type usage struct {
+	Bytes  int64 `json:"bytes"`
+	Inodes int64 `json:"inodes"`
+}
+
+// applier makes the changes that a layer's archive lists to a tree.
+//
+// The tree is what the layers below give, seen through overlayfs (or a copy of
+// it), so that removing a file *is* the whiteout and links and parents of lower
+// layers are found by the kernel.
+type applier struct {
+	tree   *tree
+	limits Limits
+	used   usage
+	buf    []byte
+	// made are the paths of this layer, with the directories above them: an
+	// opaque directory hides all others.
+	made map[string]struct{}
+	// opaqued are the directories in which nothing of lower layers is left.
+	opaqued map[string]struct{}
+	// dirs get their times last: making their entries changes them.
+	dirs []dirTimes
+}
+
+type dirTimes struct {
+	path  string
+	times []unix.Timespec
+}
+
+// apply unpacks the uncompressed layer archive r into the tree at rootFD, which
+// it takes over. On an error the tree is to be thrown away.
+func apply(ctx context.Context, rootFD int, r io.Reader, limits Limits) (usage, error) {
+	a := &applier{tree: newTree(rootFD), limits: limits, buf: make([]byte, 256<<10), made: map[string]struct{}{}, opaqued: map[string]struct{}{}}
+	defer a.tree.close()
+	archive := tar.NewReader(r)
+	for n := 0; ; n++ {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return usage{}, fmt.Errorf("read layer archive: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return usage{}, err
+		}
+		if n >= limits.Entries {
+			return usage{}, fmt.Errorf("layer archive has more than %d entries: %w", limits.Entries, ErrInvalid)
+		}
+		if err := a.entry(h, archive); err != nil {
+			return usage{}, fmt.Errorf("unpack %q: %w", h.Name, err)
+		}
+	}
+	// Deepest first is not needed: setting times changes no other directory.
+	for _, d := range slices.Backward(a.dirs) {
+		if err := a.setDirTimes(d); err != nil {
+			return usage{}, fmt.Errorf("set times of %q: %w", d.path, err)
+		}
+	}
+	return a.used, nil
+}
+
+// inside turns an archive's name into a path of the tree. Names from the root
+// ("/etc") mean the image's root; names that climb are refused, even where they
+// would be harmless, since only an attacker writes them.
+func inside(name string) (string, error) {
+	if len(name) >= unix.PathMax || strings.ContainsRune(name, 0) {
+		return "", fmt.Errorf("name of %d bytes: %w", len(name), ErrInvalid)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", fmt.Errorf("the name leads out of the image: %w", ErrInvalid)
+		}
+	}
+	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
+}
+
+func (a *applier) entry(h *tar.Header, r io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	p, err := inside(h.Name)
+	if err != nil {
+		return err
+	}
+	if base := path.Base(p); strings.HasPrefix(base, whiteoutPrefix) {
+		return a.whiteout(p, base)
+	}
+	a.note(p)
+	a.used.Inodes++
+	if p == "" {
+		if h.Typeflag != tar.TypeDir {
+			return fmt.Errorf("the root must be a directory: %w", ErrInvalid)
+		}
+		return a.finish(h, p, a.tree.root, ".")
+	}
+	dirFD, base, err := a.tree.parent(p)
+	if err != nil {
+		return fmt.Errorf("resolve its directory: %w", err)
+	}
+	// What is there makes way, except a directory for a directory.
+	was, err := kind(dirFD, base)
+	if err != nil {
+		return err
+	}
+	isDir := h.Typeflag == tar.TypeDir
+	if was != 0 && !(isDir && was == unix.S_IFDIR) {
+		if err := a.tree.remove(dirFD, base); err != nil {
+			return fmt.Errorf("replace: %w", err)
+		}
+		was = 0
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if was == 0 {
+			err = unix.Mkdirat(dirFD, base, 0o755)
+		}
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return a.regular(h, r, p, dirFD, base)
+	case tar.TypeSymlink:
+		err = unix.Symlinkat(h.Linkname, dirFD, base)
+	case tar.TypeLink:
+		return a.link(h, dirFD, base)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		err = mknod(h, dirFD, base)
+	default:
+		err = fmt.Errorf("entries of type %q are not known: %w", h.Typeflag, ErrInvalid)
+	}
+	if err != nil {
+		return err
+	}
+	return a.finish(h, p, dirFD, base)
+}
+
+func (a *applier) regular(h *tar.Header, r io.Reader, p string, dirFD int, base string) error {
+	if h.Size > a.limits.Bytes-a.used.Bytes {
+		return fmt.Errorf("the layer is larger than %d bytes: %w", a.limits.Bytes, ErrInvalid)
+	}
+	a.used.Bytes += h.Size
+	fd, err := unix.Openat(dirFD, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), p)
+	// Hide ReadFrom: the copy must use our buffer.
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, r, a.buf)
+	if err == nil {
+		err = a.attributes(h, int(f.Fd()))
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (a *applier) link(h *tar.Header, dirFD int, base string) error {
+	target, err := inside(h.Linkname)
+	if err != nil {
+		return fmt.Errorf("link to %q: %w", h.Linkname, err)
+	}
+	dir, name := path.Split(target)
+	toFD, err := a.tree.open(strings.TrimSuffix(dir, "/"), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("link to %q: %w", h.Linkname, err)
+	}
+	defer unix.Close(toFD)
+	if err := unix.Linkat(toFD, name, dirFD, base, 0); err != nil {
+		return fmt.Errorf("link to %q: %w", h.Linkname, err)
+	}
+	return nil
+}
+
+func mknod(h *tar.Header, dirFD int, base string) error {
+	var mode uint32
+	switch h.Typeflag {
+	case tar.TypeChar:
+		mode = unix.S_IFCHR
+		if h.Devmajor == 0 && h.Devminor == 0 {
+			return fmt.Errorf("device 0:0 is overlayfs's own: %w", ErrInvalid)
+		}
+	case tar.TypeBlock:
+		mode = unix.S_IFBLK
+	case tar.TypeFifo:
+		mode = unix.S_IFIFO
+	}
+	dev := unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	return unix.Mknodat(dirFD, base, mode|0o600, int(dev))
+}
+
+// permissions are the mode bits that an image may set.
+func permissions(h *tar.Header) uint32 { return uint32(h.Mode) & 0o7777 }
+
+func times(h *tar.Header) []unix.Timespec {
+	at := h.AccessTime
+	if at.IsZero() {
+		at = h.ModTime
+	}
+	return []unix.Timespec{timespec(at), timespec(h.ModTime)}
+}
+
+func timespec(t time.Time) unix.Timespec {
+	ts, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return unix.Timespec{}
+	}
+	return ts
+}
+
+// attributes sets owner, extended attributes, mode and times of an open file,
+// in this order: a change of owner clears set-user-ID and capabilities.
+func (a *applier) attributes(h *tar.Header, fd int) error {
+	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
+		return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
+	}
+	if err := setXattrs(h, fd); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, permissions(h)); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	return unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
+}
+
+// finish sets the same of an entry that is not open.
+func (a *applier) finish(h *tar.Header, p string, dirFD int, base string) error {
+	if h.Typeflag == tar.TypeDir {
+		fd, err := unix.Openat(dirFD, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		a.dirs = append(a.dirs, dirTimes{path: p, times: times(h)})
+		return a.attributes(h, fd)
+	}
+	if err := unix.Fchownat(dirFD, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
+	}
+	if h.Typeflag != tar.TypeSymlink {
+		if err := unix.Fchmodat(dirFD, base, permissions(h), 0); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	return unix.UtimesNanoAt(dirFD, base, times(h), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (a *applier) setDirTimes(d dirTimes) error {
+	fd, err := a.tree.open(d.path, unix.O_PATH|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // replaced by a later entry
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.UtimesNanoAt(fd, "", d.times, unix.AT_EMPTY_PATH)
+}
+
+// setXattrs sets the extended attributes that mean something inside a
+// container. Overlayfs's own are refused: they would redirect lookups to any
+// directory of the host's file system.
+func setXattrs(h *tar.Header, fd int) error {
+	for k, v := range h.PAXRecords {
+		name, ok := strings.CutPrefix(k, paxXattr)
+		if !ok {
+			continue
+		}
+		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+			return fmt.Errorf("attribute %s is overlayfs's own: %w", name, ErrInvalid)
+		}
+		if name != "security.capability" && !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") {
+			continue
+		}
+		err := unix.Fsetxattr(fd, name, []byte(v), 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// whiteout removes what a lower layer has at p, or in p's directory.
+func (a *applier) whiteout(p, base string) error {
+	dir := strings.TrimSuffix(strings.TrimSuffix(p, base), "/")
+	if base == whiteoutOpaque {
+		return a.opaque(dir)
+	}
+	if strings.HasPrefix(base, whiteoutMeta) {
+		return nil
+	}
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("whiteout of nothing: %w", ErrInvalid)
+	}
+	if p := path.Join(dir, name); a.has(p) {
+		return a.opaque(p) // what this layer has there stays
+	}
+	fd, err := a.tree.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return a.tree.remove(fd, name)
+}
+
+// note remembers that the layer has p.
+func (a *applier) note(p string) {
+	for !a.has(p) {
+		a.made[p] = struct{}{}
+		if p == "" {
+			return
+		}
+		p = strings.TrimPrefix(path.Dir("/"+p), "/")
+	}
+}
+
+func (a *applier) has(p string) bool {
+	_, ok := a.made[p]
+	return ok
+}
+
+// opaque removes everything in dir that this layer has not made. What is not a
+// directory is left alone.
+func (a *applier) opaque(dir string) error {
+	if _, ok := a.opaqued[dir]; ok {
+		return nil
+	}
+	a.opaqued[dir] = struct{}{}
+	fd, err := a.tree.open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		// A directory of both keeps only what is new in it.
+		if below := path.Join(dir, n); a.has(below) {
+			err = a.opaque(below)
+		} else {
+			err = a.tree.remove(int(f.Fd()), n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

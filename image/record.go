@@ -1,0 +1,184 @@
+package image
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// record is what images/<id>.json holds.
+type record struct {
+	ID       string        `json:"id"`
+	Manifest string        `json:"manifest"`
+	Layers   []Layer       `json:"layers"`
+	Config   ocispec.Image `json:"config"`
+	Size     int64         `json:"size"`
+	Pinned   bool          `json:"pinned,omitempty"`
+	Added    time.Time     `json:"added"`
+}
+
+// Layer is one layer of an image.
+type Layer struct {
+	DiffID string `json:"diffID"`
+	Chain  string `json:"chain"`
+	// Size is that of the archive as it came, in bytes.
+	Size int64 `json:"size"`
+}
+
+// nameRecord is what names/<hash>.json holds.
+type nameRecord struct {
+	Name  string `json:"name"`
+	Image string `json:"image"`
+}
+
+func hexOf(digest string) string {
+	return strings.TrimPrefix(digest, "sha256:")
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func (s *Store) imagePath(id string) string { return s.path("images", hexOf(id)+".json") }
+
+func (s *Store) namePath(name string) string {
+	return s.path("names", hexOf(digestOf([]byte(name)))+".json")
+}
+
+// writeJSON makes path hold v, at once and durably.
+func writeJSON(path string, v any) error {
+	if err := replaceJSON(path, v, (*os.File).Sync); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeQuickly makes path hold v at once, but after a power cut perhaps not, or
+// in part.
+func writeQuickly(path string, v any) error {
+	return replaceJSON(path, v, func(*os.File) error { return nil })
+}
+
+func replaceJSON(path string, v any, sync func(*os.File) error) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err == nil {
+		err = sync(f)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func readJSON[T any](path string) (v T, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("decode %s: %w", path, err)
+	}
+	return v, nil
+}
+
+// readAll reads every record of a folder. A file that vanishes meanwhile was
+// removed by somebody else and is left out.
+func readAll[T any](dir string) ([]T, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var all []T
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		v, err := readJSON[T](filepath.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+func (s *Store) readImages() ([]record, error)    { return readAll[record](s.path("images")) }
+func (s *Store) readNames() ([]nameRecord, error) { return readAll[nameRecord](s.path("names")) }
+
+// commit records an image whose layers are in place, then its names. An image
+// that is there already keeps its pin. Preconditions: the lock is shared.
+func (s *Store) commit(m record, names []string) error {
+	if old, err := readJSON[record](s.imagePath(m.ID)); err == nil {
+		m.Pinned = m.Pinned || old.Pinned
+		if m.Size == 0 {
+			m.Size = old.Size
+		}
+	}
+	if err := writeJSON(s.imagePath(m.ID), m); err != nil {
+		return fmt.Errorf("record image %s: %w", m.ID, err)
+	}
+	for _, n := range names {
+		if err := s.name(n, m.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) name(name, id string) error {
+	if old, err := readJSON[nameRecord](s.namePath(name)); err == nil && old.Image == id {
+		return nil
+	}
+	if err := writeJSON(s.namePath(name), nameRecord{Name: name, Image: id}); err != nil {
+		return fmt.Errorf("record name %s: %w", name, err)
+	}
+	return nil
+}
+
+// namesOf are the names of every image, sorted, by image ID.
+func (s *Store) namesOf() (map[string][]string, error) {
+	all, err := s.readNames()
+	if err != nil {
+		return nil, fmt.Errorf("read image names: %w", err)
+	}
+	by := map[string][]string{}
+	for _, n := range all {
+		by[n.Image] = append(by[n.Image], n.Name)
+	}
+	for _, names := range by {
+		slices.Sort(names)
+	}
+	return by, nil
+}

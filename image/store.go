@@ -1,0 +1,233 @@
+package image
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrNotFound says that no image, or no snapshot, has the name given.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid says that a reference, an archive or a manifest breaks its
+	// format or a limit. Trying again does not help.
+	ErrInvalid = errors.New("invalid")
+	// ErrUnauthorized says that the registry refused the credentials.
+	ErrUnauthorized = errors.New("unauthorized")
+)
+
+// Limits bounds what one layer may ask of the disk and of memory.
+type Limits struct {
+	// Entries is the number of archive entries; 0 means 2,000,000.
+	Entries int
+	// Bytes is the uncompressed size in bytes; 0 means 128 GiB.
+	Bytes int64
+	// Manifest is the size in bytes of a manifest or configuration; 0 means 8 MiB.
+	Manifest int64
+}
+
+func (l Limits) orDefault() Limits {
+	return Limits{
+		Entries:  cmp.Or(l.Entries, 2_000_000),
+		Bytes:    cmp.Or(l.Bytes, 128<<30),
+		Manifest: cmp.Or(l.Manifest, 8<<20),
+	}
+}
+
+// Config says where a Store lives and how it meets registries.
+type Config struct {
+	// Dir is the store's folder; it is made when missing.
+	Dir string
+	// Registries is a folder with one folder per registry host, see hosts.go.
+	// Empty means that every registry is reached by its name over HTTPS.
+	Registries string
+	Limits     Limits
+	// Copy forgoes overlayfs: every layer and snapshot is a full copy. It is
+	// also chosen by itself where the kernel or the folder's file system does
+	// not support overlayfs.
+	Copy bool
+}
+
+// Store is a folder of images. All methods may be called at the same time,
+// also from several processes on the same folder.
+type Store struct {
+	dir        string
+	registries string
+	limits     Limits
+	overlay    bool
+	log        *slog.Logger
+
+	// sweepDue is set when a sweep was put off because someone was adding.
+	sweepDue atomic.Bool
+}
+
+// Open makes the folder's layout, tries overlayfs once, and removes what
+// interrupted operations left, unless another process is at work. A Store
+// holds no resources: there is nothing to close.
+func Open(cfg Config, log *slog.Logger) (*Store, error) {
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, fmt.Errorf("open image store %q: the path must be absolute", cfg.Dir)
+	}
+	s := &Store{dir: cfg.Dir, registries: cfg.Registries, limits: cfg.Limits.orDefault(), log: log}
+	for _, d := range []string{"", "images", "names", "layers", "snapshots", "tmp"} {
+		// Searchable for others: a container in a user namespace must reach
+		// its root file system below here.
+		if err := os.MkdirAll(s.path(d), 0o711); err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+	}
+	if !cfg.Copy {
+		release, err := s.share()
+		if err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+		err = s.tryOverlay()
+		release()
+		if err != nil {
+			log.Warn("overlayfs does not work here, layers and root file systems are copied", "dir", cfg.Dir, "err", err)
+		}
+		s.overlay = err == nil
+	}
+	if err := s.sweep(true); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	return s, nil
+}
+
+// Dir is the store's folder.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.dir}, parts...)...)
+}
+
+// share takes the lock for adding. It waits only while another process sweeps,
+// which renames a few directories.
+func (s *Store) share() (release func(), err error) {
+	f, err := s.lock(unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		f.Close()
+		if s.sweepDue.Load() {
+			if err := s.sweep(false); err != nil {
+				s.log.Warn("image store not swept", "err", err)
+			}
+		}
+	}, nil
+}
+
+func (s *Store) lock(how int) (*os.File, error) {
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock image store: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock image store: %w", err)
+		}
+	}
+}
+
+// sweep removes layers that neither an image nor a snapshot refers to, and with
+// leftovers also what interrupted operations left in tmp/. When somebody is
+// adding it is put off.
+func (s *Store) sweep(leftovers bool) error {
+	lock, err := s.lock(unix.LOCK_EX | unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		s.sweepDue.Store(true)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.sweepDue.Store(false)
+	trash, err := s.unreachable(leftovers)
+	lock.Close()
+	for _, t := range trash {
+		err = errors.Join(err, os.RemoveAll(t))
+	}
+	if err != nil {
+		return fmt.Errorf("sweep image store: %w", err)
+	}
+	return nil
+}
+
+// unreachable moves unreferenced layers to tmp/ and returns what can be deleted
+// without the lock. Preconditions: the lock is held exclusively.
+func (s *Store) unreachable(leftovers bool) (trash []string, err error) {
+	if leftovers {
+		old, err := os.ReadDir(s.path("tmp"))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range old {
+			trash = append(trash, s.path("tmp", e.Name()))
+		}
+	}
+	live, err := s.liveLayers()
+	if err != nil {
+		// An unreadable record may be all that keeps a layer: keep everything.
+		return trash, err
+	}
+	layers, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return trash, err
+	}
+	for _, e := range layers {
+		if live[e.Name()] {
+			continue
+		}
+		bin, err := s.temp("trash")
+		if err != nil {
+			return trash, err
+		}
+		trash = append(trash, bin)
+		if err := os.Rename(s.path("layers", e.Name()), filepath.Join(bin, "layer")); err != nil {
+			return trash, err
+		}
+	}
+	return trash, nil
+}
+
+// liveLayers is the set of chain IDs (hex) in use by an image or a snapshot.
+func (s *Store) liveLayers() (map[string]bool, error) {
+	live := map[string]bool{}
+	images, err := s.readImages()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range images {
+		for _, l := range m.Layers {
+			live[hexOf(l.Chain)] = true
+		}
+	}
+	snapshots, err := s.Snapshots()
+	if err != nil {
+		return nil, err
+	}
+	for _, sn := range snapshots {
+		for _, l := range sn.Layers {
+			live[hexOf(l)] = true
+		}
+	}
+	return live, nil
+}
+
+// temp makes a private directory in tmp/. The caller holds the lock and removes
+// the directory.
+func (s *Store) temp(what string) (string, error) {
+	return os.MkdirTemp(s.path("tmp"), what+"-")
+}

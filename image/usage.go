@@ -1,0 +1,74 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Usage is space taken on the store's file system.
+type Usage struct {
+	Bytes  int64
+	Inodes int64
+}
+
+// Usage is what all layers take, those of removed images that are still in use
+// included.
+func (s *Store) Usage() (Usage, error) {
+	var u Usage
+	dirs, err := filepath.Glob(s.path("layers", "*", "layer.json"))
+	if err != nil {
+		return u, err
+	}
+	for _, d := range dirs {
+		r, err := readJSON[layerRecord](d)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return u, fmt.Errorf("measure images: %w", err)
+		}
+		u.Bytes += r.Used.Bytes
+		u.Inodes += r.Used.Inodes
+	}
+	return u, nil
+}
+
+// SnapshotUsage is what was written to a snapshot, measured now. What vanishes
+// meanwhile is not counted.
+func (s *Store) SnapshotUsage(key string) (Usage, error) {
+	dir, err := s.snapshotDir(key)
+	if err != nil {
+		return Usage{}, err
+	}
+	var u Usage
+	seen := map[uint64]bool{}
+	err = filepath.WalkDir(filepath.Join(dir, "upper"), func(p string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(p, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if seen[st.Ino] {
+				return nil
+			}
+			seen[st.Ino] = true
+		}
+		u.Bytes += st.Blocks * 512
+		u.Inodes++
+		return nil
+	})
+	if err != nil {
+		return u, fmt.Errorf("measure snapshot %s: %w", key, err)
+	}
+	return u, nil
+}
