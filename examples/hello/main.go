@@ -87,9 +87,12 @@ func get(c *http.Client, url string) (string, error) {
 	return string(b), err
 }
 
+// load ends after d or with SIGINT.
 func load(c *http.Client, url string, d time.Duration) int {
 	versions, failed, longest := map[string]int{}, 0, time.Duration(0)
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	for end := time.Now().Add(d); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		begin := time.Now()
 		body, err := get(c, url)
 		longest = max(longest, time.Since(begin))
