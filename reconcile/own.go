@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -32,8 +33,9 @@ func ControllerRef(o api.Object) *metav1.OwnerReference {
 
 // Claim returns the objects of kind C that owner controls and selector matches. It adopts those that match and have
 // no controller and releases those that owner controls and that match no more, as long as owner is
-// not being deleted. Its writes are "patch" of C.
-func Claim[C api.Object](ctx context.Context, c client.Client, owner api.Object, selector labels.Selector) ([]C, error) {
+// not being deleted. Only what all of adoptable accept is adopted. Its writes are "patch" of C.
+func Claim[C api.Object](ctx context.Context, c client.Client, owner api.Object, selector labels.Selector,
+	adoptable ...func(C) bool) ([]C, error) {
 	matching, err := client.List[C](ctx, c, client.Query{Namespace: owner.GetNamespace(), Labels: selector})
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", api.KindFor[C](), err)
@@ -44,7 +46,9 @@ func Claim[C api.Object](ctx context.Context, c client.Client, owner api.Object,
 		switch ref := metav1.GetControllerOfNoCopy(o); {
 		case ref != nil && ref.UID == owner.GetUID():
 			mine = append(mine, o)
-		case ref == nil && owner.GetDeletionTimestamp() == nil && o.GetDeletionTimestamp() == nil:
+		case ref != nil || owner.GetDeletionTimestamp() != nil || o.GetDeletionTimestamp() != nil:
+		case slices.ContainsFunc(adoptable, func(f func(C) bool) bool { return !f(o) }):
+		default:
 			adopted, err := adopt(ctx, c, owner, o)
 			switch {
 			case err == nil:
