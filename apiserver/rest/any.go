@@ -166,13 +166,19 @@ func eraseColumns[T api.Object](cs []Column[T]) []erasedColumn {
 		if c.Wide {
 			d.Priority = 1
 		}
-		out = append(out, erasedColumn{d, func(o api.Object) any { return c.Cell(o.(T)) }})
+		col := erasedColumn{TableColumnDefinition: d}
+		if c.Cell != nil {
+			col.cell = func(o api.Object) any { return c.Cell(o.(T)) }
+		}
+		out = append(out, col)
 	}
 	return out
 }
 
 // part returns the Spec or Status field of o, settable. Precondition: o has it.
-func part(o api.Object, name string) reflect.Value { return reflect.ValueOf(o).Elem().FieldByName(name) }
+func part(o api.Object, name string) reflect.Value {
+	return reflect.ValueOf(o).Elem().FieldByName(name)
+}
 
 // samePart says whether a and b have equal Specs (or Statuses), empty and absent lists being the same.
 func samePart(a, b api.Object, name string) bool {
@@ -183,3 +189,6 @@ func samePart(a, b api.Object, name string) bool {
 func copyPart(dst, src api.Object, name string) {
 	part(dst, name).Set(part(src.DeepCopyObject().(api.Object), name))
 }
+
+// assign sets *dst to *src. Both are of the same type.
+func assign(dst, src api.Object) { reflect.ValueOf(dst).Elem().Set(reflect.ValueOf(src).Elem()) }

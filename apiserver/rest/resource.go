@@ -101,8 +101,8 @@ type Column[T api.Object] struct {
 	Type        string // "string" when empty; "integer", "date", ...
 	Format      string
 	Description string
-	Wide        bool // shown with -o wide only (priority 1)
-	Cell        func(o T) any
+	Wide        bool          // shown with -o wide only (priority 1)
+	Cell        func(o T) any // may be nil for a column called Age, which the generic code knows
 }
 
 // Scale maps a kind to autoscaling/v1 Scale.
@@ -125,6 +125,8 @@ type Subresource struct {
 	// Connect serves a stream or a proxied request on its own. Methods lists the HTTP methods.
 	Connect func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error
 	Methods []string
+	// Kind is what discovery calls a Connect ("PodExecOptions"); the parent's kind when empty.
+	Kind string
 }
 
 // Operation is what admission is asked about.

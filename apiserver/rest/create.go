@@ -1,0 +1,221 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/api/validation/path"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilrand "k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/store"
+)
+
+type fieldErrors = field.ErrorList
+
+const (
+	nameTries  = 8  // attempts at a generated name that is free
+	nameLength = 63 // of a generated name
+	nameSuffix = 5  // random characters in it
+)
+
+// Create stores o, which it takes over. An object without a name gets one from its generateName.
+func (p *Pipeline) Create(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	if err := r.matchNamespace(o); err != nil {
+		return nil, err
+	}
+	prefix := o.GetGenerateName()
+	if prefix == "" || o.GetName() != "" {
+		return p.create(ctx, r, o)
+	}
+	for try := 1; ; try++ {
+		next := o
+		if try < nameTries {
+			next = o.DeepCopyObject().(api.Object)
+		}
+		next.SetName(generateName(prefix))
+		e, err := p.create(ctx, r, next)
+		if !apierrors.IsAlreadyExists(err) {
+			return e, err
+		}
+		if try == nameTries {
+			return nil, apierrors.NewGenerateNameConflict(r.group(), next.GetName(), 1)
+		}
+	}
+}
+
+func generateName(prefix string) string {
+	if most := nameLength - nameSuffix; len(prefix) > most {
+		prefix = prefix[:most]
+	}
+	return prefix + utilrand.String(nameSuffix)
+}
+
+// create stores o, whose name is final.
+func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	named := *r
+	named.Key = api.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
+	r = &named
+	e := r.Any.r
+	if o.GetResourceVersion() != "" {
+		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
+	}
+	o.SetUID(uuid.NewUUID())
+	o.SetCreationTimestamp(metav1.Now())
+	o.SetDeletionTimestamp(nil)
+	o.SetDeletionGracePeriodSeconds(nil)
+	o.SetSelfLink("")
+	o.SetGeneration(0)
+	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
+	e.set(o)
+	r.uniqueOwners(o)
+	if err := p.managers.track(r, nil, o); err != nil {
+		return nil, err
+	}
+	a := p.admitting(ctx, r, OpCreate, o, nil)
+	if err := p.mutate(ctx, a); err != nil {
+		return nil, err
+	}
+	o = a.Object
+	r.uniqueOwners(o)
+	if err := p.prepareCreate(r, o); err != nil {
+		return nil, err
+	}
+	if err := p.validate(ctx, a); err != nil {
+		return nil, err
+	}
+	return p.commitCreate(ctx, r, o)
+}
+
+// prepareCreate sets what clients may not choose and checks the whole.
+func (p *Pipeline) prepareCreate(r *Request, o api.Object) error {
+	e := r.Any.r
+	if err := r.matchNamespace(o); err != nil {
+		return err
+	}
+	if e.hasStatus && !e.statusAtCreate {
+		part(o, "Status").SetZero()
+	}
+	if e.hasSpec && !e.noGeneration {
+		o.SetGeneration(1)
+	}
+	e.prepare(o)
+	meta := field.NewPath("metadata")
+	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, validation.ValidateNameFunc(e.name), meta)
+	errs = append(errs, e.validate(o)...)
+	if len(errs) == 0 {
+		errs = append(errs, segment(o.GetName(), meta.Child("name"))...)
+	}
+	if err := r.invalid(o.GetName(), errs); err != nil {
+		return err
+	}
+	for _, w := range e.warn(o, nil) {
+		r.warn(w)
+	}
+	return nil
+}
+
+// segment checks that a name can stand in a URL, whatever the kind's own rule allows.
+func segment(name string, at *field.Path) (errs fieldErrors) {
+	for _, msg := range path.IsValidPathSegmentName(name) {
+		errs = append(errs, field.Invalid(at, name, msg))
+	}
+	return errs
+}
+
+func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	done, err := hold(ctx, r, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	if r.DryRun {
+		defer done(false)
+		switch old, err := p.current(ctx, r); {
+		case err != nil:
+			return nil, err
+		case old != nil:
+			return nil, apierrors.NewAlreadyExists(r.group(), o.GetName())
+		}
+		return &store.Entry{Object: o, Key: r.Key}, nil
+	}
+	entry, err := p.store.Create(ctx, r.Any.Kind, o, r.Any.r.ttl)
+	done(err == nil)
+	if errors.Is(err, store.ErrConflict) {
+		return nil, apierrors.NewAlreadyExists(r.group(), r.Key.Name)
+	}
+	if err != nil {
+		return nil, storeError(err, r)
+	}
+	return entry, nil
+}
+
+// Answer serves a kind that is not stored: the client posts a question and gets it back answered.
+func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Object, error) {
+	if r.Any.Kind.Namespaced {
+		if err := r.matchNamespace(o); err != nil {
+			return nil, err
+		}
+	}
+	e := r.Any.r
+	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
+	e.set(o)
+	if err := r.invalid(o.GetName(), e.validate(o)); err != nil {
+		return nil, err
+	}
+	a := p.admitting(ctx, r, OpCreate, o, nil)
+	if err := p.mutate(ctx, a); err != nil {
+		return nil, err
+	}
+	if err := p.validate(ctx, a); err != nil {
+		return nil, err
+	}
+	out, err := e.answer(ctx, a.Object)
+	if err != nil {
+		return nil, storeError(err, r)
+	}
+	out.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
+	return out, nil
+}
+
+// Post serves a creating subresource: it hands body to the kind's own function.
+func (p *Pipeline) Post(ctx context.Context, r *Request, body api.Object, opts *metav1.CreateOptions) (any, error) {
+	sub := r.Any.r.sub[r.Sub]
+	if sub == nil || sub.Create == nil {
+		return nil, r.notFound()
+	}
+	e, err := p.current(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, r.notFound()
+	}
+	if err := r.matchNamespace(body); err != nil {
+		return nil, err
+	}
+	switch name := body.GetName(); {
+	case name == "":
+		body.SetName(r.Key.Name)
+	case name != r.Key.Name && !strings.EqualFold(r.Sub, "token"):
+		return nil, apierrors.NewBadRequest("the name of the object (" + name + ") does not match the name on the URL (" + r.Key.Name + ")")
+	}
+	body.GetObjectKind().SetGroupVersionKind(sub.Body.GVK())
+	a := p.admitting(ctx, r, OpCreate, body, nil)
+	if err := p.mutate(ctx, a); err != nil {
+		return nil, err
+	}
+	if err := p.validate(ctx, a); err != nil {
+		return nil, err
+	}
+	out, err := sub.Create(ctx, e.Object, a.Object, opts)
+	if err != nil {
+		return nil, storeError(err, r)
+	}
+	return out, nil
+}

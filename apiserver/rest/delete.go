@@ -1,0 +1,228 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/store"
+)
+
+// deleters is how many objects of a collection are deleted at once: enough to share the database's commits.
+const deleters = 64
+
+// Deleted is the outcome of a deletion.
+type Deleted struct {
+	// Entry is the object's last state, or the state in which it waits for its end.
+	Entry *store.Entry
+	// Gone says that the object is no more. Otherwise its deletion has begun, and something holds it.
+	Gone bool
+	// Answer says that the client gets the object rather than a Status.
+	Answer bool
+}
+
+// Delete deletes the object, or begins to. It takes opts over.
+func (p *Pipeline) Delete(ctx context.Context, r *Request, opts *metav1.DeleteOptions) (*Deleted, error) {
+	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
+		return nil, apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
+	}
+	r.DryRun = r.DryRun || len(opts.DryRun) > 0
+	for n := 0; ; n++ {
+		d, err := p.deleteOnce(ctx, r, opts)
+		var again retry
+		if !errors.As(err, &again) {
+			return d, err
+		}
+		if n == attempts {
+			return nil, again.error
+		}
+		if err := pause(ctx, n); err != nil {
+			return nil, storeError(err, r)
+		}
+	}
+}
+
+func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.DeleteOptions) (*Deleted, error) {
+	entry, err := p.current(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if entry == nil {
+		return nil, r.notFound()
+	}
+	old := entry.Object
+	if err := r.deletePreconditions(old, opts.Preconditions); err != nil {
+		return nil, err
+	}
+	a := p.admitting(ctx, r, OpDelete, nil, old)
+	if err := p.mutate(ctx, a); err != nil {
+		return nil, err
+	}
+	if err := p.validate(ctx, a); err != nil {
+		return nil, err
+	}
+	now, pending := p.begin(r, old, opts)
+	answer := r.Any.r.answerDeleted
+	if pending {
+		return &Deleted{Entry: entry, Answer: true}, nil
+	}
+	var e *store.Entry
+	gone := now == nil || r.released(now)
+	if gone {
+		e, err = p.commitDelete(ctx, r, entry, nil)
+	} else {
+		answer = true
+		e, err = p.commitUpdate(ctx, r, entry, now)
+	}
+	if errors.Is(err, store.ErrConflict) {
+		return nil, retry{r.conflict()}
+	}
+	if err != nil {
+		return nil, storeError(err, r)
+	}
+	return &Deleted{Entry: e, Gone: gone, Answer: answer}, nil
+}
+
+func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) error {
+	if want == nil {
+		return nil
+	}
+	if want.UID != nil && *want.UID != o.GetUID() {
+		return apierrors.NewConflict(r.group(), r.Key.Name, fmt.Errorf(
+			"Precondition failed: UID in precondition: %v, UID in object meta: %v", *want.UID, o.GetUID()))
+	}
+	if want.ResourceVersion != nil && *want.ResourceVersion != o.GetResourceVersion() {
+		return apierrors.NewConflict(r.group(), r.Key.Name, fmt.Errorf(
+			"Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v",
+			*want.ResourceVersion, o.GetResourceVersion()))
+	}
+	return nil
+}
+
+// begin returns the state of old at the begin of its deletion, nil where nothing holds it. Pending says that a
+// deletion under way is not hastened by this one.
+func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions) (now api.Object, pending bool) {
+	e := r.Any.r
+	now = old.DeepCopyObject().(api.Object)
+	now.SetFinalizers(finalizersFor(now, opts, e.orphan))
+	waiting := old.GetDeletionGracePeriodSeconds()
+	begun := old.GetDeletionTimestamp()
+	switch {
+	case begun != nil && waiting != nil && *waiting > 0:
+		if opts.GracePeriodSeconds == nil || *opts.GracePeriodSeconds >= *waiting {
+			return nil, true
+		}
+		grace := max(*opts.GracePeriodSeconds, 0)
+		at := metav1.NewTime(begun.Add(time.Duration(grace-*waiting) * time.Second))
+		now.SetDeletionTimestamp(&at)
+		now.SetDeletionGracePeriodSeconds(&grace)
+	case begun == nil:
+		var grace int64
+		if e.grace != nil {
+			grace = max(e.grace(old, opts), 0)
+		}
+		held := grace > 0 || len(now.GetFinalizers()) > 0 || e.finalizing(now)
+		if !held {
+			return nil, false
+		}
+		at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second).Truncate(time.Second))
+		now.SetDeletionTimestamp(&at)
+		now.SetDeletionGracePeriodSeconds(&grace)
+		if now.GetGeneration() > 0 {
+			now.SetGeneration(now.GetGeneration() + 1)
+		}
+		e.deleting(now)
+	}
+	return now, false
+}
+
+// finalizersFor are o's finalizers, with those for the garbage collector as the options ask.
+func finalizersFor(o api.Object, opts *metav1.DeleteOptions, orphanByDefault bool) []string {
+	has := o.GetFinalizers()
+	orphan, foreground := orphanByDefault, false
+	switch {
+	case opts.OrphanDependents != nil: //nolint:staticcheck // old clients send it
+		orphan = *opts.OrphanDependents //nolint:staticcheck // as above
+	case opts.PropagationPolicy != nil:
+		orphan = *opts.PropagationPolicy == metav1.DeletePropagationOrphan
+		foreground = *opts.PropagationPolicy == metav1.DeletePropagationForeground
+	case slices.Contains(has, metav1.FinalizerOrphanDependents):
+		orphan = true
+	case slices.Contains(has, metav1.FinalizerDeleteDependents):
+		orphan, foreground = false, true
+	}
+	var next []string
+	for _, f := range has {
+		if f != metav1.FinalizerOrphanDependents && f != metav1.FinalizerDeleteDependents {
+			next = append(next, f)
+		}
+	}
+	if orphan {
+		next = append(next, metav1.FinalizerOrphanDependents)
+	}
+	if foreground {
+		next = append(next, metav1.FinalizerDeleteDependents)
+	}
+	return next
+}
+
+// commitDelete removes the object. Last is its final state where that differs from entry's, as when an update took
+// the last finalizer away.
+func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.Entry, last api.Object) (*store.Entry, error) {
+	done, err := hold(ctx, r, nil, entry.Object)
+	if err != nil {
+		return nil, err
+	}
+	if r.DryRun {
+		done(false)
+		return entry, nil
+	}
+	e, err := p.store.Delete(ctx, r.Any.Kind, entry.Key, entry.Revision)
+	done(err == nil)
+	if err != nil || last == nil {
+		return e, err
+	}
+	last.SetResourceVersion(e.Revision.String())
+	return &store.Entry{Object: last, Key: entry.Key, Revision: e.Revision}, nil
+}
+
+// DeleteCollection deletes the selected objects, as Delete would one by one, and returns their last states. Objects
+// that vanish meanwhile are passed over.
+func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav1.DeleteOptions, q ListOptions) (*Page, error) {
+	page, err := p.List(ctx, r, q)
+	if err != nil {
+		return nil, err
+	}
+	var all errgroup.Group
+	all.SetLimit(deleters)
+	deleted := make([]*store.Entry, len(page.Entries))
+	for i, e := range page.Entries {
+		all.Go(func() error {
+			one := *r
+			one.Key = e.Key
+			d, err := p.Delete(ctx, &one, opts.DeepCopy())
+			switch {
+			case apierrors.IsNotFound(err):
+				deleted[i] = e
+				return nil
+			case err != nil:
+				return err
+			}
+			deleted[i] = d.Entry
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return nil, err
+	}
+	page.Entries = deleted
+	return page, nil
+}

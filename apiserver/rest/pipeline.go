@@ -1,0 +1,233 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/store"
+)
+
+// Pipeline serves the verbs of all kinds, to requests that were authenticated and authorized. All methods may be
+// called concurrently. Their contexts carry the user (authn.WithUser).
+type Pipeline struct {
+	store     *store.Store
+	admission []Admission
+	managers  managers
+}
+
+// NewPipeline returns the Pipeline over s. The order of admission is the order of asking.
+func NewPipeline(s *store.Store, admission []Admission) *Pipeline {
+	return &Pipeline{store: s, admission: admission}
+}
+
+// Store returns the store that the pipeline writes to.
+func (p *Pipeline) Store() *store.Store { return p.store }
+
+// Request says what a verb is applied to and how.
+type Request struct {
+	Any Any
+	// Key names the object. The name is empty for collections and for a create of a generated name.
+	Key api.Key
+	// Sub is the subresource, empty for the object itself.
+	Sub string
+	// DryRun does everything but commit.
+	DryRun bool
+	// Manager is who the changed fields belong to.
+	Manager string
+	// Warn tells the client something that does not hinder the request. It may be nil.
+	Warn func(text string)
+	// MayCreate says whether the user may also create, for updates and patches of an object that does not exist. nil
+	// allows it.
+	MayCreate func(ctx context.Context) error
+
+	owned bool // the ownership of fields is settled: an apply
+}
+
+func (r *Request) warn(text string) {
+	if r.Warn != nil {
+		r.Warn(text)
+	}
+}
+
+func (r *Request) group() schema.GroupResource { return r.Any.Kind.GroupResource() }
+
+func (r *Request) notFound() error { return apierrors.NewNotFound(r.group(), r.Key.Name) }
+
+// invalid returns nil where errs is empty.
+func (r *Request) invalid(name string, errs fieldErrors) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	return apierrors.NewInvalid(r.Any.Kind.GVK().GroupKind(), name, errs)
+}
+
+// lockText is the message of a conflict that clients know.
+const lockText = "the object has been modified; please apply your changes to the latest version and try again"
+
+func (r *Request) conflict() error {
+	return apierrors.NewConflict(r.group(), r.Key.Name, errors.New(lockText))
+}
+
+// current returns the object's entry as new as any write acknowledged before, nil where it does not exist.
+func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error) {
+	if err := p.store.Sync(ctx); err != nil {
+		return nil, storeError(err, r)
+	}
+	e := p.store.Snapshot(r.Any.Kind).Get(r.Key)
+	if e != nil && e.Err() != nil {
+		return nil, apierrors.NewInternalError(e.Err())
+	}
+	return e, nil
+}
+
+// storeError turns an error of the store into one of the API.
+func storeError(err error, r *Request) error {
+	var status apierrors.APIStatus
+	switch {
+	case err == nil || errors.As(err, &status):
+		return err
+	case errors.Is(err, store.ErrNotFound):
+		return r.notFound()
+	case errors.Is(err, store.ErrConflict):
+		return r.conflict()
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
+	}
+	return apierrors.NewInternalError(fmt.Errorf("%s %q: %w", r.Any.Kind, r.Key.String(), err))
+}
+
+// mutate asks the admission plug-ins, which may change a.Object.
+func (p *Pipeline) mutate(ctx context.Context, a *Admitting) error {
+	for _, ad := range p.admission {
+		if ad.Mutate == nil {
+			continue
+		}
+		if err := ad.Mutate(ctx, a); err != nil {
+			return admissionError(ad.Name, a, err)
+		}
+	}
+	return nil
+}
+
+// validate asks the admission plug-ins for a verdict on the final object.
+func (p *Pipeline) validate(ctx context.Context, a *Admitting) error {
+	for _, ad := range p.admission {
+		if ad.Validate == nil {
+			continue
+		}
+		if err := ad.Validate(ctx, a); err != nil {
+			return admissionError(ad.Name, a, err)
+		}
+	}
+	return nil
+}
+
+// admissionError keeps errors of the API; others are refusals.
+func admissionError(name string, a *Admitting, err error) error {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return err
+	}
+	return apierrors.NewForbidden(a.Kind.GroupResource(), a.Key.Name, fmt.Errorf("%s: %w", name, err))
+}
+
+func (p *Pipeline) admitting(ctx context.Context, r *Request, op Operation, now, old api.Object) *Admitting {
+	return &Admitting{
+		User: authn.UserFrom(ctx), Operation: op, Kind: r.Any.Kind, Sub: r.Sub, Key: r.Key,
+		Object: now, Old: old, DryRun: r.DryRun, Warn: r.warn,
+	}
+}
+
+// Connect asks admission whether a subresource may be opened. The kind's Connect is the caller's to run.
+func (p *Pipeline) Connect(ctx context.Context, r *Request, parent api.Object) error {
+	a := p.admitting(ctx, r, OpConnect, nil, parent)
+	if err := p.mutate(ctx, a); err != nil {
+		return err
+	}
+	return p.validate(ctx, a)
+}
+
+// hold runs the kind's Hold. The returned function has to be called with the outcome of the commit.
+func hold(ctx context.Context, r *Request, now, old api.Object) (func(ok bool), error) {
+	if r.Any.r.hold == nil {
+		return func(bool) {}, nil
+	}
+	h, err := r.Any.r.hold(ctx, now, old, r.DryRun)
+	if err != nil {
+		return nil, storeError(err, r)
+	}
+	return func(ok bool) {
+		ctx := context.WithoutCancel(ctx)
+		switch {
+		case h == nil:
+		case ok && !r.DryRun && h.Commit != nil:
+			h.Commit(ctx)
+		case (!ok || r.DryRun) && h.Abort != nil:
+			h.Abort(ctx)
+		}
+	}, nil
+}
+
+// matchNamespace sets or checks the namespace of o against the request's.
+func (r *Request) matchNamespace(o api.Object) error {
+	if !r.Any.Kind.Namespaced {
+		o.SetNamespace("")
+		return nil
+	}
+	switch ns := o.GetNamespace(); {
+	case ns == "":
+		o.SetNamespace(r.Key.Namespace)
+	case ns != r.Key.Namespace:
+		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	}
+	return nil
+}
+
+// uniqueOwners drops owner references given twice, with a warning.
+func (r *Request) uniqueOwners(o api.Object) {
+	refs := o.GetOwnerReferences()
+	if len(refs) < 2 {
+		return
+	}
+	seen := map[string]bool{}
+	var kept []metav1.OwnerReference
+	for _, ref := range refs {
+		if id := string(ref.UID); seen[id] {
+			r.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", id))
+			continue
+		} else {
+			seen[id] = true
+		}
+		kept = append(kept, ref)
+	}
+	if len(kept) < len(refs) {
+		o.SetOwnerReferences(kept)
+	}
+}
+
+// attempts bounds how often a write that names no revision is tried again after another writer was faster. The pause
+// doubles from firstPause, so that the whole takes some seconds at most.
+const (
+	attempts   = 12
+	firstPause = 500 * time.Microsecond
+)
+
+// pause waits before attempt n (counted from zero) of a contended write.
+func pause(ctx context.Context, n int) error {
+	t := time.NewTimer(firstPause << min(n, 9))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,192 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/store"
+)
+
+// WatchOptions are the options of a watch.
+type WatchOptions struct {
+	Selection
+	// Version is resourceVersion as the client gave it: empty and "0" begin with what exists, a revision with the
+	// changes after it.
+	Version string
+	// Initial is sendInitialEvents; nil where the client did not give it.
+	Initial *bool
+	// Bookmarks allows events without an object that tell of progress.
+	Bookmarks bool
+}
+
+// Event is one event of a watch. A bookmark has no Entry.
+type Event struct {
+	Type     watch.EventType
+	Entry    *store.Entry
+	Old      *store.Entry // the state before; nil where there was none
+	Revision api.Revision
+	// Complete marks the bookmark that ends the initial events.
+	Complete bool
+}
+
+// Watch is one client's view of a kind's changes. It belongs to one goroutine and holds nothing that has to be given
+// back.
+type Watch struct {
+	r         *Request
+	sel       *selector
+	feed      *store.Watch
+	bookmarks bool
+	first     []Event // what exists at the beginning; told before feed is read
+	told      api.Revision
+}
+
+// bookmarkEvery is how often a client that allows it learns of the revision while nothing changes.
+const bookmarkEvery = time.Minute
+
+// slow is how many events a reader may be behind before it is cut off; it then lists again.
+const slow = 10000
+
+// Watch begins a watch.
+func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watch, error) {
+	sel, err := r.compile(q.Selection)
+	if err != nil {
+		return nil, err
+	}
+	rev, err := parseVersion(q.Version)
+	if err != nil {
+		return nil, err
+	}
+	w := &Watch{r: r, sel: sel, bookmarks: q.Bookmarks}
+	state := rev == 0
+	if q.Initial != nil {
+		state = *q.Initial
+	}
+	switch {
+	case q.Version == "" || q.Initial != nil && *q.Initial && rev == 0 && q.Version == "":
+		err = storeError(p.store.Sync(ctx), r)
+	case rev > 0:
+		err = p.reach(ctx, q.Version)
+	}
+	if err != nil {
+		return nil, err
+	}
+	from := rev
+	if state || rev == 0 {
+		snap := p.store.Snapshot(r.Any.Kind)
+		from = snap.Revision()
+		if state {
+			w.initial(snap, q.Initial != nil && q.Bookmarks)
+		}
+	}
+	if err := p.store.Wait(ctx, from); err != nil {
+		return nil, storeError(err, r)
+	}
+	w.told = from
+	if w.feed, err = p.store.Watch(r.Any.Kind, from, slow); err != nil {
+		if errors.Is(err, store.ErrCompacted) {
+			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, p.store.Revision()))
+		}
+		return nil, versionError(err, r, from, p.store.Revision())
+	}
+	return w, nil
+}
+
+func (w *Watch) initial(snap store.Snapshot, mark bool) {
+	for e := range w.sel.candidates(snap, w.r.Any.Kind.Namespaced, api.Key{}) {
+		if w.sel.match(e.Object) {
+			w.first = append(w.first, Event{Type: watch.Added, Entry: e, Revision: e.Revision})
+		}
+	}
+	if mark {
+		w.first = append(w.first, Event{Type: watch.Bookmark, Revision: snap.Revision(), Complete: true})
+	}
+}
+
+// Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over.
+func (w *Watch) Next(ctx context.Context) ([]Event, error) {
+	if first := w.first; first != nil {
+		w.first = nil
+		return first, nil
+	}
+	for {
+		wait, cancel := ctx, func() {}
+		if w.bookmarks {
+			wait, cancel = context.WithTimeout(ctx, bookmarkEvery)
+		}
+		events, rev, err := w.feed.Next(wait)
+		cancel()
+		switch {
+		case errors.Is(err, store.ErrSlow):
+			return nil, apierrors.NewResourceExpired("too old resource version: the watch fell too far behind")
+		case err != nil && ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil && !errors.Is(err, context.DeadlineExceeded):
+			return nil, apierrors.NewInternalError(err)
+		case err != nil:
+			if rev > w.told {
+				w.told = rev
+				return []Event{{Type: watch.Bookmark, Revision: rev}}, nil
+			}
+			continue
+		}
+		w.told = rev
+		if out := w.selected(events); len(out) > 0 {
+			return out, nil
+		}
+	}
+}
+
+// Told returns the revision up to which Next has told everything.
+func (w *Watch) Told() api.Revision { return w.told }
+
+// selected translates changes into those of the selection: an object that no longer matches is deleted from it.
+func (w *Watch) selected(events []store.Event) []Event {
+	out := make([]Event, 0, len(events))
+	for _, ev := range events {
+		is := !ev.Deleted && w.sel.match(ev.Entry.Object)
+		was := ev.Old != nil && w.sel.match(ev.Old.Object)
+		e := Event{Entry: ev.Entry, Old: ev.Old, Revision: ev.Revision()}
+		switch {
+		case is && was:
+			e.Type = watch.Modified
+		case is:
+			e.Type = watch.Added
+		case was && ev.Deleted:
+			e.Type = watch.Deleted
+		case was:
+			e.Type, e.Entry = watch.Deleted, left(ev.Old, ev.Revision())
+		default:
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// left is the last state of an object in a selection that it left at rev. It shares all but its version with e's.
+func left(e *store.Entry, rev api.Revision) *store.Entry {
+	from := reflect.ValueOf(e.Object).Elem()
+	to := reflect.New(from.Type())
+	to.Elem().Set(from)
+	o := to.Interface().(api.Object)
+	o.SetResourceVersion(rev.String())
+	return &store.Entry{Object: o, Key: e.Key, Revision: rev}
+}
+
+// Bookmark returns the object of a bookmark event.
+func (ev Event) Bookmark(k *api.Kind) api.Object {
+	o := k.New()
+	o.SetResourceVersion(ev.Revision.String())
+	if ev.Complete {
+		o.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	return o
+}
