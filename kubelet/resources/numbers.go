@@ -1,0 +1,149 @@
+package resources
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	minShares = 2
+	maxShares = 262144
+	period    = 100000 // microseconds of a CPU quota's period
+	minQuota  = 1000   // microseconds; the kernel refuses less
+
+	guaranteedOOM = -997
+	bestEffortOOM = 1000
+	criticalOOM   = -997
+)
+
+// Shares converts a request in thousandths of a CPU to cgroup v1's cpu.shares.
+func Shares(milli int64) int64 {
+	return min(max(milli*1024/1000, minShares), maxShares)
+}
+
+// Weight converts v1 shares to cgroup v2's cpu.weight, as the OCI runtimes do.
+func Weight(shares int64) int64 {
+	return 1 + ((min(max(shares, minShares), maxShares)-minShares)*9999)/(maxShares-minShares)
+}
+
+// Quota converts a limit in thousandths of a CPU to microseconds of each period; no limit is -1.
+func Quota(milli int64) int64 {
+	if milli <= 0 {
+		return -1
+	}
+	return max(milli*period/1000, minQuota)
+}
+
+// Host says what the numbers are relative to.
+type Host struct {
+	Memory   int64 // bytes
+	PidLimit int64 // processes a pod may have; zero or less: no limit
+	NoQuota  bool  // CPU limits are not enforced (cpuCFSQuota: false)
+}
+
+// Container returns the CRI resources of one container of the pod.
+func Container(pod *corev1.Pod, c *corev1.Container, h Host) *runtimeapi.LinuxContainerResources {
+	request, limit := c.Resources.Requests.Cpu().MilliValue(), c.Resources.Limits.Cpu().MilliValue()
+	if _, ok := c.Resources.Requests[corev1.ResourceCPU]; !ok {
+		request = limit
+	}
+	r := &runtimeapi.LinuxContainerResources{
+		CpuShares:          Shares(request),
+		MemoryLimitInBytes: c.Resources.Limits.Memory().Value(),
+		OomScoreAdj:        OOMScore(pod, c, h.Memory),
+		HugepageLimits:     hugepages(c.Resources.Limits),
+	}
+	if !h.NoQuota {
+		r.CpuPeriod, r.CpuQuota = period, Quota(limit)
+	}
+	return r
+}
+
+// OOMScore returns the container's oom_score_adj: the more of its memory request a Burstable container has, the later
+// it is killed.
+func OOMScore(pod *corev1.Pod, c *corev1.Container, memory int64) int64 {
+	if p := pod.Spec.Priority; p != nil && *p >= 2000000000 { // system-node-critical and above
+		return criticalOOM
+	}
+	switch QOS(pod) {
+	case corev1.PodQOSGuaranteed:
+		return guaranteedOOM
+	case corev1.PodQOSBestEffort:
+		return bestEffortOOM
+	}
+	if memory <= 0 {
+		return bestEffortOOM - 1
+	}
+	score := 1000 - 1000*c.Resources.Requests.Memory().Value()/memory
+	// Above every Guaranteed container, below every BestEffort one.
+	return min(max(score, 1000+guaranteedOOM), bestEffortOOM-1)
+}
+
+func hugepages(limits corev1.ResourceList) []*runtimeapi.HugepageLimit {
+	var out []*runtimeapi.HugepageLimit
+	for name, q := range limits {
+		if size, ok := strings.CutPrefix(string(name), corev1.ResourceHugePagesPrefix); ok {
+			out = append(out, &runtimeapi.HugepageLimit{PageSize: strings.TrimSuffix(size, "i") + "B", Limit: uint64(q.Value())})
+		}
+	}
+	slices.SortFunc(out, func(a, b *runtimeapi.HugepageLimit) int { return strings.Compare(a.PageSize, b.PageSize) })
+	return out
+}
+
+// Limits are the numbers of one group. Zero means: leave as it is.
+type Limits struct {
+	Shares    int64 // v1 units
+	Quota     int64 // microseconds of each period of 100 ms; -1: none
+	Memory    int64 // bytes
+	Pids      int64
+	Hugepages []*runtimeapi.HugepageLimit
+}
+
+// PodLimits returns the numbers of the pod's own group: requests added up, and limits where every container has one.
+func PodLimits(pod *corev1.Pod, h Host) Limits {
+	requests := Requests(pod)
+	l := Limits{Shares: Shares(requests.Cpu().MilliValue()), Pids: h.PidLimit}
+	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
+	podLevel := pod.Spec.Resources != nil
+	if podLevel || everyContainer(pod, corev1.ResourceCPU) {
+		if milli := limits.Cpu().MilliValue(); milli > 0 && !h.NoQuota {
+			l.Quota = Quota(milli)
+		}
+	}
+	if podLevel || everyContainer(pod, corev1.ResourceMemory) {
+		l.Memory = limits.Memory().Value()
+	}
+	l.Hugepages = hugepages(limits)
+	return l
+}
+
+func everyContainer(pod *corev1.Pod, name corev1.ResourceName) bool {
+	limited := func(c corev1.Container) bool { return positive(c.Resources.Limits, name) != nil }
+	for _, c := range pod.Spec.InitContainers {
+		if !limited(c) {
+			return false
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		if !limited(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// Parent returns the cgroup path of a pod below root, which is "" for /kubepods at the top of the hierarchies.
+func Parent(root string, pod *corev1.Pod) string {
+	dir := root + "/kubepods"
+	switch QOS(pod) {
+	case corev1.PodQOSBurstable:
+		dir += "/burstable"
+	case corev1.PodQOSBestEffort:
+		dir += "/besteffort"
+	}
+	return dir + "/pod" + string(pod.UID)
+}
