@@ -19,19 +19,3 @@
 // dumpable; all its descriptors are closed on exec.
 package oci
 
-import "errors"
-
-// ErrNoInit means that the binary was built without the embedded init program.
-var ErrNoInit = errors.New("built without the container init: run make")
-
-// Init is the container init program, ready to be executed. One per process
-// is enough; it may be used from any goroutine.
-type Init struct{}
-
-// OpenInit makes the init program ready: it copies the embedded program into a
-// sealed memory file. Close frees it; running containers and shims keep their
-// own reference.
-func OpenInit() (*Init, error) { return nil, ErrNoInit }
-
-// Close frees the memory file.
-func (i *Init) Close() error { return nil }

@@ -22,101 +22,319 @@ package cgroup
 import (
 	"context"
 	"errors"
-	"time"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
 
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // device rules for both managers
+	"github.com/opencontainers/cgroups/manager"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // Group is one cgroup path in all hierarchies. Its methods may be called from
 // any goroutine.
-type Group struct{ path string }
+type Group struct {
+	path string
+	// dirs are the group's directories by controller; "" is the v2 one.
+	dirs    map[string]string
+	unified bool // v2 has the controllers
+
+	mu      sync.Mutex
+	manager cgroups.Manager // made on first need
+}
 
 // Open returns the group of a path below the hierarchies' roots, such as
 // "/kubepods/pod1/c1". It touches nothing; the group need not exist.
-func Open(path string) (*Group, error) { return nil, errors.ErrUnsupported }
+func Open(name string) (*Group, error) {
+	name = path.Clean("/" + name)
+	if name == "/" {
+		return nil, errors.New("open cgroup /: it belongs to the host")
+	}
+	hierarchies, err := linux.Hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{path: name, dirs: map[string]string{}, unified: true}
+	for _, h := range hierarchies {
+		dir := filepath.Join(h.Root, name)
+		if h.Unified() {
+			g.dirs[""] = dir
+		}
+		for _, c := range h.Controllers {
+			g.dirs[c] = dir
+			g.unified = false
+		}
+	}
+	if len(g.dirs) == 0 {
+		return nil, fmt.Errorf("open cgroup %s: no cgroup file system is mounted", name)
+	}
+	return g, nil
+}
 
 // Path returns the path below the hierarchies' roots.
 func (g *Group) Path() string { return g.path }
 
+// Dirs returns the group's directory by controller name; "" is that of v2.
+// Read only.
+func (g *Group) Dirs() map[string]string { return g.dirs }
+
+// Unified reports whether the v2 hierarchy has the controllers.
+func (g *Group) Unified() bool { return g.unified }
+
+// Preconditions: g.mu is held.
+func (g *Group) open() (cgroups.Manager, error) {
+	if g.manager != nil {
+		return g.manager, nil
+	}
+	m, err := manager.NewWithPaths(&cgroups.Cgroup{Path: g.path, Resources: &cgroups.Resources{SkipDevices: true}}, g.dirs)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup %s: %w", g.path, err)
+	}
+	g.manager = m
+	return m, nil
+}
+
+// with calls f with the manager, one at a time.
+func (g *Group) with(verb string, f func(cgroups.Manager) error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m, err := g.open()
+	if err == nil {
+		err = f(m)
+	}
+	if err != nil {
+		return fmt.Errorf("%s cgroup %s: %w", verb, g.path, err)
+	}
+	return nil
+}
+
 // Create makes the group and sets its limits; nil sets none. Missing parents
 // are made. An existing group that has processes is an error.
-func (g *Group) Create(r *specs.LinuxResources) error { return errors.ErrUnsupported }
+func (g *Group) Create(r *specs.LinuxResources) error {
+	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
+		return fmt.Errorf("create cgroup %s: it has processes", g.path)
+	}
+	return g.with("create", func(m cgroups.Manager) error {
+		if err := m.Apply(-1); err != nil {
+			return err
+		}
+		res, err := resources(r, g.unified)
+		if err != nil {
+			return err
+		}
+		if r == nil {
+			return nil
+		}
+		return m.Set(res)
+	})
+}
 
 // Update sets the given limits in place and leaves the others as they are.
-func (g *Group) Update(r *specs.LinuxResources) error { return errors.ErrUnsupported }
+// Device rules cannot be updated.
+func (g *Group) Update(r *specs.LinuxResources) error {
+	return g.with("update", func(m cgroups.Manager) error {
+		res, err := resources(r, g.unified)
+		if err != nil {
+			return err
+		}
+		res.SkipDevices = true
+		return m.Set(res)
+	})
+}
 
 // Freeze stops all processes of the group; it returns when they have stopped.
-func (g *Group) Freeze() error { return errors.ErrUnsupported }
+func (g *Group) Freeze() error {
+	return g.with("freeze", func(m cgroups.Manager) error { return m.Freeze(cgroups.Frozen) })
+}
 
 // Thaw is Freeze's opposite.
-func (g *Group) Thaw() error { return errors.ErrUnsupported }
+func (g *Group) Thaw() error {
+	return g.with("thaw", func(m cgroups.Manager) error { return m.Freeze(cgroups.Thawed) })
+}
 
 // Frozen reports whether Freeze is in force.
-func (g *Group) Frozen() (bool, error) { return false, errors.ErrUnsupported }
+func (g *Group) Frozen() (frozen bool, err error) {
+	err = g.with("read state of", func(m cgroups.Manager) error {
+		state, err := m.GetFreezerState()
+		frozen = state == cgroups.Frozen
+		return err
+	})
+	return frozen, err
+}
+
+// anyDir is a directory whose processes are the group's: every hierarchy's is.
+func (g *Group) anyDir() string {
+	for _, c := range []string{"freezer", "pids", ""} {
+		if dir, ok := g.dirs[c]; ok {
+			return dir
+		}
+	}
+	for _, dir := range g.dirs {
+		return dir
+	}
+	return ""
+}
 
 // Pids returns the processes of the group and of those below it.
-func (g *Group) Pids() ([]int, error) { return nil, errors.ErrUnsupported }
+func (g *Group) Pids() ([]int, error) {
+	pids, err := cgroups.GetAllPids(g.anyDir())
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	return pids, err
+}
 
 // Kill ends all processes of the group and of those below it (cgroup.kill, or
 // freeze, SIGKILL, thaw on v1) and returns when none is left. No group is no
 // error.
-func (g *Group) Kill(ctx context.Context) error { return errors.ErrUnsupported }
+func (g *Group) Kill(ctx context.Context) error {
+	for {
+		pids, err := g.Pids()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if err := g.killOnce(pids); err != nil {
+			return err
+		}
+		if err := gone(ctx, pids); err != nil {
+			return fmt.Errorf("kill cgroup %s: %w", g.path, err)
+		}
+	}
+}
+
+func (g *Group) killOnce(pids []int) error {
+	if dir, ok := g.dirs[""]; ok {
+		// Also kills what forks meanwhile. The v2 part of a hybrid host has it too.
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err == nil {
+			return g.thawIfFrozen()
+		}
+	}
+	// A frozen group cannot fork, so the list is complete.
+	if err := g.Freeze(); err != nil {
+		return err
+	}
+	all, err := g.Pids()
+	if err == nil {
+		pids = all
+	}
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	return g.Thaw()
+}
+
+// thawIfFrozen lets the processes of a v1 freezer die.
+func (g *Group) thawIfFrozen() error {
+	if g.unified {
+		return nil // v2 kills frozen processes
+	}
+	if frozen, err := g.Frozen(); err != nil || !frozen {
+		return nil
+	}
+	return g.Thaw()
+}
+
+// gone waits for processes to have ended, by pidfd.
+func gone(ctx context.Context, pids []int) error {
+	for _, pid := range pids {
+		fd, err := linux.OpenPid(pid)
+		if err != nil {
+			continue // ended
+		}
+		err = pollUntil(ctx, fd)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pollUntil(ctx context.Context, pidfd int) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
+		if n > 0 || (err != nil && err != unix.EINTR) {
+			return err
+		}
+	}
+}
 
 // Remove removes the group and those below it. It must be empty. No group is
 // no error.
-func (g *Group) Remove() error { return errors.ErrUnsupported }
-
-// Stats measures the group.
-func (g *Group) Stats() (*Stats, error) { return nil, errors.ErrUnsupported }
-
-// Stats are a group's counters at a moment. Sizes are in bytes, times as
-// durations since the group was made.
-type Stats struct {
-	At     time.Time
-	CPU    CPUStats
-	Memory MemoryStats
-	Pids   PidsStats
-	IO     []IOStats
+func (g *Group) Remove() error {
+	seen := map[string]bool{}
+	var errs []error
+	for _, dir := range g.dirs {
+		if !seen[dir] {
+			seen[dir] = true
+			errs = append(errs, cgroups.RemovePath(dir))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+	}
+	return nil
 }
 
-// CPUStats is the processor time used.
-type CPUStats struct {
-	Usage, User, System       time.Duration
-	Periods, ThrottledPeriods uint64
-	Throttled                 time.Duration
-	PSI                       *PSI // nil where the kernel has none
+// Entry is how a child process is born in the group.
+type Entry struct {
+	// Tasks are the tasks files of the v1 hierarchies, opened for writing.
+	Tasks []int
+	// Dir is the v2 directory, or -1.
+	Dir int
 }
 
-// MemoryStats is the memory charged.
-type MemoryStats struct {
-	Usage       uint64 // everything charged, page cache included
-	WorkingSet  uint64 // Usage less inactive file pages
-	Anon        uint64 // anonymous memory ("rss")
-	Cache       uint64 // file pages
-	Mapped      uint64 // file pages mapped into processes
-	Swap        uint64
-	Limit       uint64 // 0: unlimited
-	Faults      uint64
-	MajorFaults uint64
-	OOMKills    uint64
-	Kernel      uint64
-	PSI         *PSI
+// Entry opens the group for launching into it. Close it after.
+func (g *Group) Entry() (*Entry, error) {
+	e := &Entry{Dir: -1}
+	seen := map[string]bool{}
+	for controller, dir := range g.dirs {
+		if seen[dir] {
+			continue
+		}
+		seen[dir] = true
+		name, flags := dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC
+		if controller != "" {
+			name, flags = filepath.Join(dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC
+		}
+		fd, err := unix.Open(name, flags, 0)
+		if err != nil {
+			e.Close()
+			return nil, linux.Wrap("open", name, err)
+		}
+		if controller == "" {
+			e.Dir = fd
+		} else {
+			e.Tasks = append(e.Tasks, fd)
+		}
+	}
+	return e, nil
 }
 
-// PidsStats counts processes and threads.
-type PidsStats struct{ Current, Limit uint64 }
-
-// IOStats is one block device's traffic.
-type IOStats struct {
-	Major, Minor                         uint64
-	ReadBytes, WriteBytes, Reads, Writes uint64
+// Close closes the descriptors.
+func (e *Entry) Close() {
+	linux.CloseAll(e.Tasks...)
+	linux.CloseAll(e.Dir)
+	e.Tasks, e.Dir = nil, -1
 }
 
-// PSI is pressure stall information: shares of time in percent, and totals.
-type PSI struct{ Some, Full PSILine }
-
-// PSILine is one line of it.
-type PSILine struct {
-	Avg10, Avg60, Avg300 float64
-	Total                time.Duration
+// OOMFile returns the file in which the kernel counts the group's OOM kills,
+// on a line "oom_kill <n>".
+func (g *Group) OOMFile() string {
+	if g.unified {
+		return filepath.Join(g.dirs[""], "memory.events")
+	}
+	if dir, ok := g.dirs["memory"]; ok {
+		return filepath.Join(dir, "memory.oom_control")
+	}
+	return ""
 }

@@ -18,6 +18,7 @@ package launch
 
 import (
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +30,12 @@ import (
 type Process struct {
 	// Exe is the program as a descriptor.
 	Exe int
-	// Args with the name first.
-	Args []string
+	// Name is argv[0].
+	Name string
+	// Role is what the program is to be.
+	Role Role
+	// Preserve is the number of Files from 3 on that are not yare-init's.
+	Preserve int
 	// Files become the child's descriptors from 0 on.
 	Files []int
 	// CloneFlags are the CLONE_NEW flags of namespaces to make.
@@ -38,16 +43,52 @@ type Process struct {
 	// UIDs and GIDs are the mappings of a new user namespace.
 	UIDs, GIDs []syscall.SysProcIDMap
 	// Join are namespaces to join before, except for user and mount ones.
-	Join []int
+	Join []Namespace
 	// Tasks are the tasks files of v1 groups, opened for writing.
 	Tasks []int
 	// Cgroup is the directory of the v2 group; negative: the caller's group.
 	Cgroup int
 }
 
-// environment of every yare-init: one processor's worth of scheduling, no
-// garbage collection, because it lives for a millisecond or barely allocates.
-var environment = [...]string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"}
+// Role is what a yare-init process is to be.
+type Role string
+
+// The roles.
+const (
+	Container Role = "container" // executes a plan.Container
+	Exec      Role = "exec"      // executes a plan.Process in a container
+	Reaper    Role = "reaper"    // process 1 of a shared PID namespace
+	Shim      Role = "shim"      // a sandbox's shim
+)
+
+// RoleVariable and FDVariable are the environment variables that tell a
+// yare-init its role and which descriptor plan.PlanFD has become. They are not
+// seen by the container's program, whose environment is the plan's.
+const (
+	RoleVariable = "YARE_ROLE"
+	FDVariable   = "YARE_FD"
+)
+
+// environment keeps the Go runtime small: one processor's worth of scheduling,
+// and garbage collection only where the process lives on.
+func (p *Process) environment() []string {
+	collect := "GOGC=off"
+	if p.Role == Shim {
+		collect = "GOGC=20"
+	}
+	return []string{
+		"GOMAXPROCS=1", collect,
+		RoleVariable + "=" + string(p.Role),
+		FDVariable + "=" + strconv.Itoa(3+p.Preserve),
+	}
+}
+
+// Namespace is one to join: a descriptor of a namespace, or a pidfd of a
+// process, with the CLONE_NEW flags of what to join.
+type Namespace struct {
+	FD    int
+	Flags int
+}
 
 // Start starts the process in a session of its own. The caller owns the pidfd
 // and must reap the child.
@@ -70,8 +111,8 @@ func start(p Process) (int, int, error) {
 			return 0, -1, linux.Wrap("join", "cgroup", err)
 		}
 	}
-	for _, fd := range p.Join {
-		if err := unix.Setns(fd, 0); err != nil {
+	for _, n := range p.Join {
+		if err := unix.Setns(n.FD, n.Flags); err != nil {
 			return 0, -1, linux.Wrap("join", "namespace", err)
 		}
 	}
@@ -90,10 +131,10 @@ func start(p Process) (int, int, error) {
 		CgroupFD:                   max(p.Cgroup, 0),
 		PidFD:                      &pidfd,
 	}
-	attr := &syscall.ProcAttr{Env: environment[:], Files: files, Sys: sys}
-	pid, err := syscall.ForkExec(linux.FDPath(p.Exe), p.Args, attr)
+	attr := &syscall.ProcAttr{Env: p.environment(), Files: files, Sys: sys}
+	pid, err := syscall.ForkExec(linux.FDPath(p.Exe), []string{p.Name}, attr)
 	if err != nil {
-		return 0, -1, linux.Wrap("start", p.Args[0], err)
+		return 0, -1, linux.Wrap("start", p.Name, err)
 	}
 	return pid, pidfd, nil
 }

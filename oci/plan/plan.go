@@ -42,8 +42,7 @@ const (
 type Container struct {
 	Process Process
 
-	// Root is the root file system's directory; "" runs in the host's mount
-	// namespace without changing the root.
+	// Root is the root file system's directory, absolute.
 	Root         string
 	RootReadonly bool
 	// RootPropagation is set on the new root after pivoting (MS_ flags, 0: private).
@@ -110,7 +109,7 @@ type Process struct {
 // Mount is one mount below the root, in order.
 type Mount struct {
 	Target string
-	// Type is a file system type, or "" for a bind mount of Source.
+	// Type is a file system type, "" for a bind mount of Source, or Remount.
 	Type, Source string
 	Options      []Setting
 	// Set and Clear are MOUNT_ATTR_ flags of the mount itself, RecSet and
@@ -126,6 +125,9 @@ type Mount struct {
 	// NoFollow mounts on the target itself if it is a symbolic link.
 	NoFollow bool
 }
+
+// Remount as a Mount's type changes the attributes of what is already there.
+const Remount = "remount"
 
 // Device is a device node, or a bind mount of the host's where Bind is set.
 type Device struct {

@@ -94,7 +94,7 @@ func (c *Codec) Bytes(v *[]byte) {
 		c.err, c.buf, *v = ErrCorrupt, nil, nil
 		return
 	}
-	*v, c.buf = nil, c.buf
+	*v = nil
 	if n > 0 {
 		*v = c.buf[:n:n]
 	}

@@ -1,0 +1,363 @@
+// Package compile turns an OCI spec into a plan: the deciding half of the
+// runtime. It is pure: the spec and facts about the host go in, numbers and
+// lists come out, and golden tests cover it. What it cannot honour it rejects,
+// naming the field.
+package compile
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/plan"
+	"github.com/yare-dev/yare/oci/seccomp"
+)
+
+// Facts are what a plan depends on beside the spec.
+type Facts struct {
+	// Bundle is the absolute bundle directory.
+	Bundle string
+	// CgroupDirs are the container's cgroup directories by controller, "" for
+	// v2; Unified says that v2 has the controllers.
+	CgroupDirs map[string]string
+	Unified    bool
+	// LastCap is the kernel's highest capability.
+	LastCap int
+	// State is the container's state as hooks read it.
+	State []byte
+	// NoPivot moves the root by MS_MOVE and chroot (for a root on initramfs).
+	NoPivot bool
+	// Preserve is the number of descriptors from 3 on that the program keeps.
+	Preserve int
+}
+
+// Namespace is an existing one to join.
+type Namespace struct {
+	Type specs.LinuxNamespaceType
+	Path string
+}
+
+// Result is all that a launch needs.
+type Result struct {
+	Plan *plan.Container
+	// CloneFlags make new namespaces, Join lists existing ones.
+	CloneFlags uintptr
+	Join       []Namespace
+	UIDs, GIDs []syscall.SysProcIDMap
+}
+
+// Container compiles a whole spec.
+func Container(s *specs.Spec, f Facts) (*Result, error) {
+	if err := supported(s); err != nil {
+		return nil, err
+	}
+	r := &Result{Plan: &plan.Container{Hostname: s.Hostname, Domainname: s.Domainname, State: f.State, NoPivot: f.NoPivot}}
+	p := r.Plan
+	if err := r.namespaces(s); err != nil {
+		return nil, err
+	}
+	process, err := Process(s.Process, s.Linux.Seccomp, f.LastCap)
+	if err != nil {
+		return nil, err
+	}
+	p.Process = *process
+	p.Process.Preserve = int32(f.Preserve)
+	if per := s.Linux.Personality; per != nil {
+		if p.Process.Personality, err = personality(per); err != nil {
+			return nil, err
+		}
+	}
+	p.Root = s.Root.Path
+	if !filepath.IsAbs(p.Root) {
+		p.Root = filepath.Join(f.Bundle, p.Root)
+	}
+	p.RootReadonly = s.Root.Readonly
+	if err := propagation(p, s.Linux.RootfsPropagation); err != nil {
+		return nil, err
+	}
+	if p.Mounts, err = mounts(s, f); err != nil {
+		return nil, err
+	}
+	if err := devices(p, s, r.CloneFlags&unix.CLONE_NEWUSER != 0); err != nil {
+		return nil, err
+	}
+	p.Masked, p.Readonly = s.Linux.MaskedPaths, s.Linux.ReadonlyPaths
+	if p.Sysctls, err = sysctls(s, r); err != nil {
+		return nil, err
+	}
+	if h := s.Hooks; h != nil {
+		p.WaitHooks = len(h.Prestart)+len(h.CreateRuntime) > 0
+		p.CreateContainer, p.StartContainer = hooks(h.CreateContainer), hooks(h.StartContainer)
+	}
+	return r, nil
+}
+
+// supported rejects what is missing or not implemented, all at once.
+func supported(s *specs.Spec) error {
+	var errs []error
+	reject := func(wrong bool, what string) {
+		if wrong {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	reject(!strings.HasPrefix(s.Version, "1."), fmt.Sprintf("ociVersion %q: must be 1.x", s.Version))
+	reject(s.Process == nil, "process: required")
+	reject(s.Root == nil || s.Root.Path == "", "root.path: required")
+	reject(s.Linux == nil, "linux: required")
+	reject(s.VM != nil || s.Windows != nil || s.Solaris != nil || s.ZOS != nil || s.FreeBSD != nil, "only the linux platform is supported")
+	if l := s.Linux; l != nil {
+		reject(l.IntelRdt != nil, "linux.intelRdt: not supported")
+		reject(l.MemoryPolicy != nil, "linux.memoryPolicy: not supported")
+		reject(len(l.NetDevices) > 0, "linux.netDevices: not supported")
+		reject(len(l.TimeOffsets) > 0, "linux.timeOffsets: not supported")
+		reject(l.MountLabel != "", "linux.mountLabel: not supported")
+	}
+	return errors.Join(errs...)
+}
+
+// cloneFlag is the CLONE_NEW flag of each namespace type; 0 is none.
+func cloneFlag(t specs.LinuxNamespaceType) uintptr {
+	switch t {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP
+	}
+	return 0
+}
+
+func (r *Result) namespaces(s *specs.Spec) error {
+	var seen []specs.LinuxNamespaceType
+	for i, n := range s.Linux.Namespaces {
+		field := fmt.Sprintf("linux.namespaces[%d] (%s)", i, n.Type)
+		flag := cloneFlag(n.Type)
+		switch {
+		case slices.Contains(seen, n.Type):
+			return fmt.Errorf("%s: given twice", field)
+		case flag == 0:
+			return fmt.Errorf("%s: not supported", field)
+		case n.Path != "" && !filepath.IsAbs(n.Path):
+			return fmt.Errorf("%s.path: must be absolute", field)
+		case n.Path != "" && (n.Type == specs.MountNamespace || n.Type == specs.CgroupNamespace):
+			return fmt.Errorf("%s.path: joining is not supported for containers", field)
+		case n.Path != "":
+			r.Join = append(r.Join, Namespace{n.Type, n.Path})
+		case n.Type == specs.CgroupNamespace:
+			// Only right when made from inside the container's cgroup.
+			r.Plan.NewCgroupNS = true
+		default:
+			r.CloneFlags |= flag
+		}
+		seen = append(seen, n.Type)
+	}
+	if r.CloneFlags&unix.CLONE_NEWNS == 0 {
+		return errors.New("linux.namespaces: a new mount namespace is required")
+	}
+	l := s.Linux
+	if r.CloneFlags&unix.CLONE_NEWUSER == 0 {
+		if len(l.UIDMappings)+len(l.GIDMappings) > 0 && !slices.Contains(seen, specs.UserNamespace) {
+			return errors.New("linux.uidMappings: needs a user namespace")
+		}
+		return nil
+	}
+	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
+		return errors.New("linux.uidMappings and gidMappings: required with a new user namespace")
+	}
+	r.Plan.ID0 = true
+	r.UIDs, r.GIDs = IDMap(l.UIDMappings), IDMap(l.GIDMappings)
+	return nil
+}
+
+// IDMap translates mappings.
+func IDMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, len(list))
+	for i, m := range list {
+		out[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
+	}
+	return out
+}
+
+func propagation(p *plan.Container, name string) error {
+	p.HostPropagation = unix.MS_SLAVE | unix.MS_REC
+	switch name {
+	case "":
+	case "private", "rprivate":
+		p.HostPropagation = unix.MS_PRIVATE | unix.MS_REC
+	case "slave", "rslave":
+		p.RootPropagation = unix.MS_SLAVE | unix.MS_REC
+	case "shared", "rshared":
+		p.HostPropagation = unix.MS_SHARED | unix.MS_REC
+		p.RootPropagation = unix.MS_SHARED | unix.MS_REC
+	case "unbindable", "runbindable":
+		p.RootPropagation = unix.MS_UNBINDABLE
+	default:
+		return fmt.Errorf("linux.rootfsPropagation %q: unknown", name)
+	}
+	return nil
+}
+
+// sysctls checks that every one is namespaced and its namespace the
+// container's own: a write would change the host otherwise.
+func sysctls(s *specs.Spec, r *Result) ([]plan.Setting, error) {
+	has := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
+	}
+	var list []plan.Setting
+	for key, value := range s.Linux.Sysctl {
+		// Both "net.ipv4.ip_forward" and "net/ipv4/ip_forward" are in use, the
+		// latter for names with dots.
+		dotted := strings.ReplaceAll(key, "/", ".")
+		ok := false
+		switch {
+		case strings.HasPrefix(dotted, "net."):
+			ok = has(specs.NetworkNamespace)
+		case strings.HasPrefix(dotted, "fs.mqueue."), strings.HasPrefix(dotted, "kernel.msg"),
+			strings.HasPrefix(dotted, "kernel.shm"), dotted == "kernel.sem":
+			ok = has(specs.IPCNamespace)
+		case dotted == "kernel.domainname", dotted == "kernel.hostname":
+			ok = has(specs.UTSNamespace)
+		}
+		if !ok {
+			return nil, fmt.Errorf("linux.sysctl %q: not of a namespace of the container", key)
+		}
+		name := key
+		if !strings.Contains(key, "/") {
+			name = strings.ReplaceAll(key, ".", "/")
+		}
+		if slices.Contains(strings.Split(name, "/"), "..") {
+			return nil, fmt.Errorf("linux.sysctl %q: invalid name", key)
+		}
+		list = append(list, plan.Setting{Key: name, Value: value})
+	}
+	slices.SortFunc(list, func(a, b plan.Setting) int { return strings.Compare(a.Key, b.Key) })
+	return list, nil
+}
+
+func hooks(list []specs.Hook) (out []plan.Hook) {
+	for _, h := range list {
+		hook := plan.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout != nil {
+			hook.Timeout = int32(*h.Timeout)
+		}
+		out = append(out, hook)
+	}
+	return out
+}
+
+func personality(p *specs.LinuxPersonality) (*uint32, error) {
+	if len(p.Flags) > 0 {
+		return nil, errors.New("linux.personality.flags: not supported")
+	}
+	var n uint32
+	switch p.Domain {
+	case specs.PerLinux:
+	case specs.PerLinux32:
+		n = 8
+	default:
+		return nil, fmt.Errorf("linux.personality.domain %q: unknown", p.Domain)
+	}
+	return &n, nil
+}
+
+// devices decides on /dev: the default nodes and links, and those of the spec.
+func devices(p *plan.Container, s *specs.Spec, bind bool) error {
+	if !ownsDev(s.Mounts) {
+		return nil
+	}
+	for _, d := range []struct {
+		name         string
+		major, minor uint32
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		p.Devices = append(p.Devices, plan.Device{Path: "/dev/" + d.name, Mode: unix.S_IFCHR | 0o666,
+			Dev: unix.Mkdev(d.major, d.minor), Bind: bind})
+	}
+	for i, d := range s.Linux.Devices {
+		device, err := device(d)
+		if err != nil {
+			return fmt.Errorf("linux.devices[%d]: %w", i, err)
+		}
+		device.Bind = bind
+		p.Devices = slices.DeleteFunc(p.Devices, func(o plan.Device) bool { return o.Path == device.Path })
+		if device.Path == "/dev/ptmx" {
+			continue // it is a link to the container's own
+		}
+		p.Devices = append(p.Devices, device)
+	}
+	p.Links = []plan.Link{
+		{Path: "/dev/fd", Target: "/proc/self/fd"}, {Path: "/dev/stdin", Target: "/proc/self/fd/0"},
+		{Path: "/dev/stdout", Target: "/proc/self/fd/1"}, {Path: "/dev/stderr", Target: "/proc/self/fd/2"},
+		{Path: "/dev/core", Target: "/proc/kcore"}, {Path: "/dev/ptmx", Target: "pts/ptmx"},
+	}
+	return nil
+}
+
+// ownsDev tells whether /dev is the container's own, rather than the host's
+// bind mounted, where nothing may be made.
+func ownsDev(mounts []specs.Mount) bool {
+	for _, m := range mounts {
+		if path.Clean(m.Destination) == "/dev" && (m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")) {
+			return false
+		}
+	}
+	return true
+}
+
+func device(d specs.LinuxDevice) (plan.Device, error) {
+	out := plan.Device{Path: path.Clean(d.Path), Mode: 0o666}
+	if !path.IsAbs(d.Path) {
+		return out, fmt.Errorf("path %q: must be absolute", d.Path)
+	}
+	if d.FileMode != nil {
+		out.Mode = uint32(*d.FileMode) & 0o7777
+	}
+	switch d.Type {
+	case "c", "u":
+		out.Mode |= unix.S_IFCHR
+	case "b":
+		out.Mode |= unix.S_IFBLK
+	case "p":
+		out.Mode |= unix.S_IFIFO
+	default:
+		return out, fmt.Errorf("type %q: must be c, u, b or p", d.Type)
+	}
+	if d.Type != "p" {
+		out.Dev = unix.Mkdev(uint32(d.Major), uint32(d.Minor))
+	}
+	if d.UID != nil {
+		out.UID = *d.UID
+	}
+	if d.GID != nil {
+		out.GID = *d.GID
+	}
+	return out, nil
+}
+
+// filter compiles a seccomp profile; nil is none.
+func filter(p *plan.Process, profile *specs.LinuxSeccomp) error {
+	if profile == nil {
+		return nil
+	}
+	program, flags, err := seccomp.Compile(profile)
+	if err != nil {
+		return fmt.Errorf("linux.seccomp: %w", err)
+	}
+	p.Seccomp, p.SeccompFlags = program, flags
+	return nil
+}

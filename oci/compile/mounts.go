@@ -1,0 +1,192 @@
+package compile
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/plan"
+)
+
+func mounts(s *specs.Spec, f Facts) ([]plan.Mount, error) {
+	var list []plan.Mount
+	for i, m := range s.Mounts {
+		made, err := mount(m, f)
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d] (%s): %w", i, m.Destination, err)
+		}
+		list = append(list, made...)
+	}
+	return list, nil
+}
+
+func mount(m specs.Mount, f Facts) ([]plan.Mount, error) {
+	if m.Destination == "" {
+		return nil, errors.New("destination: required")
+	}
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		return nil, errors.New("uidMappings: id-mapped mounts are not supported")
+	}
+	out := plan.Mount{Target: path.Clean("/" + m.Destination), Type: m.Type, Source: m.Source}
+	bind := m.Type == "bind"
+	for _, o := range m.Options {
+		switch {
+		case o == "bind" || o == "rbind":
+			bind = true
+			out.Recursive = out.Recursive || o == "rbind"
+		default:
+			if err := option(&out, o); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if bind {
+		return bindMount(out, f)
+	}
+	if out.CopyUp && m.Type != "tmpfs" {
+		return nil, errors.New("option tmpcopyup: only for tmpfs")
+	}
+	switch m.Type {
+	case "":
+		return nil, errors.New("type: required unless bind mounted")
+	case "cgroup", "cgroup2":
+		return cgroupMount(out, f), nil
+	case "proc", "sysfs", "mqueue":
+		if out.Source == "" {
+			out.Source = m.Type
+		}
+	}
+	return []plan.Mount{out}, nil
+}
+
+func bindMount(m plan.Mount, f Facts) ([]plan.Mount, error) {
+	if m.Source == "" {
+		return nil, errors.New("source: required for a bind mount")
+	}
+	if len(m.Options) > 0 {
+		return nil, fmt.Errorf("option %s: not possible for a bind mount", m.Options[0].Key)
+	}
+	if m.CopyUp {
+		return nil, errors.New("option tmpcopyup: only for tmpfs")
+	}
+	m.Type = ""
+	if !filepath.IsAbs(m.Source) {
+		m.Source = filepath.Join(f.Bundle, m.Source)
+	}
+	return []plan.Mount{m}, nil
+}
+
+// cgroupMount shows a container its own cgroup: the v2 file system, or on v1
+// and hybrid hosts a directory with one bind mount per hierarchy.
+func cgroupMount(m plan.Mount, f Facts) []plan.Mount {
+	if f.Unified {
+		m.Type, m.Source, m.Options = "cgroup2", "cgroup", nil
+		return []plan.Mount{m}
+	}
+	// The directory is writable until the mount points are made.
+	top := plan.Mount{Target: m.Target, Type: "tmpfs", Source: "tmpfs", Set: m.Set &^ unix.MOUNT_ATTR_RDONLY,
+		Options: []plan.Setting{{Key: "mode", Value: "755"}}}
+	list := []plan.Mount{top}
+	for _, controller := range slices.Sorted(maps.Keys(f.CgroupDirs)) {
+		name := strings.TrimPrefix(controller, "name=")
+		if controller == "" {
+			name = "unified"
+		}
+		list = append(list, plan.Mount{Target: path.Join(m.Target, name), Source: f.CgroupDirs[controller],
+			Set: m.Set, Clear: m.Clear, RecSet: m.RecSet, RecClear: m.RecClear})
+	}
+	if m.Set&unix.MOUNT_ATTR_RDONLY != 0 {
+		list = append(list, plan.Mount{Target: m.Target, Type: plan.Remount, Set: unix.MOUNT_ATTR_RDONLY})
+	}
+	return list
+}
+
+// attrs are the options that are attributes of a mount.
+type attr struct{ set, clear uint64 }
+
+func attribute(o string) (attr, bool) {
+	const atime = unix.MOUNT_ATTR__ATIME
+	switch o {
+	case "ro":
+		return attr{set: unix.MOUNT_ATTR_RDONLY}, true
+	case "rw":
+		return attr{clear: unix.MOUNT_ATTR_RDONLY}, true
+	case "nosuid":
+		return attr{set: unix.MOUNT_ATTR_NOSUID}, true
+	case "suid":
+		return attr{clear: unix.MOUNT_ATTR_NOSUID}, true
+	case "nodev":
+		return attr{set: unix.MOUNT_ATTR_NODEV}, true
+	case "dev":
+		return attr{clear: unix.MOUNT_ATTR_NODEV}, true
+	case "noexec":
+		return attr{set: unix.MOUNT_ATTR_NOEXEC}, true
+	case "exec":
+		return attr{clear: unix.MOUNT_ATTR_NOEXEC}, true
+	case "nodiratime":
+		return attr{set: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "diratime":
+		return attr{clear: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "nosymfollow":
+		return attr{set: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "symfollow":
+		return attr{clear: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "noatime":
+		return attr{set: unix.MOUNT_ATTR_NOATIME, clear: atime}, true
+	case "strictatime", "atime":
+		return attr{set: unix.MOUNT_ATTR_STRICTATIME, clear: atime}, true
+	case "relatime", "norelatime", "nostrictatime":
+		return attr{clear: atime}, true // relatime is the kernel's zero
+	}
+	return attr{}, false
+}
+
+func option(m *plan.Mount, o string) error {
+	if a, ok := attribute(o); ok {
+		m.Set, m.Clear = m.Set&^a.clear|a.set, m.Clear&^a.set|a.clear
+		return nil
+	}
+	if a, ok := attribute(strings.TrimPrefix(o, "r")); ok && strings.HasPrefix(o, "r") {
+		m.RecSet, m.RecClear = m.RecSet&^a.clear|a.set, m.RecClear&^a.set|a.clear
+		return nil
+	}
+	switch o {
+	case "defaults":
+	case "private":
+		m.Propagation = unix.MS_PRIVATE
+	case "slave":
+		m.Propagation = unix.MS_SLAVE
+	case "shared":
+		m.Propagation = unix.MS_SHARED
+	case "unbindable":
+		m.Propagation = unix.MS_UNBINDABLE
+	case "rprivate":
+		m.RecPropagation = unix.MS_PRIVATE
+	case "rslave":
+		m.RecPropagation = unix.MS_SLAVE
+	case "rshared":
+		m.RecPropagation = unix.MS_SHARED
+	case "runbindable":
+		m.RecPropagation = unix.MS_UNBINDABLE
+	case "tmpcopyup":
+		m.CopyUp = true
+	case "src-nofollow", "dest-nofollow":
+		m.NoFollow = o == "dest-nofollow"
+		if o == "src-nofollow" {
+			return errors.New("option src-nofollow: not supported")
+		}
+	case "remount", "idmap", "ridmap", "copy-symlink":
+		return fmt.Errorf("option %s: not supported", o)
+	default:
+		key, value, _ := strings.Cut(o, "=")
+		m.Options = append(m.Options, plan.Setting{Key: key, Value: value})
+	}
+	return nil
+}

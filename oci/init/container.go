@@ -1,0 +1,244 @@
+package main
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/plan"
+)
+
+// container turns this process into a container's first one. It returns only
+// with an error.
+func (s *setup) container() error {
+	p := new(plan.Container)
+	if err := s.readPlan(p); err != nil {
+		return err
+	}
+	s.slave = -1
+	if p.ID0 {
+		if err := becomeRoot(); err != nil {
+			return err
+		}
+	}
+	if p.NewCgroupNS {
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return linux.Wrap("make", "cgroup namespace", err)
+		}
+	}
+	if err := s.openProc(); err != nil {
+		return err
+	}
+	if err := s.makeRoot(p); err != nil {
+		return err
+	}
+	if err := s.names(p); err != nil {
+		return err
+	}
+	if err := s.sysctls(p.Sysctls); err != nil {
+		return err
+	}
+	if err := s.hide(p.Masked, p.Readonly); err != nil {
+		return err
+	}
+	return s.become(&p.Process, p)
+}
+
+// becomeRoot assumes the ids 0 of the user namespace that we were born in.
+func becomeRoot() error {
+	for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
+		if _, _, e := unix.RawSyscall(call, 0, 0, 0); e != 0 {
+			return linux.Wrap("become", "root of the user namespace", e)
+		}
+	}
+	return nil
+}
+
+// openProc finds a procfs that nobody can have mounted over.
+func (s *setup) openProc() error {
+	fd, err := linux.PrivateProc()
+	if err == nil {
+		s.proc = fd
+		return nil
+	}
+	// Not ours to make: a user namespace that does not own the PID namespace.
+	// The host's, checked, then serves; its files are opened without crossing mounts.
+	fd, oerr := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if oerr != nil {
+		return err
+	}
+	var fs unix.Statfs_t
+	if serr := unix.Fstatfs(fd, &fs); serr != nil || fs.Type != unix.PROC_SUPER_MAGIC {
+		unix.Close(fd)
+		return err
+	}
+	s.proc = fd
+	return nil
+}
+
+// writeProc writes one file of the private procfs.
+func (s *setup) writeProc(name, value string) error {
+	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV}
+	fd, err := unix.Openat2(s.proc, name, &how)
+	if err != nil {
+		return linux.Wrap("open", "/proc/"+name, err)
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	return linux.Wrap("write", "/proc/"+name, err)
+}
+
+func (s *setup) names(p *plan.Container) error {
+	if p.Hostname != "" {
+		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
+			return linux.Wrap("set", "hostname", err)
+		}
+	}
+	if p.Domainname != "" {
+		if err := unix.Setdomainname([]byte(p.Domainname)); err != nil {
+			return linux.Wrap("set", "domain name", err)
+		}
+	}
+	return nil
+}
+
+func (s *setup) sysctls(list []plan.Setting) error {
+	for _, set := range list {
+		if err := s.writeProc("sys/"+set.Key, set.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeRoot builds the new root file system and makes it "/".
+func (s *setup) makeRoot(p *plan.Container) error {
+	if err := s.openNull(); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", uintptr(p.HostPropagation), ""); err != nil {
+		return linux.Wrap("set propagation of", "/", err)
+	}
+	if err := s.openRoot(p); err != nil {
+		return err
+	}
+	for i := range p.Mounts {
+		if err := s.mount(&p.Mounts[i]); err != nil {
+			return err
+		}
+	}
+	if err := s.devices(p.Devices, p.Links); err != nil {
+		return err
+	}
+	if cwd, err := linux.MakeDirIn(s.root, p.Process.Cwd); err == nil {
+		unix.Close(cwd) // what cannot be made is reported when it is entered
+	}
+	if p.Process.Terminal {
+		if err := s.console(&p.Process, true); err != nil {
+			return err
+		}
+	}
+	if p.WaitHooks {
+		if err := s.send(plan.MsgHooks, ""); err != nil {
+			return err
+		}
+		if err := wait(s.syncFD); err != nil {
+			return err
+		}
+	}
+	if err := runHooks(p.CreateContainer, p.State); err != nil {
+		return err
+	}
+	if err := s.pivot(p.NoPivot); err != nil {
+		return err
+	}
+	return s.finishRoot(p)
+}
+
+// openRoot makes the root directory a mount of its own and opens it.
+func (s *setup) openRoot(p *plan.Container) error {
+	if p.HostPropagation&unix.MS_SHARED != 0 {
+		if err := privateParent(p.Root); err != nil {
+			return err
+		}
+	}
+	tree, err := linux.CloneTree(unix.AT_FDCWD, p.Root, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	target, err := unix.Open(p.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return linux.Wrap("open", p.Root, err)
+	}
+	defer unix.Close(target)
+	if err := linux.Attach(tree, target, p.Root); err != nil {
+		return err
+	}
+	s.root, err = unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, 3)
+	return linux.Wrap("open", p.Root, err)
+}
+
+// privateParent makes the mount that contains the root private, without which
+// the kernel does not pivot.
+func privateParent(root string) error {
+	for dir := root; ; {
+		err := unix.Mount("", dir, "", unix.MS_PRIVATE, "")
+		if err == nil {
+			return nil
+		}
+		i := strings.LastIndexByte(dir, '/')
+		if err != unix.EINVAL || dir == "/" || i < 0 {
+			return linux.Wrap("make private", root, err)
+		}
+		dir = dir[:max(i, 1)]
+	}
+}
+
+// pivot makes the new root "/" and lets go of the old one.
+func (s *setup) pivot(chroot bool) error {
+	if err := unix.Fchdir(s.root); err != nil {
+		return linux.Wrap("enter", "root", err)
+	}
+	if chroot {
+		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+			return linux.Wrap("move root to", "/", err)
+		}
+		if err := unix.Chroot("."); err != nil {
+			return linux.Wrap("change", "root", err)
+		}
+		return linux.Wrap("enter", "/", unix.Chdir("/"))
+	}
+	// Stacks the old root on top of the new one; the working directory is
+	// then the old root, which is taken off, with nothing propagated back.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return linux.Wrap("pivot", "root", err)
+	}
+	if err := unix.Mount("", ".", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return linux.Wrap("detach", "old root", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return linux.Wrap("unmount", "old root", err)
+	}
+	return linux.Wrap("enter", "/", unix.Chdir("/"))
+}
+
+func (s *setup) finishRoot(p *plan.Container) error {
+	unix.Close(s.root)
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return linux.Wrap("open", "/", err)
+	}
+	s.root = fd
+	if p.RootReadonly {
+		if err := linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, "/"); err != nil {
+			return err
+		}
+	}
+	if p.RootPropagation != 0 {
+		err := unix.Mount("", "/", "", uintptr(p.RootPropagation), "")
+		return linux.Wrap("set propagation of", "/", err)
+	}
+	return nil
+}

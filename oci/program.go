@@ -1,0 +1,46 @@
+package oci
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+)
+
+//go:embed bin
+var programs embed.FS
+
+// ErrNoInit means that the binary was built without the embedded init program.
+var ErrNoInit = errors.New("built without the container init: run make")
+
+// Init is the container init program, ready to be executed. One per process
+// is enough; it may be used from any goroutine.
+type Init struct{ fd int }
+
+// OpenInit makes the init program ready: it copies the embedded program into a
+// sealed memory file. Close frees it; running containers and shims keep their
+// own reference.
+func OpenInit() (*Init, error) {
+	program, err := programs.ReadFile("bin/yare-init")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoInit
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read container init: %w", err)
+	}
+	fd, err := linux.SealedFile("yare-init", program, true)
+	if err != nil {
+		return nil, err
+	}
+	return &Init{fd: fd}, nil
+}
+
+// FD is the program as a descriptor; it stays Init's.
+func (i *Init) FD() int { return i.fd }
+
+// Close frees the memory file.
+func (i *Init) Close() error { return linux.Wrap("close", "container init", unix.Close(i.fd)) }

@@ -1,0 +1,3 @@
+package server
+
+func Run(fd int) error { return nil }
