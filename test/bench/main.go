@@ -1,0 +1,115 @@
+// Command bench measures the rows of doc/PERFORMANCE.md on this machine, from the outside: it runs the program as a
+// user does. Figures are printed as median and p99 with the number of runs, beside this release's budget and the goal.
+// Absolute times differ from machine to machine and hour to hour: compare within a run.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// row is one line of the table.
+type row struct {
+	name   string
+	unit   string
+	budget float64 // of this release; 0: none
+	goal   float64
+	more   bool // more is better
+	run    func(context.Context, *bench) ([]float64, error)
+}
+
+func main() {
+	b := &bench{}
+	flag.StringVar(&b.yare, "yare", "bin/yare", "the program to measure")
+	only := flag.String("run", "", "regular expression of the rows to run")
+	flag.IntVar(&b.runs, "runs", 10, "how often to repeat what is repeated")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := b.all(ctx, *only)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (b *bench) all(ctx context.Context, only string) error {
+	re, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "WHAT\tMEDIAN\tP99\tRUNS\tBUDGET\tGOAL\t")
+	for _, r := range rows() {
+		if !re.MatchString(r.name) || ctx.Err() != nil {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%s ...\n", r.name)
+		v, err := r.run(ctx, b)
+		if err != nil {
+			fmt.Fprintf(t, "%s\t%v\t\t\t\t\t\n", r.name, err)
+			continue
+		}
+		fmt.Fprintln(t, r.line(v))
+	}
+	return t.Flush()
+}
+
+func (r row) line(v []float64) string {
+	slices.Sort(v)
+	worst := v[len(v)-1-len(v)/100]
+	if r.more {
+		worst = v[len(v)/100]
+	}
+	met := ""
+	median := v[len(v)/2]
+	if r.budget != 0 && (median > r.budget) != r.more {
+		met = "over budget"
+		if r.more {
+			met = "under budget"
+		}
+	}
+	limit := func(f float64) string {
+		if f == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%.4g", f)
+	}
+	return fmt.Sprintf("%s, %s\t%.4g\t%.4g\t%d\t%s\t%s\t%s", r.name, r.unit, median, worst, len(v), limit(r.budget), limit(r.goal), met)
+}
+
+func rows() []row {
+	return []row{
+		{name: "binary", unit: "MB", budget: 110, goal: 90, run: binarySize},
+		{name: "empty folder to Ready and DNS", unit: "s", budget: 0.8, goal: 0.6, run: coldUp},
+		{name: "restart", unit: "s", budget: 0.5, goal: 0.4, run: restart},
+		{name: "OCI run and delete, no-op", unit: "ms", goal: 5, run: ociRun("yare")},
+		{name: "  the same by runc", unit: "ms", run: ociRun("runc")},
+		{name: "  the same by crun", unit: "ms", run: ociRun("crun")},
+		{name: "pod create to Running, one by one", unit: "ms", budget: 60, goal: 20, run: podsOneByOne},
+		{name: "graceful delete to gone", unit: "ms", goal: 60, run: deleteOneByOne},
+		{name: "100 pods at once, all Running", unit: "s", budget: 5, goal: 1, run: podsAtOnce},
+		{name: "100 pods at once, all gone", unit: "s", budget: 4, goal: 1, run: deleteAtOnce},
+		{name: "API creates, 16 workers", unit: "1/s", goal: 5000, more: true, run: creates},
+		{name: "API gets, 16 workers", unit: "1/s", goal: 12000, more: true, run: gets},
+		{name: "single create, durable", unit: "ms", goal: 0.8, run: singleCreate},
+		{name: "LIST 20,000 ConfigMaps, protobuf", unit: "ms", goal: 20, run: list("application/vnd.kubernetes.protobuf")},
+		{name: "LIST 20,000 ConfigMaps, JSON", unit: "ms", goal: 30, run: list("application/json")},
+		{name: "100 watchers x 1,000 updates", unit: "events/s", goal: 200000, more: true, run: watchers},
+		{name: "server memory with 20,000 ConfigMaps", unit: "MB", goal: 150, run: memoryNow},
+		{name: "deletecollection of 20,000", unit: "s", goal: 1, run: deleteCollection},
+		{name: "idle memory, 60 s after start", unit: "MB", budget: 110, goal: 80, run: idleMemory},
+		{name: "idle CPU over 60 s", unit: "% of a core", budget: 1, goal: 0.4, run: idleCPU},
+	}
+}
+
+func seconds(d time.Duration) float64 { return d.Seconds() }
+func millis(d time.Duration) float64  { return d.Seconds() * 1000 }
