@@ -1,0 +1,139 @@
+package podspec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// requirements checks the limits and requests of a container.
+func requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
+	lim, req := path.Child("limits"), path.Child("requests")
+	huge, main := false, false
+	note := func(name corev1.ResourceName) {
+		huge = huge || isHuge(name)
+		main = main || name == corev1.ResourceCPU || name == corev1.ResourceMemory
+	}
+	for _, name := range sortedNames(r.Limits) {
+		q := r.Limits[name]
+		note(name)
+		errs = append(errs, containerResource(name, lim.Key(string(name)))...)
+		errs = append(errs, Quantity(name, &q, lim.Key(string(name)))...)
+	}
+	for _, name := range sortedNames(r.Requests) {
+		q, at := r.Requests[name], req.Key(string(name))
+		note(name)
+		errs = append(errs, containerResource(name, at)...)
+		errs = append(errs, Quantity(name, &q, at)...)
+		limit, limited := r.Limits[name]
+		switch {
+		case limited && q.Cmp(limit) != 0 && !mayOvercommit(name):
+			errs = append(errs, field.Invalid(req, q.String(), fmt.Sprintf("must be equal to %s limit of %s", name, limit.String())))
+		case limited && q.Cmp(limit) > 0:
+			errs = append(errs, field.Invalid(req, q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", name, limit.String())))
+		case !limited && !mayOvercommit(name):
+			errs = append(errs, field.Required(lim, "Limit must be set for non overcommitable resources"))
+		}
+	}
+	if huge && !main {
+		errs = append(errs, field.Forbidden(path, "HugePages require cpu or memory"))
+	}
+	return errs
+}
+
+func sortedNames(l corev1.ResourceList) []corev1.ResourceName {
+	names := make([]corev1.ResourceName, 0, len(l))
+	for name := range l {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ResourceName checks the form of the name of a resource.
+func ResourceName(name corev1.ResourceName, at *field.Path) field.ErrorList {
+	errs := texts(at, name, validation.IsQualifiedName(string(name)))
+	if len(errs) == 0 && !strings.Contains(string(name), "/") && !standard(name) {
+		errs = append(errs, field.Invalid(at, name, "must be a standard resource type or fully qualified"))
+	}
+	return errs
+}
+
+func containerResource(name corev1.ResourceName, at *field.Path) field.ErrorList {
+	errs := texts(at, name, validation.IsQualifiedName(string(name)))
+	if len(errs) > 0 {
+		return errs
+	}
+	if strings.Contains(string(name), "/") {
+		if !native(name) && !Extended(name) {
+			errs = append(errs, field.Invalid(at, name, "doesn't follow extended resource name standard"))
+		}
+		return errs
+	}
+	switch name {
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+		return nil
+	}
+	if isHuge(name) {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(at, name, "must be a standard resource for containers")}
+}
+
+// Quantity checks the amount of a resource.
+func Quantity(name corev1.ResourceName, q *resource.Quantity, at *field.Path) (errs field.ErrorList) {
+	if q.Sign() < 0 {
+		errs = append(errs, field.Invalid(at, q.String(), "must be greater than or equal to 0"))
+	}
+	if (Extended(name) || isHuge(name)) && q.MilliValue()%1000 != 0 {
+		errs = append(errs, field.Invalid(at, q.String(), "must be an integer"))
+	}
+	return errs
+}
+
+// Extended says whether name is a resource that Kubernetes itself does not know, such as a device.
+func Extended(name corev1.ResourceName) bool {
+	if native(name) || strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix) {
+		return false
+	}
+	return len(validation.IsQualifiedName(corev1.DefaultResourceRequestsPrefix+string(name))) == 0
+}
+
+// native names have no domain, or kubernetes.io.
+func native(name corev1.ResourceName) bool {
+	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
+}
+
+func isHuge(name corev1.ResourceName) bool {
+	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
+}
+
+func mayOvercommit(name corev1.ResourceName) bool { return native(name) && !isHuge(name) }
+
+func standard(name corev1.ResourceName) bool {
+	switch name {
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage, corev1.ResourcePods:
+		return true
+	}
+	return isHuge(name) || strings.HasPrefix(string(name), corev1.ResourceAttachableVolumesPrefix)
+}
+
+// resizePolicies checks what happens to a container when its resources change.
+func resizePolicies(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
+	seen := map[corev1.ResourceName]bool{}
+	for i, p := range c.ResizePolicy {
+		at := path.Index(i)
+		if seen[p.ResourceName] {
+			errs = append(errs, field.Duplicate(path, p.ResourceName))
+		}
+		seen[p.ResourceName] = true
+		errs = append(errs, oneOf(at.Child("resourceName"), p.ResourceName, corev1.ResourceCPU, corev1.ResourceMemory)...)
+		errs = append(errs, oneOf(at.Child("restartPolicy"), p.RestartPolicy, corev1.NotRequired, corev1.RestartContainer)...)
+	}
+	return errs
+}

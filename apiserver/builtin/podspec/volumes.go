@@ -1,0 +1,261 @@
+package podspec
+
+import (
+	"path"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+func (v *check) volumes(path *field.Path) (errs field.ErrorList) {
+	v.vols = map[string]*corev1.VolumeSource{}
+	for i := range v.spec.Volumes {
+		vol, at := &v.spec.Volumes[i], path.Index(i)
+		switch messages := validation.IsDNS1123Label(vol.Name); {
+		case vol.Name == "":
+			errs = append(errs, field.Required(at.Child("name"), ""))
+		case len(messages) > 0:
+			errs = append(errs, texts(at.Child("name"), vol.Name, messages)...)
+		case v.vols[vol.Name] != nil:
+			errs = append(errs, field.Duplicate(at.Child("name"), vol.Name))
+		}
+		v.vols[vol.Name] = &vol.VolumeSource
+		errs = append(errs, source(&vol.VolumeSource, at)...)
+	}
+	return errs
+}
+
+// source checks that exactly one source is given, and that one.
+func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
+	n := 0
+	one := func(set bool, name string, check func(p *field.Path) field.ErrorList) {
+		if !set {
+			return
+		}
+		if n++; n > 1 {
+			errs = append(errs, field.Forbidden(at.Child(name), "may not specify more than 1 volume type"))
+			return
+		}
+		errs = append(errs, check(at.Child(name))...)
+	}
+	one(v.EmptyDir != nil, "emptyDir", func(p *field.Path) field.ErrorList { return emptyDir(v.EmptyDir, p) })
+	one(v.HostPath != nil, "hostPath", func(p *field.Path) field.ErrorList { return hostPath(v.HostPath, p) })
+	one(v.Secret != nil, "secret", func(p *field.Path) field.ErrorList {
+		s := v.Secret
+		return append(required(p.Child("secretName"), s.SecretName), files(s.Items, s.DefaultMode, p)...)
+	})
+	one(v.ConfigMap != nil, "configMap", func(p *field.Path) field.ErrorList {
+		s := v.ConfigMap
+		return append(required(p.Child("name"), s.Name), files(s.Items, s.DefaultMode, p)...)
+	})
+	one(v.DownwardAPI != nil, "downwardAPI", func(p *field.Path) field.ErrorList {
+		return append(mode(v.DownwardAPI.DefaultMode, p.Child("defaultMode")), downward(v.DownwardAPI.Items, p)...)
+	})
+	one(v.Projected != nil, "projected", func(p *field.Path) field.ErrorList { return projected(v.Projected, p) })
+	one(v.PersistentVolumeClaim != nil, "persistentVolumeClaim", func(p *field.Path) field.ErrorList {
+		return required(p.Child("claimName"), v.PersistentVolumeClaim.ClaimName)
+	})
+	one(v.Ephemeral != nil, "ephemeral", func(p *field.Path) field.ErrorList {
+		if v.Ephemeral.VolumeClaimTemplate == nil {
+			return field.ErrorList{field.Required(p.Child("volumeClaimTemplate"), "")}
+		}
+		return nil
+	})
+	one(v.CSI != nil, "csi", func(p *field.Path) field.ErrorList { return csi(v.CSI, p) })
+	one(v.NFS != nil, "nfs", func(p *field.Path) field.ErrorList { return nfs(v.NFS, p) })
+	one(v.Image != nil, "image", func(p *field.Path) field.ErrorList {
+		return append(required(p.Child("reference"), v.Image.Reference),
+			oneOf(p.Child("pullPolicy"), v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)...)
+	})
+	for name, set := range retired(v) {
+		one(set, name, func(p *field.Path) field.ErrorList {
+			return field.ErrorList{field.Forbidden(p, "this volume type is not supported; use a CSI driver")}
+		})
+	}
+	if n == 0 {
+		errs = append(errs, field.Required(at, "must specify a volume type"))
+	}
+	return errs
+}
+
+func required(p *field.Path, value string) field.ErrorList {
+	if value == "" {
+		return field.ErrorList{field.Required(p, "")}
+	}
+	return nil
+}
+
+func emptyDir(e *corev1.EmptyDirVolumeSource, p *field.Path) (errs field.ErrorList) {
+	if e.SizeLimit != nil && e.SizeLimit.Sign() < 0 {
+		errs = append(errs, field.Forbidden(p.Child("sizeLimit"), "SizeLimit field must be a valid resource quantity"))
+	}
+	switch m := e.Medium; {
+	case m == corev1.StorageMediumDefault, m == corev1.StorageMediumMemory, m == corev1.StorageMediumHugePages:
+	case strings.HasPrefix(string(m), string(corev1.StorageMediumHugePagesPrefix)):
+	default:
+		errs = append(errs, field.NotSupported(p.Child("medium"), m,
+			[]corev1.StorageMedium{corev1.StorageMediumDefault, corev1.StorageMediumHugePages, corev1.StorageMediumMemory}))
+	}
+	return errs
+}
+
+// hostPathTypes are the values of HostPathVolumeSource.Type.
+var hostPathTypes = []corev1.HostPathType{corev1.HostPathUnset, corev1.HostPathDirectoryOrCreate, corev1.HostPathDirectory,
+	corev1.HostPathFileOrCreate, corev1.HostPathFile, corev1.HostPathSocket, corev1.HostPathCharDev, corev1.HostPathBlockDev}
+
+func hostPath(h *corev1.HostPathVolumeSource, p *field.Path) (errs field.ErrorList) {
+	if h.Path == "" {
+		return field.ErrorList{field.Required(p.Child("path"), "")}
+	}
+	errs = noBackstep(h.Path, p.Child("path"))
+	if h.Type != nil && *h.Type != "" {
+		errs = append(errs, oneOf(p.Child("type"), *h.Type, hostPathTypes...)...)
+	}
+	return errs
+}
+
+func csi(c *corev1.CSIVolumeSource, p *field.Path) field.ErrorList {
+	errs := required(p.Child("driver"), c.Driver)
+	if c.Driver != "" {
+		if len(c.Driver) > 63 {
+			errs = append(errs, field.TooLong(p.Child("driver"), c.Driver, 63))
+		}
+		errs = append(errs, texts(p.Child("driver"), c.Driver, validation.IsDNS1123Subdomain(strings.ToLower(c.Driver)))...)
+	}
+	if r := c.NodePublishSecretRef; r != nil {
+		errs = append(errs, required(p.Child("nodePublishSecretRef", "name"), r.Name)...)
+	}
+	return errs
+}
+
+func nfs(n *corev1.NFSVolumeSource, p *field.Path) field.ErrorList {
+	errs := append(required(p.Child("server"), n.Server), required(p.Child("path"), n.Path)...)
+	if n.Path != "" && !path.IsAbs(n.Path) {
+		errs = append(errs, field.Invalid(p.Child("path"), n.Path, "must be an absolute path"))
+	}
+	return errs
+}
+
+func mode(m *int32, p *field.Path) field.ErrorList {
+	if m != nil && (*m < 0 || *m > 0o777) {
+		return field.ErrorList{field.Invalid(p, *m, "must be a number between 0 and 0777 (octal), both inclusive")}
+	}
+	return nil
+}
+
+// files checks the items of a Secret's or ConfigMap's volume.
+func files(items []corev1.KeyToPath, defaultMode *int32, p *field.Path) (errs field.ErrorList) {
+	errs = mode(defaultMode, p.Child("defaultMode"))
+	for i, item := range items {
+		at := p.Child("items").Index(i)
+		if item.Key == "" {
+			errs = append(errs, field.Required(at.Child("key"), ""))
+		} else {
+			errs = append(errs, texts(at.Child("key"), item.Key, validation.IsConfigMapKey(item.Key))...)
+		}
+		errs = append(errs, required(at.Child("path"), item.Path)...)
+		errs = append(errs, filePath(item.Path, at.Child("path"))...)
+		errs = append(errs, mode(item.Mode, at.Child("mode"))...)
+	}
+	return errs
+}
+
+// filePath checks the path of a file within a volume that is written atomically: names that open with two dots are taken.
+func filePath(p string, at *field.Path) (errs field.ErrorList) {
+	errs = inside(p, at)
+	if strings.HasPrefix(p, "..") && !strings.HasPrefix(p, "../") && p != ".." {
+		errs = append(errs, field.Invalid(at, p, "must not start with '..'"))
+	}
+	return errs
+}
+
+func downward(items []corev1.DownwardAPIVolumeFile, p *field.Path) (errs field.ErrorList) {
+	for i, f := range items {
+		at := p.Child("items").Index(i)
+		errs = append(errs, required(at.Child("path"), f.Path)...)
+		errs = append(errs, filePath(f.Path, at.Child("path"))...)
+		errs = append(errs, mode(f.Mode, at.Child("mode"))...)
+		switch {
+		case f.FieldRef != nil && f.ResourceFieldRef != nil:
+			errs = append(errs, field.Invalid(at, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"))
+		case f.FieldRef != nil:
+			errs = append(errs, fieldRef(f.FieldRef, at.Child("fieldRef"), volumeFields)...)
+		case f.ResourceFieldRef != nil:
+			errs = append(errs, resourceFieldRef(f.ResourceFieldRef, at.Child("resourceFieldRef"), true)...)
+		default:
+			errs = append(errs, field.Required(at, "one of fieldRef and resourceFieldRef is required"))
+		}
+	}
+	return errs
+}
+
+// minTokenSeconds and maxTokenSeconds bound the life of projected service account tokens.
+const (
+	minTokenSeconds = 10 * 60
+	maxTokenSeconds = 1 << 32
+)
+
+func projected(s *corev1.ProjectedVolumeSource, p *field.Path) (errs field.ErrorList) {
+	errs = mode(s.DefaultMode, p.Child("defaultMode"))
+	seen := map[string]bool{}
+	once := func(path string, at *field.Path) {
+		if path != "" && seen[path] {
+			errs = append(errs, field.Invalid(at, path, "conflicting duplicate paths"))
+		}
+		seen[path] = true
+	}
+	for i, src := range s.Sources {
+		at := p.Child("sources").Index(i)
+		n := 0
+		if s := src.Secret; s != nil {
+			n++
+			errs = append(errs, required(at.Child("secret", "name"), s.Name)...)
+			errs = append(errs, files(s.Items, nil, at.Child("secret"))...)
+			for _, item := range s.Items {
+				once(item.Path, p)
+			}
+		}
+		if s := src.ConfigMap; s != nil {
+			n++
+			errs = append(errs, required(at.Child("configMap", "name"), s.Name)...)
+			errs = append(errs, files(s.Items, nil, at.Child("configMap"))...)
+			for _, item := range s.Items {
+				once(item.Path, p)
+			}
+		}
+		if s := src.DownwardAPI; s != nil {
+			n++
+			errs = append(errs, downward(s.Items, at.Child("downwardAPI"))...)
+			for _, item := range s.Items {
+				once(item.Path, p)
+			}
+		}
+		if s := src.ServiceAccountToken; s != nil {
+			n++
+			errs = append(errs, token(s, at.Child("serviceAccountToken"))...)
+			once(s.Path, p)
+		}
+		if n == 0 && src.ClusterTrustBundle == nil && src.PodCertificate == nil {
+			errs = append(errs, field.Required(at, "must specify a volume source"))
+		}
+		if n > 1 {
+			errs = append(errs, field.Forbidden(at, "may not specify more than 1 volume type"))
+		}
+	}
+	return errs
+}
+
+func token(s *corev1.ServiceAccountTokenProjection, p *field.Path) (errs field.ErrorList) {
+	if e := s.ExpirationSeconds; e != nil {
+		if *e < minTokenSeconds {
+			errs = append(errs, field.Invalid(p.Child("expirationSeconds"), *e, "may not specify a duration less than 10 minutes"))
+		}
+		if *e > maxTokenSeconds {
+			errs = append(errs, field.Invalid(p.Child("expirationSeconds"), *e, "may not specify a duration larger than 2^32 seconds"))
+		}
+	}
+	errs = append(errs, required(p.Child("path"), s.Path)...)
+	return append(errs, filePath(s.Path, p.Child("path"))...)
+}
