@@ -77,19 +77,24 @@ func MappedBy[S api.Object](f func(context.Context, Deps, S) []api.Key, lists ..
 // Changed wakes the keys that f returns for a change. Before is the zero S for what was not seen before, after
 // is the zero S for what is gone.
 func Changed[S api.Object](f func(ctx context.Context, d Deps, before, after S) []api.Key, lists ...*api.Kind) Source {
-	return Source{kind: api.KindFor[S](), lists: lists,
+	as := func(o api.Object) S {
+		s, _ := o.(S)
+		return s
+	}
+	return Changes(api.KindFor[S](), func(ctx context.Context, d Deps, before, after api.Object) []api.Key {
+		return f(ctx, d, as(before), as(after))
+	}, lists...)
+}
+
+// Changes is Changed for a kind that is only known at run time.
+func Changes(kind *api.Kind, f func(ctx context.Context, d Deps, before, after api.Object) []api.Key, lists ...*api.Kind) Source {
+	return Source{kind: kind, lists: lists,
 		keys: func(d Deps, _ *api.Kind) func(context.Context, client.Event) []api.Key {
 			return func(ctx context.Context, e client.Event) []api.Key {
-				var before, after S
-				if e.Old != nil {
-					before = e.Old.(S)
-				}
 				if e.Op == client.Deleted {
-					before = e.Object.(S)
-				} else {
-					after = e.Object.(S)
+					return f(ctx, d, e.Object, nil)
 				}
-				return f(ctx, d, before, after)
+				return f(ctx, d, e.Old, e.Object)
 			}
 		}}
 }
