@@ -1,0 +1,213 @@
+package plugins
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/linux/nft"
+)
+
+// Host ports come before the node ports of Services, as upstream has it.
+const (
+	dstnat = -100 - 5
+	srcnat = 100
+	raw    = -300
+)
+
+// mapped returns the mappings that map something, with their defaults filled in.
+func mapped(ms []cni.PortMapping) []cni.PortMapping {
+	var out []cni.PortMapping
+	for _, m := range ms {
+		if m.HostPort == 0 {
+			continue
+		}
+		if m.Protocol == "" {
+			m.Protocol = cni.TCP
+		}
+		if !m.HostIP.IsValid() || m.HostIP.IsUnspecified() {
+			m.HostIP = netip.Addr{}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// table returns what the network wants of the host's nftables:
+//
+//	ports        host port -> pod, for every local address
+//	ports-at     address and host port -> pod
+//	hairpins     pods with host ports, which may reach themselves through one
+func table(c Config, pods []*attachment) (*nft.Table, error) {
+	t := nft.NewTable(c.Table)
+	pre := &nft.Chain{Hook: &nft.Hook{Type: "nat", Point: nft.Prerouting, Priority: dstnat}}
+	out := &nft.Chain{Hook: &nft.Hook{Type: "nat", Point: nft.Output, Priority: dstnat}}
+	post := &nft.Chain{Hook: &nft.Hook{Type: "nat", Point: nft.Postrouting, Priority: srcnat}}
+	guard := &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Prerouting, Priority: raw}}
+	for _, r := range c.Ranges {
+		f := nft.FamilyOf(r.Addr())
+		addMaps(t, f)
+		for _, chain := range []*nft.Chain{pre, out} {
+			chain.Rules = append(chain.Rules,
+				nft.Rule{f.Is(), f.DNATMap("ports-at-"+f.Name, f.Daddr(), nft.L4Proto(), nft.Dport())},
+				nft.Rule{f.Is(), nft.ToLocal(), f.DNATMap("ports-"+f.Name, nft.L4Proto(), nft.Dport())})
+		}
+		outside := nft.Rule{f.Is(), nft.From(r)}
+		for _, cidr := range c.ClusterCIDRs {
+			if nft.FamilyOf(cidr.Addr()).Name == f.Name {
+				outside = append(outside, nft.NotTo(cidr))
+			}
+		}
+		post.Rules = append(post.Rules,
+			nft.Rule{f.Is(), nft.In("hairpins-"+f.Name, f.Saddr(), f.Daddr()), nft.Masquerade()},
+			append(outside, nft.Masquerade()))
+		if r.Addr().Is4() {
+			loopback := netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
+			post.Rules = append(post.Rules, nft.Rule{f.Is(), nft.From(loopback), nft.To(r), nft.Masquerade()})
+			// Links with host ports route 127.0.0.0/8; a pod must not get there by it.
+			guard.Rules = append(guard.Rules, nft.Rule{f.Is(), nft.InLink(c.linkPrefix()), nft.To(loopback), nft.Drop()})
+		}
+	}
+	t.Chains["prerouting"], t.Chains["output"], t.Chains["postrouting"], t.Chains["guard"] = pre, out, post, guard
+	for _, a := range pods {
+		if err := addPorts(t, a); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func addMaps(t *nft.Table, f nft.Family) {
+	data := []nft.Type{f.Addr, nft.Service}
+	t.Sets["ports-"+f.Name] = &nft.Set{Key: []nft.Type{nft.Proto, nft.Service}, Data: data, Elems: map[string]string{}}
+	t.Sets["ports-at-"+f.Name] = &nft.Set{Key: []nft.Type{f.Addr, nft.Proto, nft.Service}, Data: data, Elems: map[string]string{}}
+	t.Sets["hairpins-"+f.Name] = &nft.Set{Key: []nft.Type{f.Addr, f.Addr}, Elems: map[string]string{}}
+}
+
+// addPorts adds the elements of one pod to a table that has the maps.
+func addPorts(t *nft.Table, a *attachment) error {
+	for _, m := range a.Ports {
+		proto, ok := map[cni.Protocol]uint8{cni.TCP: nft.TCP, cni.UDP: nft.UDP, cni.SCTP: nft.SCTP}[m.Protocol]
+		if !ok {
+			return fmt.Errorf("map host port %d: unknown protocol %q", m.HostPort, m.Protocol)
+		}
+		done := false
+		for _, ip := range a.Addrs {
+			f := nft.FamilyOf(ip)
+			set, key := t.Sets["ports-"+f.Name], nft.Pack(proto, m.HostPort)
+			if m.HostIP.IsValid() {
+				if nft.FamilyOf(m.HostIP.Unmap()).Name != f.Name {
+					continue
+				}
+				set, key = t.Sets["ports-at-"+f.Name], nft.Pack(m.HostIP.Unmap(), proto, m.HostPort)
+			}
+			if set == nil {
+				continue
+			}
+			set.Elems[key] = nft.Pack(ip, m.ContainerPort)
+			t.Sets["hairpins-"+f.Name].Elems[nft.Pack(ip, ip)] = ""
+			done = true
+		}
+		if !done {
+			return fmt.Errorf("map host port %d: the pod has no address of the family of %s", m.HostPort, m.HostIP)
+		}
+	}
+	return nil
+}
+
+// part returns the elements of some pods as a table of its own.
+func part(c Config, pods ...*attachment) (*nft.Table, error) {
+	t := nft.NewTable(c.Table)
+	for _, r := range c.Ranges {
+		addMaps(t, nft.FamilyOf(r.Addr()))
+	}
+	for _, a := range pods {
+		if err := addPorts(t, a); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// openPorts maps the pod's host ports.
+func (n *Network) openPorts(h *host, a *attachment) error {
+	if len(a.Ports) == 0 {
+		return nil
+	}
+	for _, ip := range a.Addrs {
+		if ip.Is4() {
+			// For connections to 127.0.0.1 and a host port; see table's guard.
+			if err := h.sysctl(a.HostLink, "route_localnet", "1"); err != nil {
+				return err
+			}
+		}
+	}
+	return n.changePorts(h, nil, a)
+}
+
+// closePorts is the reverse of openPorts.
+func (n *Network) closePorts(h *host, a *attachment) error {
+	if len(a.Ports) == 0 {
+		return nil
+	}
+	return n.changePorts(h, a, nil)
+}
+
+// changePorts replaces one pod's elements by another's. When the kernel's table is
+// not as it should be, all of it is put right instead.
+func (n *Network) changePorts(h *host, old, next *attachment) error {
+	var was, will []*attachment
+	if old != nil {
+		was = append(was, old)
+	}
+	if next != nil {
+		will = append(will, next)
+	}
+	have, err := part(n.c, was...)
+	if err != nil {
+		return err
+	}
+	want, err := part(n.c, will...)
+	if err != nil {
+		return err
+	}
+	err = h.nft.Commit(nft.Update(have, want))
+	if err == nil {
+		return nil
+	}
+	records, rerr := n.records()
+	if rerr != nil {
+		return rerr
+	}
+	kept := records[:0]
+	for _, r := range records {
+		if old == nil || r.Pod != old.Pod {
+			kept = append(kept, r)
+		}
+	}
+	return n.applyTable(h, kept)
+}
+
+// syncTable makes the table what the records say.
+func (n *Network) syncTable(h *host) error {
+	records, err := n.records()
+	if err != nil {
+		return err
+	}
+	return n.applyTable(h, records)
+}
+
+func (n *Network) applyTable(h *host, pods []*attachment) error {
+	want, err := table(n.c, pods)
+	if err != nil {
+		return err
+	}
+	have, err := h.nft.Read(n.c.Table)
+	if err != nil {
+		return err
+	}
+	if err := h.nft.Commit(nft.Diff(have, want)); err != nil {
+		return fmt.Errorf("apply table %s: %w", n.c.Table, err)
+	}
+	return nil
+}
