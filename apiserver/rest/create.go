@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -184,7 +185,7 @@ func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Ob
 }
 
 // Post serves a creating subresource: it hands body to the kind's own function.
-func (p *Pipeline) Post(ctx context.Context, r *Request, body api.Object, opts *metav1.CreateOptions) (any, error) {
+func (p *Pipeline) Post(ctx context.Context, r *Request, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error) {
 	sub := r.Any.r.sub[r.Sub]
 	if sub == nil || sub.Create == nil {
 		return nil, r.notFound()

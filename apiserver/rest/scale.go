@@ -72,6 +72,9 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(now *aut
 }
 
 func (p *Pipeline) updateScale(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	if r.Any.r.scale != nil && api.KindOf(o) == r.Any.Kind {
+		o = r.scaleOf(o) // a component gives the object itself
+	}
 	want, ok := o.(*autoscalingv1.Scale)
 	if !ok {
 		return nil, apierrors.NewBadRequest("expected a Scale of autoscaling/v1")

@@ -1,0 +1,171 @@
+package apiserver
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// maxBody bounds what a client may send.
+const maxBody = 3 << 20
+
+func (c *call) body() ([]byte, error) {
+	if c.r.Body == nil {
+		return nil, nil
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", maxBody))
+	case err != nil:
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("error reading the body: %v", err))
+	}
+	return b, nil
+}
+
+// decode reads the body as an object of kind k.
+func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
+	data, err := c.body()
+	if err != nil {
+		return nil, err
+	}
+	enc, err := bodyEncoding(c.r)
+	if err != nil {
+		return nil, err
+	}
+	o, errs, err := decode(enc, data, k)
+	if err != nil {
+		return nil, err
+	}
+	switch strict {
+	case metav1.FieldValidationStrict:
+		if len(errs) > 0 {
+			return nil, unfit(k, k.GVK(), runtime.NewStrictDecodingError(errs))
+		}
+	case metav1.FieldValidationIgnore:
+	default:
+		for _, e := range errs {
+			c.warn(e.Error())
+		}
+	}
+	return o, nil
+}
+
+// decode reads data as an object of kind k. Strict are unknown and duplicate fields.
+func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []error, err error) {
+	o = k.New()
+	if enc == asProtobuf {
+		return o, nil, decodeProto(data, o, k)
+	}
+	if enc == asYAML {
+		json, err := yaml.YAMLToJSONStrict(data)
+		if err != nil {
+			strict = append(strict, err)
+			if json, err = yaml.YAMLToJSON(data); err != nil {
+				return nil, nil, unfit(k, schema.GroupVersionKind{}, err)
+			}
+		}
+		data = json
+	}
+	if len(data) == 0 {
+		return nil, nil, unfit(k, schema.GroupVersionKind{}, errors.New("the body is empty"))
+	}
+	more, err := api.DecodeJSON(data, o)
+	if err != nil {
+		if inner := errors.Unwrap(err); inner != nil {
+			err = inner // the client knows that it is about decoding
+		}
+		return nil, nil, unfit(k, k.GVK(), err)
+	}
+	if err := sameKind(o, k); err != nil {
+		return nil, nil, err
+	}
+	return o, append(strict, more...), nil
+}
+
+func decodeProto(data []byte, o api.Object, k *api.Kind) error {
+	tm, err := api.ProtoType(data)
+	if err != nil {
+		return unfit(k, schema.GroupVersionKind{}, err)
+	}
+	if err := api.DecodeProto(data, o); err != nil {
+		return unfit(k, k.GVK(), err)
+	}
+	o.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(tm.APIVersion, tm.Kind))
+	return sameKind(o, k)
+}
+
+// sameKind checks that the body is of the kind that the URL names. A body may leave it out.
+func sameKind(o api.Object, k *api.Kind) error {
+	got := o.GetObjectKind().GroupVersionKind()
+	if got.Kind == "" {
+		got.Kind = k.Kind
+	}
+	if got.GroupVersion().Empty() {
+		got.Group, got.Version = k.Group, k.Version
+	}
+	switch {
+	case got.Kind != k.Kind:
+		return unfit(k, got, fmt.Errorf("%s is not a %s", got.Kind, k.Kind))
+	case got.GroupVersion() != k.GroupVersion():
+		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)",
+			got.GroupVersion(), k.GroupVersion()))
+	}
+	o.GetObjectKind().SetGroupVersionKind(k.GVK())
+	return nil
+}
+
+// unfit is upstream's message for a body that cannot be read.
+func unfit(k *api.Kind, got schema.GroupVersionKind, err error) error {
+	if got.Kind == "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v", k.Kind, err))
+	}
+	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v",
+		got.Kind, got.GroupVersion().String(), k.Kind, err))
+}
+
+// deleteOptions reads the options of a deletion from the body, or else from the query.
+func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
+	o := new(metav1.DeleteOptions)
+	data, err := c.body()
+	if err != nil {
+		return nil, err
+	}
+	if len(data) == 0 {
+		q := c.r.URL.Query()
+		if err := metav1.Convert_url_Values_To_v1_DeleteOptions(&q, o, nil); err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		return o, nil
+	}
+	enc, err := bodyEncoding(c.r)
+	if err != nil {
+		return nil, err
+	}
+	switch enc {
+	case asProtobuf:
+		err = api.DecodeProto(data, o)
+	case asYAML:
+		err = yaml.Unmarshal(data, o)
+	default:
+		_, err = api.DecodeJSON(data, o)
+	}
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	if o.Kind != "" && o.Kind != "DeleteOptions" {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("decoded object cannot be converted to DeleteOptions: it is a %s", o.Kind))
+	}
+	return o, nil
+}

@@ -1,0 +1,76 @@
+// Package builtin is the behaviour of Kubernetes' own kinds: one short declarative file each, with defaults,
+// validation, print columns, selectable fields and special subresources. It replaces upstream's
+// pkg/apis/*/{defaults,validation}, pkg/registry/* and pkg/printers.
+//
+// What a kind leaves out is done by package rest as Kubernetes does it. All is the list.
+package builtin
+
+import (
+	"net/netip"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/store"
+)
+
+// Deps is what the kinds need from the rest of the server.
+type Deps struct {
+	Store *store.Store
+	// Client writes through the whole pipeline as the server itself (system:masters); it is used while requests are served.
+	Client client.Client
+	// Tokens issues what serviceaccounts/token answers, and Authenticate verifies what TokenReview asks about.
+	Tokens *authn.Tokens
+	// Authorizer answers access reviews and guards role writes against escalation.
+	Authorizer *authz.RBAC
+	// Access decides everything that requests are decided by; access reviews ask it. RBAC alone when nil.
+	Access authz.Authorizer
+
+	// Services is the range of cluster addresses, IPv4. The network address is never given out.
+	Services netip.Prefix
+	// Reserved addresses of Services are given only to those that ask for them by name (kube-dns, kubernetes).
+	Reserved []netip.Addr
+	// NodePorts is the first and last node port; 30000-32767 when zero.
+	NodePorts [2]int32
+
+	// Streams and proxies to kubelets, by kind: exec, attach, log, portforward, proxy.
+	PodStreams, NodeStreams, ServiceStreams map[string]*rest.Subresource
+}
+
+// All returns every built-in kind.
+func All(d Deps) []rest.Any {
+	if d.Access == nil {
+		d.Access = d.Authorizer
+	}
+	return []rest.Any{
+		rest.Register(api.NamespaceKind, namespaces()),
+		rest.Register(api.NodeKind, nodes(d)),
+		rest.Register(api.PodKind, pods(d)),
+		rest.Register(api.ServiceKind, services(d)),
+		rest.Register(api.EndpointsKind, endpoints()),
+		rest.Register(api.ConfigMapKind, configMaps()),
+		rest.Register(api.SecretKind, secrets()),
+		rest.Register(api.ServiceAccountKind, serviceAccounts(d)),
+		rest.Register(api.EventKind, events()),
+		rest.Register(api.DeploymentKind, deployments()),
+		rest.Register(api.ReplicaSetKind, replicaSets()),
+		rest.Register(api.DaemonSetKind, daemonSets()),
+		rest.Register(api.ControllerRevisionKind, controllerRevisions()),
+		rest.Register(api.JobKind, jobs()),
+		rest.Register(api.LeaseKind, leases()),
+		rest.Register(api.EndpointSliceKind, endpointSlices()),
+		rest.Register(api.RoleKind, roles(d)),
+		rest.Register(api.RoleBindingKind, roleBindings(d)),
+		rest.Register(api.ClusterRoleKind, clusterRoles(d)),
+		rest.Register(api.ClusterRoleBindingKind, clusterRoleBindings(d)),
+
+		rest.Register(api.TokenReviewKind, tokenReviews(d)),
+		rest.Register(api.SelfSubjectReviewKind, selfSubjectReviews()),
+		rest.Register(api.SubjectAccessReviewKind, subjectAccessReviews(d)),
+		rest.Register(api.LocalSubjectAccessReviewKind, localSubjectAccessReviews(d)),
+		rest.Register(api.SelfSubjectAccessReviewKind, selfSubjectAccessReviews(d)),
+		rest.Register(api.SelfSubjectRulesReviewKind, selfSubjectRulesReviews(d)),
+	}
+}

@@ -1,0 +1,120 @@
+package builtin
+
+import (
+	"slices"
+	"sort"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// Ways that files of this package share of saying what is wrong, and of showing values in columns.
+
+const (
+	none    = "<none>"
+	unknown = "<unknown>"
+	unset   = "<unset>"
+)
+
+// immutable is the error of a changed field that may not change.
+func immutable(now, old any, at *field.Path) field.ErrorList {
+	return apivalidation.ValidateImmutableField(now, old, at)
+}
+
+func notNegative[T ~int32 | ~int64](v T, at *field.Path) field.ErrorList {
+	return apivalidation.ValidateNonnegativeField(int64(v), at)
+}
+
+func notNegativePtr[T ~int32 | ~int64](v *T, at *field.Path) field.ErrorList {
+	if v == nil {
+		return nil
+	}
+	return notNegative(*v, at)
+}
+
+func texts(at *field.Path, value any, messages []string) (errs field.ErrorList) {
+	for _, m := range messages {
+		errs = append(errs, field.Invalid(at, value, m))
+	}
+	return errs
+}
+
+func oneOf[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
+	switch {
+	case value == "":
+		return field.ErrorList{field.Required(at, "")}
+	case slices.Contains(allowed, value):
+		return nil
+	}
+	return field.ErrorList{field.NotSupported(at, value, allowed)}
+}
+
+func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, false) }
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+func setPtr[T any](p **T, v T) {
+	if *p == nil {
+		*p = &v
+	}
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// selectorText is a label selector as kubectl shows it.
+func selectorText(s *metav1.LabelSelector) string { return metav1.FormatLabelSelector(s) }
+
+// mapText is a plain selector as kubectl shows it.
+func mapText(m map[string]string) string {
+	if len(m) == 0 {
+		return none
+	}
+	return labels.FormatLabels(m)
+}
+
+// containerNames and containerImages are the wide columns of workloads.
+func containerNames(t *corev1.PodTemplateSpec) string {
+	names := make([]string, len(t.Spec.Containers))
+	for i, c := range t.Spec.Containers {
+		names[i] = c.Name
+	}
+	return strings.Join(names, ",")
+}
+
+func containerImages(t *corev1.PodTemplateSpec) string {
+	images := make([]string, len(t.Spec.Containers))
+	for i, c := range t.Spec.Containers {
+		images[i] = c.Image
+	}
+	return strings.Join(images, ",")
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}

@@ -1,0 +1,83 @@
+package builtin
+
+import (
+	"context"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// namespaces live until the namespace controller has emptied them and taken the finalizer "kubernetes" away through
+// /finalize. The label kubernetes.io/metadata.name always says their name.
+func namespaces() *rest.Resource[*corev1.Namespace] {
+	label := func(n *corev1.Namespace) {
+		if n.Name == "" || n.Labels[corev1.LabelMetadataName] == n.Name {
+			return
+		}
+		if n.Labels == nil {
+			n.Labels = map[string]string{}
+		}
+		n.Labels[corev1.LabelMetadataName] = n.Name
+	}
+	return &rest.Resource[*corev1.Namespace]{
+		Default: label,
+		Name:    apivalidation.NameIsDNSLabel,
+		Prepare: func(n *corev1.Namespace) {
+			n.Status.Phase = corev1.NamespaceActive
+			if !slices.Contains(n.Spec.Finalizers, corev1.FinalizerKubernetes) {
+				n.Spec.Finalizers = append(n.Spec.Finalizers, corev1.FinalizerKubernetes)
+			}
+			label(n)
+		},
+		PrepareUpdate: func(now, old *corev1.Namespace) {
+			now.Spec.Finalizers = slices.Clone(old.Spec.Finalizers)
+		},
+		PrepareStatus: func(now, old *corev1.Namespace) {
+			if now.DeletionTimestamp == nil {
+				now.Status.Phase = corev1.NamespaceActive
+			}
+		},
+		ValidateStatus: func(now, old *corev1.Namespace) (errs field.ErrorList) {
+			at := field.NewPath("status", "Phase")
+			if now.DeletionTimestamp == nil && now.Status.Phase != corev1.NamespaceActive {
+				errs = append(errs, field.Invalid(at, now.Status.Phase, "may only be 'Active' if `deletionTimestamp` is empty"))
+			}
+			if now.DeletionTimestamp != nil && now.Status.Phase != corev1.NamespaceTerminating {
+				errs = append(errs, field.Invalid(at, now.Status.Phase, "may only be 'Terminating' if `deletionTimestamp` is not empty"))
+			}
+			return errs
+		},
+		NoGeneration: true,
+		Fields: func(n *corev1.Namespace) fields.Set {
+			return fields.Set{"status.phase": string(n.Status.Phase), "name": n.Name}
+		},
+		Finalizing: func(n *corev1.Namespace) bool { return len(n.Spec.Finalizers) > 0 },
+		Deleting:   func(n *corev1.Namespace) { n.Status.Phase = corev1.NamespaceTerminating },
+		Columns: []rest.Column[*corev1.Namespace]{
+			{Name: "Status", Description: "The status of the namespace", Cell: func(n *corev1.Namespace) any { return string(n.Status.Phase) }},
+			{Name: "Age"},
+		},
+		Sub: map[string]*rest.Subresource{"finalize": {Update: finalizeNamespace}},
+	}
+}
+
+// finalizeNamespace lets spec.finalizers change and nothing else.
+func finalizeNamespace(_ context.Context, now, old api.Object) (errs field.ErrorList) {
+	n, o := now.(*corev1.Namespace), old.(*corev1.Namespace)
+	finalizers := n.Spec.Finalizers
+	meta := o.ObjectMeta.DeepCopy()
+	meta.ManagedFields = n.ManagedFields
+	n.ObjectMeta = *meta
+	n.Spec = corev1.NamespaceSpec{Finalizers: finalizers}
+	n.Status = *o.Status.DeepCopy()
+	for i, f := range finalizers {
+		errs = append(errs, apivalidation.ValidateFinalizerName(string(f), field.NewPath("spec", "finalizers").Index(i))...)
+	}
+	return errs
+}

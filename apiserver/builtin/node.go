@@ -1,0 +1,157 @@
+package builtin
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+func nodes(d Deps) *rest.Resource[*corev1.Node] {
+	return &rest.Resource[*corev1.Node]{
+		StatusAtCreate: true,
+		NoGeneration:   true,
+		Default: func(n *corev1.Node) {
+			if len(n.Status.Allocatable) == 0 && len(n.Status.Capacity) > 0 {
+				n.Status.Allocatable = n.Status.Capacity.DeepCopy()
+			}
+			// The old singular field is the first of the list.
+			if n.Spec.PodCIDR != "" && len(n.Spec.PodCIDRs) == 0 {
+				n.Spec.PodCIDRs = []string{n.Spec.PodCIDR}
+			}
+			if n.Spec.PodCIDR == "" && len(n.Spec.PodCIDRs) > 0 {
+				n.Spec.PodCIDR = n.Spec.PodCIDRs[0]
+			}
+		},
+		Validate:       validateNode,
+		ValidateUpdate: updateNode,
+		Fields: func(n *corev1.Node) fields.Set {
+			return fields.Set{"spec.unschedulable": boolText(n.Spec.Unschedulable)}
+		},
+		Columns: nodeColumns(),
+		Sub:     maps.Clone(d.NodeStreams),
+	}
+}
+
+func validateNode(n *corev1.Node) field.ErrorList {
+	spec := field.NewPath("spec")
+	errs := validateTaints(n.Spec.Taints, spec.Child("taints"))
+	for i, cidr := range n.Spec.PodCIDRs {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(spec.Child("podCIDRs").Index(i), cidr, false, nil)...)
+	}
+	if len(n.Spec.PodCIDRs) > 2 {
+		errs = append(errs, field.Invalid(spec.Child("podCIDRs"), n.Spec.PodCIDRs, "may specify no more than one CIDR for each IP family"))
+	}
+	if len(n.Spec.PodCIDRs) > 0 && n.Spec.PodCIDR != n.Spec.PodCIDRs[0] {
+		errs = append(errs, field.Invalid(spec.Child("podCIDRs").Index(0), n.Spec.PodCIDRs[0], "must match `podCIDR`"))
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.Status.Capacity)) {
+		q := n.Status.Capacity[name]
+		at := field.NewPath("status", "capacity").Key(string(name))
+		errs = append(errs, podspec.ResourceName(name, at)...)
+		errs = append(errs, podspec.Quantity(name, &q, at)...)
+	}
+	return errs
+}
+
+func validateTaints(ts []corev1.Taint, at *field.Path) (errs field.ErrorList) {
+	seen := map[string]bool{}
+	for i, t := range ts {
+		p := at.Index(i)
+		errs = append(errs, metav1validation.ValidateLabelName(t.Key, p.Child("key"))...)
+		errs = append(errs, texts(p.Child("value"), t.Value, validation.IsValidLabelValue(t.Value))...)
+		errs = append(errs, oneOf(p.Child("effect"), t.Effect, corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute)...)
+		id := t.Key + ":" + string(t.Effect)
+		if seen[id] {
+			dup := field.Duplicate(p, t)
+			dup.Detail = "taints must be unique by key and effect pair"
+			errs = append(errs, dup)
+		}
+		seen[id] = true
+	}
+	return errs
+}
+
+func updateNode(now, old *corev1.Node) (errs field.ErrorList) {
+	spec := field.NewPath("spec")
+	if len(old.Spec.PodCIDRs) > 0 && !slices.Equal(now.Spec.PodCIDRs, old.Spec.PodCIDRs) {
+		errs = append(errs, field.Forbidden(spec.Child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid"))
+	}
+	if old.Spec.ProviderID != "" && now.Spec.ProviderID != old.Spec.ProviderID {
+		errs = append(errs, field.Forbidden(spec.Child("providerID"), "node updates may not change providerID except from \"\" to valid"))
+	}
+	// What may change is made equal; whatever then differs may not.
+	rest := now.Spec.DeepCopy()
+	rest.PodCIDR, rest.PodCIDRs, rest.ProviderID = old.Spec.PodCIDR, old.Spec.PodCIDRs, old.Spec.ProviderID
+	rest.Unschedulable, rest.Taints, rest.ConfigSource = old.Spec.Unschedulable, old.Spec.Taints, old.Spec.ConfigSource
+	rest.PodPreemptionPolicy = old.Spec.PodPreemptionPolicy
+	if !equality.Semantic.DeepEqual(rest, &old.Spec) {
+		errs = append(errs, field.Forbidden(spec, "node updates may only change labels, taints, or capacity (or configSource, if the DynamicKubeletConfig feature gate is enabled)"))
+	}
+	return errs
+}
+
+const roleLabel = "node-role.kubernetes.io/"
+
+func nodeColumns() []rest.Column[*corev1.Node] {
+	type node = *corev1.Node
+	info := corev1.NodeSystemInfo{}.SwaggerDoc()
+	return []rest.Column[node]{
+		{Name: "Status", Description: "The status of the node", Cell: func(n node) any { return nodeStatus(n) }},
+		{Name: "Roles", Description: "The roles of the node", Cell: func(n node) any { return nodeRoles(n) }},
+		{Name: "Age"},
+		{Name: "Version", Description: info["kubeletVersion"], Cell: func(n node) any { return n.Status.NodeInfo.KubeletVersion }},
+		{Name: "Internal-IP", Wide: true, Description: corev1.NodeStatus{}.SwaggerDoc()["addresses"], Cell: func(n node) any { return nodeAddress(n, corev1.NodeInternalIP) }},
+		{Name: "External-IP", Wide: true, Description: corev1.NodeStatus{}.SwaggerDoc()["addresses"], Cell: func(n node) any { return nodeAddress(n, corev1.NodeExternalIP) }},
+		{Name: "OS-Image", Wide: true, Description: info["osImage"], Cell: func(n node) any { return or(n.Status.NodeInfo.OSImage, unknown) }},
+		{Name: "Kernel-Version", Wide: true, Description: info["kernelVersion"], Cell: func(n node) any { return or(n.Status.NodeInfo.KernelVersion, unknown) }},
+		{Name: "Container-Runtime", Wide: true, Description: info["containerRuntimeVersion"], Cell: func(n node) any { return or(n.Status.NodeInfo.ContainerRuntimeVersion, unknown) }},
+	}
+}
+
+func nodeStatus(n *corev1.Node) string {
+	status := "Unknown"
+	for _, c := range n.Status.Conditions {
+		if c.Type != corev1.NodeReady {
+			continue
+		}
+		if status = "NotReady"; c.Status == corev1.ConditionTrue {
+			status = "Ready"
+		}
+	}
+	if n.Spec.Unschedulable {
+		status += ",SchedulingDisabled"
+	}
+	return status
+}
+
+func nodeRoles(n *corev1.Node) string {
+	var roles []string
+	for _, k := range sortedKeys(n.Labels) {
+		if role, ok := strings.CutPrefix(k, roleLabel); ok && role != "" {
+			roles = append(roles, role)
+		} else if k == "kubernetes.io/role" && n.Labels[k] != "" {
+			roles = append(roles, n.Labels[k])
+		}
+	}
+	slices.Sort(roles)
+	return or(strings.Join(slices.Compact(roles), ","), none)
+}
+
+func nodeAddress(n *corev1.Node, t corev1.NodeAddressType) string {
+	for _, a := range n.Status.Addresses {
+		if a.Type == t {
+			return a.Address
+		}
+	}
+	return none
+}

@@ -1,0 +1,312 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+)
+
+// call is one request on its way.
+type call struct {
+	s    *Server
+	w    *response
+	r    *http.Request
+	t    *target
+	user *authn.User
+}
+
+// response notes what was answered.
+type response struct {
+	http.ResponseWriter
+	code  int
+	bytes int64
+}
+
+func (w *response) WriteHeader(code int) {
+	if w.code == 0 && code >= 200 {
+		w.code = code
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w *response) Write(b []byte) (int, error) {
+	if w.code == 0 {
+		w.code = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController and hijacking proxies reach the connection.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// requestTimeout bounds requests that are no watch or stream, as upstream.
+const requestTimeout = time.Minute
+
+// ServeHTTP serves one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := &call{s: s, w: &response{ResponseWriter: w}, r: r, t: parse(r)}
+	begin := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				panic(p) // net/http's own way to end a connection
+			}
+			s.deps.Log.Error("request panicked", "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))
+			if c.w.code == 0 {
+				c.fail(apierrors.NewInternalError(errors.New("this request caused the apiserver to panic. Look in the logs for details")))
+			}
+		}
+		s.meter.observe(c, time.Since(begin))
+	}()
+	c.w.Header().Set("Cache-Control", "no-cache, private")
+	if err := c.serve(); err != nil {
+		c.fail(err)
+	}
+}
+
+func (c *call) serve() error {
+	u, err := c.s.authenticate(c.r)
+	if err != nil {
+		return err
+	}
+	c.user = u
+	c.r = c.r.WithContext(authn.WithUser(c.r.Context(), u))
+	if err := c.impersonate(); err != nil {
+		return err
+	}
+	release, err := c.enter()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if !c.long() {
+		ctx, cancel := context.WithTimeout(c.r.Context(), requestTimeout)
+		defer cancel()
+		c.r = c.r.WithContext(ctx)
+	}
+	if err := c.s.authorize(c.r.Context(), c.t.attributes(c.user, c.r.URL.Query())); err != nil {
+		return err
+	}
+	if c.t.isObject {
+		return c.object()
+	}
+	return c.plain()
+}
+
+// long says that the request may go on for ever.
+func (c *call) long() bool {
+	if c.t.watch {
+		return true
+	}
+	switch c.t.sub {
+	case "exec", "attach", "portforward", "proxy", "log":
+		return true
+	}
+	return false
+}
+
+// authenticate finds the user. A request without credentials is anonymous; with bad ones it is refused.
+func (s *Server) authenticate(r *http.Request) (*authn.User, error) {
+	var bad error
+	for _, a := range s.deps.Authenticators {
+		u, err := a.Authenticate(r)
+		if err != nil {
+			bad = err
+			continue
+		}
+		if u == nil {
+			continue
+		}
+		if !u.In(authn.Authenticated) && u.Name != authn.Anonymous {
+			v := *u
+			v.Groups = append(append([]string(nil), u.Groups...), authn.Authenticated)
+			u = &v
+		}
+		return u, nil
+	}
+	if bad != nil {
+		s.deps.Log.Debug("credentials refused", "path", r.URL.Path, "err", bad)
+		return nil, apierrors.NewUnauthorized("Unauthorized")
+	}
+	return &authn.User{Name: authn.Anonymous, Groups: []string{authn.Unauthenticated}}, nil
+}
+
+// authorize returns Forbidden unless the user may.
+func (s *Server) authorize(ctx context.Context, a *authz.Attributes) error {
+	if a.User.In(authn.Masters) {
+		return nil
+	}
+	ok, reason, err := s.deps.Authorizer.Authorize(ctx, a)
+	if ok {
+		return nil
+	}
+	text := refusal(a)
+	switch {
+	case reason != "":
+		text += ": " + reason
+	case err != nil:
+		text += ": " + err.Error()
+	}
+	if a.Path != "" {
+		return apierrors.NewForbidden(schema.GroupResource{}, "", errors.New(text))
+	}
+	resource := a.Resource
+	return apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: resource}, a.Name, errors.New(text))
+}
+
+func refusal(a *authz.Attributes) string {
+	if a.Path != "" {
+		return fmt.Sprintf("User %q cannot %s path %q", a.User.Name, a.Verb, a.Path)
+	}
+	resource := a.Resource
+	if a.Subresource != "" {
+		resource += "/" + a.Subresource
+	}
+	where := "at the cluster scope"
+	if a.Namespace != "" {
+		where = fmt.Sprintf("in the namespace %q", a.Namespace)
+	}
+	return fmt.Sprintf("User %q cannot %s resource %q in API group %q %s", a.User.Name, a.Verb, resource, a.Group, where)
+}
+
+// impersonate makes the call another user's where the headers ask for it and its own user may.
+func (c *call) impersonate() error {
+	h := c.r.Header
+	name, groups, uid := h.Get("Impersonate-User"), h["Impersonate-Group"], h.Get("Impersonate-Uid")
+	extra := map[string][]string{}
+	for k, vs := range h {
+		if key, ok := strings.CutPrefix(strings.ToLower(k), "impersonate-extra-"); ok {
+			if name, err := url.PathUnescape(key); err == nil {
+				key = name
+			}
+			extra[key] = vs
+		}
+	}
+	if name == "" && len(groups) == 0 && uid == "" && len(extra) == 0 {
+		return nil
+	}
+	if name == "" {
+		return apierrors.NewInternalError(errors.New("requested impersonation of groups, a UID or extras without impersonating a user"))
+	}
+	u := &authn.User{Name: name, UID: uid, Groups: groups, Extra: extra}
+	for _, a := range c.needed(u) {
+		if err := c.s.authorize(c.r.Context(), a); err != nil {
+			return err
+		}
+	}
+	if ns, _, ok := serviceAccount(name); ok && len(groups) == 0 {
+		u.Groups = []string{authn.ServiceAccounts, authn.ServiceAccounts + ":" + ns}
+	}
+	if name != authn.Anonymous && !u.In(authn.Authenticated) {
+		u.Groups = append(u.Groups, authn.Authenticated)
+	} else if name == authn.Anonymous && len(groups) == 0 {
+		u.Groups = []string{authn.Unauthenticated}
+	}
+	for k := range h {
+		if strings.HasPrefix(k, "Impersonate-") {
+			h.Del(k)
+		}
+	}
+	c.user = u
+	c.r = c.r.WithContext(authn.WithUser(c.r.Context(), u))
+	return nil
+}
+
+// needed are the permissions that impersonating u takes.
+func (c *call) needed(u *authn.User) []*authz.Attributes {
+	ask := func(group, resource, sub, ns, name string) *authz.Attributes {
+		return &authz.Attributes{User: c.user, Verb: "impersonate", Group: group, Version: "v1",
+			Resource: resource, Subresource: sub, Namespace: ns, Name: name}
+	}
+	var as []*authz.Attributes
+	if ns, sa, ok := serviceAccount(u.Name); ok {
+		as = append(as, ask("", "serviceaccounts", "", ns, sa))
+	} else {
+		as = append(as, ask("", "users", "", "", u.Name))
+	}
+	for _, g := range u.Groups {
+		as = append(as, ask("", "groups", "", "", g))
+	}
+	if u.UID != "" {
+		as = append(as, ask("authentication.k8s.io", "uids", "", "", u.UID))
+	}
+	for k, vs := range u.Extra {
+		for _, v := range vs {
+			as = append(as, ask("authentication.k8s.io", "userextras", k, "", v))
+		}
+	}
+	return as
+}
+
+func serviceAccount(user string) (ns, name string, ok bool) {
+	rest, ok := strings.CutPrefix(user, "system:serviceaccount:")
+	if !ok {
+		return "", "", false
+	}
+	ns, name, ok = strings.Cut(rest, ":")
+	return ns, name, ok
+}
+
+// limit is a number of requests that may be served at once.
+type limit struct{ free chan struct{} }
+
+func newLimit(n int) *limit { return &limit{make(chan struct{}, n)} }
+
+// enter takes a place among the requests that are served, or says that there are too many. Masters, long requests
+// and health checks need none: an overloaded server must still be looked after.
+func (c *call) enter() (release func(), err error) {
+	if c.long() || !c.t.isObject || c.user.In(authn.Masters) {
+		return func() {}, nil
+	}
+	l := c.s.reads
+	if c.t.verb != "get" && c.t.verb != "list" {
+		l = c.s.writes
+	}
+	select {
+	case l.free <- struct{}{}:
+		return func() { <-l.free }, nil
+	default:
+		return nil, apierrors.NewTooManyRequests("Too many requests, please try again later.", 1)
+	}
+}
+
+// fail answers with the Status of err.
+func (c *call) fail(err error) {
+	var st apierrors.APIStatus
+	if !errors.As(err, &st) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			st = apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
+		} else {
+			st = apierrors.NewInternalError(err)
+		}
+	}
+	status := st.Status()
+	status.Kind, status.APIVersion = "Status", "v1"
+	code := int(status.Code)
+	if code == 0 {
+		code = http.StatusInternalServerError
+		status.Code = int32(code)
+	}
+	if code >= http.StatusInternalServerError {
+		c.s.deps.Log.Warn("request failed", "method", c.r.Method, "path", c.r.URL.Path, "code", code, "err", err)
+	}
+	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {
+		c.w.Header().Set("Retry-After", strconv.Itoa(int(status.Details.RetryAfterSeconds)))
+	}
+	f := negotiateError(c.r)
+	c.write(f, code, &status)
+}

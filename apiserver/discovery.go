@@ -1,0 +1,256 @@
+package apiserver
+
+import (
+	"crypto/sha512"
+	"encoding/hex"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// discovery tells clients which kinds there are: /api, /apis and what is below. It is made on the first request.
+type discovery struct {
+	kinds []rest.Any
+
+	once   sync.Once
+	groups []group // the core group first, others in the order of their first kind
+
+	mu    sync.Mutex
+	whole map[string]answer // the aggregated form, by path and encoding
+}
+
+// group is an API group with its versions.
+type group struct {
+	name     string
+	versions []groupVersion
+}
+
+type groupVersion struct {
+	schema.GroupVersion
+	kinds []rest.Any
+}
+
+// answer is an encoded document with its ETag.
+type answer struct {
+	body []byte
+	tag  string
+}
+
+func newDiscovery(kinds []rest.Any) *discovery {
+	return &discovery{kinds: kinds, whole: map[string]answer{}}
+}
+
+func (d *discovery) load() {
+	for _, a := range d.kinds {
+		gi := slices.IndexFunc(d.groups, func(g group) bool { return g.name == a.Kind.Group })
+		if gi < 0 {
+			gi = len(d.groups)
+			d.groups = append(d.groups, group{name: a.Kind.Group})
+		}
+		g := &d.groups[gi]
+		vi := slices.IndexFunc(g.versions, func(v groupVersion) bool { return v.Version == a.Kind.Version })
+		if vi < 0 {
+			vi = len(g.versions)
+			g.versions = append(g.versions, groupVersion{GroupVersion: a.Kind.GroupVersion()})
+		}
+		g.versions[vi].kinds = append(g.versions[vi].kinds, a)
+	}
+}
+
+// serve answers a path below /api or /apis that names no object.
+func (d *discovery) serve(c *call, root, rest string) error {
+	d.once.Do(d.load)
+	if rest == "" {
+		c.w.Header().Set("Vary", "Accept")
+		if f, typ, ok := aggregated(c.r); ok {
+			return d.aggregate(c, root, f, typ)
+		}
+	}
+	f, err := negotiate(c.r, false)
+	if err != nil {
+		return err
+	}
+	o := d.find(c, root, rest)
+	if o == nil {
+		return c.nothing()
+	}
+	c.write(f, http.StatusOK, o)
+	return nil
+}
+
+// find returns the document at the path, nil where there is none.
+func (d *discovery) find(c *call, root, rest string) runtime.Object {
+	name, version, _ := strings.Cut(rest, "/")
+	if root == "api" {
+		name, version = "", rest
+		if rest == "" {
+			return d.coreVersions(c.r.Host)
+		}
+	} else if rest == "" {
+		l := &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{}}
+		for _, g := range d.groups {
+			if g.name != "" {
+				l.Groups = append(l.Groups, g.document())
+			}
+		}
+		return l
+	}
+	for _, g := range d.groups {
+		if g.name != name || (root == "apis" && name == "") {
+			continue
+		}
+		if version == "" {
+			doc := g.document()
+			doc.TypeMeta = metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}
+			return &doc
+		}
+		for _, v := range g.versions {
+			if v.Version == version {
+				return v.document()
+			}
+		}
+	}
+	return nil
+}
+
+func (d *discovery) coreVersions(host string) runtime.Object {
+	vs := &metav1.APIVersions{
+		TypeMeta:                   metav1.TypeMeta{Kind: "APIVersions"},
+		ServerAddressByClientCIDRs: []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: host}},
+	}
+	for _, g := range d.groups {
+		for _, v := range g.versions {
+			if g.name == "" {
+				vs.Versions = append(vs.Versions, v.Version)
+			}
+		}
+	}
+	return vs
+}
+
+func (g group) document() metav1.APIGroup {
+	doc := metav1.APIGroup{Name: g.name}
+	for _, v := range g.versions {
+		doc.Versions = append(doc.Versions, metav1.GroupVersionForDiscovery{GroupVersion: v.String(), Version: v.Version})
+	}
+	doc.PreferredVersion = doc.Versions[0]
+	return doc
+}
+
+func (v groupVersion) document() *metav1.APIResourceList {
+	l := &metav1.APIResourceList{
+		TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: v.String(),
+	}
+	for _, a := range v.kinds {
+		l.APIResources = append(l.APIResources, a.APIResources()...)
+	}
+	slices.SortFunc(l.APIResources, func(a, b metav1.APIResource) int { return strings.Compare(a.Name, b.Name) })
+	return l
+}
+
+// aggregated says whether the client asks for everything in one document, which is served as v2 only.
+func aggregated(r *http.Request) (format, string, bool) {
+	for _, a := range parseAccept(strings.Join(r.Header["Accept"], ",")) {
+		enc, ok := mediaEncoding(a.media)
+		if !ok || enc == asYAML {
+			continue
+		}
+		if a.params["as"] == "" {
+			return format{}, "", false // what the client likes best is the old form
+		}
+		if a.params["g"] == "apidiscovery.k8s.io" && a.params["v"] == "v2" && a.params["as"] == "APIGroupDiscoveryList" {
+			return format{encoding: enc}, enc.String() + ";g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", true
+		}
+	}
+	return format{}, "", false
+}
+
+func (d *discovery) aggregate(c *call, root string, f format, typ string) error {
+	a, err := d.document(root, f)
+	if err != nil {
+		return err
+	}
+	h := c.w.Header()
+	h.Set("ETag", a.tag)
+	h.Set("Cache-Control", "public")
+	if slices.Contains(c.r.Header["If-None-Match"], a.tag) {
+		c.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	h.Set("Content-Type", typ)
+	c.w.WriteHeader(http.StatusOK)
+	writeAll(c.w, a.body)
+	return nil
+}
+
+func (d *discovery) document(root string, f format) (answer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := root + f.encoding.String()
+	if a, ok := d.whole[key]; ok {
+		return a, nil
+	}
+	l := &apidiscoveryv2.APIGroupDiscoveryList{
+		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: "apidiscovery.k8s.io/v2"},
+		Items:    []apidiscoveryv2.APIGroupDiscovery{},
+	}
+	for _, g := range d.groups {
+		if (g.name == "") == (root == "api") {
+			l.Items = append(l.Items, g.aggregated())
+		}
+	}
+	b, err := f.encode(l)
+	if err != nil {
+		return answer{}, err
+	}
+	sum := sha512.Sum512(b)
+	a := answer{b, `"` + strings.ToUpper(hex.EncodeToString(sum[:])) + `"`}
+	d.whole[key] = a
+	return a, nil
+}
+
+func (g group) aggregated() apidiscoveryv2.APIGroupDiscovery {
+	doc := apidiscoveryv2.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: g.name}}
+	for _, v := range g.versions {
+		dv := apidiscoveryv2.APIVersionDiscovery{Version: v.Version, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent}
+		for _, a := range v.kinds {
+			dv.Resources = append(dv.Resources, describe(a))
+		}
+		slices.SortFunc(dv.Resources, func(a, b apidiscoveryv2.APIResourceDiscovery) int { return strings.Compare(a.Resource, b.Resource) })
+		doc.Versions = append(doc.Versions, dv)
+	}
+	return doc
+}
+
+func describe(a rest.Any) apidiscoveryv2.APIResourceDiscovery {
+	all := a.APIResources()
+	k := a.Kind
+	main := all[0]
+	d := apidiscoveryv2.APIResourceDiscovery{
+		Resource: main.Name, SingularResource: main.SingularName, Verbs: main.Verbs, Scope: apidiscoveryv2.ScopeCluster,
+		ShortNames: main.ShortNames, Categories: main.Categories,
+		ResponseKind: &metav1.GroupVersionKind{Group: k.Group, Version: k.Version, Kind: main.Kind},
+	}
+	if main.Namespaced {
+		d.Scope = apidiscoveryv2.ScopeNamespace
+	}
+	for _, s := range all[1:] {
+		group, version := k.Group, k.Version
+		if s.Version != "" {
+			group, version = s.Group, s.Version
+		}
+		d.Subresources = append(d.Subresources, apidiscoveryv2.APISubresourceDiscovery{
+			Subresource: strings.TrimPrefix(s.Name, main.Name+"/"), Verbs: s.Verbs,
+			ResponseKind: &metav1.GroupVersionKind{Group: group, Version: version, Kind: s.Kind},
+		})
+	}
+	return d
+}

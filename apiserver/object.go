@@ -1,0 +1,445 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/store"
+)
+
+// object serves an API object or collection.
+func (c *call) object() error {
+	t := c.t
+	a, ok := c.s.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
+	if !ok || !a.Has(t.sub) {
+		return c.nothing()
+	}
+	r := c.request(a)
+	if sub := a.Sub(t.sub); sub != nil && sub.Connect != nil {
+		return c.connect(r, sub)
+	}
+	switch {
+	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a):
+		return c.nothing()
+	case a.Kind.Namespaced && t.namespace == "" && !c.acrossNamespaces(a):
+		return c.notAllowed(a)
+	}
+	switch t.verb {
+	case "get":
+		return c.get(r)
+	case "list":
+		return c.listing(r)
+	case "watch":
+		return c.watching(r)
+	case "create":
+		return c.create(r)
+	case "update":
+		return c.update(r)
+	case "patch":
+		return c.patch(r)
+	case "delete":
+		return c.delete(r)
+	case "deletecollection":
+		return c.deleteCollection(r)
+	}
+	return c.notAllowed(a)
+}
+
+// inNamespace says that the URL names a namespace; that of a Namespace is itself.
+func (c *call) inNamespace(a rest.Any) bool { return c.t.namespace != "" && a.Kind != api.NamespaceKind }
+
+// acrossNamespaces says that a namespaced kind may be asked for without a namespace: lists, and answers that are
+// about no object.
+func (c *call) acrossNamespaces(a rest.Any) bool {
+	return a.Kind.Namespaced && c.t.name == "" && (c.t.verb == "list" || c.t.verb == "watch" || c.t.verb == "create" && !a.Stored())
+}
+
+func (c *call) notAllowed(a rest.Any) error {
+	return apierrors.NewMethodNotSupported(a.Kind.GroupResource(), strings.ToLower(c.r.Method))
+}
+
+// request is what the pipeline is asked, as far as URL and query tell.
+func (c *call) request(a rest.Any) *rest.Request {
+	key := api.Key{Namespace: c.t.namespace, Name: c.t.name}
+	if !a.Kind.Namespaced {
+		key.Namespace = ""
+	}
+	r := &rest.Request{Any: a, Key: key, Sub: c.t.sub, Warn: c.warn, Manager: manager(c.r)}
+	r.MayCreate = func(ctx context.Context) error {
+		at := c.t.attributes(c.user, nil)
+		at.Verb = "create"
+		return c.s.authorize(ctx, at)
+	}
+	return r
+}
+
+// manager is the field manager that a client without fieldManager is taken for: the program's name.
+func manager(r *http.Request) string {
+	name, _, _ := strings.Cut(r.UserAgent(), "/")
+	name = strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f {
+			return -1
+		}
+		return c
+	}, name)
+	if name == "" {
+		return "unknown"
+	}
+	if len(name) > metavalidation.FieldManagerMaxLength {
+		name = name[:metavalidation.FieldManagerMaxLength]
+	}
+	return name
+}
+
+// warn adds a Warning header. The same text is sent once.
+func (c *call) warn(text string) {
+	h, err := net.NewWarningHeader(299, "-", text)
+	if err != nil || slices.Contains(c.w.Header()["Warning"], h) || len(c.w.Header()["Warning"]) >= maxWarnings {
+		return
+	}
+	c.w.Header().Add("Warning", h)
+}
+
+// maxWarnings bounds the header, which clients and proxies refuse when it is too long.
+const maxWarnings = 64
+
+func (c *call) get(r *rest.Request) error {
+	if !r.Any.Stored() {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, r.Sub == "" || r.Sub == "status")
+	if err != nil {
+		return err
+	}
+	version := c.r.URL.Query().Get("resourceVersion")
+	var e *store.Entry
+	switch sub := r.Any.Sub(r.Sub); {
+	case r.Sub == "scale":
+		e, err = c.s.pipe.GetScale(c.r.Context(), r, version)
+	case sub != nil && sub.Update == nil:
+		return c.notAllowed(r.Any)
+	default:
+		e, err = c.s.pipe.Get(c.r.Context(), r, version)
+	}
+	if err != nil {
+		return err
+	}
+	return c.entry(f, http.StatusOK, r.Any, e)
+}
+
+// listOptions reads and checks the options of a list, watch or deletecollection.
+func listOptions(q url.Values) (*metav1.ListOptions, rest.Selection, error) {
+	o := new(metav1.ListOptions)
+	var sel rest.Selection
+	if err := metav1.Convert_url_Values_To_v1_ListOptions(&q, o, nil); err != nil {
+		return nil, sel, apierrors.NewBadRequest(err.Error())
+	}
+	var err error
+	if o.LabelSelector != "" {
+		if sel.Labels, err = labels.Parse(o.LabelSelector); err != nil {
+			return nil, sel, apierrors.NewBadRequest(err.Error())
+		}
+	}
+	if o.FieldSelector != "" {
+		if sel.Fields, err = fields.ParseSelector(o.FieldSelector); err != nil {
+			return nil, sel, apierrors.NewBadRequest(err.Error())
+		}
+	}
+	internal := &internalversion.ListOptions{
+		Watch: o.Watch, AllowWatchBookmarks: o.AllowWatchBookmarks, ResourceVersion: o.ResourceVersion,
+		ResourceVersionMatch: o.ResourceVersionMatch, Limit: o.Limit, Continue: o.Continue, SendInitialEvents: o.SendInitialEvents,
+	}
+	if errs := internalvalidation.ValidateListOptions(internal, true); len(errs) > 0 {
+		return nil, sel, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
+	}
+	return o, sel, nil
+}
+
+func (c *call) listing(r *rest.Request) error {
+	if !r.Any.Stored() || r.Sub != "" {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	o, sel, err := listOptions(c.r.URL.Query())
+	if err != nil {
+		return err
+	}
+	page, err := c.s.pipe.List(c.r.Context(), r, rest.ListOptions{
+		Selection: sel, Limit: o.Limit, Continue: o.Continue, Version: o.ResourceVersion, Match: o.ResourceVersionMatch,
+	})
+	if err != nil {
+		return err
+	}
+	return c.list(f, r.Any, page)
+}
+
+// dryRun reads the dryRun option.
+func dryRun(given []string) bool { return len(given) > 0 }
+
+func (c *call) create(r *rest.Request) error {
+	if r.Sub == "" && r.Key.Name != "" {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	var o metav1.CreateOptions
+	q := c.r.URL.Query()
+	if err := metav1.Convert_url_Values_To_v1_CreateOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if errs := metavalidation.ValidateCreateOptions(&o); len(errs) > 0 {
+		return badOptions("CreateOptions", errs)
+	}
+	r.DryRun = dryRun(o.DryRun)
+	if o.FieldManager != "" {
+		r.Manager = o.FieldManager
+	}
+	body, err := c.decode(r.Any.Body(r.Sub), rest.Strictness(o.FieldValidation))
+	if err != nil {
+		return err
+	}
+	switch {
+	case r.Sub != "":
+		return c.post(f, r, body, &o)
+	case !r.Any.Stored():
+		out, err := c.s.pipe.Answer(c.r.Context(), r, body)
+		if err != nil {
+			return err
+		}
+		c.write(f, http.StatusCreated, out)
+		return nil
+	}
+	e, err := c.s.pipe.Create(c.r.Context(), r, body)
+	if err != nil {
+		return err
+	}
+	return c.entry(f, http.StatusCreated, r.Any, e)
+}
+
+func badOptions(kind string, errs field.ErrorList) error {
+	return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: kind}, "", errs)
+}
+
+// post serves a creating subresource. A Status is its own answer's code.
+func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.CreateOptions) error {
+	if sub := r.Any.Sub(r.Sub); sub == nil || sub.Create == nil {
+		return c.notAllowed(r.Any)
+	}
+	out, err := c.s.pipe.Post(c.r.Context(), r, body, o)
+	if err != nil {
+		return err
+	}
+	code := http.StatusCreated
+	if out == nil {
+		return fmt.Errorf("%v/%s answered nothing", r.Any.Kind, r.Sub)
+	}
+	if st, ok := out.(*metav1.Status); ok {
+		if st.Code != 0 {
+			code = int(st.Code)
+		}
+		st.Kind, st.APIVersion = "Status", "v1"
+	}
+	c.write(f, code, out)
+	return nil
+}
+
+func (c *call) update(r *rest.Request) error {
+	if r.Key.Name == "" || !c.updatable(r) {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	var o metav1.UpdateOptions
+	q := c.r.URL.Query()
+	if err := metav1.Convert_url_Values_To_v1_UpdateOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if errs := metavalidation.ValidateUpdateOptions(&o); len(errs) > 0 {
+		return badOptions("UpdateOptions", errs)
+	}
+	r.DryRun = dryRun(o.DryRun)
+	if o.FieldManager != "" {
+		r.Manager = o.FieldManager
+	}
+	body, err := c.decode(r.Any.Body(r.Sub), rest.Strictness(o.FieldValidation))
+	if err != nil {
+		return err
+	}
+	e, created, err := c.s.pipe.Update(c.r.Context(), r, body)
+	if err != nil {
+		return err
+	}
+	return c.entry(f, changed(created), r.Any, e)
+}
+
+func changed(created bool) int {
+	if created {
+		return http.StatusCreated
+	}
+	return http.StatusOK
+}
+
+// updatable says whether PUT and PATCH are served here.
+func (c *call) updatable(r *rest.Request) bool {
+	sub := r.Any.Sub(r.Sub)
+	return r.Any.Stored() && (sub == nil || sub.Update != nil)
+}
+
+func (c *call) patch(r *rest.Request) error {
+	if r.Key.Name == "" || !c.updatable(r) {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	media, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	kind := types.PatchType(media)
+	known := []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType)}
+	if err != nil || !slices.Contains(known, media) {
+		return unsupportedMedia("the body of the request was in an unknown format - accepted media types include: " + strings.Join(known, ", "))
+	}
+	var o metav1.PatchOptions
+	q := c.r.URL.Query()
+	if err := metav1.Convert_url_Values_To_v1_PatchOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if errs := metavalidation.ValidatePatchOptions(&o, kind); len(errs) > 0 {
+		return badOptions("PatchOptions", errs)
+	}
+	r.DryRun = dryRun(o.DryRun)
+	if o.FieldManager != "" {
+		r.Manager = o.FieldManager
+	}
+	data, err := c.body()
+	if err != nil {
+		return err
+	}
+	p := rest.Patch{Type: kind, Data: data, Force: o.Force != nil && *o.Force, Strict: rest.Strictness(o.FieldValidation)}
+	if p.Strict == "" {
+		p.Strict = metav1.FieldValidationWarn
+	}
+	e, created, err := c.s.pipe.Patch(c.r.Context(), r, p)
+	if err != nil {
+		return err
+	}
+	return c.entry(f, changed(created), r.Any, e)
+}
+
+func (c *call) delete(r *rest.Request) error {
+	if !r.Any.Stored() || r.Sub != "" {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	o, err := c.deleteOptions()
+	if err != nil {
+		return err
+	}
+	d, err := c.s.pipe.Delete(c.r.Context(), r, o)
+	if err != nil {
+		return err
+	}
+	code := http.StatusOK
+	if !d.Gone && o.OrphanDependents != nil && !*o.OrphanDependents { //nolint:staticcheck // old clients send it
+		code = http.StatusAccepted
+	}
+	if d.Answer {
+		return c.entry(f, code, r.Any, d.Entry)
+	}
+	c.write(f, code, &metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
+		Details: &metav1.StatusDetails{
+			Name: r.Key.Name, Group: r.Any.Kind.Group, Kind: r.Any.Kind.Plural, UID: d.Entry.Object.GetUID(),
+		},
+	})
+	return nil
+}
+
+func (c *call) deleteCollection(r *rest.Request) error {
+	if !r.Any.Stored() {
+		return c.notAllowed(r.Any)
+	}
+	f, err := negotiate(c.r, true)
+	if err != nil {
+		return err
+	}
+	lo, sel, err := listOptions(c.r.URL.Query())
+	if err != nil {
+		return err
+	}
+	o, err := c.deleteOptions()
+	if err != nil {
+		return err
+	}
+	page, err := c.s.pipe.DeleteCollection(c.r.Context(), r, o, rest.ListOptions{
+		Selection: sel, Limit: lo.Limit, Continue: lo.Continue, Version: lo.ResourceVersion, Match: lo.ResourceVersionMatch,
+	})
+	if err != nil {
+		return err
+	}
+	return c.list(f, r.Any, page)
+}
+
+// connect serves a stream or a proxied request.
+func (c *call) connect(r *rest.Request, sub *rest.Subresource) error {
+	if !slices.Contains(sub.Methods, c.r.Method) {
+		return c.notAllowed(r.Any)
+	}
+	// A stream that runs something is a creation, also where the client has to open it by GET.
+	if c.t.verb == "get" && opens(c.t.sub) {
+		at := c.t.attributes(c.user, nil)
+		at.Verb = "create"
+		if err := c.s.authorize(c.r.Context(), at); err != nil {
+			return err
+		}
+	}
+	if c.t.sub == "proxy" { // names scheme and port too: https:web:8443
+		_, name, _, ok := net.SplitSchemeNamePort(r.Key.Name)
+		if !ok {
+			return apierrors.NewBadRequest(fmt.Sprintf("invalid proxy target %q", r.Key.Name))
+		}
+		r.Key.Name = name
+	}
+	e, err := c.s.pipe.Get(c.r.Context(), r, "")
+	if err != nil {
+		return err
+	}
+	if err := c.s.pipe.Connect(c.r.Context(), r, e.Object); err != nil {
+		return err
+	}
+	ctx, cancel := c.s.meter.stream(c.r.Context())
+	defer cancel()
+	c.w.Header().Del("Cache-Control")
+	return sub.Connect(ctx, e.Object, c.w, c.r.WithContext(ctx))
+}
+
+func opens(sub string) bool { return sub == "exec" || sub == "attach" || sub == "portforward" }

@@ -1,0 +1,154 @@
+package apiserver
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// known says that the call is for a kind that is served.
+func (c *call) known() bool {
+	a, ok := c.s.kinds[schema.GroupVersionResource{Group: c.t.group, Version: c.t.version, Resource: c.t.plural}]
+	return ok && a.Has(c.t.sub)
+}
+
+// nothing answers a path at which nothing is, as upstream does.
+func (c *call) nothing() error {
+	c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	c.w.Header().Set("X-Content-Type-Options", "nosniff")
+	c.w.WriteHeader(http.StatusNotFound)
+	_, err := io.WriteString(c.w, "404 page not found\n")
+	return ignore(err)
+}
+
+// plainPaths are the paths that are served whole. /apis/..., /openapi/v3/... and health checks are found by prefix.
+func (s *Server) plainPaths() map[string]http.Handler {
+	ps := map[string]http.Handler{
+		"/version": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			b, err := json.MarshalIndent(s.cfg.Version, "", "  ")
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			w.Header().Set("Content-Type", typeJSON)
+			writeAll(w, b)
+		}),
+		"/metrics": promhttp.HandlerFor(s.meter.registry, promhttp.HandlerOpts{}),
+	}
+	for p, h := range s.deps.Paths {
+		ps[p] = h
+	}
+	return ps
+}
+
+// writeAll writes to a client that may have gone away.
+func writeAll(w io.Writer, b []byte) {
+	_, err := w.Write(b)
+	_ = ignore(err)
+}
+
+// plain serves everything that is no API object.
+func (c *call) plain() error {
+	path := strings.TrimSuffix(c.t.path, "/")
+	if path == "" {
+		path = "/"
+	}
+	if h := c.s.paths[path]; h != nil {
+		h.ServeHTTP(c.w, c.r)
+		return nil
+	}
+	if c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		return c.nothing()
+	}
+	first, rest, _ := strings.Cut(path[1:], "/")
+	switch first {
+	case "":
+		b, err := json.MarshalIndent(metav1.RootPaths{Paths: c.s.listPaths()}, "", "  ")
+		if err != nil {
+			return err
+		}
+		c.send(format{}, http.StatusOK, b)
+		return nil
+	case "healthz", "livez", "readyz":
+		c.health(first, rest)
+		return nil
+	case "api", "apis":
+		return c.s.disco.serve(c, first, rest)
+	case "openapi":
+		return c.s.docs.serve(c, rest)
+	}
+	return c.nothing()
+}
+
+func (s *Server) listPaths() []string {
+	ps := []string{"/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz"}
+	for p := range s.paths {
+		ps = append(ps, p)
+	}
+	for _, a := range s.deps.Resources {
+		gv := "/apis/" + a.Kind.APIVersion()
+		if a.Kind.Group == "" {
+			gv = "/api/" + a.Kind.Version
+		}
+		ps = append(ps, gv)
+	}
+	slices.Sort(ps)
+	return slices.Compact(ps)
+}
+
+// health serves /healthz, /livez and /readyz, and their parts below them. A process that answers lives; it is ready
+// when all its components are.
+func (c *call) health(which, part string) {
+	type check struct {
+		name string
+		ok   bool
+	}
+	checks := []check{{"ping", true}}
+	if c.s.deps.Health != nil {
+		for _, h := range c.s.deps.Health.Checks() {
+			checks = append(checks, check{h.Name, h.Ready || which != "readyz"})
+		}
+	}
+	q := c.r.URL.Query()
+	excluded := q["exclude"]
+	var text strings.Builder
+	failed, found := false, part == ""
+	for _, h := range checks {
+		if part != "" && part != h.name {
+			continue
+		}
+		found = true
+		switch {
+		case slices.Contains(excluded, h.name):
+			fmt.Fprintf(&text, "[+]%s excluded: ok\n", h.name)
+		case h.ok:
+			fmt.Fprintf(&text, "[+]%s ok\n", h.name)
+		default:
+			failed = true
+			fmt.Fprintf(&text, "[-]%s failed: not ready\n", h.name)
+		}
+	}
+	h := c.w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	_, verbose := q["verbose"]
+	switch {
+	case !found:
+		c.w.WriteHeader(http.StatusNotFound)
+		writeAll(c.w, []byte("404 page not found\n"))
+	case failed:
+		c.w.WriteHeader(http.StatusInternalServerError)
+		writeAll(c.w, []byte(text.String()+which+" check failed\n"))
+	case verbose:
+		writeAll(c.w, []byte(text.String()+which+" check passed\n"))
+	default:
+		writeAll(c.w, []byte("ok"))
+	}
+}

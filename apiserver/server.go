@@ -1,0 +1,165 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/store"
+)
+
+// Config adjusts the server.
+type Config struct {
+	// Listeners are where to serve. The Server owns and closes them. TLS is laid over them unless it is nil.
+	Listeners []net.Listener
+	// TLS has the serving certificate, and asks for client certificates (tls.VerifyClientCertIfGiven) where an
+	// Authenticator reads them.
+	TLS *tls.Config
+	// Version is what /version answers.
+	Version version.Info
+	// InFlight bounds the requests that are served at once, watches and streams excepted. Zero: 400 that read and 200
+	// that write, as upstream.
+	ReadsInFlight, WritesInFlight int
+	// Grace is how long requests may go on when the server stops. Zero: 2 seconds.
+	Grace time.Duration
+}
+
+// Deps are what the server is built on.
+type Deps struct {
+	Store          *store.Store
+	Resources      []rest.Any
+	Authenticators []authn.Authenticator // asked in order; a request that none knows is anonymous
+	Authorizer     authz.Authorizer
+	Admission      []rest.Admission
+	Health         *run.Health // may be nil
+	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
+	Paths map[string]http.Handler
+	Log   *slog.Logger
+}
+
+// Server is the API server, a run.Component.
+type Server struct {
+	cfg  Config
+	deps Deps
+	pipe *rest.Pipeline
+	// kinds is by group, version and plural; byKind by identity. Both are fixed when the server is made.
+	kinds  map[schema.GroupVersionResource]rest.Any
+	byKind map[*api.Kind]rest.Any
+	paths  map[string]http.Handler
+	meter  *meter
+	reads  *limit
+	writes *limit
+	disco  *discovery
+	docs   *documents
+}
+
+// New returns a Server that serves the resources, or says which one is given twice.
+func New(cfg Config, d Deps) (*Server, error) {
+	if cfg.ReadsInFlight == 0 {
+		cfg.ReadsInFlight = 400
+	}
+	if cfg.WritesInFlight == 0 {
+		cfg.WritesInFlight = 200
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 2 * time.Second
+	}
+	if d.Log == nil || d.Store == nil || d.Authorizer == nil {
+		return nil, errors.New("the API server needs a log, a store and an authorizer")
+	}
+	s := &Server{
+		cfg: cfg, deps: d,
+		pipe:   rest.NewPipeline(d.Store, d.Admission),
+		kinds:  make(map[schema.GroupVersionResource]rest.Any, len(d.Resources)),
+		byKind: make(map[*api.Kind]rest.Any, len(d.Resources)),
+		meter:  newMeter(),
+		reads:  newLimit(cfg.ReadsInFlight),
+		writes: newLimit(cfg.WritesInFlight),
+	}
+	for _, a := range d.Resources {
+		if _, twice := s.kinds[a.Kind.GVR()]; twice {
+			return nil, fmt.Errorf("%v is registered twice", a.Kind)
+		}
+		s.kinds[a.Kind.GVR()] = a
+		s.byKind[a.Kind] = a
+	}
+	s.disco = newDiscovery(d.Resources)
+	s.docs = newDocuments(d.Resources, cfg.Version)
+	s.paths = s.plainPaths()
+	return s, nil
+}
+
+// Name is the component's name.
+func (s *Server) Name() string { return "apiserver" }
+
+// Run serves until ctx ends. It is ready at once: listeners accept before.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	open, end := context.WithCancel(base)
+	defer end()
+	base = context.WithValue(base, streams{}, open)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	srv := &http.Server{
+		Handler:           s,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout: 32 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    1 << 20,
+		Protocols:         protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 1 << 18, MaxReceiveBufferPerConnection: 1 << 22},
+		ErrorLog:          slog.NewLogLogger(s.deps.Log.With("component", "apiserver").Handler(), slog.LevelDebug),
+	}
+	if s.cfg.TLS != nil {
+		srv.TLSConfig = s.cfg.TLS.Clone()
+	}
+	var wg sync.WaitGroup
+	failed := make(chan error, len(s.cfg.Listeners))
+	for _, l := range s.cfg.Listeners {
+		wg.Go(func() {
+			var err error
+			if srv.TLSConfig != nil {
+				err = srv.ServeTLS(l, "", "")
+			} else {
+				err = srv.Serve(l)
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+		})
+	}
+	ready()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	// Watches and streams end first, since they would go on for ever; other requests may finish.
+	quit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Grace)
+	defer cancel()
+	end()
+	if srv.Shutdown(quit) != nil {
+		stop()
+		if cerr := srv.Close(); cerr != nil && err == nil {
+			err = cerr
+		}
+	}
+	wg.Wait()
+	return err
+}

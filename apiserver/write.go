@@ -1,0 +1,327 @@
+package apiserver
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/store"
+)
+
+// gzipFrom is the size from which answers are compressed for clients that accept it, as upstream. Clients on this
+// machine get them as they are: compressing costs more than it saves there.
+const gzipFrom = 128 << 10
+
+// chunk is how much is written at once.
+const chunk = 256 << 10
+
+// encode returns o in the format's encoding.
+func (f format) encode(o runtime.Object) ([]byte, error) {
+	if f.encoding == asProtobuf {
+		return api.EncodeProto(o)
+	}
+	b, err := api.EncodeJSON(o)
+	if err != nil {
+		return nil, err
+	}
+	return f.dress(b)
+}
+
+// dress turns JSON into the form asked for.
+func (f format) dress(b []byte) ([]byte, error) {
+	switch {
+	case f.encoding == asYAML:
+		return yaml.JSONToYAML(b)
+	case f.encoding == asJSON && f.pretty:
+		var out bytes.Buffer
+		if err := json.Indent(&out, b, "", "  "); err != nil {
+			return nil, err
+		}
+		return out.Bytes(), nil
+	}
+	return b, nil
+}
+
+// entry returns e's bytes in the format's encoding, shared ones where there are such.
+func (f format) entry(e *store.Entry) ([]byte, error) {
+	switch {
+	case f.encoding == asProtobuf:
+		return e.Bytes(store.Protobuf)
+	case f.encoding == asJSON && !f.pretty:
+		return e.Bytes(store.JSON)
+	}
+	b, err := e.Bytes(store.JSON)
+	if err != nil {
+		return nil, err
+	}
+	return f.dress(b)
+}
+
+// write answers with o.
+func (c *call) write(f format, code int, o runtime.Object) {
+	b, err := f.encode(o)
+	if err != nil {
+		// Only what has no protobuf form comes here; the client gets it as JSON.
+		f.encoding = asJSON
+		if b, err = f.encode(o); err != nil {
+			http.Error(c.w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+	}
+	c.send(f, code, b)
+}
+
+// send answers with bytes that are already encoded.
+func (c *call) send(f format, code int, parts ...[]byte) {
+	h := c.w.Header()
+	h.Set("Content-Type", f.encoding.String())
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	var w io.Writer = c.w
+	if size > gzipFrom && c.compresses() {
+		h.Set("Content-Encoding", "gzip")
+		h.Add("Vary", "Accept-Encoding")
+		z, err := gzip.NewWriterLevel(c.w, gzip.BestSpeed)
+		if err == nil {
+			w = z
+			defer z.Close()
+		}
+	} else {
+		h.Set("Content-Length", strconv.Itoa(size))
+	}
+	c.w.WriteHeader(code)
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	if err := gather(w, parts); err != nil {
+		c.s.deps.Log.Debug("client went away", "path", c.r.URL.Path, "err", err)
+	}
+}
+
+// gather writes the parts, small ones together.
+func gather(w io.Writer, parts [][]byte) error {
+	if len(parts) == 1 {
+		_, err := w.Write(parts[0])
+		return err
+	}
+	buf := make([]byte, 0, chunk)
+	for _, p := range parts {
+		if len(buf)+len(p) > chunk && len(buf) > 0 {
+			if _, err := w.Write(buf); err != nil {
+				return err
+			}
+			buf = buf[:0]
+		}
+		if len(p) > chunk {
+			if _, err := w.Write(p); err != nil {
+				return err
+			}
+			continue
+		}
+		buf = append(buf, p...)
+	}
+	if len(buf) == 0 {
+		return nil
+	}
+	_, err := w.Write(buf)
+	return err
+}
+
+// compresses says whether the client takes gzip and is worth it.
+func (c *call) compresses() bool {
+	if !strings.Contains(c.r.Header.Get("Accept-Encoding"), "gzip") {
+		return false
+	}
+	host, _, err := net.SplitHostPort(c.r.RemoteAddr)
+	if err != nil {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip == nil || !ip.IsLoopback()
+}
+
+// list answers with a page of objects, made of the bytes that the entries share.
+func (c *call) list(f format, a rest.Any, page *rest.Page) error {
+	meta := metav1.ListMeta{
+		ResourceVersion: page.Revision.String(), Continue: page.Continue, RemainingItemCount: page.Remaining,
+	}
+	switch {
+	case f.shape == table:
+		t := a.Table(page.Entries, c.include(), c.headers())
+		t.ListMeta = meta
+		c.write(f, http.StatusOK, t)
+		return nil
+	case f.shape == metadataOnly:
+		l := &metav1.PartialObjectMetadataList{
+			TypeMeta: metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: "PartialObjectMetadataList"},
+			ListMeta: meta, Items: make([]metav1.PartialObjectMetadata, len(page.Entries)),
+		}
+		for i, e := range page.Entries {
+			l.Items[i] = *rest.Metadata(e.Object)
+		}
+		c.write(f, http.StatusOK, l)
+		return nil
+	case f.encoding == asProtobuf:
+		parts, err := protoList(a.Kind, meta, page.Entries)
+		if err != nil {
+			return err
+		}
+		c.send(f, http.StatusOK, parts...)
+		return nil
+	}
+	parts, err := jsonList(a.Kind, meta, page.Entries)
+	if err != nil {
+		return err
+	}
+	if f.encoding == asYAML || f.pretty {
+		b, err := f.dress(bytes.Join(parts, nil))
+		if err != nil {
+			return err
+		}
+		parts = [][]byte{b}
+	}
+	c.send(f, http.StatusOK, parts...)
+	return nil
+}
+
+// jsonList returns the parts of a list in JSON. Its items are the entries' bytes without kind and apiVersion, as
+// upstream sends them.
+func jsonList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
+	m, err := json.Marshal(meta)
+	if err != nil {
+		return nil, err
+	}
+	parts := make([][]byte, 0, 3*len(entries)+2)
+	parts = append(parts, fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, k.Kind+"List", k.APIVersion(), m))
+	head := fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,`, k.Kind, k.APIVersion())
+	first, next := []byte("{"), []byte(",{")
+	open := first
+	for _, e := range entries {
+		b, err := e.Bytes(store.JSON)
+		if err != nil {
+			return nil, err
+		}
+		item, ok := bytes.CutPrefix(b, head)
+		if !ok {
+			return nil, fmt.Errorf("%v %q is not encoded as its kind", k, e.Key)
+		}
+		parts = append(parts, open, bytes.TrimSuffix(item, []byte("\n")))
+		open = next
+	}
+	return append(parts, []byte("]}\n")), nil
+}
+
+// Tags of protobuf fields with length: number<<3 | 2.
+const (
+	tag1 = 1<<3 | 2
+	tag2 = 2<<3 | 2
+	tag3 = 3<<3 | 2
+	tag4 = 4<<3 | 2
+)
+
+// protoMagic opens every object in protobuf.
+const protoMagic = "k8s\x00"
+
+// protoList returns the parts of a list in protobuf:
+//
+//	magic | Unknown{ 1: TypeMeta, 2: List{ 1: ListMeta, 2: item, 2: item, ... }, 3: "", 4: "" }
+func protoList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
+	m, err := meta.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	tm := runtime.TypeMeta{APIVersion: k.APIVersion(), Kind: k.Kind + "List"}
+	t, err := tm.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	parts := make([][]byte, 1, 2*len(entries)+2)
+	inner := 1 + uvarintLen(len(m)) + len(m)
+	heads := make([]byte, 0, 5*len(entries)) // not grown, since parts point into it
+	for _, e := range entries {
+		b, err := e.Bytes(store.Protobuf)
+		if err != nil {
+			return nil, err
+		}
+		raw, err := protoRaw(b)
+		if err != nil {
+			return nil, fmt.Errorf("%v %q: %w", k, e.Key, err)
+		}
+		at := len(heads)
+		heads = binary.AppendUvarint(append(heads, tag2), uint64(len(raw)))
+		parts = append(parts, heads[at:len(heads):len(heads)], raw)
+		inner += len(heads) - at + len(raw)
+	}
+	head := append([]byte(protoMagic), tag1)
+	head = append(binary.AppendUvarint(head, uint64(len(t))), t...)
+	head = binary.AppendUvarint(append(head, tag2), uint64(inner))
+	head = binary.AppendUvarint(append(head, tag1), uint64(len(m)))
+	parts[0] = append(head, m...)
+	return append(parts, []byte{tag3, 0, tag4, 0}), nil
+}
+
+func uvarintLen(n int) int { return len(binary.AppendUvarint(nil, uint64(n))) }
+
+// protoRaw returns the object's own bytes out of the envelope.
+func protoRaw(b []byte) ([]byte, error) {
+	rest, ok := bytes.CutPrefix(b, []byte(protoMagic))
+	for ok && len(rest) > 0 {
+		tag := rest[0]
+		n, w := binary.Uvarint(rest[1:])
+		if w <= 0 || uint64(len(rest)-1-w) < n {
+			break
+		}
+		body := rest[1+w : 1+w+int(n)]
+		if tag == tag2 {
+			return body, nil
+		}
+		rest = rest[1+w+int(n):]
+	}
+	return nil, api.ErrNotProtobuf
+}
+
+// include says how much of each object the rows of a Table carry.
+func (c *call) include() metav1.IncludeObjectPolicy {
+	if p := c.r.URL.Query().Get("includeObject"); p != "" {
+		return metav1.IncludeObjectPolicy(p)
+	}
+	return metav1.IncludeMetadata
+}
+
+// headers says whether a Table has its column definitions.
+func (c *call) headers() bool { return c.r.URL.Query().Get("noHeaders") == "" }
+
+// object answers with one entry.
+func (c *call) entry(f format, code int, a rest.Any, e *store.Entry) error {
+	switch f.shape {
+	case table:
+		t := a.Table([]*store.Entry{e}, c.include(), c.headers())
+		t.ResourceVersion = e.Object.GetResourceVersion()
+		c.write(f, code, t)
+		return nil
+	case metadataOnly:
+		c.write(f, code, rest.Metadata(e.Object))
+		return nil
+	}
+	b, err := f.entry(e)
+	if err != nil {
+		return err
+	}
+	c.send(f, code, b)
+	return nil
+}
