@@ -18,4 +18,3 @@
 // /proc/<pid>/exe cannot be written to whoever gets hold of it; it is not
 // dumpable; all its descriptors are closed on exec.
 package oci
-

@@ -208,6 +208,24 @@ func (g *Group) Kill(ctx context.Context) error {
 	}
 }
 
+// Signal sends a signal to all processes of the group and of those below it.
+// SIGKILL is [Group.Kill].
+func (g *Group) Signal(ctx context.Context, sig unix.Signal) error {
+	if sig == unix.SIGKILL {
+		return g.Kill(ctx)
+	}
+	pids, err := g.Pids()
+	if err != nil {
+		return fmt.Errorf("signal cgroup %s: %w", g.path, err)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("signal process %d of cgroup %s: %w", pid, g.path, err)
+		}
+	}
+	return nil
+}
+
 func (g *Group) killOnce(pids []int) error {
 	if dir, ok := g.dirs[""]; ok {
 		// Also kills what forks meanwhile. The v2 part of a hybrid host has it too.

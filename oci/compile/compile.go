@@ -122,8 +122,9 @@ func supported(s *specs.Spec) error {
 	return errors.Join(errs...)
 }
 
-// cloneFlag is the CLONE_NEW flag of each namespace type; 0 is none.
-func cloneFlag(t specs.LinuxNamespaceType) uintptr {
+// CloneFlag is the CLONE_NEW flag of a namespace type; 0 is one that is not
+// supported.
+func CloneFlag(t specs.LinuxNamespaceType) uintptr {
 	switch t {
 	case specs.PIDNamespace:
 		return unix.CLONE_NEWPID
@@ -147,7 +148,7 @@ func (r *Result) namespaces(s *specs.Spec) error {
 	var seen []specs.LinuxNamespaceType
 	for i, n := range s.Linux.Namespaces {
 		field := fmt.Sprintf("linux.namespaces[%d] (%s)", i, n.Type)
-		flag := cloneFlag(n.Type)
+		flag := CloneFlag(n.Type)
 		switch {
 		case slices.Contains(seen, n.Type):
 			return fmt.Errorf("%s: given twice", field)

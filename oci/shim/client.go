@@ -1,136 +1,332 @@
 package shim
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/shim/protocol"
 )
 
 // Client is a connection to one shim.
-type Client struct{}
+type Client struct {
+	dir    string
+	record record
+	log    *slog.Logger
+	conn   *connection
+	events *queue
+	pid    int
+	reaper int
+	tasks  sync.WaitGroup
+	once   sync.Once
 
-// Start makes a sandbox: it starts a shim and connects to it. On error nothing
-// is left. The shim outlives the caller; see [Client.Shutdown].
-func Start(ctx context.Context, c Config) (*Client, error) { return nil, errors.ErrUnsupported }
-
-// Connect attaches to the shim that an earlier process started in dir. It
-// returns [ErrGone] when there is none alive; then call [Reap].
-func Connect(ctx context.Context, dir string, init *oci.Init, log *slog.Logger) (*Client, error) {
-	return nil, errors.ErrUnsupported
+	mu       sync.Mutex
+	exits    map[string]ExitStatus        // of containers, since connecting
+	waiters  map[string][]chan ExitStatus // of Wait, by container
+	sessions map[uint64]chan ExitStatus   // of Exec
+	early    map[uint64]ExitStatus        // exits of sessions that were not yet waited for
 }
 
-// Reap frees what a dead shim left behind in dir: it kills all processes in
-// the cgroups of the sandbox's containers, removes the cgroups and mounts, and
-// returns what is known about the containers: those without an exit record are
-// Stopped with code 137. The state directory remains until [Remove].
-// It may be repeated.
-func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
-	return nil, errors.ErrUnsupported
+// exited is called by the reader for every exit.
+func (c *Client) exited(r *protocol.Reply) {
+	status := exitStatus(r.Exit)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.Session != 0 {
+		if waiting, ok := c.sessions[r.Session]; ok {
+			waiting <- status // has room for one
+			return
+		}
+		if c.early == nil {
+			c.early = map[uint64]ExitStatus{}
+		}
+		c.early[r.Session] = status
+		return
+	}
+	c.exits[r.ID] = status
+	for _, w := range c.waiters[r.ID] {
+		w <- status
+	}
+	delete(c.waiters, r.ID)
+	c.events.put(Event{ID: r.ID, Exit: status})
 }
-
-// Remove deletes the state directory of a dead shim. A missing one is no error.
-func Remove(dir string) error { return errors.ErrUnsupported }
 
 // Pid returns the shim's process id.
-func (c *Client) Pid() int { return 0 }
+func (c *Client) Pid() int { return c.pid }
 
 // Namespace returns the path through which others join the sandbox's
-// namespace of that type, valid while the shim lives. PID is "" unless the
-// sandbox has a shared one, User is "" unless it has one.
-func (c *Client) Namespace(t specs.LinuxNamespaceType) string { return "" }
+// namespace of that type, valid while the shim lives; "" where the sandbox has
+// the host's.
+func (c *Client) Namespace(t specs.LinuxNamespaceType) string {
+	pid, name := c.pid, ""
+	switch {
+	case t == specs.NetworkNamespace && c.record.Net:
+		name = "net"
+	case t == specs.IPCNamespace && c.record.IPC:
+		name = "ipc"
+	case t == specs.UTSNamespace && c.record.UTS:
+		name = "uts"
+	case t == specs.PIDNamespace && c.record.SharePID:
+		pid, name = c.reaper, "pid"
+	default:
+		return ""
+	}
+	return "/proc/" + strconv.Itoa(pid) + "/ns/" + name
+}
 
 // Done is closed when the shim is dead or the client was closed.
-func (c *Client) Done() <-chan struct{} { return nil }
+func (c *Client) Done() <-chan struct{} { return c.conn.done }
 
 // Events delivers exits from the moment of connecting on. It must be drained.
 // It is closed when the shim dies or the client is closed. An exit that
 // happened before is found in [Client.Containers].
-func (c *Client) Events() <-chan Event { return nil }
+func (c *Client) Events() <-chan Event { return c.events.out }
 
 // Close disconnects and leaves shim and containers running. Running sessions
 // of this client end.
-func (c *Client) Close() error { return nil }
+func (c *Client) Close() error {
+	c.once.Do(func() {
+		_ = c.conn.socket.Close() // the shim notices, whatever this says
+		close(c.events.stop)
+	})
+	c.tasks.Wait()
+	return nil
+}
 
 // Shutdown kills what is left of the containers, deletes them, ends the shim
 // and removes its cgroup and state directory.
-func (c *Client) Shutdown(ctx context.Context) error { return errors.ErrUnsupported }
+func (c *Client) Shutdown(ctx context.Context) error {
+	list, err := c.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.State == Running {
+			if err := c.Kill(ctx, s.ID, unix.SIGKILL, false); err != nil && !errors.Is(err, ErrState) {
+				return err
+			}
+			if _, err := c.Wait(ctx, s.ID); err != nil {
+				return err
+			}
+		}
+		if err := c.Delete(ctx, s.ID); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	if _, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Shutdown}); err != nil && !errors.Is(err, ErrGone) {
+		return err
+	}
+	select {
+	case <-c.Done():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := c.Close(); err != nil {
+		return err
+	}
+	if err := freeCgroup(ctx, c.record.Cgroup); err != nil {
+		return err
+	}
+	return Remove(c.dir)
+}
 
-// Create makes a container and leaves it Created, its init waiting for Start.
-// On error nothing is left of it. The pid is in the caller's PID namespace.
-func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err error) {
-	return 0, errors.ErrUnsupported
+// freeCgroup ends what is in a cgroup and removes it.
+func freeCgroup(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	group, err := cgroup.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(ctx); err != nil {
+		return err
+	}
+	return group.Remove()
 }
 
 // Start lets a Created container run its program and returns when the program
 // has been exec'ed, or with the reason why it could not be (the container is
 // then Stopped with code 127 or 126).
-func (c *Client) Start(ctx context.Context, id string) error { return errors.ErrUnsupported }
+func (c *Client) Start(ctx context.Context, id string) error {
+	state, err := c.state(id)
+	if err != nil {
+		return err
+	}
+	r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Start, ID: id})
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	return runHooks(ctx, state.Poststart, state.oci(id, specs.StateRunning, r.Pid))
+}
 
 // Kill sends a signal to the container's first process, or to all processes
 // in its cgroup. A stopped container is ErrState unless all is set.
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
-	return errors.ErrUnsupported
+	if all {
+		group, err := c.Cgroup(id)
+		if err != nil {
+			return err
+		}
+		return group.Signal(ctx, sig)
+	}
+	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
+	return err
 }
 
 // Delete frees a Created or Stopped container: a waiting init is killed, so is
 // every process left in its cgroup; the cgroup and the state are removed. An
 // unknown container is ErrNotFound.
-func (c *Client) Delete(ctx context.Context, id string) error { return errors.ErrUnsupported }
+func (c *Client) Delete(ctx context.Context, id string) error {
+	status, err := c.status(ctx, id)
+	if err != nil {
+		return err
+	}
+	switch status.State {
+	case Running:
+		return fmt.Errorf("delete container %s: %w: it is running", id, ErrState)
+	case Creating, Created:
+		if err := c.Kill(ctx, id, unix.SIGKILL, false); err != nil && !errors.Is(err, ErrState) {
+			return err
+		}
+		if _, err := c.Wait(ctx, id); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	if err := freeCgroup(ctx, status.Cgroup); err != nil {
+		return err
+	}
+	state, stateErr := c.state(id)
+	if _, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Delete, ID: id}); err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	c.mu.Lock()
+	delete(c.exits, id)
+	c.mu.Unlock()
+	if err := os.RemoveAll(filepath.Join(c.dir, id)); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	if stateErr == nil {
+		// As the specification has it: their errors are logged, and no more.
+		if err := runHooks(ctx, state.Poststop, state.oci(id, specs.StateStopped, 0)); err != nil {
+			c.log.Warn("poststop hook failed", "container", id, "err", err)
+		}
+	}
+	return nil
+}
 
 // Containers lists the sandbox's containers, in order of creation.
 func (c *Client) Containers(ctx context.Context) ([]Status, error) {
-	return nil, errors.ErrUnsupported
+	r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.List})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Status, len(r.List))
+	for i, k := range r.List {
+		list[i] = Status{ID: k.ID, State: ContainerState(k.State), Pid: k.Pid, CreatedAt: time.Unix(0, k.Created), Cgroup: k.Cgroup}
+		if k.Started != 0 {
+			list[i].StartedAt = time.Unix(0, k.Started)
+		}
+		if list[i].State == Stopped {
+			list[i].Exit = exitStatus(k.Exit)
+		}
+	}
+	return list, nil
+}
+
+func (c *Client) status(ctx context.Context, id string) (Status, error) {
+	list, err := c.Containers(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	for _, s := range list {
+		if s.ID == id {
+			return s, nil
+		}
+	}
+	return Status{}, fmt.Errorf("container %s: %w", id, ErrNotFound)
 }
 
 // Wait returns when the container has stopped.
 func (c *Client) Wait(ctx context.Context, id string) (ExitStatus, error) {
-	return ExitStatus{}, errors.ErrUnsupported
-}
-
-// Exec runs a process in a running container, copies its streams and returns
-// when it has ended and its output was delivered. Cancelling ctx kills it.
-// An error means that it could not be run or followed; a process that ran and
-// returned non-zero is no error.
-func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
-	return ExitStatus{}, errors.ErrUnsupported
-}
-
-// ExecSync is [Client.Exec] with collected output of at most limit bytes per
-// stream (the rest is dropped), and a timeout (0: none) after which the
-// process and its children in the same process group are killed and
-// [ErrTimeout] is returned together with the output so far.
-func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, timeout time.Duration, limit int) (stdout, stderr bytes.Buffer, s ExitStatus, err error) {
-	return stdout, stderr, s, errors.ErrUnsupported
-}
-
-// Attach connects streams to the container's own until the container ends,
-// ctx is cancelled, or (without output streams) the input ends. Any number of
-// sessions may be attached; each sees all output from then on; a session that
-// does not read its output holds the container's output up.
-func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
-	return errors.ErrUnsupported
+	waiting := make(chan ExitStatus, 1)
+	c.mu.Lock()
+	if status, ok := c.exits[id]; ok {
+		c.mu.Unlock()
+		return status, nil
+	}
+	c.waiters[id] = append(c.waiters[id], waiting)
+	c.mu.Unlock()
+	// It may have stopped before we connected.
+	s, err := c.status(ctx, id)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	if s.State == Stopped {
+		return s.Exit, nil
+	}
+	select {
+	case status := <-waiting:
+		return status, nil
+	case <-ctx.Done():
+		return ExitStatus{}, ctx.Err()
+	case <-c.Done():
+		return ExitStatus{}, ErrGone
+	}
 }
 
 // Resize sets the size of the container's terminal.
 func (c *Client) Resize(ctx context.Context, id string, size Size) error {
-	return errors.ErrUnsupported
+	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Resize, ID: id, Width: size.Width, Height: size.Height})
+	return err
 }
 
 // CloseStdin closes the container's standard input for good.
-func (c *Client) CloseStdin(ctx context.Context, id string) error { return errors.ErrUnsupported }
+func (c *Client) CloseStdin(ctx context.Context, id string) error {
+	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.CloseStdin, ID: id})
+	return err
+}
 
 // ReopenLog opens the log path anew, after a rotation; not a byte is lost or
 // repeated between the two files.
-func (c *Client) ReopenLog(ctx context.Context, id string) error { return errors.ErrUnsupported }
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.ReopenLog, ID: id})
+	return err
+}
 
 // Cgroup returns the container's cgroup: Stats, Update, Freeze, Thaw, Pids.
 // These go straight to the kernel, not through the shim.
-func (c *Client) Cgroup(id string) (*cgroup.Group, error) { return nil, errors.ErrUnsupported }
+func (c *Client) Cgroup(id string) (*cgroup.Group, error) {
+	state, err := c.state(id)
+	if err != nil {
+		return nil, err
+	}
+	return cgroup.Open(state.Cgroup)
+}
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+
+// state reads what Create has written down.
+func (c *Client) state(id string) (*containerState, error) {
+	s := new(containerState)
+	if !validID.MatchString(id) {
+		return nil, fmt.Errorf("container %q: %w", id, ErrNotFound)
+	}
+	err := readJSON(filepath.Join(c.dir, id, stateName), s)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
+	}
+	return s, err
+}

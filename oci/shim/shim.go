@@ -58,6 +58,8 @@ var (
 	// needs: start of a started one, exec in a stopped one, delete of a
 	// running one.
 	ErrState = errors.New("wrong container state")
+	// ErrNotExecutable means that the program is missing or cannot be executed.
+	ErrNotExecutable = errors.New("not executable")
 	// ErrTimeout means that ExecSync's timeout passed; the process was killed.
 	ErrTimeout = errors.New("timed out")
 )
@@ -98,9 +100,6 @@ type Namespaces struct {
 	// PID makes one PID namespace for all containers, with yare-init as
 	// process 1 that reaps orphans (shareProcessNamespace).
 	PID bool
-	// UIDs and GIDs, when set, make a user namespace that owns the sandbox's
-	// IPC and UTS namespaces. Net must then be empty or be owned by it.
-	UIDs, GIDs []specs.LinuxIDMapping
 }
 
 // CreateRequest describes a container.
@@ -121,9 +120,6 @@ type CreateRequest struct {
 	// LogPath is the log file in the CRI format, opened for appending. Empty:
 	// output goes only to attached sessions.
 	LogPath string
-	// LogTag is empty or extra log tags; Terminal is taken from
-	// Spec.Process.Terminal.
-
 	// Stdin keeps an input pipe open for attaching; without it, standard input
 	// is /dev/null. StdinOnce closes it when the first attached session that
 	// has an input ends.

@@ -29,6 +29,7 @@ const (
 	Hello Verb = iota + 1
 	Create
 	Continue // after the runtime hooks of a Create
+	Abandon  // gives a Create up
 	Start
 	Kill
 	Delete
@@ -103,7 +104,9 @@ type Reply struct {
 	Pid      int
 	Session  uint64
 	Version  int
-	List     []Container
+	// Reaper is process 1 of the shared PID namespace, in the reply to Hello.
+	Reaper int
+	List   []Container
 	// Exit is set in messages with Serial 0: of the container ID, or of the
 	// Session if that is set.
 	ID   string
@@ -179,6 +182,7 @@ func (r *Reply) Fields(c *wire.Codec) {
 	wire.Num(c, &r.Pid)
 	c.Uint64(&r.Session)
 	wire.Num(c, &r.Version)
+	wire.Num(c, &r.Reaper)
 	wire.List(c, &r.List, func(k *Container) {
 		c.String(&k.ID)
 		wire.Num(c, &k.State)

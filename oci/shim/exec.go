@@ -1,0 +1,191 @@
+package shim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/compile"
+	"github.com/yare-dev/yare/oci/shim/protocol"
+	"github.com/yare-dev/yare/oci/wire"
+)
+
+// Exec runs a process in a running container, copies its streams and returns
+// when it has ended and its output was delivered. Cancelling ctx kills it.
+// An error means that it could not be run or followed; a process that ran and
+// returned non-zero is no error.
+func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
+	s, err := c.exec(ctx, r)
+	if err != nil {
+		return s, fmt.Errorf("exec in container %s: %w", r.ID, err)
+	}
+	return s, nil
+}
+
+func (c *Client) exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
+	request, fds, err := c.execRequest(r)
+	defer func() { linux.CloseAll(fds...) }()
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	pipes, err := openPipes(r.Streams, r.Process.Terminal)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	defer pipes.close()
+	request.Streams = pipes.mask
+	answer, err := c.conn.request(ctx, request, append(fds[:len(fds):len(fds)], pipes.theirFDs()...)...)
+	pipes.closeTheirs()
+	if err != nil {
+		linux.CloseAll(answer.fds...)
+		return ExitStatus{}, err
+	}
+	for _, w := range answer.Warnings {
+		c.log.Warn("process set up with a restriction", "container", r.ID, "err", w)
+	}
+	if r.Process.Terminal {
+		if len(answer.fds) != 1 {
+			linux.CloseAll(answer.fds...)
+			return ExitStatus{}, errors.New("no terminal was made")
+		}
+		if err := pipes.terminal(answer.fds[0]); err != nil {
+			return ExitStatus{}, err
+		}
+	}
+	return c.follow(ctx, answer.Session, r.Streams, pipes)
+}
+
+// execRequest makes the plan and opens the cgroup. The descriptors are the
+// caller's, also with an error.
+func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
+	state, err := c.state(r.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := compile.Process(r.Process, nil, oci.LastCap())
+	if err != nil {
+		return nil, nil, err
+	}
+	p.Seccomp, p.SeccompFlags, p.JoinMount = state.Seccomp, state.SeccompFlags, true
+	group, err := cgroup.Open(state.Cgroup)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry, err := group.Entry()
+	if err != nil {
+		return nil, nil, err
+	}
+	request := &protocol.Request{Verb: protocol.Exec, ID: r.ID,
+		Launch: protocol.Launch{HasCgroup: entry.Dir >= 0, Tasks: len(entry.Tasks)}}
+	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	fds := []int{planFD}
+	if entry.Dir >= 0 {
+		fds = append(fds, entry.Dir)
+	}
+	return request, append(fds, entry.Tasks...), err
+}
+
+// follow copies streams until the process has ended.
+func (c *Client) follow(ctx context.Context, session uint64, s Streams, p *pipes) (ExitStatus, error) {
+	exit := make(chan ExitStatus, 1)
+	c.mu.Lock()
+	if status, ok := c.early[session]; ok {
+		delete(c.early, session)
+		exit <- status
+	} else {
+		c.sessions[session] = exit
+	}
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.sessions, session)
+		c.mu.Unlock()
+	}()
+	p.copy(s)
+	defer p.wait()
+	select {
+	case status := <-exit:
+		p.drain()
+		return status, nil
+	case <-ctx.Done():
+		clean := context.WithoutCancel(ctx)
+		_, err := c.conn.request(clean, &protocol.Request{Verb: protocol.KillExec, Session: session, Signal: int32(unix.SIGKILL)})
+		if err == nil {
+			select {
+			case <-exit:
+			case <-c.Done():
+			}
+		}
+		p.drain()
+		return ExitStatus{}, ctx.Err()
+	case <-c.Done():
+		p.abort()
+		return ExitStatus{}, ErrGone
+	}
+}
+
+// ExecSync is [Client.Exec] with collected output of at most limit bytes per
+// stream (the rest is dropped), and a timeout (0: none) after which the
+// process and its children in the same process group are killed and
+// [ErrTimeout] is returned together with the output so far.
+func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, timeout time.Duration, limit int) (stdout, stderr []byte, s ExitStatus, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, ErrTimeout)
+		defer cancel()
+	}
+	out, errs := &limited{left: limit}, &limited{left: limit}
+	s, err = c.Exec(ctx, ExecRequest{ID: id, Process: p, Streams: Streams{Stdout: out, Stderr: errs}})
+	if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
+		err = fmt.Errorf("exec in container %s: %w after %s", id, ErrTimeout, timeout)
+	}
+	return out.Bytes(), errs.Bytes(), s, err
+}
+
+// limited keeps what fits.
+type limited struct {
+	bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	keep := b[:min(len(b), l.left)]
+	l.left -= len(keep)
+	l.Buffer.Write(keep)
+	return len(b), nil
+}
+
+// Attach connects streams to the container's own until the container ends,
+// ctx is cancelled, or (without output streams) the input ends. Any number of
+// sessions may be attached; each sees all output from then on; a session that
+// does not read its output holds the container's output up.
+func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
+	p, err := openPipes(s, false)
+	if err != nil {
+		return fmt.Errorf("attach to container %s: %w", id, err)
+	}
+	defer p.close()
+	_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Attach, ID: id, Streams: p.mask}, p.theirFDs()...)
+	p.closeTheirs()
+	if err != nil {
+		return fmt.Errorf("attach to container %s: %w", id, err)
+	}
+	p.resize = func(size Size) { _ = c.Resize(ctx, id, size) } // a container without a terminal has no size
+	p.copy(s)
+	defer p.wait()
+	select {
+	case <-p.ended:
+		return nil
+	case <-ctx.Done():
+		p.abort()
+		return ctx.Err()
+	}
+}

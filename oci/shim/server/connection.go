@@ -1,0 +1,161 @@
+package server
+
+import (
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/shim/protocol"
+	"github.com/yare-dev/yare/oci/wire"
+)
+
+// connection is one client.
+type connection struct {
+	s  *server
+	fd int
+}
+
+func (s *server) accept(listener int) {
+	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if err != nil {
+		return // gone before we looked
+	}
+	c := &connection{s: s, fd: fd}
+	s.connections = append(s.connections, c)
+	s.watch(fd, unix.EPOLLIN, c.ready)
+}
+
+// close forgets the client. What it was in the middle of creating is undone;
+// its execs are killed, because nobody can hear of their end.
+func (c *connection) close() {
+	if c.fd < 0 {
+		return
+	}
+	c.s.close(&c.fd)
+	c.s.connections = slices.DeleteFunc(c.s.connections, func(o *connection) bool { return o == c })
+	for _, id := range slices.Clone(c.s.order) {
+		if k := c.s.containers[id]; k.creator == c {
+			k.abandon()
+		}
+	}
+	for _, e := range c.s.execs {
+		if e.client == c {
+			e.kill()
+		}
+	}
+}
+
+func (c *connection) ready(events uint32) {
+	if events&unix.EPOLLIN == 0 {
+		c.close()
+		return
+	}
+	buf := make([]byte, protocol.MaxMessage)
+	n, fds, err := linux.ReceiveMessage(c.fd, buf)
+	if errors.Is(err, unix.EAGAIN) {
+		return
+	}
+	var r protocol.Request
+	if err != nil || n == 0 || wire.Unmarshal(buf[:n], &r) != nil {
+		linux.CloseAll(fds...)
+		c.close()
+		return
+	}
+	if err := c.serve(&r, fds); err != nil {
+		c.fail(r.Serial, err)
+	}
+}
+
+// serve carries out a request. It owns the descriptors. A nil error means that
+// the reply was sent or will be.
+func (c *connection) serve(r *protocol.Request, fds []int) error {
+	switch r.Verb {
+	case protocol.Create:
+		return c.s.create(c, r, fds)
+	case protocol.Exec:
+		return c.s.exec(c, r, fds)
+	case protocol.Attach:
+		return c.s.attach(c, r, fds)
+	}
+	linux.CloseAll(fds...)
+	switch r.Verb {
+	case protocol.Hello:
+		c.send(&protocol.Reply{Serial: r.Serial, Version: protocol.Version, Pid: unix.Getpid(), Reaper: c.s.reaperPid})
+		return nil
+	case protocol.List:
+		c.list(r.Serial)
+		return nil
+	case protocol.KillExec:
+		if e, ok := c.s.execs[r.Session]; ok {
+			e.signal(unix.Signal(r.Signal))
+		}
+		c.send(&protocol.Reply{Serial: r.Serial})
+		return nil
+	case protocol.Shutdown:
+		if err := c.s.shutdown(); err != nil {
+			return err
+		}
+		c.send(&protocol.Reply{Serial: r.Serial})
+		return nil
+	}
+	k, ok := c.s.containers[r.ID]
+	if !ok {
+		return coded{protocol.NotFound, "container " + r.ID + ": not found"}
+	}
+	return k.serve(c, r)
+}
+
+// coded is an error with its class.
+type coded struct {
+	code protocol.Code
+	text string
+}
+
+func (e coded) Error() string { return e.text }
+
+func (c *connection) fail(serial uint64, err error) {
+	r := protocol.Reply{Serial: serial, Code: protocol.Failed, Error: err.Error()}
+	if e, ok := err.(coded); ok {
+		r.Code = e.code
+	}
+	c.send(&r)
+}
+
+// send never blocks: a client that does not read is dropped. Descriptors stay
+// the caller's.
+func (c *connection) send(r *protocol.Reply, fds ...int) {
+	if c == nil || c.fd < 0 {
+		return
+	}
+	if err := linux.SendMessage(c.fd, wire.Marshal(r), fds...); err != nil {
+		c.close()
+	}
+}
+
+func (c *connection) list(serial uint64) {
+	r := &protocol.Reply{Serial: serial}
+	for _, id := range c.s.order {
+		r.List = append(r.List, c.s.containers[id].record())
+	}
+	c.send(r)
+}
+
+// broadcast tells every client of a container's exit.
+func (s *server) broadcast(id string, e protocol.Exit) {
+	for _, c := range slices.Clone(s.connections) {
+		c.send(&protocol.Reply{ID: id, Exit: e})
+	}
+}
+
+// shutdown ends the loop if no container runs any more.
+func (s *server) shutdown() error {
+	for _, id := range s.order {
+		if k := s.containers[id]; k.pidfd >= 0 {
+			return coded{protocol.WrongState, "container " + id + ": still running"}
+		}
+	}
+	s.stop = true
+	return nil
+}

@@ -1,0 +1,145 @@
+package server
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/launch"
+	"github.com/yare-dev/yare/oci/plan"
+	"github.com/yare-dev/yare/oci/shim/protocol"
+)
+
+// exec is a further process in a container. Its streams are the client's own
+// pipes, so the shim copies nothing; a terminal's master goes to the client too.
+type exec struct {
+	s        *server
+	session  uint64
+	client   *connection
+	serial   uint64
+	pid      int
+	pidfd    int
+	sync     int
+	master   int
+	replied  bool
+	warnings []string
+	problem  error
+}
+
+// exec launches a process. The reply is sent when the program has been exec'ed.
+func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
+	defer func() { linux.CloseAll(fds...) }()
+	k, ok := s.containers[r.ID]
+	if !ok {
+		return coded{protocol.NotFound, "container " + r.ID + ": not found"}
+	}
+	if k.state != running {
+		return k.wrongState("exec in")
+	}
+	s.sessions++
+	e := &exec{s: s, session: s.sessions, client: c, serial: r.Serial, pidfd: -1, sync: -1, master: -1}
+	p := launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Exec}
+	planFD, streams, err := attached(&r.Launch, fds, &p)
+	if err != nil {
+		return err
+	}
+	// The container's process is our child and not reaped, so its pidfd is
+	// its namespaces; the mount namespace is joined by the init itself.
+	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd,
+		Flags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP})
+	stdio := [3]int{s.null, s.null, s.null}
+	for i := range stdio {
+		if r.Streams&(1<<i) != 0 {
+			if len(streams) == 0 {
+				return errors.New("descriptors are missing")
+			}
+			stdio[i], streams = streams[0], streams[1:]
+		}
+	}
+	sync, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return linux.Wrap("make", "socket pair", err)
+	}
+	defer unix.Close(sync[1])
+	p.Files = []int{stdio[0], stdio[1], stdio[2], planFD, sync[1], s.null, k.pidfd}
+	if e.pid, e.pidfd, err = launch.Start(p); err != nil {
+		unix.Close(sync[0])
+		return err
+	}
+	e.sync = sync[0]
+	s.execs[e.session] = e
+	s.watch(e.sync, unix.EPOLLIN, func(uint32) { e.message() })
+	s.watch(e.pidfd, unix.EPOLLIN, func(uint32) { e.exited() })
+	return nil
+}
+
+func (e *exec) message() {
+	var fds []int
+	kind, text, err := receive(e.sync, &fds)
+	if kind == plan.MsgConsole && len(fds) == 1 {
+		e.master = fds[0]
+		return
+	}
+	linux.CloseAll(fds...)
+	switch {
+	case err != nil || kind == 0:
+		e.s.close(&e.sync)
+		if e.problem == nil {
+			e.reply()
+		}
+	case kind == plan.MsgWarning:
+		e.warnings = append(e.warnings, text)
+	case kind == plan.MsgError:
+		e.problem = coded{protocol.Failed, text}
+	case kind == plan.MsgExec:
+		e.problem = coded{protocol.NotExecutable, text}
+	}
+}
+
+// reply tells the client that the program runs.
+func (e *exec) reply() {
+	if e.replied {
+		return
+	}
+	e.replied = true
+	r := &protocol.Reply{Serial: e.serial, Pid: e.pid, Session: e.session, Warnings: e.warnings}
+	if e.master < 0 {
+		e.client.send(r)
+		return
+	}
+	e.client.send(r, e.master)
+	e.s.close(&e.master)
+}
+
+func (e *exec) exited() {
+	for e.sync >= 0 && pending(e.sync) {
+		e.message()
+	}
+	status := reap(e.pid)
+	delete(e.s.execs, e.session)
+	for _, fd := range []*int{&e.sync, &e.pidfd, &e.master} {
+		e.s.close(fd)
+	}
+	switch {
+	case e.replied:
+		e.client.send(&protocol.Reply{Session: e.session, Exit: status})
+	case e.problem != nil:
+		e.client.fail(e.serial, e.problem)
+	default:
+		e.client.fail(e.serial, coded{protocol.Failed, "exec init died: " + exitText(status)})
+	}
+}
+
+// signal reaches the process group: the session that exec made for it.
+func (e *exec) signal(sig unix.Signal) {
+	if e.pidfd < 0 {
+		return
+	}
+	// Not reaped yet, so the number is still its own.
+	if err := unix.Kill(-e.pid, sig); err != nil {
+		_ = linux.SignalPidfd(e.pidfd, sig)
+	}
+}
+
+func (e *exec) kill() { e.signal(unix.SIGKILL) }
