@@ -84,6 +84,7 @@ func (c *call) serve() error {
 		return err
 	}
 	c.user = u
+	c.r.Header.Del("Authorization") // has served its purpose
 	c.r = c.r.WithContext(authn.WithUser(c.r.Context(), u))
 	if err := c.impersonate(); err != nil {
 		return err

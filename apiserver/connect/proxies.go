@@ -1,0 +1,172 @@
+package connect
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// Nodes returns the proxy subresource of nodes.
+func Nodes(d Deps) map[string]*rest.Subresource {
+	b := newBridge(d)
+	return map[string]*rest.Subresource{"proxy": {
+		Kind: "NodeProxyOptions", Methods: methods(),
+		Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
+			return b.toNode(ctx, parent.(*corev1.Node), w, r)
+		},
+	}}
+}
+
+// Services returns the proxy subresource of services.
+func Services(d Deps) map[string]*rest.Subresource {
+	b := newBridge(d)
+	return map[string]*rest.Subresource{"proxy": {
+		Kind: "ServiceProxyOptions", Methods: methods(),
+		Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
+			return b.toService(ctx, parent.(*corev1.Service), w, r)
+		},
+	}}
+}
+
+// aim is what the URL of a proxy subresource names: [scheme:]name[:port]/proxy[/path].
+type aim struct {
+	scheme string // "http" when not given
+	port   string
+	path   string
+	prefix string // up to and with "proxy"
+}
+
+func parseAim(r *http.Request) (aim, error) {
+	before, after, ok := strings.Cut(r.URL.Path, "/proxy")
+	if !ok {
+		return aim{}, apierrors.NewBadRequest("the path has no /proxy")
+	}
+	segments := strings.Split(before, "/")
+	scheme, _, port, ok := utilnet.SplitSchemeNamePort(segments[len(segments)-1])
+	if !ok {
+		return aim{}, apierrors.NewBadRequest(fmt.Sprintf("invalid proxy target %q", segments[len(segments)-1]))
+	}
+	if after == "" {
+		after = "/"
+	}
+	return aim{scheme, port, after, before + "/proxy"}, nil
+}
+
+func (a aim) url(host, port string, r *http.Request) *url.URL {
+	scheme := a.scheme
+	if scheme == "" {
+		scheme = "http"
+	}
+	if port == "" {
+		port = "80"
+		if scheme == "https" {
+			port = "443"
+		}
+	}
+	return &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port), Path: a.path, RawQuery: r.URL.RawQuery}
+}
+
+// outside proxies to an address that is no kubelet's.
+func (b *bridge) outside(ctx context.Context, u *url.URL, a aim, w http.ResponseWriter, r *http.Request) error {
+	if ip := net.ParseIP(u.Hostname()); ip == nil || !b.d.Reachable(ip) {
+		return apierrors.NewBadRequest("address not allowed")
+	}
+	return b.proxy(ctx, session{to: u, transport: b.plain, prefix: a.prefix}, w, r)
+}
+
+func (b *bridge) toNode(ctx context.Context, n *corev1.Node, w http.ResponseWriter, r *http.Request) error {
+	a, err := parseAim(r)
+	if err != nil {
+		return err
+	}
+	kubelet, err := b.kubeletURL(n.Name)
+	if err != nil {
+		return err
+	}
+	if a.port == "" || a.port == kubelet.Port() {
+		kubelet.Path, kubelet.RawQuery = a.path, r.URL.RawQuery
+		return b.proxy(ctx, session{to: kubelet, transport: b.kubelet, prefix: a.prefix}, w, r)
+	}
+	return b.outside(ctx, a.url(kubelet.Hostname(), a.port, r), a, w, r)
+}
+
+func (b *bridge) toPod(ctx context.Context, pod *corev1.Pod, w http.ResponseWriter, r *http.Request) error {
+	a, err := parseAim(r)
+	if err != nil {
+		return err
+	}
+	if pod.Status.PodIP == "" {
+		return apierrors.NewBadRequest("address not allowed")
+	}
+	port := a.port
+	if port == "" { // the first that a container declares
+		for i := range pod.Spec.Containers {
+			if ps := pod.Spec.Containers[i].Ports; len(ps) > 0 {
+				port = strconv.Itoa(int(ps[0].ContainerPort))
+				break
+			}
+		}
+	}
+	return b.outside(ctx, a.url(pod.Status.PodIP, port, r), a, w, r)
+}
+
+func (b *bridge) toService(ctx context.Context, svc *corev1.Service, w http.ResponseWriter, r *http.Request) error {
+	a, err := parseAim(r)
+	if err != nil {
+		return err
+	}
+	var name string
+	found := false
+	for _, p := range svc.Spec.Ports {
+		if a.port == p.Name && a.port != "" || a.port == strconv.Itoa(int(p.Port)) || a.port == "" && len(svc.Spec.Ports) == 1 {
+			name, found = p.Name, true
+			break
+		}
+	}
+	if !found {
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %q found for service %q", a.port, svc.Name))
+	}
+	hosts := b.endpoints(svc, name)
+	if len(hosts) == 0 {
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
+	}
+	host, port, err := net.SplitHostPort(hosts[rand.IntN(len(hosts))])
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	return b.outside(ctx, a.url(host, port, r), a, w, r)
+}
+
+// endpoints returns the ready endpoints of a service's port, as host:port.
+func (b *bridge) endpoints(svc *corev1.Service, port string) (hosts []string) {
+	for e := range b.d.Store.Snapshot(api.EndpointSliceKind).All(svc.Namespace, api.Key{}) {
+		s := e.Object.(*discoveryv1.EndpointSlice)
+		if s.Labels[discoveryv1.LabelServiceName] != svc.Name {
+			continue
+		}
+		for _, p := range s.Ports {
+			if p.Port == nil || p.Name != nil && *p.Name != port || p.Name == nil && port != "" {
+				continue
+			}
+			for _, ep := range s.Endpoints {
+				if len(ep.Addresses) > 0 && (ep.Conditions.Ready == nil || *ep.Conditions.Ready) {
+					hosts = append(hosts, net.JoinHostPort(ep.Addresses[0], strconv.Itoa(int(*p.Port))))
+				}
+			}
+		}
+	}
+	return hosts
+}
