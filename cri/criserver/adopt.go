@@ -1,0 +1,220 @@
+package criserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/oci/shim"
+)
+
+// adopt takes up what an earlier process left: running sandboxes are connected
+// to, exits that happened meanwhile recorded, and what an interrupted call had
+// half made or half removed is removed. One sandbox that cannot be adopted
+// does not keep the others from it.
+func (s *Server) adopt(ctx context.Context) error {
+	if err := s.readSandboxes(ctx); err != nil {
+		return err
+	}
+	if err := s.readContainers(ctx); err != nil {
+		return err
+	}
+	for _, sb := range s.allSandboxes() {
+		if rec := sb.record(); !rec.Stopped {
+			s.adoptSandbox(ctx, sb)
+		}
+	}
+	if err := s.dropSnapshots(ctx); err != nil {
+		return err
+	}
+	s.dropShims(ctx)
+	return s.pruneNetwork(ctx)
+}
+
+func (s *Server) allSandboxes() []*sandbox { return s.matchingSandboxes("", nil) }
+
+func (s *Server) readSandboxes(ctx context.Context) error {
+	ids, err := os.ReadDir(s.sandboxDir(""))
+	if err != nil {
+		return err
+	}
+	for _, e := range ids {
+		sb := s.newSandbox(sandboxRecord{ID: e.Name()})
+		rec, err := readRecord[sandboxRecord](sb.file)
+		if err == nil {
+			sb = s.newSandbox(rec)
+		}
+		if err == nil && rec.Complete && len(rec.ID) == 64 {
+			s.sandboxes[sb.id] = sb
+			s.names[sandboxName(rec.Config.GetMetadata())] = sb.id
+			continue
+		}
+		s.log.Info("removing incomplete sandbox", "sandbox", e.Name(), "err", err)
+		if len(sb.id) != 64 {
+			err = os.RemoveAll(s.sandboxDir(e.Name()))
+		} else {
+			err = s.eraseSandbox(ctx, sb)
+		}
+		if err != nil {
+			s.log.Error("incomplete sandbox not removed", "sandbox", e.Name(), "err", err)
+		}
+	}
+	return nil
+}
+
+// readContainers also removes the directories of incomplete containers; their
+// processes and snapshots go with those that nobody knows.
+func (s *Server) readContainers(_ context.Context) error {
+	ids, err := os.ReadDir(s.containerDir(""))
+	if err != nil {
+		return err
+	}
+	for _, e := range ids {
+		c := s.newContainer(nil, containerRecord{ID: e.Name()})
+		rec, err := readRecord[containerRecord](c.file)
+		sb := s.sandboxes[rec.Sandbox]
+		if err == nil && rec.Complete && sb != nil {
+			c = s.newContainer(sb, rec)
+			s.addContainer(c)
+			s.names[containerName(sb.id, rec.Metadata)] = c.id
+			continue
+		}
+		s.log.Info("removing incomplete container", "container", e.Name(), "err", err)
+		if err := os.RemoveAll(s.containerDir(e.Name())); err != nil {
+			s.log.Error("incomplete container not removed", "container", e.Name(), "err", err)
+		}
+	}
+	return nil
+}
+
+// adoptSandbox connects to a sandbox's shim, or finds out how its containers
+// ended.
+func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
+	log := s.log.With("sandbox", sb.id)
+	client, err := shim.Connect(ctx, s.shimDir(sb.id), s.init, s.log)
+	if err != nil {
+		log.Warn("sandbox has no shim any more, its containers have ended", "err", err)
+		s.shimDied(sb)
+		return
+	}
+	sb.shim = client
+	statuses, err := client.Containers(ctx)
+	if err != nil {
+		log.Warn("sandbox's shim does not answer, its containers are killed", "err", err)
+		client.Close()
+		sb.shim = nil
+		s.shimDied(sb)
+		return
+	}
+	known := map[string]shim.Status{}
+	for _, st := range statuses {
+		known[st.ID] = st
+		if _, ok := s.containers[st.ID]; !ok {
+			log.Info("removing container of an interrupted call", "container", st.ID)
+			if err := client.Delete(ctx, st.ID); err != nil && !errors.Is(err, shim.ErrNotFound) {
+				log.Error("container not removed", "container", st.ID, "err", err)
+			}
+		}
+	}
+	for _, c := range s.containersOf(sb.id) {
+		st, ok := known[c.id]
+		if !ok {
+			// Its removal had begun, or the shim lost it: either way it is gone.
+			s.markExited(c, shim.ExitStatus{Code: 137}, "")
+			continue
+		}
+		s.adoptContainer(c, st)
+	}
+	s.addSandbox(sb)
+}
+
+// adoptContainer brings a record up to what the shim knows.
+func (s *Server) adoptContainer(c *container, st shim.Status) {
+	c.mu.Lock()
+	c.pid = st.Pid
+	started := st.State == shim.Running || st.State == shim.Stopped
+	if started && c.rec.Started == 0 && !st.StartedAt.IsZero() {
+		if err := c.change(func(r *containerRecord) { r.Started = st.StartedAt.UnixNano() }); err != nil {
+			s.log.Error("start not recorded", "container", c.id, "err", err)
+		}
+	}
+	c.mu.Unlock()
+	if st.State == shim.Stopped {
+		s.markExited(c, st.Exit, "")
+	}
+}
+
+// dropSnapshots removes root file systems of containers that are not known.
+func (s *Server) dropSnapshots(ctx context.Context) error {
+	snapshots, err := s.images.Snapshots()
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	for _, sn := range snapshots {
+		if len(sn.Key) >= 64 && s.containers[sn.Key[:64]] != nil {
+			continue
+		}
+		if err := s.images.Unmount(ctx, sn.Key); err != nil {
+			s.log.Error("snapshot of no container not removed", "container", sn.Key, "err", err)
+		}
+	}
+	return nil
+}
+
+// dropShims ends shims of sandboxes that are not known.
+func (s *Server) dropShims(ctx context.Context) {
+	entries, err := os.ReadDir(s.cfg.RunDir)
+	if err != nil {
+		s.log.Error("shims not listed", "err", err)
+		return
+	}
+	known := map[string]bool{}
+	for id := range s.sandboxes {
+		known[id[:20]] = true
+	}
+	for _, e := range entries {
+		if known[e.Name()] || !e.IsDir() {
+			continue
+		}
+		if err := s.dropShim(ctx, e.Name()); err != nil {
+			s.log.Error("shim of no sandbox not removed", "sandbox", e.Name(), "err", err)
+		}
+	}
+}
+
+func (s *Server) dropShim(ctx context.Context, name string) error {
+	dir := filepath.Join(s.cfg.RunDir, name)
+	client, err := shim.Connect(ctx, dir, s.init, s.log)
+	if err == nil {
+		return client.Shutdown(ctx)
+	}
+	if _, err := shim.Reap(ctx, dir, s.log); err != nil {
+		return err
+	}
+	return shim.Remove(dir)
+}
+
+// pruneNetwork frees namespaces and addresses of sandboxes that are not known.
+func (s *Server) pruneNetwork(ctx context.Context) error {
+	var live []cni.Pod
+	for _, sb := range s.allSandboxes() {
+		rec := sb.record()
+		if rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY || rec.NetNS == "" {
+			continue
+		}
+		pod, err := networkPod(&rec)
+		if err != nil {
+			return err
+		}
+		live = append(live, pod)
+	}
+	if err := s.network.Prune(ctx, live); err != nil {
+		return fmt.Errorf("prune networks: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package criserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/oci/shim"
+)
+
+// exitStartError is the code of a container whose program could not be run, as
+// containerd reports it.
+const exitStartError = 128
+
+// StartContainer lets a created container run.
+func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	c, err := s.findContainer(r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	if st := c.rec.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
+		c.mu.Unlock()
+		return nil, status.Errorf(codes.FailedPrecondition, "start container %s: it is %s", c.id, st)
+	}
+	c.starting = true
+	c.mu.Unlock()
+	startErr := c.sandbox.shim.Start(ctx, c.id)
+	c.mu.Lock()
+	c.starting = false
+	early := c.early
+	c.early = nil
+	var recordErr error
+	if startErr == nil {
+		recordErr = c.change(func(r *containerRecord) { r.Started = now() })
+	} else {
+		c.rec.Message = startErr.Error()
+	}
+	c.mu.Unlock()
+	if startErr != nil {
+		s.startFailed(c, early)
+		return nil, fmt.Errorf("start container %s: %w", c.id, startErr)
+	}
+	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	if early != nil {
+		s.markExited(c, *early, "")
+	}
+	if recordErr != nil {
+		return nil, fmt.Errorf("start container %s: %w", c.id, recordErr)
+	}
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// startFailed records that a container will never run. Its shim being gone is
+// told by the watch, with what is known there.
+func (s *Server) startFailed(c *container, early *shim.ExitStatus) {
+	exit := shim.ExitStatus{Code: exitStartError, At: time.Now()}
+	if early != nil {
+		exit.At = early.At
+	}
+	s.markExited(c, exit, "StartError")
+}
+
+// pidOf is a running container's first process.
+func (s *Server) pidOf(c *container) (int, error) {
+	r := c.record()
+	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return 0, status.Errorf(codes.FailedPrecondition, "container %s is not running", c.id)
+	}
+	return c.pid, nil
+}
+
+// shimError gives a shim's errors their gRPC codes.
+func shimError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, shim.ErrTimeout):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, shim.ErrNotFound):
+		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, shim.ErrState):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	case errors.Is(err, shim.ErrGone):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return err
+}

@@ -1,0 +1,150 @@
+package criserver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/capability"
+	"github.com/yare-dev/yare/oci/cgroup"
+)
+
+// gatherFacts asks the kernel once.
+func gatherFacts() (hostFacts, error) {
+	var f hostFacts
+	raw, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		return f, fmt.Errorf("read the kernel's capabilities: %w", err)
+	}
+	last, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return f, fmt.Errorf("read the kernel's capabilities: %w", err)
+	}
+	f.Capabilities = capability.Names(last)
+	g, err := cgroup.Open("/yare-probe")
+	if err != nil {
+		return f, err
+	}
+	f.Unified = g.Unified()
+	f.Swap = limitsSwap(g)
+	return f, nil
+}
+
+// limitsSwap looks for the file that a limit would be written to. On v2 the root
+// has none, so any group's will do.
+func limitsSwap(g *cgroup.Group) bool {
+	file := "memory.memsw.limit_in_bytes"
+	root := filepath.Dir(g.Dirs()["memory"])
+	if g.Unified() {
+		file, root = "*/memory.swap.max", filepath.Dir(g.Dirs()[""])
+	}
+	found, err := filepath.Glob(filepath.Join(root, file))
+	return err == nil && len(found) > 0
+}
+
+// hostDevices looks up the devices that a container asks for. A host path may
+// be a directory, which stands for all devices in it.
+func hostDevices(c *runtimeapi.ContainerConfig) ([]hostDevice, error) {
+	if c.GetLinux().GetSecurityContext().GetPrivileged() {
+		return devicesBelow("/dev", "/dev", "rwm", true)
+	}
+	var all []hostDevice
+	for _, d := range c.GetDevices() {
+		if strings.Trim(d.Permissions, "rwm") != "" {
+			return nil, fmt.Errorf("device %s: permissions %q", d.HostPath, d.Permissions)
+		}
+		from, err := filepath.EvalSymlinks(d.HostPath)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.HostPath, err)
+		}
+		found, err := devicesBelow(from, d.ContainerPath, d.Permissions, false)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.HostPath, err)
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("device %s: no device node", d.HostPath)
+		}
+		all = append(all, found...)
+	}
+	return all, nil
+}
+
+// devicesBelow lists the device nodes at and below from, as they are to appear
+// at and below to. Those of every container's own (terminals, shm) are left out
+// when standard is set.
+func devicesBelow(from, to, access string, standard bool) ([]hostDevice, error) {
+	var all []hostDevice
+	err := filepath.WalkDir(from, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && p != from {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(p, from)
+		if e.IsDir() && standard && (name == "/pts" || name == "/shm" || name == "/fd" || name == "/mqueue" || name == "/.udev") {
+			return filepath.SkipDir
+		}
+		if standard && (name == "/console" || name == "/ptmx") {
+			return nil
+		}
+		d, ok, err := deviceAt(p)
+		if err != nil || !ok {
+			return err
+		}
+		d.Path, d.Access = filepath.Join(to, name), access
+		all = append(all, d)
+		return nil
+	})
+	return all, err
+}
+
+func deviceAt(p string) (d hostDevice, ok bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(p, &st); err != nil {
+		return d, false, linux.Wrap("stat", p, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		d.Type = "c"
+	case unix.S_IFBLK:
+		d.Type = "b"
+	default:
+		return d, false, nil
+	}
+	mode, uid, gid := os.FileMode(st.Mode&0o777), st.Uid, st.Gid
+	d.Major, d.Minor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	d.FileMode, d.UID, d.GID = &mode, &uid, &gid
+	return d, true, nil
+}
+
+// localProfile reads a seccomp profile of the host, in OCI's form.
+func localProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*specs.LinuxSeccomp, error) {
+	p := sc.GetSeccomp()
+	if p == nil || p.ProfileType != runtimeapi.SecurityProfile_Localhost {
+		return nil, nil
+	}
+	name := strings.TrimPrefix(p.LocalhostRef, "localhost/")
+	if !filepath.IsAbs(name) {
+		return nil, fmt.Errorf("seccomp profile %q: the path must be absolute", p.LocalhostRef)
+	}
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	var profile specs.LinuxSeccomp
+	if err := json.Unmarshal(raw, &profile); err != nil {
+		return nil, fmt.Errorf("seccomp profile %s: %w", name, err)
+	}
+	return &profile, nil
+}

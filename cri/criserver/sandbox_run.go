@@ -1,0 +1,261 @@
+package criserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/shim"
+)
+
+// RunPodSandbox makes a sandbox with its network and its shim. When it fails
+// nothing is left.
+func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	config := r.GetConfig()
+	if err := checkSandbox(config, r.GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
+	sb := s.newSandbox(sandboxRecord{ID: newID(), Config: config, Handler: r.GetRuntimeHandler(), Created: now()})
+	name := sandboxName(config.Metadata)
+	if err := s.reserve(name, sb.id); err != nil {
+		return nil, err
+	}
+	if err := s.startSandbox(ctx, sb); err != nil {
+		s.release(name)
+		return nil, fmt.Errorf("run %s: %w", name, errors.Join(err, s.eraseSandbox(context.WithoutCancel(ctx), sb)))
+	}
+	s.addSandbox(sb)
+	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: sb.id}, nil
+}
+
+func checkSandbox(c *runtimeapi.PodSandboxConfig, handler string) error {
+	bad := func(format string, args ...any) error {
+		return status.Errorf(codes.InvalidArgument, "run sandbox: "+format, args...)
+	}
+	if c.GetMetadata().GetName() == "" || c.GetMetadata().GetUid() == "" {
+		return bad("name and UID are required")
+	}
+	if handler != "" && handler != handlerName {
+		return bad("runtime handler %q is not configured", handler)
+	}
+	if u := namespaceOptions(c).GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
+		return bad("user namespaces are not supported")
+	}
+	if c.GetWindows() != nil {
+		return bad("windows pods are not supported")
+	}
+	if ipc := namespaceOptions(c).GetIpc(); ipc != runtimeapi.NamespaceMode_POD && ipc != runtimeapi.NamespaceMode_NODE {
+		return bad("IPC namespace mode %s is not supported", ipc)
+	}
+	return nil
+}
+
+// startSandbox does the work. The record is on disk before there is anything to
+// clean up, so that a crash in between leaves nothing unknown.
+func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
+	if err := os.Mkdir(s.sandboxDir(sb.id), 0o711); err != nil {
+		return err
+	}
+	config := sb.rec.Config
+	var netNS string
+	if !isHostNetwork(config) {
+		var err error
+		if netNS, err = s.network.NewNamespace(ctx); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+	}
+	if err := sb.change(func(r *sandboxRecord) { r.NetNS = netNS }); err != nil {
+		return errors.Join(err, s.network.DeleteNamespace(context.WithoutCancel(ctx), netNS))
+	}
+	// Address and shim need each other's work in nothing but the namespace.
+	var ips []string
+	work, workCtx := errgroup.WithContext(ctx)
+	work.Go(func() (err error) {
+		ips, err = s.setUpNetwork(workCtx, sb)
+		return err
+	})
+	work.Go(func() (err error) {
+		sb.shim, err = shim.Start(workCtx, s.shimConfig(sb))
+		if err != nil {
+			return fmt.Errorf("start shim: %w", err)
+		}
+		return nil
+	})
+	err := s.writeFiles(sb)
+	if err := errors.Join(work.Wait(), err); err != nil {
+		return err
+	}
+	return sb.change(func(r *sandboxRecord) { r.IPs, r.Complete = ips, true })
+}
+
+// setUpNetwork attaches the sandbox, unless it has the host's network, and
+// returns its addresses.
+func (s *Server) setUpNetwork(ctx context.Context, sb *sandbox) ([]string, error) {
+	if sb.rec.NetNS == "" {
+		return nil, nil
+	}
+	pod, err := networkPod(&sb.rec)
+	if err != nil {
+		return nil, err
+	}
+	result, err := s.network.Setup(ctx, pod)
+	if err != nil {
+		return nil, fmt.Errorf("set up network: %w", err)
+	}
+	var ips []string
+	for _, a := range result.Addrs() {
+		ips = append(ips, a.String())
+	}
+	return ips, nil
+}
+
+// networkPod says what the network may know.
+func networkPod(r *sandboxRecord) (cni.Pod, error) {
+	c := r.Config
+	p := cni.Pod{
+		ID: r.ID, NetNS: r.NetNS,
+		Namespace: c.GetMetadata().GetNamespace(), Name: c.GetMetadata().GetName(), UID: c.GetMetadata().GetUid(),
+		CgroupParent: c.GetLinux().GetCgroupParent(),
+		Labels:       c.GetLabels(), Annotations: c.GetAnnotations(),
+		DNS: cni.DNS{
+			Servers: c.GetDnsConfig().GetServers(), Searches: c.GetDnsConfig().GetSearches(), Options: c.GetDnsConfig().GetOptions(),
+		},
+	}
+	for _, m := range c.GetPortMappings() {
+		if m.HostPort == 0 {
+			continue
+		}
+		mapping, err := portMapping(m)
+		if err != nil {
+			return p, err
+		}
+		p.PortMappings = append(p.PortMappings, mapping)
+	}
+	return p, nil
+}
+
+func portMapping(m *runtimeapi.PortMapping) (out cni.PortMapping, err error) {
+	if m.HostPort < 1 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
+		return out, status.Errorf(codes.InvalidArgument, "port mapping %d to %d: not between 1 and 65535", m.HostPort, m.ContainerPort)
+	}
+	out = cni.PortMapping{Protocol: cni.TCP, HostPort: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)}
+	switch m.Protocol {
+	case runtimeapi.Protocol_UDP:
+		out.Protocol = cni.UDP
+	case runtimeapi.Protocol_SCTP:
+		out.Protocol = cni.SCTP
+	}
+	if m.HostIp != "" {
+		if out.HostIP, err = netip.ParseAddr(m.HostIp); err != nil {
+			return out, status.Errorf(codes.InvalidArgument, "port mapping %d: host IP %q", m.HostPort, m.HostIp)
+		}
+	}
+	return out, nil
+}
+
+func (s *Server) shimConfig(sb *sandbox) shim.Config {
+	config := sb.rec.Config
+	ns := namespaceOptions(config)
+	host := isHostNetwork(config)
+	return shim.Config{
+		Dir:    s.shimDir(sb.id),
+		Init:   s.init,
+		Cgroup: path.Join(s.cgroupParent(config), "shim-"+sb.id[:20]),
+		Namespaces: shim.Namespaces{
+			Net: sb.rec.NetNS,
+			IPC: ns.GetIpc() == runtimeapi.NamespaceMode_POD,
+			// A pod with the host's network has the host's name.
+			UTS: !host, Hostname: hostname(config),
+			PID: ns.GetPid() == runtimeapi.NamespaceMode_POD,
+		},
+		Sysctls: config.GetLinux().GetSysctls(),
+		Log:     s.log.With("sandbox", sb.id),
+	}
+}
+
+func hostname(c *runtimeapi.PodSandboxConfig) string {
+	if isHostNetwork(c) {
+		return ""
+	}
+	return c.GetHostname()
+}
+
+func (s *Server) cgroupParent(c *runtimeapi.PodSandboxConfig) string {
+	if p := c.GetLinux().GetCgroupParent(); p != "" {
+		return p
+	}
+	return s.cfg.CgroupParent
+}
+
+// writeFiles makes what is mounted into the sandbox's containers.
+func (s *Server) writeFiles(sb *sandbox) error {
+	dir := s.sandboxDir(sb.id)
+	config := sb.rec.Config
+	name := config.GetHostname()
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	resolv, err := resolvConf(config.GetDnsConfig())
+	if err != nil {
+		return err
+	}
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for file, text := range map[string]string{"hostname": name + "\n", "resolv.conf": resolv, "hosts": string(hosts)} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if namespaceOptions(config).GetIpc() == runtimeapi.NamespaceMode_NODE {
+		return nil
+	}
+	shm := filepath.Join(dir, "shm")
+	if err := os.Mkdir(shm, 0o711); err != nil {
+		return err
+	}
+	err = unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size="+strconv.Itoa(defaultShmBytes))
+	return linux.Wrap("mount", shm, err)
+}
+
+// resolvConf renders a resolver configuration; without one, the host's holds.
+func resolvConf(c *runtimeapi.DNSConfig) (string, error) {
+	if c == nil {
+		raw, err := os.ReadFile("/etc/resolv.conf")
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return string(raw), err
+	}
+	var b strings.Builder
+	if len(c.Searches) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(c.Searches, " "))
+	}
+	for _, server := range c.Servers {
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	if len(c.Options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(c.Options, " "))
+	}
+	return b.String(), nil
+}

@@ -1,0 +1,202 @@
+package criserver
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/image"
+	"github.com/yare-dev/yare/oci"
+)
+
+// Config says where a Server keeps its things and listens.
+type Config struct {
+	// Dir holds the records, on disk; RunDir the shims' sockets: keep it short
+	// (at most 60 bytes) and on a tmpfs. Both are made when missing.
+	Dir, RunDir string
+	// Socket is the path of the unix socket to serve; empty serves none.
+	Socket string
+	// Streaming is the address for exec, attach and port-forward sessions;
+	// empty means 127.0.0.1 with any port. Whoever knows a session's URL, which
+	// holds a secret token, can use it, once.
+	Streaming string
+	// CgroupParent is for sandboxes that name none; empty means "/yare".
+	CgroupParent string
+	// Rlimits apply to every container.
+	Rlimits []specs.POSIXRlimit
+}
+
+// Deps are what a Server stands on.
+type Deps struct {
+	Images  *image.Store
+	Network cni.Network
+	Init    *oci.Init
+	Log     *slog.Logger
+}
+
+// Server implements cri.Server and run.Component.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+
+	cfg     Config
+	images  *image.Store
+	network cni.Network
+	init    *oci.Init
+	facts   hostFacts
+	log     *slog.Logger
+	events  *broadcast
+	streams *streams
+
+	// lasting does not end with Run: what must be cleaned up is.
+	lasting context.Context
+	// background holds what runs for longer than a call.
+	background sync.WaitGroup
+
+	mu         sync.Mutex
+	serving    bool
+	leaving    bool
+	sandboxes  map[string]*sandbox
+	containers map[string]*container
+	names      map[string]string // reserved names -> ID
+}
+
+// maxRunDir leaves room for a shim's directory and socket in a socket address.
+const maxRunDir = 60
+
+// New makes a Server that serves once Run is called.
+func New(cfg Config, deps Deps) (*Server, error) {
+	if !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.RunDir) || len(cfg.RunDir) > maxRunDir {
+		return nil, fmt.Errorf("configure CRI server: dir %q and runDir %q must be absolute, the latter of at most %d bytes", cfg.Dir, cfg.RunDir, maxRunDir)
+	}
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/yare"
+	}
+	cfg.Streaming = cmp.Or(cfg.Streaming, "127.0.0.1:0")
+	facts, err := gatherFacts()
+	if err != nil {
+		return nil, fmt.Errorf("configure CRI server: %w", err)
+	}
+	facts.Rlimits = cfg.Rlimits
+	s := &Server{
+		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
+		facts:     facts,
+		events:    newBroadcast(),
+		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
+	}
+	return s, nil
+}
+
+// Name is the component's.
+func (s *Server) Name() string { return "criserver" }
+
+// Run adopts what an earlier process left, then serves until ctx ends.
+// Containers go on running after it.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	s.lasting = context.WithoutCancel(ctx)
+	defer s.background.Wait()
+	defer s.leave()
+	for _, d := range []string{s.sandboxDir(""), s.containerDir("")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return fmt.Errorf("start CRI server: %w", err)
+		}
+	}
+	if err := os.MkdirAll(s.cfg.RunDir, 0o700); err != nil {
+		return fmt.Errorf("start CRI server: %w", err)
+	}
+	if err := s.adopt(ctx); err != nil {
+		return fmt.Errorf("adopt sandboxes: %w", err)
+	}
+	failed := make(chan error, 2)
+	stopStreams, err := s.serveStreams(failed)
+	if err != nil {
+		return err
+	}
+	defer stopStreams()
+	stopSocket, err := s.serveSocket(failed)
+	if err != nil {
+		return err
+	}
+	defer stopSocket()
+	s.mu.Lock()
+	s.serving = true
+	s.mu.Unlock()
+	ready()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-failed:
+		return err
+	}
+}
+
+// leave lets go of the shims, which live on.
+func (s *Server) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serving, s.leaving = false, true
+	s.events.close()
+	for _, sb := range s.sandboxes {
+		sb.leave()
+	}
+}
+
+// maxMessage is what a gRPC message may have, in bytes: an ExecSync answer
+// holds two streams of up to 16 MiB.
+const maxMessage = 40 << 20
+
+func (s *Server) serveSocket(failed chan<- error) (stop func(), err error) {
+	if s.cfg.Socket == "" {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(s.cfg.Socket), 0o755); err != nil {
+		return nil, fmt.Errorf("listen for CRI: %w", err)
+	}
+	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen for CRI: %w", err)
+	}
+	l, err := net.Listen("unix", s.cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen for CRI: %w", err)
+	}
+	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen for CRI: %w", err)
+	}
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	runtimeapi.RegisterRuntimeServiceServer(g, s)
+	runtimeapi.RegisterImageServiceServer(g, s)
+	s.background.Go(func() {
+		if err := g.Serve(l); err != nil {
+			failed <- fmt.Errorf("serve CRI: %w", err)
+		}
+	})
+	return g.Stop, nil
+}
+
+func (s *Server) sandboxDir(id string) string   { return filepath.Join(s.cfg.Dir, "sandboxes", id) }
+func (s *Server) containerDir(id string) string { return filepath.Join(s.cfg.Dir, "containers", id) }
+
+// shimDir is short: a socket's path is limited.
+func (s *Server) shimDir(sandbox string) string { return filepath.Join(s.cfg.RunDir, sandbox[:20]) }
+
+// newID is a random ID of the form that log collectors know containers by.
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

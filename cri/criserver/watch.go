@@ -1,0 +1,116 @@
+package criserver
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/oci/shim"
+)
+
+// watch records the exits of a sandbox's containers until its shim ends, and
+// that too when nobody wanted it.
+func (s *Server) watch(sb *sandbox) {
+	for e := range sb.shim.Events() {
+		if c, err := s.findContainer(e.ID); err == nil {
+			s.markExited(c, e.Exit, "")
+		}
+	}
+	sb.mu.Lock()
+	leaving := sb.leaving
+	sb.mu.Unlock()
+	if !leaving {
+		s.shimDied(sb)
+	}
+}
+
+// shimDied cleans up after a shim that was killed: its containers are killed
+// and recorded as failed, the sandbox is not ready.
+func (s *Server) shimDied(sb *sandbox) {
+	s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
+	// The call that finds the shim gone must not clean up at the same time.
+	sb.op.Lock()
+	defer sb.op.Unlock()
+	if sb.record().Stopped {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.lasting, 2*killTimeout)
+	defer cancel()
+	statuses, err := shim.Reap(ctx, s.shimDir(sb.id), s.log)
+	if err != nil {
+		s.log.Error("shim not reaped", "sandbox", sb.id, "err", err)
+	}
+	s.recordExits(sb, statuses)
+	if err := s.dismantle(ctx, sb); err != nil {
+		s.log.Error("sandbox not dismantled, its stop will try again", "sandbox", sb.id, "err", err)
+		return
+	}
+	if err := sb.change(func(r *sandboxRecord) { r.Stopped = true }); err != nil {
+		s.log.Error("record not written", "sandbox", sb.id, "err", err)
+	}
+	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// recordExits notes how a dead shim's containers ended: as the shim recorded
+// it, else killed.
+func (s *Server) recordExits(sb *sandbox, statuses []shim.Status) {
+	known := map[string]shim.ExitStatus{}
+	for _, st := range statuses {
+		if st.State == shim.Stopped {
+			known[st.ID] = st.Exit
+		}
+	}
+	for _, c := range s.containersOf(sb.id) {
+		exit, ok := known[c.id]
+		if !ok {
+			exit = shim.ExitStatus{Code: 137, Signal: syscall.SIGKILL, At: time.Now()}
+		}
+		s.markExited(c, exit, "")
+	}
+}
+
+// markExited records a container's end, once. reason is found out when empty.
+func (s *Server) markExited(c *container, exit shim.ExitStatus, reason string) {
+	c.mu.Lock()
+	if c.starting {
+		// StartContainer tells of the start first.
+		c.early = &exit
+		c.mu.Unlock()
+		return
+	}
+	if c.rec.Finished != 0 {
+		c.mu.Unlock()
+		return
+	}
+	err := c.change(func(r *containerRecord) {
+		r.Finished, r.ExitCode, r.Reason = exit.At.UnixNano(), int32(exit.Code), reason
+		if exit.At.IsZero() {
+			r.Finished = now()
+		}
+		if reason == "" {
+			r.Reason = exitReason(exit)
+		}
+	})
+	if err != nil {
+		// Known at least in memory; the shim's own record remains on disk.
+		c.rec.Finished, c.rec.ExitCode = now(), int32(exit.Code)
+		s.log.Error("exit not recorded", "container", c.id, "err", err)
+	}
+	close(c.exited)
+	c.mu.Unlock()
+	s.log.Debug("container exited", "container", c.id, "code", exit.Code, "oom", exit.OOM)
+	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+func exitReason(e shim.ExitStatus) string {
+	switch {
+	case e.OOM:
+		return "OOMKilled"
+	case e.Code == 0:
+		return "Completed"
+	default:
+		return "Error"
+	}
+}
