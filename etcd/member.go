@@ -1,0 +1,240 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sys/unix"
+)
+
+// member runs etcd in this process.
+func (e *Etcd) member(ctx context.Context, ready func()) error {
+	if err := os.MkdirAll(e.c.DataDir, 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	unlock, err := lock(filepath.Join(e.c.DataDir, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	sp := e.space()
+	if err := sp.prepare(); err != nil {
+		return err
+	}
+	fatal := make(chan error, 1)
+	c, err := e.config(fatal)
+	if err != nil {
+		return err
+	}
+	m, err := start(c, fatal)
+	if err != nil {
+		return err
+	}
+	client, err := e.lead(ctx, m, fatal)
+	if err != nil {
+		return err // what is left of the member cannot be waited for
+	}
+	if client == nil {
+		m.Close()
+		return nil
+	}
+	e.client.Store(client)
+	ready()
+	return e.serve(ctx, m, client, sp, fatal)
+}
+
+// start starts the member. Some errors reach us as what etcd calls fatal.
+func start(c *embed.Config, fatal <-chan error) (*embed.Etcd, error) {
+	type result struct {
+		m   *embed.Etcd
+		err error
+	}
+	started := make(chan result, 1)
+	// In a goroutine of its own because a fatal error ends the goroutine.
+	go func() {
+		m, err := embed.StartEtcd(c)
+		started <- result{m, err}
+	}()
+	select {
+	case r := <-started:
+		if r.err != nil {
+			return nil, fmt.Errorf("start the member: %w", r.err)
+		}
+		return r.m, nil
+	case err := <-fatal:
+		return nil, fmt.Errorf("start the member: %w", err)
+	}
+}
+
+// lead waits until the member is ready, which it is when it leads, and returns a client that calls it directly; nil
+// when ctx ended.
+func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*clientv3.Client, error) {
+	// A member that is alone need not wait for an election timeout: it is told to stand for election at once, by the message
+	// that ends a leadership transfer. It is repeated, since it is dropped until raft has applied the first membership; and
+	// it is held back while the log is replayed, since raft looks for membership changes in what it has not applied.
+	alone := len(m.Server.Cluster().Members()) == 1
+	still := 0
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.Server.ReadyNotify():
+			return v3client.New(m.Server), nil
+		case <-ctx.Done():
+			return nil, nil
+		case err := <-fatal:
+			return nil, err
+		case err := <-m.Err():
+			return nil, fmt.Errorf("start the member: %w", err)
+		case <-tick.C:
+		}
+		if m.Server.AppliedIndex() < m.Server.CommittedIndex() {
+			still = 0
+			continue
+		}
+		if still++; alone && still > 1 && m.Server.Leader() == 0 {
+			if err := stand(ctx, m.Server); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// stand makes s stand for election.
+func stand(ctx context.Context, s *etcdserver.EtcdServer) error {
+	id := uint64(s.MemberID())
+	err := s.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: new(id), To: new(id)})
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("stand for election: %w", err)
+	}
+	return nil
+}
+
+// serve waits for the end and watches over space and waste meanwhile.
+func (e *Etcd) serve(ctx context.Context, m *embed.Etcd, client *clientv3.Client, sp *space, fatal <-chan error) error {
+	inner, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { sp.watch(inner, m.Server) })
+	wg.Go(func() { e.defragment(inner, m.Server, client) })
+	defer wg.Wait()
+	defer cancel()
+	select {
+	case <-ctx.Done():
+		cancel()
+		wg.Wait()
+		m.Close()
+		// After the server, since otherwise its watches would be taken up again.
+		_ = client.Close() // reports the end of its own context only
+		return nil
+	case err := <-fatal:
+		// etcd's loop is gone and cannot be waited for; the process ends.
+		return err
+	case err := <-m.Err():
+		m.Close()
+		return fmt.Errorf("member stopped: %w", err)
+	case <-m.Server.StopNotify():
+		m.Close()
+		return errors.New("member stopped by itself")
+	}
+}
+
+// config translates Config.
+func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
+	c := embed.NewConfig()
+	c.Name, c.Dir = e.c.Name, e.c.DataDir
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(e.c.Log, fatal))
+	// Nothing listens for peers. The address is only the member's name in its own list.
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
+	c.ListenPeerUrls, c.AdvertisePeerUrls = nil, []url.URL{peer}
+	c.InitialCluster = c.Name + "=" + peer.String()
+	c.ListenClientUrls, c.AdvertiseClientUrls = nil, nil
+	for _, s := range e.c.Listen {
+		u, err := url.Parse(s)
+		if err != nil {
+			return nil, fmt.Errorf("listen address of etcd: %w", err)
+		}
+		c.ListenClientUrls = append(c.ListenClientUrls, *u)
+		c.AdvertiseClientUrls = append(c.AdvertiseClientUrls, *u)
+	}
+	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = e.c.CertFile, e.c.KeyFile
+	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = e.c.CAFile, e.c.CAFile != ""
+	c.EnableGRPCGateway = false
+	// Few wake-ups: a single member's clock serves nobody but leases.
+	c.TickMs, c.ElectionMs = 250, 1250
+	// Followers that could need old entries do not exist, so memory need not hold many; but more than are replayed after
+	// a start, so that none is dropped which raft may still look at. See lead.
+	c.SnapshotCount, c.SnapshotCatchUpEntries = 2500, 4000
+	c.QuotaBackendBytes = e.c.QuotaBytes
+	c.BackendFreelistType = "map"
+	c.UnsafeNoFsync = e.c.Ephemeral
+	c.MaxRequestBytes = 3 << 20
+	// The store compacts; see store.Options.Keep.
+	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, "0"
+	c.WarningApplyDuration = time.Second
+	c.WarningUnaryRequestDuration = 2 * time.Second
+	return c, nil
+}
+
+// wasteBytes is how much of the database file must be unused for defragmentation to be worth the pause.
+const wasteBytes = 64 << 20
+
+// defragment gives unused space back when more than half of a large file is unused.
+func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client *clientv3.Client) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		size, used := s.Backend().Size(), s.Backend().SizeInUse()
+		if size-used < wasteBytes || used > size/2 {
+			continue
+		}
+		start := time.Now()
+		if _, err := client.Defragment(ctx, ""); err != nil {
+			e.c.Log.Warn("defragmenting failed", "err", err)
+			continue
+		}
+		e.c.Log.Info("defragmented", "before", size, "after", s.Backend().Size(), "took", time.Since(start))
+	}
+}
+
+// alarm raises or ends NOSPACE.
+func alarm(ctx context.Context, s *etcdserver.EtcdServer, on bool) error {
+	action := pb.AlarmRequest_DEACTIVATE
+	if on {
+		action = pb.AlarmRequest_ACTIVATE
+	}
+	_, err := s.Alarm(ctx, &pb.AlarmRequest{MemberID: uint64(s.MemberID()), Action: action, Alarm: pb.AlarmType_NOSPACE})
+	return err
+}
+
+// lock takes the file for this process.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data directory %s is in use by another process", filepath.Dir(path))
+		}
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	return func() { f.Close() }, nil
+}

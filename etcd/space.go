@@ -1,0 +1,119 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"golang.org/x/sys/unix"
+)
+
+// space keeps the disk from running full under etcd, which cannot go on then.
+//
+//	free >= 2*min    reserve exists, writes are taken
+//	free <  min      puts are refused (NOSPACE), deletes and reads work; until free >= 2*min
+//	free <  min/2    the reserve is given up, so that deletes and a restart have something to write to
+type space struct {
+	e       *Etcd
+	dir     string
+	reserve string
+	min     int64
+}
+
+func (e *Etcd) space() *space {
+	return &space{e: e, dir: e.c.DataDir, reserve: filepath.Join(e.c.DataDir, "reserve"), min: e.c.MinFree}
+}
+
+// free returns how many bytes can be written.
+func (s *space) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", s.dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// prepare makes or gives up the reserve before the member starts.
+func (s *space) prepare() error {
+	free, err := s.free()
+	if err != nil {
+		return err
+	}
+	if free < s.min/2 {
+		return s.release()
+	}
+	if free >= 2*s.min {
+		return s.allocate()
+	}
+	return nil
+}
+
+// allocate makes the reserve, of min bytes.
+func (s *space) allocate() error {
+	if st, err := os.Stat(s.reserve); err == nil && st.Size() >= s.min {
+		return nil
+	}
+	f, err := os.OpenFile(s.reserve, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("reserve disk space: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, s.min); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return errors.Join(fmt.Errorf("reserve disk space: %w", err), s.release())
+	}
+	return nil
+}
+
+func (s *space) release() error {
+	if err := os.Remove(s.reserve); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("give up the disk reserve: %w", err)
+	}
+	return nil
+}
+
+// watch raises and ends the alarm until ctx ends.
+func (s *space) watch(ctx context.Context, srv *etcdserver.EtcdServer) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if err := s.check(ctx, srv); err != nil && ctx.Err() == nil {
+			s.e.c.Log.Warn("checking disk space failed", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *space) check(ctx context.Context, srv *etcdserver.EtcdServer) error {
+	free, err := s.free()
+	if err != nil {
+		return err
+	}
+	raised := len(srv.Alarms()) > 0
+	fits := srv.Backend().Size() < s.e.c.QuotaBytes*9/10
+	switch {
+	case free < s.min && !s.e.full.Load():
+		s.e.full.Store(true)
+		s.e.c.Log.Error("disk is nearly full, refusing writes", "dir", s.dir, "free", free)
+		err = alarm(ctx, srv, true)
+	case free >= 2*s.min && fits && (raised || s.e.full.Load()):
+		if err = alarm(ctx, srv, false); err == nil {
+			s.e.full.Store(false)
+			s.e.c.Log.Info("there is space again, taking writes", "dir", s.dir, "free", free)
+		}
+	}
+	if free < s.min/2 {
+		return errors.Join(err, s.release())
+	}
+	if free >= 4*s.min {
+		return errors.Join(err, s.allocate())
+	}
+	return err
+}

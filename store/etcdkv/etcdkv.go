@@ -1,0 +1,230 @@
+// Package etcdkv is a store.Backend on etcd.
+//
+// A write is one transaction that compares the key's modification revision. It is sent once: an error that does not say
+// that the write was refused is store.ErrUnknown.
+package etcdkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/etcd"
+	"github.com/yare-dev/yare/store"
+)
+
+// Backend is a store.Backend.
+type Backend struct {
+	e *etcd.Etcd
+
+	mu     sync.Mutex
+	shared map[time.Duration]lease // by TTL
+}
+
+// lease is shared by keys that are to end at about the same time.
+type lease struct {
+	id    clientv3.LeaseID
+	until time.Time // no more keys after this
+	keys  int
+}
+
+// New returns a Backend on e, to be used when e is ready.
+func New(e *etcd.Etcd) *Backend {
+	return &Backend{e: e, shared: map[time.Duration]lease{}}
+}
+
+// Exclusive is part of store.Backend.
+func (b *Backend) Exclusive() bool { return b.e.Exclusive() }
+
+// Revision is part of store.Backend.
+func (b *Backend) Revision(ctx context.Context) (api.Revision, error) {
+	// A linearizable read of a key that cannot exist; the answer's header tells the revision.
+	r, err := b.e.Client().Get(ctx, "\x00", clientv3.WithCountOnly())
+	if err != nil {
+		return 0, read(err)
+	}
+	return api.Revision(r.Header.Revision), nil
+}
+
+// Range is part of store.Backend.
+func (b *Backend) Range(ctx context.Context, from, end string, limit int, at api.Revision) ([]store.KV, bool, api.Revision, error) {
+	opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(int64(limit)), clientv3.WithRev(int64(at))}
+	r, err := b.e.Client().Get(ctx, from, opts...)
+	if err != nil {
+		return nil, false, 0, read(err)
+	}
+	var kvs []store.KV
+	for _, kv := range r.Kvs {
+		kvs = append(kvs, convert(kv))
+	}
+	if at == 0 {
+		at = api.Revision(r.Header.Revision)
+	}
+	return kvs, r.More, at, nil
+}
+
+// Put is part of store.Backend.
+func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error) {
+	if b.e.Full() {
+		return 0, store.ErrFull
+	}
+	var opts []clientv3.OpOption
+	if ttl > 0 {
+		id, err := b.lease(ctx, ttl)
+		if err != nil {
+			return 0, err
+		}
+		opts = append(opts, clientv3.WithLease(id))
+	}
+	r, err := b.e.Client().Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(key), "=", int64(want))).
+		Then(clientv3.OpPut(key, string(value), opts...)).
+		Commit()
+	switch {
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		// The lease ended early, for example by an administrator; the next write takes a new one.
+		b.forget(ttl)
+		return 0, fmt.Errorf("lease of the key ended: %w", err)
+	case err != nil:
+		return 0, write(err)
+	case !r.Succeeded:
+		return 0, store.ErrConflict
+	}
+	return api.Revision(r.Header.Revision), nil
+}
+
+// Delete is part of store.Backend.
+func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (api.Revision, error) {
+	r, err := b.e.Client().Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(key), "=", int64(want)), clientv3.Compare(clientv3.CreateRevision(key), ">", 0)).
+		Then(clientv3.OpDelete(key)).
+		Else(clientv3.OpGet(key, clientv3.WithCountOnly())).
+		Commit()
+	switch {
+	case err != nil:
+		return 0, write(err)
+	case r.Succeeded:
+		return api.Revision(r.Header.Revision), nil
+	case r.Responses[0].GetResponseRange().GetCount() == 0:
+		return 0, store.ErrNotFound
+	}
+	return 0, store.ErrConflict
+}
+
+// Watch is part of store.Backend.
+func (b *Backend) Watch(ctx context.Context, prefix string, from api.Revision, emit func(api.Revision, []store.Change) error) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	var list []store.Change
+	for r := range b.e.Client().Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(from)+1)) {
+		if err := r.Err(); err != nil {
+			if r.CompactRevision != 0 {
+				return store.ErrCompacted
+			}
+			return read(err)
+		}
+		for i, ev := range r.Events {
+			list = append(list, change(ev))
+			rev := ev.Kv.ModRevision
+			if i+1 < len(r.Events) && r.Events[i+1].Kv.ModRevision == rev {
+				continue
+			}
+			if err := emit(api.Revision(rev), list); err != nil {
+				return err
+			}
+			list = nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.New("watch ended")
+}
+
+// Compact is part of store.Backend.
+func (b *Backend) Compact(ctx context.Context, rev api.Revision) error {
+	_, err := b.e.Client().Compact(ctx, int64(rev))
+	return read(err)
+}
+
+func convert(kv *mvccpb.KeyValue) store.KV {
+	value := kv.Value
+	if value == nil {
+		value = []byte{}
+	}
+	return store.KV{
+		Key: string(kv.Key), Value: value,
+		Created: api.Revision(kv.CreateRevision), Modified: api.Revision(kv.ModRevision),
+	}
+}
+
+func change(ev *clientv3.Event) store.Change {
+	if ev.Type == clientv3.EventTypeDelete {
+		return store.Change{KV: store.KV{Key: string(ev.Kv.Key), Modified: api.Revision(ev.Kv.ModRevision)}}
+	}
+	return store.Change{KV: convert(ev.Kv)}
+}
+
+// read translates an error of a request that changes nothing.
+func read(err error) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return store.ErrCompacted
+	case errors.Is(err, rpctypes.ErrFutureRev):
+		return store.ErrFuture
+	}
+	return err
+}
+
+// write translates an error of a write, telling those that say that it was refused from all others.
+func write(err error) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return store.ErrFull
+	case errors.Is(err, rpctypes.ErrRequestTooLarge):
+		return store.ErrTooLarge
+	case errors.Is(err, rpctypes.ErrTooManyRequests), errors.Is(err, rpctypes.ErrPermissionDenied):
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnknown, err)
+}
+
+// Leases are shared to be few: a key may live longer than its TTL by a twentieth, at least a tenth of a second and at
+// most a minute.
+const maxLeaseKeys = 1000
+
+// lease returns a lease that lasts at least ttl from now.
+func (b *Backend) lease(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if l, ok := b.shared[ttl]; ok && l.keys < maxLeaseKeys && now.Before(l.until) {
+		l.keys++
+		b.shared[ttl] = l
+		return l.id, nil
+	}
+	extra := min(max(ttl/20, 100*time.Millisecond), time.Minute)
+	seconds := int64((ttl + extra + time.Second - 1) / time.Second)
+	r, err := b.e.Client().Grant(ctx, seconds)
+	if err != nil {
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			return 0, store.ErrFull
+		}
+		return 0, fmt.Errorf("grant a lease of %d s: %w", seconds, err)
+	}
+	b.shared[ttl] = lease{r.ID, now.Add(extra), 1}
+	return r.ID, nil
+}
+
+func (b *Backend) forget(ttl time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.shared, ttl)
+}
