@@ -107,36 +107,58 @@ type Controller struct {
 	run     func(ctx context.Context, log *slog.Logger, key api.Key) (Result, error)
 }
 
+// Keyed declares a controller whose keys are its own: the sources make them, Run understands them.
+type Keyed struct {
+	Controller string
+	Sources    []Source
+	Read       []*api.Kind
+	Write      Writes
+	Workers    int
+	Run        func(ctx context.Context, log *slog.Logger, key api.Key) (Result, error)
+}
+
 // New returns the controller and subscribes it to d.Informers, which must not run yet.
 func New[T api.Object](d Deps, f For[T]) *Controller {
 	kind := api.KindFor[T]()
-	c := newController(d, f.Controller, f.Workers, f.Write)
-	c.reads(kind)
-	c.reads(f.Read...)
+	c := NewKeyed(d, Keyed{Controller: f.Controller, Read: append([]*api.Kind{kind}, f.Read...), Write: f.Write, Workers: f.Workers,
+		Run: func(ctx context.Context, log *slog.Logger, key api.Key) (Result, error) {
+			o, err := client.Get[T](ctx, d.Client, key)
+			switch {
+			case err == nil:
+				return f.Reconcile(ctx, log, o)
+			case apierrors.IsNotFound(err) && f.Gone != nil:
+				return f.Gone(ctx, log, key)
+			case apierrors.IsNotFound(err):
+				return Result{}, nil
+			}
+			return Result{}, fmt.Errorf("get %s %s: %w", kind, key, err)
+		}})
 	d.Informers.subscribe(kind, func(e client.Event) { c.queue.add(api.KeyOf(e.Object)) })
-	for _, s := range f.Also {
+	c.wakeBy(kind, f.Also)
+	return c
+}
+
+// NewKeyed returns the controller and subscribes it to d.Informers, which must not run yet.
+func NewKeyed(d Deps, f Keyed) *Controller {
+	c := newController(d, f.Controller, f.Workers, f.Write)
+	c.run = f.Run
+	c.reads(f.Read...)
+	c.wakeBy(nil, f.Sources)
+	return c
+}
+
+// wakeBy subscribes c to sources; owner is c's kind.
+func (c *Controller) wakeBy(owner *api.Kind, sources []Source) {
+	for _, s := range sources {
 		c.reads(s.kind)
 		c.reads(s.lists...)
-		keys := s.keys(d, kind)
-		d.Informers.subscribe(s.kind, func(e client.Event) {
-			for _, k := range keys(c.context(d.Informers.context()), e) {
+		keys := s.keys(c.deps, owner)
+		c.deps.Informers.subscribe(s.kind, func(e client.Event) {
+			for _, k := range keys(c.context(c.deps.Informers.context()), e) {
 				c.queue.add(k)
 			}
 		})
 	}
-	c.run = func(ctx context.Context, log *slog.Logger, key api.Key) (Result, error) {
-		o, err := client.Get[T](ctx, d.Client, key)
-		switch {
-		case err == nil:
-			return f.Reconcile(ctx, log, o)
-		case apierrors.IsNotFound(err) && f.Gone != nil:
-			return f.Gone(ctx, log, key)
-		case apierrors.IsNotFound(err):
-			return Result{}, nil
-		}
-		return Result{}, fmt.Errorf("get %s %s: %w", kind, key, err)
-	}
-	return c
 }
 
 // NewLoop returns the controller and subscribes it to d.Informers, which must not run yet.
