@@ -202,12 +202,20 @@ func Unsupported(pod *corev1.Pod) string {
 	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
 		note("spec.os.name: %s", os.Name)
 	}
+	if c := pod.Spec.RuntimeClassName; c != nil && *c != "" {
+		note("spec.runtimeClassName: %s", *c)
+	}
 	if len(pod.Spec.ResourceClaims) > 0 {
 		note("spec.resourceClaims")
 	}
 	Each(pod, func(c *corev1.Container, _ Kind) {
 		if len(c.VolumeDevices) > 0 {
 			note("volumeDevices of container %s", c.Name)
+		}
+		for _, r := range c.RestartPolicyRules {
+			if r.Action != corev1.ContainerRestartRuleActionRestart {
+				note("restartPolicyRules action %s of container %s", r.Action, c.Name)
+			}
 		}
 		for i, m := range c.VolumeMounts {
 			if len(m.BindMountOptions) > 0 {

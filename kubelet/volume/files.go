@@ -3,7 +3,9 @@ package volume
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -215,3 +217,32 @@ func fsGroup(pod *corev1.Pod) *int64 {
 	}
 	return pod.Spec.SecurityContext.FSGroup
 }
+
+// ReadFile returns a small file of one of the pod's volumes, never following a link out of it.
+func (v *Volumes) ReadFile(pod *corev1.Pod, volume, path string) ([]byte, error) {
+	for i := range pod.Spec.Volumes {
+		vol := &pod.Spec.Volumes[i]
+		if vol.Name != volume {
+			continue
+		}
+		dir, err := v.path(pod, vol)
+		if err != nil {
+			return nil, err
+		}
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		f, err := root.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(io.LimitReader(f, maxEnvFile))
+	}
+	return nil, fmt.Errorf("no volume %q", volume)
+}
+
+// maxEnvFile is the most that is read of a file.
+const maxEnvFile = 64 << 10

@@ -1,0 +1,138 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/cri"
+)
+
+// The reasons of a container that waits for its image.
+const (
+	reasonPull       = "ErrImagePull"
+	reasonBackOff    = "ImagePullBackOff"
+	reasonNever      = "ErrImageNeverPull"
+	reasonInspect    = "ImageInspectError"
+	reasonBadName    = "InvalidImageName"
+	messageNeverPull = "Container image %q is not present with pull policy of Never"
+)
+
+// image makes sure that the image is there by the policy. use names what it is wanted for: with policy Always, each use pulls
+// once. It returns the image, or why it is not there; neither while it is being pulled.
+func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use string, policy corev1.PullPolicy) (*runtimeapi.Image, *Condition) {
+	present, err := w.imageStatus(ctx, reference)
+	if err != nil {
+		if cri.Code(err) == codes.InvalidArgument {
+			return nil, &Condition{reasonBadName, fmt.Sprintf("Failed to apply default image tag %q: %s", reference, message(err))}
+		}
+		return nil, &Condition{reasonInspect, fmt.Sprintf("Failed to inspect image %q: %s", reference, message(err))}
+	}
+	key := "pull " + reference + " " + use
+	exists, done, err := w.jobs.state(key)
+	switch {
+	case exists && !done:
+		return nil, nil // it goes on waiting for what it waited for
+	case exists && err == nil && present != nil:
+		return present, nil
+	case exists:
+		return nil, w.pullFailed(pod, key, reference, err)
+	}
+	switch policy {
+	case corev1.PullNever:
+		if present == nil {
+			return nil, &Condition{reasonNever, fmt.Sprintf(messageNeverPull, reference)}
+		}
+		fallthrough
+	case corev1.PullIfNotPresent:
+		if present != nil {
+			w.say(pod, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", reference)
+			return present, nil
+		}
+	}
+	if until := w.pulls.until(reference); w.now().Before(until) {
+		w.at(until)
+		last := w.pullErrors[reference]
+		return nil, &Condition{reasonBackOff, fmt.Sprintf("Back-off pulling image %q: %s", reference, last)}
+	}
+	w.say(pod, corev1.EventTypeNormal, "Pulling", "Pulling image %q", reference)
+	w.jobs.do(ctx, key, func(ctx context.Context) error { return w.pull(ctx, pod, reference) })
+	return nil, nil
+}
+
+func (w *worker) pullFailed(pod *corev1.Pod, key, reference string, err error) *Condition {
+	w.jobs.forget(key)
+	if err == nil {
+		err = errors.New("the image is gone again")
+	}
+	w.pullErrors[reference] = reasonPull + ": " + message(err)
+	w.at(w.pulls.grow(reference, w.now()))
+	w.say(pod, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", reference, message(err))
+	w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", reasonPull)
+	return &Condition{reasonPull, fmt.Sprintf("failed to pull image %q: %s", reference, message(err))}
+}
+
+// imageStatus returns the image, nil where it is absent.
+func (w *worker) imageStatus(ctx context.Context, reference string) (*runtimeapi.Image, error) {
+	got, err := w.cri.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: reference}})
+	if cri.Code(err) == codes.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return got.Image, nil
+}
+
+// pull pulls with each fitting credential of the pod's pull secrets, or without.
+func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) error {
+	select {
+	case w.pullSlots <- struct{}{}:
+		defer func() { <-w.pullSlots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var secrets []*corev1.Secret
+	for _, ref := range pod.Spec.ImagePullSecrets {
+		s, err := w.source(ctx, pod).Secret(ref.Name)
+		if err != nil {
+			w.say(pod, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
+			continue
+		}
+		secrets = append(secrets, s)
+	}
+	auths := forImage(credentials(secrets), reference)
+	if len(auths) == 0 {
+		auths = append(auths, nil)
+	}
+	began := w.now()
+	var errs []error
+	for _, auth := range auths {
+		_, err := w.cri.Images.PullImage(ctx, &runtimeapi.PullImageRequest{
+			Image: &runtimeapi.ImageSpec{Image: reference}, Auth: auth,
+			SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
+				Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID)}},
+		})
+		if err == nil {
+			w.say(pod, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v", reference, w.now().Sub(began).Round(time.Millisecond))
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errs[len(errs)-1]
+}
+
+// message returns an error's text without gRPC's frame.
+func message(err error) string {
+	if s, ok := status.FromError(err); ok {
+		return s.Message()
+	}
+	return err.Error()
+}

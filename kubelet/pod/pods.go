@@ -1,0 +1,224 @@
+package pod
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/probe"
+	"github.com/yare-dev/yare/kubelet/resources"
+	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/kubelet/volume"
+)
+
+// Events records API events about pods.
+type Events interface {
+	Event(o api.Object, type_, reason, message string)
+}
+
+// Groups makes the cgroups of pods.
+type Groups interface {
+	Ensure(path string, l resources.Limits) error
+	Remove(path string) error
+}
+
+// Config is what all workers go by.
+type Config struct {
+	Node             spec.Node
+	RuntimeName      string // prefix of container IDs in statuses
+	MaxRestartDelay  time.Duration
+	MaxParallelPulls int
+	UnsafeSysctls    []string
+	// RecursiveReadOnly says that the runtime makes mounts read-only recursively.
+	RecursiveReadOnly bool
+	// HostsFile is the host's /etc/hosts.
+	HostsFile string
+}
+
+// Deps is what workers work with.
+type Deps struct {
+	Client  client.Client
+	CRI     *cri.Client
+	Events  Events
+	Volumes *volume.Volumes
+	Groups  Groups
+	Probes  probe.Runner // Exec is set by New
+	Log     *slog.Logger
+	// Node returns the Node object, nil before it is registered.
+	Node func() *corev1.Node
+	// HostIPs returns the node's addresses.
+	HostIPs func() []string
+	// DNS returns what pods are told about names.
+	DNS func() spec.DNS
+}
+
+// Pods are the workers of this node, one for each pod.
+type Pods struct {
+	config Config
+	Deps
+	cri       *cri.Client
+	log       *slog.Logger
+	runner    probe.Runner
+	refs      *references
+	tokens    *tokens
+	pullSlots chan struct{}
+
+	mu      sync.Mutex
+	ctx     context.Context // of all workers, while open
+	workers map[types.UID]*worker
+
+	wg sync.WaitGroup
+}
+
+// New returns Pods without workers.
+func New(c Config, d Deps) *Pods {
+	p := &Pods{config: c, Deps: d, cri: d.CRI, log: d.Log, runner: d.Probes, workers: map[types.UID]*worker{},
+		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
+	p.runner.Exec = p.Exec
+	p.refs = newReferences(d.Client, p.Wake)
+	return p
+}
+
+// Open lets workers run until ctx ends. It must be called before Set.
+func (p *Pods) Open(ctx context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ctx = ctx
+	p.refs.open(ctx)
+}
+
+// Close waits until all workers have ended, after the context of Open did. Containers go on.
+func (p *Pods) Close() {
+	p.wg.Wait()
+	p.refs.close()
+}
+
+// Set tells what the API (or a static pod's file) says of a pod. The pod is shared and read-only.
+func (p *Pods) Set(pod *corev1.Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.workers[pod.UID]
+	if w == nil {
+		w = newWorker(p, pod)
+		p.workers[pod.UID] = w
+		p.wg.Go(func() { w.run(p.ctx) })
+	}
+	w.set(pod)
+}
+
+// Mirror gives the worker of a static pod the pod that shows it in the API, nil when there is none.
+func (p *Pods) Mirror(uid types.UID, mirror *corev1.Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.workers[uid]; w != nil {
+		w.setMirror(mirror)
+	}
+}
+
+// Gone tells that the API has no such pod any more. What runs of it is ended.
+func (p *Pods) Gone(uid types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.workers[uid]; w != nil {
+		w.setGone()
+	}
+}
+
+// Wake makes the pod's worker look again.
+func (p *Pods) Wake(uid types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.workers[uid]; w != nil {
+		w.poke()
+	}
+}
+
+// WakeAll makes all workers look again.
+func (p *Pods) WakeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.workers {
+		w.poke()
+	}
+}
+
+// All returns the pods as they are known here, with the status that was computed last, ordered by namespace and name.
+func (p *Pods) All() []*corev1.Pod {
+	p.mu.Lock()
+	ws := slices.Collect(maps.Values(p.workers))
+	p.mu.Unlock()
+	var out []*corev1.Pod
+	for _, w := range ws {
+		out = append(out, w.snapshot())
+	}
+	slices.SortFunc(out, func(a, b *corev1.Pod) int {
+		if a.Namespace != b.Namespace {
+			return compare(a.Namespace, b.Namespace)
+		}
+		return compare(a.Name, b.Name)
+	})
+	return out
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Find returns the pod of that name, nil where there is none. Of several, one that is not being deleted.
+func (p *Pods) Find(namespace, name string) *corev1.Pod {
+	var found *corev1.Pod
+	for _, pod := range p.All() {
+		if pod.Namespace == namespace && pod.Name == name && (found == nil || pod.DeletionTimestamp == nil) {
+			found = pod
+		}
+	}
+	return found
+}
+
+// Has reports whether there is a worker for the pod.
+func (p *Pods) Has(uid types.UID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.workers[uid] != nil
+}
+
+// admit decides about a pod, one at a time, so that two cannot be given the same room.
+func (p *Pods) admit(pod *corev1.Pod) *Condition {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var others []*corev1.Pod
+	for uid, w := range p.workers {
+		if uid != pod.UID && w.takesRoom() {
+			others = append(others, w.current())
+		}
+	}
+	refused := Admit(pod, p.Node(), others, p.config.UnsafeSysctls)
+	if refused == nil {
+		p.workers[pod.UID].noteAdmitted()
+	}
+	return refused
+}
+
+// left removes a worker that has done its work.
+func (p *Pods) left(uid types.UID) {
+	p.mu.Lock()
+	delete(p.workers, uid)
+	p.mu.Unlock()
+	p.refs.set(uid, nil)
+	p.tokens.forget(uid)
+}

@@ -1,0 +1,183 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/kubelet/logs"
+	"github.com/yare-dev/yare/kubelet/spec"
+)
+
+const (
+	maxMessage   = 4096 // bytes of a termination message
+	maxLogLines  = 80   // of a log that stands in for one
+	maxLogBytes  = 2048
+	writeRetries = 5
+)
+
+// publish writes the pod's status unless the API has it already, which it reports. One write runs at a time; what
+// changes meanwhile is in the next.
+func (w *worker) publish(ctx context.Context, pod *corev1.Pod, v *View) (written bool) {
+	target := w.shown()
+	if target == nil {
+		return false // the mirror of a static pod is not there yet
+	}
+	if w.settled && closed(&target.Status) {
+		return true
+	}
+	status := Status(w.situation(pod, v))
+	if exists, done, err := w.jobs.state("status"); exists {
+		if !done {
+			return false
+		}
+		w.jobs.forget("status")
+		if err != nil {
+			w.log.Warn("status is not written", "err", err)
+			w.at(w.now().Add(time.Second))
+			return false
+		}
+	}
+	if equality.Semantic.DeepEqual(status, target.Status) {
+		return true
+	}
+	w.jobs.do(ctx, "status", func(ctx context.Context) error { return w.write(ctx, target, status) })
+	return false
+}
+
+// shown returns the newest form of the pod that the API shows, nil where there is none.
+func (w *worker) shown() *corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	shown := w.pod
+	if w.static {
+		shown = w.mirror
+	}
+	if shown != nil && w.written != nil && w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown) {
+		return w.written
+	}
+	return shown
+}
+
+// closed reports whether a status is final in all its parts, so that nothing need be added.
+func closed(s *corev1.PodStatus) bool {
+	if s.Phase != corev1.PodFailed && s.Phase != corev1.PodSucceeded {
+		return false
+	}
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			if list[i].State.Running != nil {
+				return false
+			}
+		}
+	}
+	for _, c := range s.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
+	s := Situation{
+		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Ended: w.settled,
+		Message: func(c *Container) string { return w.messages[c.Id] },
+		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(),
+	}
+	for name, c := range w.waiting {
+		if c == nil {
+			continue
+		}
+		// A container that runs waits for nothing.
+		if !v.Latest(name).Running() {
+			s.Waiting[name] = *c
+		}
+	}
+	return s
+}
+
+// write stores the status in the API's pod. Conditions that are not the kubelet's stay as they are there.
+func (w *worker) write(ctx context.Context, target *corev1.Pod, status corev1.PodStatus) error {
+	for try := range writeRetries {
+		if try > 0 {
+			fresh, err := client.Get[*corev1.Pod](ctx, w.Client, api.KeyOf(target))
+			if apierrors.IsNotFound(err) || err == nil && fresh.UID != target.UID {
+				return nil // the watch will tell
+			}
+			if err != nil {
+				return fmt.Errorf("get pod: %w", err)
+			}
+			target = fresh
+		}
+		got, err := client.Mutate(ctx, w.Client, target, "status", func(p *corev1.Pod) {
+			theirs := p.Status
+			p.Status = *status.DeepCopy()
+			p.Status.Conditions = mergeConditions(theirs.Conditions, p.Status.Conditions)
+			p.Status.NominatedNodeName, p.Status.ResourceClaimStatuses = theirs.NominatedNodeName, theirs.ResourceClaimStatuses
+		})
+		switch {
+		case err == nil:
+			w.mu.Lock()
+			w.written = got
+			w.mu.Unlock()
+			return nil
+		case apierrors.IsNotFound(err):
+			return nil
+		case !apierrors.IsConflict(err):
+			return fmt.Errorf("write status: %w", err)
+		}
+	}
+	return fmt.Errorf("write status: somebody else keeps changing it")
+}
+
+// mergeConditions takes the kubelet's conditions from ours and the rest from theirs.
+func mergeConditions(theirs, ours []corev1.PodCondition) []corev1.PodCondition {
+	var out []corev1.PodCondition
+	for _, c := range ours {
+		if rank(c.Type) < rank(corev1.PodScheduled) {
+			out = append(out, c)
+		}
+	}
+	for _, c := range theirs {
+		if rank(c.Type) >= rank(corev1.PodScheduled) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// readMessages reads what containers left when they ended, once, before their folders go.
+func (w *worker) readMessages(pod *corev1.Pod, v *View) {
+	for name, runs := range v.Containers {
+		for i, run := range runs {
+			if _, known := w.messages[run.Id]; known || i > 1 || !run.Exited() || run.Sandbox == "" {
+				continue
+			}
+			w.messages[run.Id] = w.terminationMessage(pod, name, run)
+		}
+	}
+}
+
+func (w *worker) terminationMessage(pod *corev1.Pod, name string, run *Container) string {
+	if f, err := os.Open(w.messageFile(pod, name, run.Metadata.Attempt)); err == nil {
+		b, err := io.ReadAll(io.LimitReader(f, maxMessage))
+		f.Close()
+		if err == nil && len(b) > 0 {
+			return string(b)
+		}
+	}
+	policy := corev1.TerminationMessagePolicy(run.Annotations[spec.MessagePolicyAnnotation])
+	if policy != corev1.TerminationMessageFallbackToLogsOnError || run.ExitCode == 0 || run.LogPath == "" {
+		return ""
+	}
+	return logs.LastText(run.LogPath, maxLogLines, maxLogBytes)
+}

@@ -1,0 +1,302 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/kubelet/field"
+	"github.com/yare-dev/yare/kubelet/resources"
+	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/kubelet/volume"
+)
+
+// step is one stage of a pod's life. up does what is missing and reports whether the next may follow; down undoes it, also
+// where up never ran, and reports whether it is undone. Both are called again and again and never wait for long.
+type step struct {
+	name string
+	up   func(ctx context.Context, pod *corev1.Pod, v *View) (next bool, err error)
+	down func(ctx context.Context, pod *corev1.Pod, v *View) (gone bool, err error)
+}
+
+// steps is a pod's life: up in this order, down in reverse. plan is made anew between sandbox and containers.
+func (w *worker) steps() []step {
+	nothing := func(context.Context, *corev1.Pod, *View) (bool, error) { return true, nil }
+	return []step{
+		{"admit", w.admitUp, nothing},
+		{"folders", w.foldersUp, w.foldersDown},
+		{"cgroup", w.cgroupUp, w.cgroupDown},
+		{"volumes", w.volumesUp, w.volumesDown},
+		{"sandbox", w.sandboxUp, w.sandboxDown},
+		{"containers", w.containersUp, w.containersDown},
+	}
+}
+
+// up goes through the steps until one says that it has to wait, or fails and is tried again later.
+func (w *worker) up(ctx context.Context, pod *corev1.Pod, v *View) {
+	for _, s := range w.steps() {
+		if until := w.retries.until(s.name); w.now().Before(until) {
+			w.at(until)
+			return
+		}
+		next, err := s.up(ctx, pod, v)
+		if err != nil {
+			if ctx.Err() == nil {
+				w.log.Warn("pod is held up", "step", s.name, "err", err)
+				w.at(w.retries.grow(s.name, w.now()))
+			}
+			return
+		}
+		w.retries.reset(s.name)
+		if !next {
+			return
+		}
+	}
+}
+
+// admitUp refuses the pod where the node cannot take it. What already runs is not asked again.
+func (w *worker) admitUp(_ context.Context, pod *corev1.Pod, v *View) (bool, error) {
+	w.mu.Lock()
+	admitted := w.admitted
+	w.mu.Unlock()
+	if admitted {
+		return true, nil
+	}
+	if v.Sandbox() != nil {
+		w.noteAdmitted()
+	} else if refused := w.Pods.admit(pod); refused != nil {
+		w.verdict = refused
+		w.say(pod, corev1.EventTypeWarning, refused.Reason, "%s", refused.Message)
+		w.ending = &ending{grace: 0, since: w.now()}
+		w.moved = true
+		return false, nil
+	}
+	if w.started = w.now(); pod.Status.StartTime != nil {
+		w.started = pod.Status.StartTime.Time
+	}
+	return true, nil
+}
+
+func (w *worker) logDirectory(pod *corev1.Pod) string {
+	return spec.LogDirectory(w.config.Node.LogRoot, pod)
+}
+
+func (w *worker) foldersUp(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	for _, dir := range []string{w.Volumes.PodDir(pod.UID), w.logDirectory(pod)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return false, fmt.Errorf("make folder: %w", err)
+		}
+	}
+	return true, nil
+}
+
+func (w *worker) foldersDown(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	return true, w.Volumes.Down(pod.UID)
+}
+
+func (w *worker) cgroupUp(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	if w.cgroup != "" {
+		return true, nil
+	}
+	path := resources.Parent(w.config.Node.CgroupRoot, pod)
+	if err := w.Groups.Ensure(path, resources.PodLimits(pod, w.config.Node.Host)); err != nil {
+		return false, err
+	}
+	w.cgroup = path
+	return true, nil
+}
+
+// cgroupDown lets a group be that is still in use: bury tries again and insists.
+func (w *worker) cgroupDown(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	if err := w.removeGroup(pod); err != nil {
+		w.log.Debug("cgroup stays for now", "err", err)
+	}
+	return true, nil
+}
+
+func (w *worker) removeGroup(pod *corev1.Pod) error {
+	if err := w.Groups.Remove(resources.Parent(w.config.Node.CgroupRoot, pod)); err != nil {
+		return err
+	}
+	w.cgroup = ""
+	return nil
+}
+
+// volumesUp makes volumes and brings their files up to date, as often as it is called.
+func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, error) {
+	w.refs.set(pod.UID, referencesOf(pod))
+	again, err := w.Volumes.Up(ctx, pod, w.source(ctx, pod), w.fields(pod, v))
+	w.at(again)
+	if err == nil {
+		return true, nil
+	}
+	for _, one := range unjoin(err) {
+		var bad *volume.Error
+		if errors.As(one, &bad) {
+			w.say(pod, corev1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed for volume %q : %v", bad.Volume, bad.Err)
+		}
+	}
+	if v.Ready() != nil && len(v.Alive()) > 0 {
+		// A file that cannot be brought up to date does not stop what runs.
+		w.log.Warn("volumes are not up to date", "err", err)
+		w.at(w.now().Add(30 * time.Second))
+		return true, nil
+	}
+	return false, err
+}
+
+func unjoin(err error) []error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		return j.Unwrap()
+	}
+	return []error{err}
+}
+
+func (w *worker) volumesDown(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	w.refs.set(pod.UID, nil)
+	return true, nil // their folders go with the pod's
+}
+
+func (w *worker) fields(pod *corev1.Pod, v *View) field.Runtime {
+	rt := field.Runtime{HostIPs: w.HostIPs(), PodIPs: v.IPs(), NodeName: w.config.Node.Name}
+	if pod.Spec.HostNetwork {
+		rt.PodIPs = rt.HostIPs
+	}
+	if n := w.Node(); n != nil {
+		rt.Allocatable = n.Status.Allocatable
+	}
+	return rt
+}
+
+// sandboxUp makes the sandbox, or a new one in place of one that has failed.
+func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, error) {
+	plan := w.decide(pod, v)
+	if plan.Done {
+		w.ending = &ending{grace: time.Duration(spec.Grace(pod)) * time.Second, since: w.now()}
+		w.moved = true
+		return false, nil
+	}
+	if !plan.NewSandbox {
+		return true, nil
+	}
+	if len(plan.Stop) > 0 {
+		w.stopAll(ctx, pod, v, plan.Stop)
+		return false, nil
+	}
+	for _, s := range v.Sandboxes {
+		if s.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+			w.say(pod, corev1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+		}
+		// Also what is not ready: it may still hold an address.
+		if _, err := w.cri.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			return false, fmt.Errorf("stop old sandbox: %w", err)
+		}
+	}
+	dns, warning := spec.PodDNS(pod, w.DNS())
+	if warning != "" && !w.exposed[warning] {
+		w.exposed[warning] = true
+		w.say(pod, corev1.EventTypeWarning, "DNSConfigForming", "%s", warning)
+	}
+	config, err := spec.Sandbox(pod, plan.Attempt, dns, w.config.Node)
+	if err == nil {
+		_, err = w.cri.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			w.say(pod, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %s", message(err))
+		}
+		return false, fmt.Errorf("run sandbox: %w", err)
+	}
+	w.moved = true
+	return false, nil
+}
+
+func (w *worker) sandboxDown(ctx context.Context, _ *corev1.Pod, v *View) (bool, error) {
+	for _, s := range v.Sandboxes {
+		if s.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			continue
+		}
+		if _, err := w.cri.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			return false, fmt.Errorf("stop sandbox: %w", err)
+		}
+		w.moved = true
+	}
+	return !w.moved, nil
+}
+
+func (w *worker) decide(pod *corev1.Pod, v *View) Plan {
+	return Decide(Facts{Pod: pod, View: v, Now: w.now(), Health: w.health, Until: func(c *corev1.Container, ended *Container) time.Time {
+		return w.crashes.next(c.Name, ended)
+	}})
+}
+
+// containersUp starts and stops what the plan says.
+func (w *worker) containersUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, error) {
+	plan := w.decide(pod, v)
+	for _, id := range plan.Discard {
+		if _, err := w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			return false, fmt.Errorf("remove container that was never started: %w", err)
+		}
+	}
+	w.stopAll(ctx, pod, v, plan.Stop)
+	for name, until := range plan.Waiting {
+		w.at(until)
+		text := fmt.Sprintf("back-off %v restarting failed container=%s pod=%s_%s(%s)", w.crashes.wait(name), name, pod.Name, pod.Namespace, pod.UID)
+		if have := w.waiting[name]; have == nil || have.Message != text {
+			w.say(pod, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)", name, pod.Name, pod.Namespace, pod.UID)
+		}
+		w.waiting[name] = &Condition{"CrashLoopBackOff", text}
+	}
+	blocked := false
+	for _, s := range plan.Start {
+		started, wait := w.startContainer(ctx, pod, v, s, blocked)
+		blocked = blocked || wait
+		w.moved = w.moved || started
+		if started && s.Container.Lifecycle != nil && s.Container.Lifecycle.PostStart != nil {
+			break
+		}
+	}
+	if !w.moved {
+		w.tidy(ctx, v)
+	}
+	return true, nil
+}
+
+// writeHosts writes the pod's hosts file and returns its mount, nil where the container has its own.
+func (w *worker) writeHosts(pod *corev1.Pod, c *corev1.Container, v *View) (*runtimeapi.Mount, error) {
+	for _, m := range c.VolumeMounts {
+		if filepath.Clean(m.MountPath) == "/etc/hosts" {
+			return nil, nil
+		}
+	}
+	host := ""
+	if pod.Spec.HostNetwork {
+		b, err := os.ReadFile(w.config.HostsFile)
+		if err != nil && !os.IsNotExist(err) {
+			return nil, fmt.Errorf("read hosts file: %w", err)
+		}
+		host = string(b)
+	}
+	path := filepath.Join(w.Volumes.PodDir(pod.UID), "etc-hosts")
+	text := spec.Hosts(pod, v.IPs(), host, w.config.Node.ClusterDomain)
+	// In place, not by rename: running containers have it mounted.
+	if have, err := os.ReadFile(path); err != nil || string(have) != text {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return nil, fmt.Errorf("write hosts file: %w", err)
+		}
+	}
+	return &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: path}, nil
+}
+
+// isConfigError reports whether the error is the pod's or that of what it names, not the node's.
+func isConfigError(err error) bool {
+	var c spec.ConfigError
+	return errors.As(err, &c) || apierrors.IsNotFound(err)
+}

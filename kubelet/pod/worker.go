@@ -1,0 +1,317 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/kubelet/probe"
+	"github.com/yare-dev/yare/kubelet/spec"
+)
+
+// worker brings one pod to what its spec says, and keeps it there.
+type worker struct {
+	*Pods
+	uid    types.UID
+	log    *slog.Logger
+	static bool
+	wake   chan struct{}
+
+	mu       sync.Mutex
+	pod      *corev1.Pod // what the source said last
+	mirror   *corev1.Pod // of a static pod
+	gone     bool        // the source has it no more
+	admitted bool
+	over     bool // nothing of it runs any more, and never will
+	written  *corev1.Pod
+
+	// The rest belongs to the worker's goroutine.
+
+	viewer     *viewer
+	jobs       *jobs
+	probes     *probe.Set
+	ending     *ending
+	verdict    *Condition
+	started    time.Time
+	waiting    map[string]*Condition
+	crashes    *crashes
+	retries    *delays // of what failed without a word of the pod's: sandbox, volumes, containers
+	pulls      *delays
+	pullErrors map[string]string
+	hooks      map[string]string // containers whose postStart hook failed, and how
+	messages   map[string]string
+	born       map[string]bool // containers that this worker has started
+	timer      time.Time
+	moved      bool // the runtime was changed: look again
+	settled    bool // nothing is left of a pod that has ended but its containers' logs
+	cgroup     string
+	exposed    map[string]bool // resolver warnings that were given
+}
+
+func newWorker(p *Pods, pod *corev1.Pod) *worker {
+	w := &worker{
+		Pods: p, uid: pod.UID, wake: make(chan struct{}, 1), pod: pod,
+		log:    p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
+		static: pod.Annotations[spec.ConfigSourceAnnotation] != "" && pod.Annotations[spec.ConfigSourceAnnotation] != "api",
+		viewer: newViewer(p.cri, pod.UID), waiting: map[string]*Condition{},
+		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
+		retries:    newDelays(time.Second, 30*time.Second, 0),
+		pulls:      newDelays(10*time.Second, 5*time.Minute, 10*time.Minute),
+		pullErrors: map[string]string{}, hooks: map[string]string{}, messages: map[string]string{},
+		born: map[string]bool{}, exposed: map[string]bool{},
+	}
+	w.jobs = newJobs(w.poke)
+	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)
+	return w
+}
+
+func (w *worker) set(pod *corev1.Pod) {
+	w.mu.Lock()
+	w.pod = pod
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) setMirror(m *corev1.Pod) {
+	w.mu.Lock()
+	w.mirror = m
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) setGone() {
+	w.mu.Lock()
+	w.gone = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) noteAdmitted() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.admitted = true
+}
+
+// takesRoom reports whether the pod was admitted and has not ended.
+func (w *worker) takesRoom() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.admitted && !w.over
+}
+
+// poke wakes the worker; many pokes are one.
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// current returns the pod with the newest status that is known: what was written may not have come back yet.
+func (w *worker) current() *corev1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.currentLocked()
+}
+
+func (w *worker) currentLocked() *corev1.Pod {
+	shown := w.pod
+	if w.static {
+		shown = w.mirror
+	}
+	if w.written != nil && (shown == nil || w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown)) {
+		shown = w.written
+	}
+	if !w.static || shown == nil {
+		if shown != nil && shown != w.pod { // a write of ours is newer than the watch, but may lack a newer spec
+			merged := *w.pod
+			merged.Status = shown.Status
+			return &merged
+		}
+		return w.pod
+	}
+	merged := *w.pod
+	merged.Status = shown.Status
+	return &merged
+}
+
+// snapshot is current, for others to read.
+func (w *worker) snapshot() *corev1.Pod { return w.current() }
+
+func (w *worker) isGone() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gone
+}
+
+// now is the time; in tests it is the bubble's.
+func (w *worker) now() time.Time { return time.Now() }
+
+// at asks for another look at a time.
+func (w *worker) at(t time.Time) {
+	if t.IsZero() {
+		return
+	}
+	if w.timer.IsZero() || t.Before(w.timer) {
+		w.timer = t
+	}
+}
+
+func (w *worker) say(pod *corev1.Pod, type_, reason, format string, args ...any) {
+	w.Events.Event(pod, type_, reason, fmt.Sprintf(format, args...))
+}
+
+func (w *worker) probeFailed(c *corev1.Container, kind, text string) {
+	w.say(w.current(), corev1.EventTypeWarning, "Unhealthy", "%s probe %s", kind, text)
+}
+
+// run is the worker's goroutine.
+func (w *worker) run(ctx context.Context) {
+	defer w.jobs.close()
+	defer w.probes.Close()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+		if w.sync(ctx) {
+			w.left(w.uid)
+			return
+		}
+		if w.timer.IsZero() {
+			timer.Reset(time.Hour)
+		} else {
+			timer.Reset(max(0, time.Until(w.timer)))
+		}
+	}
+}
+
+// maxRounds bounds how often one sync looks again at what it changed.
+const maxRounds = 50
+
+// sync does what is to be done now and reports whether the worker's work is over.
+func (w *worker) sync(ctx context.Context) (finished bool) {
+	w.timer = time.Time{}
+	for range maxRounds {
+		w.moved = false
+		pod := w.current()
+		view, err := w.viewer.read(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				w.log.Warn("runtime does not answer", "err", err)
+				w.at(w.now().Add(time.Second))
+			}
+			return false
+		}
+		full := view.withLost(pod)
+		w.readMessages(pod, full)
+		w.readHooks(pod, full)
+		w.decideEnding(pod, full)
+		w.syncProbes(ctx, pod, view)
+		if w.ending != nil {
+			finished = w.end(ctx, pod, view, full)
+		} else {
+			w.up(ctx, pod, full)
+		}
+		if finished {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		if !w.moved {
+			w.publish(ctx, pod, full)
+			return false
+		}
+	}
+	w.at(w.now().Add(time.Second))
+	return false
+}
+
+// health joins what probes and hooks say.
+func (w *worker) health(id string) Health {
+	h := Health{Ready: true, Started: true, Failed: w.hooks[id]}
+	if p, ok := w.probes.Health(id); ok {
+		h.Ready, h.Started, h.Unwell = p.Ready, p.Started, p.Unwell
+	}
+	if exists, done, _ := w.jobs.state("postStart " + id); exists && !done {
+		h.Starting = true
+	}
+	return h
+}
+
+// syncProbes watches the containers that run.
+func (w *worker) syncProbes(ctx context.Context, pod *corev1.Pod, v *View) {
+	var targets []probe.Target
+	ips := v.IPs()
+	if pod.Spec.HostNetwork {
+		ips = w.HostIPs()
+	}
+	ip := ""
+	if len(ips) > 0 {
+		ip = ips[0]
+	}
+	spec.Each(pod, func(c *corev1.Container, k spec.Kind) {
+		if k == spec.Ephemeral || c.LivenessProbe == nil && c.ReadinessProbe == nil && c.StartupProbe == nil {
+			return
+		}
+		run := v.Latest(c.Name)
+		if !run.Running() {
+			return
+		}
+		t := probe.Target{Subject: probe.Subject{Container: c, ID: run.Id, IP: ip}, Since: time.Unix(0, run.StartedAt)}
+		if !w.born[run.Id] {
+			t.Adopted = true
+			t.Ready, t.Started = shownAs(pod, c.Name)
+		}
+		targets = append(targets, t)
+	})
+	w.probes.Sync(ctx, targets, w.ending != nil)
+}
+
+// shownAs returns what the pod's status says of the container.
+func shownAs(pod *corev1.Pod, name string) (ready, started bool) {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if s := &list[i]; s.Name == name {
+				return s.Ready, s.Started != nil && *s.Started
+			}
+		}
+	}
+	return false, false
+}
+
+// tidy removes runs of containers that are no longer shown (all but the last two of each name) and sandboxes without
+// containers that are not the newest.
+func (w *worker) tidy(ctx context.Context, v *View) {
+	used := map[string]bool{}
+	for _, runs := range v.Containers {
+		for i, c := range runs {
+			if i < 2 || !c.Exited() || c.Sandbox == "" {
+				used[c.Sandbox] = true
+				continue
+			}
+			if _, err := w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+				w.log.Warn("dead container stays", "id", c.Id, "err", err)
+			}
+		}
+	}
+	for i, s := range v.Sandboxes {
+		if i > 0 && !used[s.Id] {
+			if _, err := w.cri.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+				w.log.Warn("old sandbox stays", "sandbox", s.Id, "err", err)
+			}
+		}
+	}
+}
