@@ -171,8 +171,9 @@ func (n *Network) changePorts(h *host, old, next *attachment) error {
 	if err != nil {
 		return err
 	}
-	err = h.nft.Commit(nft.Update(have, want))
-	if err == nil {
+	batch := &nft.Batch{}
+	batch.Update(have, want)
+	if h.nft.Commit(batch) == nil {
 		return nil
 	}
 	records, rerr := n.records()

@@ -39,14 +39,10 @@ func Replace(want *Table) *Batch {
 	return b
 }
 
-// Update returns the transaction that takes the elements and chains of a part of
-// a table from old to next, without a look at the rest of the table: what old
-// and next do not mention stays. The chains and sets that both refer to must exist, or be in next.
-func Update(old, next *Table) *Batch {
-	b := &Batch{}
-	b.update(old, next)
-	return b
-}
+// Update adds to the transaction what takes a part of a table from old to next,
+// without a look at the rest of the table: what neither mentions stays. Both must name the same
+// sets, which must exist; chains that next refers to must exist or be in next.
+func (b *Batch) Update(old, next *Table) { b.update(old, next) }
 
 // compatible reports whether the sets and base chains of both tables that have
 // the same name have the same definition. Those cannot be changed in place.

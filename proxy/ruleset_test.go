@@ -1,0 +1,91 @@
+package proxy
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func testFacts() Facts {
+	return Facts{Table: "t", NodeName: "n1", Zone: "z1", Mark: DefaultMark, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+}
+
+// objects decodes YAML documents of Services and EndpointSlices.
+func objects(t testing.TB, text string) (services []*corev1.Service, bySvc map[Key][]*discoveryv1.EndpointSlice) {
+	t.Helper()
+	bySvc = map[Key][]*discoveryv1.EndpointSlice{}
+	for _, doc := range strings.Split(text, "\n---\n") {
+		var kind metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
+			t.Fatal(err)
+		}
+		switch kind.Kind {
+		case "Service":
+			s := &corev1.Service{}
+			if err := yaml.UnmarshalStrict([]byte(doc), s); err != nil {
+				t.Fatal(err)
+			}
+			services = append(services, s)
+		case "EndpointSlice":
+			s := &discoveryv1.EndpointSlice{}
+			if err := yaml.UnmarshalStrict([]byte(doc), s); err != nil {
+				t.Fatal(err)
+			}
+			k := Key{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+			bySvc[k] = append(bySvc[k], s)
+		default:
+			t.Fatalf("unknown kind %q", kind.Kind)
+		}
+	}
+	return services, bySvc
+}
+
+// TestRuleset compares rulesets with testdata/*.txt: objects, "----", and the table
+// without what every table has.
+func TestRuleset(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in, want, _ := strings.Cut(string(b), "\n----\n")
+			services, bySvc := objects(t, in)
+			got := Ruleset(testFacts(), services, bySvc)
+			if file != "testdata/empty.txt" {
+				for name := range skeleton(testFacts()).Chains {
+					delete(got.Chains, name)
+				}
+				for name, s := range got.Sets {
+					if len(s.Elems) == 0 {
+						delete(got.Sets, name)
+					}
+				}
+			}
+			if *update {
+				if err := os.WriteFile(file, []byte(in+"\n----\n"+got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(want, got.String()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
