@@ -262,4 +262,3 @@ func bearer(r *http.Request) string {
 	}
 	return ""
 }
-

@@ -174,4 +174,3 @@ func podGates(p *corev1.Pod) string {
 func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
-

@@ -25,7 +25,7 @@ func secrets() *rest.Resource[*corev1.Secret] {
 			}
 			s.StringData = nil
 		},
-		Validate: validateSecret,
+		Validate:       validateSecret,
 		ValidateUpdate: secretUpdate,
 		Fields:         func(s *corev1.Secret) fields.Set { return fields.Set{"type": string(s.Type)} },
 		Columns: []rest.Column[*corev1.Secret]{
