@@ -65,7 +65,9 @@ func (c *call) object() error {
 }
 
 // inNamespace says that the URL names a namespace; that of a Namespace is itself.
-func (c *call) inNamespace(a rest.Any) bool { return c.t.namespace != "" && a.Kind != api.NamespaceKind }
+func (c *call) inNamespace(a rest.Any) bool {
+	return c.t.namespace != "" && a.Kind != api.NamespaceKind
+}
 
 // acrossNamespaces says that a namespaced kind may be asked for without a namespace: lists, and answers that are
 // about no object.

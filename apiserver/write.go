@@ -86,8 +86,15 @@ func (c *call) write(f format, code int, o runtime.Object) {
 
 // send answers with bytes that are already encoded.
 func (c *call) send(f format, code int, parts ...[]byte) {
+	c.w.Header().Set("Content-Type", f.encoding.String())
+	c.sendParts(code, parts)
+}
+
+// sendRaw answers 200 with bytes whose type has been set.
+func (c *call) sendRaw(b []byte) { c.sendParts(http.StatusOK, [][]byte{b}) }
+
+func (c *call) sendParts(code int, parts [][]byte) {
 	h := c.w.Header()
-	h.Set("Content-Type", f.encoding.String())
 	size := 0
 	for _, p := range parts {
 		size += len(p)
