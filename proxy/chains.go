@@ -132,23 +132,22 @@ func (w writer) stickyList(clusterIP netip.Addr, kind string, slot uint32, es []
 		return list{}
 	}
 	port := uint16(w.port.Port)
-	alive := w.set("sticky")
+	alive := w.set("sticky-" + kind)
 	for _, e := range es {
-		alive[nft.Pack(clusterIP, w.proto, port, slot, e.to.Addr(), e.to.Port())] = ""
+		alive[nft.Pack(clusterIP, w.proto, port, e.to.Addr(), e.to.Port())] = ""
 	}
 	timeout := time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second
 	if c := w.svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		timeout = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
 	}
 	vip := []nft.Field{nft.Const(w.fam.Addr, clusterIP), nft.Const(nft.Proto, w.proto), nft.Const(nft.Service, port)}
-	affinity, sticky, endpoints := "affinity-"+w.fam.Name, "sticky-"+w.fam.Name, "endpoints-"+w.fam.Name
+	affinity, sticky, endpoints := "affinity-"+w.fam.Name, "sticky-"+kind+"-"+w.fam.Name, "endpoints-"+w.fam.Name
 	n := uint32(len(es))
 
-	// Registers: vip, then the slot or the client, then the endpoint: after the slot to see
-	// whether it is in the list, after the client to remember it.
+	// Registers: vip, then the slot or the client, then the endpoint; the endpoint comes
+	// right after vip to see whether it is in the list, and after the client to remember it.
 	key, _, afterVIP := nft.Load(nft.FirstReg, vip...)
 	client, _, afterClient := nft.Load(afterVIP, w.fam.Saddr())
-	first, _, afterSlot := nft.Load(afterVIP, nft.Const(nft.Number, slot))
 	random, _, _ := nft.Load(afterVIP, nft.Random(n, slot))
 	find := func(set string, dst uint32) expr.Any {
 		return &expr.Lookup{SourceRegister: nft.FirstReg, SetName: set, DestRegister: dst, IsDestRegSet: true}
@@ -162,8 +161,8 @@ func (w writer) stickyList(clusterIP netip.Addr, kind string, slot uint32, es []
 	}
 	text := fmt.Sprintf("%s . %s . %d", clusterIP, nft.ProtoName(w.proto), port)
 	recall := nft.Stmt{
-		Text: fmt.Sprintf("recall %s . %s saddr map @%s in slots %d @%s refresh %s dnat", text, w.fam.Name, affinity, slot, sticky, timeout),
-		Exprs: join(key, client, []expr.Any{find(affinity, afterSlot)}, first, []expr.Any{&expr.Lookup{SourceRegister: nft.FirstReg, SetName: sticky}},
+		Text: fmt.Sprintf("recall %s . %s saddr map @%s in @%s refresh %s dnat", text, w.fam.Name, affinity, sticky, timeout),
+		Exprs: join(key, client, []expr.Any{find(affinity, afterVIP), &expr.Lookup{SourceRegister: nft.FirstReg, SetName: sticky}},
 			client, []expr.Any{find(affinity, afterClient), nft.Remember(affinity, nft.FirstReg, afterClient, timeout), w.fam.DNAT(afterClient)}),
 	}
 	pick := join(key, random, []expr.Any{find(endpoints, afterClient)})

@@ -23,7 +23,7 @@
 // per Service port, and only those Services pay.
 //
 //	chain sticky-ns/name/tcp-80-ip-cluster
-//	  recall the client's endpoint from @affinity-ip, if it is still in @sticky-ip; remember it anew; dnat
+//	  recall the client's endpoint from @affinity-ip, if it is still in @sticky-cluster-ip; remember it anew; dnat
 //	  otherwise pick one; remember; dnat
 //
 // Services without endpoints are refused in filter chains before that, by the maps unreachable-ip and

@@ -77,7 +77,9 @@ func sets(t *nft.Table) {
 		add("hairpins", nft.Set{Key: []nft.Type{fam.Addr, fam.Addr}})
 		add("affinity", nft.Set{Key: append(slices.Clone(vip), fam.Addr), Data: to, Dynamic: true,
 			Timeout: time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second, Size: affinitySize})
-		add("sticky", nft.Set{Key: append(append(slices.Clone(vip), nft.Number), to...)})
+		for _, kind := range []string{"internal", "cluster", "local"} {
+			add("sticky-"+kind, nft.Set{Key: append(slices.Clone(vip), to...)})
+		}
 	}
 }
 
