@@ -32,6 +32,11 @@ func OpenInit() (*Init, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read container init: %w", err)
 	}
+	return NewInit(program)
+}
+
+// NewInit is [OpenInit] with a program that is not the embedded one.
+func NewInit(program []byte) (*Init, error) {
 	fd, err := linux.SealedFile("yare-init", program, true)
 	if err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules for both managers
+	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/manager"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -121,7 +122,7 @@ func (g *Group) Create(r *specs.LinuxResources) error {
 		return fmt.Errorf("create cgroup %s: it has processes", g.path)
 	}
 	return g.with("create", func(m cgroups.Manager) error {
-		if err := m.Apply(-1); err != nil {
+		if err := g.make(m); err != nil {
 			return err
 		}
 		res, err := resources(r, g.unified)
@@ -133,6 +134,25 @@ func (g *Group) Create(r *specs.LinuxResources) error {
 		}
 		return m.Set(res)
 	})
+}
+
+// make makes the directories.
+func (g *Group) make(m cgroups.Manager) error {
+	if g.unified {
+		return m.Apply(-1) // also enables the controllers on the way down
+	}
+	for controller, dir := range g.dirs {
+		if controller == "cpuset" {
+			// One without processors and memory nodes lets nobody in: they
+			// are copied from the parents.
+			if err := (&fs.CpusetGroup{}).Apply(dir, &cgroups.Resources{}, -1); err != nil {
+				return err
+			}
+		} else if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Update sets the given limits in place and leaves the others as they are.

@@ -120,6 +120,12 @@ func start(p Process) (int, int, error) {
 	for i, fd := range p.Files {
 		files[i] = uintptr(fd)
 	}
+	// Above the child's own descriptors, which are put in place before exec.
+	exe, err := unix.FcntlInt(uintptr(p.Exe), unix.F_DUPFD_CLOEXEC, max(3, len(p.Files)))
+	if err != nil {
+		return 0, -1, linux.Wrap("duplicate", p.Name, err)
+	}
+	defer unix.Close(exe)
 	pidfd := -1
 	sys := &syscall.SysProcAttr{
 		Setsid:                     true,
@@ -132,7 +138,7 @@ func start(p Process) (int, int, error) {
 		PidFD:                      &pidfd,
 	}
 	attr := &syscall.ProcAttr{Env: p.environment(), Files: files, Sys: sys}
-	pid, err := syscall.ForkExec(linux.FDPath(p.Exe), []string{p.Name}, attr)
+	pid, err := syscall.ForkExec(linux.FDPath(exe), []string{p.Name}, attr)
 	if err != nil {
 		return 0, -1, linux.Wrap("start", p.Name, err)
 	}
