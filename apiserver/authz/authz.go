@@ -1,9 +1,12 @@
-// Package authz says what a user may do: RBAC over the Role and RoleBinding objects in the store. It
-// replaces k8s.io/apiserver's authorizers and kube-apiserver's RBAC plug-in.
+// Package authz says what a user may do: RBAC over the Role and RoleBinding objects in the store, and for kubelets what
+// follows from their pods. It
+// replaces k8s.io/apiserver's authorizers and kube-apiserver's RBAC and node authorizers.
 package authz
 
 import (
 	"context"
+
+	"k8s.io/apimachinery/pkg/fields"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 )
@@ -20,6 +23,8 @@ type Attributes struct {
 	Namespace   string
 	Name        string
 	Path        string // set for requests outside the API, without the query
+	// Fields is the field selector of a list or watch; nil when there is none, or none that can be read.
+	Fields fields.Selector
 }
 
 // Authorizer decides. A refusal has a reason for the person who reads it.

@@ -194,13 +194,18 @@ func everything() []rbacv1.PolicyRule {
 	}
 }
 
-// RoleRules returns the rules of the role that ref names, in namespace for a Role.
-func (r *RBAC) RoleRules(ref *rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
+// RoleRules returns the rules of the role that ref names, in namespace for a Role, and whether there is one.
+func (r *RBAC) RoleRules(ref *rbacv1.RoleRef, namespace string) (rules []rbacv1.PolicyRule, ok bool, err error) {
 	if err := r.reading(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer r.mu.RUnlock()
-	return r.index.rules(ref, namespace), nil
+	if ref.Kind == "Role" {
+		rules, ok = r.index.roles[api.Key{Namespace: namespace, Name: ref.Name}]
+	} else {
+		rules, ok = r.index.clusterRoles[ref.Name]
+	}
+	return rules, ok, nil
 }
 
 // Union asks each of as in turn until one allows. Reasons of refusals and errors are joined.
