@@ -9,6 +9,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -47,6 +48,11 @@ func localManager(user string) string {
 
 // request checks that the user may, and returns what the pipeline needs.
 func (l *local) request(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string) (context.Context, *rest.Request, error) {
+	return l.selecting(ctx, verb, k, key, sub, nil)
+}
+
+// selecting is request for a list or watch, whose field selector may decide what is allowed: a kubelet sees its own pods.
+func (l *local) selecting(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string, sel fields.Selector) (context.Context, *rest.Request, error) {
 	a, ok := l.s.byKind[k]
 	if !ok || !a.Has(sub) {
 		return ctx, nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
@@ -57,6 +63,10 @@ func (l *local) request(ctx context.Context, verb string, k *api.Kind, key api.K
 	at := &authz.Attributes{
 		User: l.user, Verb: verb, Group: k.Group, Version: k.Version, Resource: k.Plural, Subresource: sub,
 		Namespace: key.Namespace, Name: key.Name,
+	}
+	if sel != nil {
+		at.Fields = sel
+		at.Name, _ = sel.RequiresExactMatch("metadata.name")
 	}
 	if k == api.NamespaceKind {
 		at.Namespace = key.Name
@@ -85,7 +95,7 @@ func object(e *store.Entry, err error) (api.Object, error) {
 }
 
 func (l *local) List(ctx context.Context, k *api.Kind, q client.Query) ([]api.Object, api.Revision, error) {
-	ctx, r, err := l.request(ctx, "list", k, api.Key{Namespace: q.Namespace}, "")
+	ctx, r, err := l.selecting(ctx, "list", k, api.Key{Namespace: q.Namespace}, "", q.Fields)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -109,13 +119,13 @@ func selection(q client.Query) rest.Selection {
 // ends with an error.
 func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
 	return func(yield func(client.Event, error) bool) {
-		ctx, r, err := l.request(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "")
+		ctx, r, err := l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q.Fields)
 		if err != nil {
 			yield(client.Event{}, err)
 			return
 		}
 		initial := from == 0
-		o := rest.WatchOptions{Selection: selection(q), Bookmarks: initial}
+		o := rest.WatchOptions{Selection: selection(q), Mark: initial}
 		if initial {
 			o.Initial = &initial
 		} else {

@@ -113,6 +113,7 @@ func (t *target) attributes(u *authn.User, q url.Values) *authz.Attributes {
 	}
 	if a.Name == "" && (t.verb == "list" || t.verb == "watch" || t.verb == "deletecollection") {
 		if sel, err := fields.ParseSelector(q.Get("fieldSelector")); err == nil {
+			a.Fields = sel
 			a.Name, _ = sel.RequiresExactMatch("metadata.name")
 		}
 	}
