@@ -1,0 +1,106 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+)
+
+// The Service's names are those that every cluster has and tools look for.
+const (
+	serviceNamespace = "kube-system"
+	serviceName      = "kube-dns"
+	managedBy        = "dns.yare.dev"
+)
+
+// publish makes the Service and this node's EndpointSlice, trying again until they are
+// there: the namespace may be younger than the server.
+func (s *Server) publish(ctx context.Context) {
+	if !s.c.ServiceIP.IsValid() {
+		return
+	}
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		err := s.publishOnce(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		s.d.Log.Debug("dns service not published, trying again", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (s *Server) publishOnce(ctx context.Context) error {
+	if _, err := client.Create(ctx, s.d.Client, s.service()); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create service %s: %w", serviceName, err)
+	}
+	want := s.slice()
+	old, err := client.Get[*discoveryv1.EndpointSlice](ctx, s.d.Client, api.Key{Namespace: want.Namespace, Name: want.Name})
+	if apierrors.IsNotFound(err) {
+		_, err = client.Create(ctx, s.d.Client, want)
+	} else if err == nil {
+		_, err = client.Mutate(ctx, s.d.Client, old, "", func(o *discoveryv1.EndpointSlice) {
+			o.Labels, o.Endpoints, o.Ports = want.Labels, want.Endpoints, want.Ports
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("write endpoint slice %s: %w", want.Name, err)
+	}
+	return nil
+}
+
+func (s *Server) service() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: serviceNamespace, Name: serviceName, Labels: map[string]string{
+			"k8s-app": serviceName, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: s.c.ServiceIP.String(), ClusterIPs: []string{s.c.ServiceIP.String()},
+			Ports: []corev1.ServicePort{
+				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
+				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
+			},
+		},
+	}
+}
+
+// slice names the first listener of the Service's family.
+func (s *Server) slice() *discoveryv1.EndpointSlice {
+	addr := s.addrs[0]
+	for _, a := range s.addrs {
+		if a.Addr().Is4() == s.c.ServiceIP.Is4() {
+			addr = a
+			break
+		}
+	}
+	typ := discoveryv1.AddressTypeIPv6
+	if addr.Addr().Is4() {
+		typ = discoveryv1.AddressTypeIPv4
+	}
+	name, labels := serviceName, map[string]string{discoveryv1.LabelServiceName: serviceName, discoveryv1.LabelManagedBy: managedBy}
+	e := discoveryv1.Endpoint{Addresses: []string{addr.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}}
+	if s.c.NodeName != "" {
+		name += "-" + s.c.NodeName
+		e.NodeName = &s.c.NodeName
+	}
+	port := func(name string, p corev1.Protocol) discoveryv1.EndpointPort {
+		number := int32(addr.Port())
+		return discoveryv1.EndpointPort{Name: &name, Protocol: &p, Port: &number}
+	}
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: serviceNamespace, Name: name, Labels: labels}, AddressType: typ,
+		Endpoints: []discoveryv1.Endpoint{e},
+		Ports:     []discoveryv1.EndpointPort{port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP)},
+	}
+}
