@@ -1,0 +1,331 @@
+// Package scheduler gives pods their nodes. It replaces kube-scheduler.
+//
+//	watches ──> loop: cluster (columns) ── filters, scores ──> assume ──> bind ──> API
+//	                ^         queue                              │          │
+//	                └──────────── results, and the watch again ──┴──────────┘
+//
+// One goroutine, the loop, owns the cluster and the queue. It places one pod after the other; what it has placed counts at
+// once (assumed), while bindings are written beside it. cluster, plugins, place.go and queue.go are pure: they read no clock
+// and block on nothing.
+//
+// Vocabulary: a pod is placed when a node was chosen, bound when the API has it.
+//
+// Not built yet, and not pretended: preemption, extenders, volumes that need claims (such pods stay pending and say why).
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/events"
+	"github.com/yare-dev/yare/scheduler/cluster"
+	"github.com/yare-dev/yare/scheduler/plugins"
+)
+
+// Config is what a Scheduler is made of.
+type Config struct {
+	// Profile is the spec.schedulerName of the pods that are ours. Empty: "default-scheduler".
+	Profile string
+	Client  client.Client
+	Events  *events.Recorder // may be nil
+	Log     *slog.Logger
+	// Seed decides between equally good nodes.
+	Seed uint64
+}
+
+// Scheduler is a run.Component.
+type Scheduler struct {
+	c       Config
+	cluster *cluster.Cluster
+	queue   *queue
+	placer  *placer
+
+	changes chan client.Event
+	results chan result
+	writing int // writes under way
+	wg      sync.WaitGroup
+}
+
+// maxWrites bounds the writes under way: enough to fill one commit of the store with many.
+const maxWrites = 64
+
+// result is the end of a write: of a binding, where it is not nil.
+type result struct {
+	binding *item
+	err     error
+}
+
+// New returns a Scheduler.
+func New(c Config) *Scheduler {
+	if c.Profile == "" {
+		c.Profile = corev1.DefaultSchedulerName
+	}
+	return &Scheduler{
+		c: c, cluster: cluster.New(), queue: newQueue(), placer: newPlacer(c.Seed),
+		changes: make(chan client.Event, 1024), results: make(chan result, maxWrites),
+	}
+}
+
+// Name is the component's name.
+func (s *Scheduler) Name() string { return "scheduler" }
+
+// Run schedules until ctx ends. It is ready when it knows all nodes and pods.
+func (s *Scheduler) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer s.wg.Wait()
+	defer cancel(nil)
+	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodKind}
+	for _, k := range kinds {
+		s.wg.Go(func() {
+			if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	s.loop(ctx, len(kinds), ready)
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+func (s *Scheduler) watch(ctx context.Context, k *api.Kind) error {
+	for e, err := range s.c.Client.Watch(ctx, k, client.Query{}, 0) {
+		if err != nil {
+			return fmt.Errorf("watch %v: %w", k, err)
+		}
+		select {
+		case s.changes <- e:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// loop takes in changes and places pods. Until unsynced lists have arrived it only takes in.
+func (s *Scheduler) loop(ctx context.Context, unsynced int, ready func()) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		now := time.Now()
+		if unsynced == 0 && s.writing < maxWrites && len(s.changes) == 0 && len(s.results) == 0 {
+			if it := s.queue.pop(now); it != nil {
+				s.schedule(ctx, it, now)
+				continue
+			}
+		}
+		timer.Stop()
+		if due, ok := s.queue.next(); ok && unsynced == 0 && s.writing < maxWrites {
+			timer.Reset(due.Sub(now))
+		}
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case r := <-s.results:
+			s.written(r, now)
+		case e := <-s.changes:
+			if e.Op != client.Synced {
+				s.queue.wake(s.take(&e, now), now)
+			} else if unsynced--; unsynced == 0 {
+				ready()
+			}
+		}
+	}
+}
+
+// schedule places one pod and starts what has to be written.
+func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
+	p, err := s.cluster.Pod(it.pod)
+	var f *failure
+	slot := 0
+	if err != nil {
+		f = &failure{nodes: s.cluster.Count, fault: err}
+	} else {
+		slot, f = s.placer.place(s.cluster, p)
+	}
+	pod := it.pod
+	if f != nil {
+		s.queue.fail(it, f.wakes, now)
+		s.write(nil, func() error { return s.refuse(ctx, pod, f.Error()) })
+		return
+	}
+	node := s.cluster.Nodes[slot].Name
+	s.cluster.SetPod(p, node)
+	s.queue.wake(plugins.PodAdded, now)
+	s.write(it, func() error { return s.bind(ctx, pod, node) })
+}
+
+func (s *Scheduler) write(binding *item, f func() error) {
+	s.writing++
+	s.wg.Go(func() { s.results <- result{binding, f()} })
+}
+
+// written takes in the end of a write.
+func (s *Scheduler) written(r result, now time.Time) {
+	s.writing--
+	if r.err == nil {
+		return
+	}
+	if r.binding == nil {
+		s.c.Log.Warn("writing the pod's condition failed", "err", r.err)
+		return
+	}
+	p := r.binding.pod
+	assumed := s.cluster.Placed(p.UID)
+	if assumed == nil || assumed.Spec.NodeName != "" {
+		return // the watch was faster: it is gone, or bound
+	}
+	s.c.Log.Warn("binding failed", "pod", api.KeyOf(p), "err", r.err)
+	s.cluster.RemovePod(p.UID)
+	s.queue.wake(plugins.PodRemoved, now)
+	s.queue.retry(r.binding, now)
+}
+
+// bind writes a binding.
+func (s *Scheduler) bind(ctx context.Context, p *corev1.Pod, node string) error {
+	b := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+		Target:     corev1.ObjectReference{Kind: "Node", Name: node},
+	}
+	if _, err := s.c.Client.Post(ctx, api.PodKind, api.KeyOf(p), "binding", b); err != nil {
+		return err
+	}
+	s.c.Events.Event(p, corev1.EventTypeNormal, "Scheduled", fmt.Sprintf("Successfully assigned %v to %s", api.KeyOf(p), node))
+	return nil
+}
+
+// refuse writes why a pod cannot be placed.
+func (s *Scheduler) refuse(ctx context.Context, p *corev1.Pod, message string) error {
+	s.c.Events.Event(p, corev1.EventTypeWarning, "FailedScheduling", message)
+	now := metav1.NewTime(time.Now())
+	_, err := client.Mutate(ctx, s.c.Client, p, "status", func(p *corev1.Pod) {
+		setCondition(p, corev1.PodCondition{
+			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable,
+			Message: message, ObservedGeneration: p.Generation, LastTransitionTime: now,
+		})
+	})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || ctx.Err() != nil {
+		return nil // it is gone, or has changed and comes again
+	}
+	return err
+}
+
+func setCondition(p *corev1.Pod, c corev1.PodCondition) {
+	i := slices.IndexFunc(p.Status.Conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type })
+	if i < 0 {
+		p.Status.Conditions = append(p.Status.Conditions, c)
+		return
+	}
+	old := &p.Status.Conditions[i]
+	if old.Status == c.Status {
+		c.LastTransitionTime = old.LastTransitionTime
+	}
+	*old = c
+}
+
+// take takes a change into the cluster or the queue, and returns what it may make possible.
+func (s *Scheduler) take(e *client.Event, now time.Time) plugins.Change {
+	switch o := e.Object.(type) {
+	case *corev1.Pod:
+		return s.takePod(o, e.Op == client.Deleted, now)
+	case *corev1.Node:
+		return s.takeNode(o, e.Op == client.Deleted)
+	case *corev1.Namespace:
+		if e.Op == client.Deleted {
+			s.cluster.RemoveNamespace(o.Name)
+		} else {
+			s.cluster.SetNamespace(o.Name, o.Labels)
+		}
+		return plugins.NamespaceLabels
+	}
+	return 0
+}
+
+func (s *Scheduler) takeNode(n *corev1.Node, deleted bool) plugins.Change {
+	if deleted {
+		s.cluster.RemoveNode(n.Name)
+		return plugins.PodRemoved | plugins.NodeLabels // of spread domains
+	}
+	change := plugins.NodeAdded
+	if slot, ok := s.cluster.Slot(n.Name); ok {
+		change = difference(s.cluster.Nodes[slot], n)
+	}
+	s.cluster.SetNode(n)
+	return change
+}
+
+// difference says in which respects a node changed.
+func difference(old, now *corev1.Node) (c plugins.Change) {
+	if !maps.Equal(old.Labels, now.Labels) {
+		c |= plugins.NodeLabels
+	}
+	if old.Spec.Unschedulable != now.Spec.Unschedulable || !slices.EqualFunc(old.Spec.Taints, now.Spec.Taints,
+		func(a, b corev1.Taint) bool { return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect }) {
+		c |= plugins.NodeTaints
+	}
+	same := len(old.Status.Allocatable) == len(now.Status.Allocatable)
+	for name, q := range now.Status.Allocatable {
+		same = same && q.Equal(old.Status.Allocatable[name])
+	}
+	if !same {
+		c |= plugins.NodeResources
+	}
+	return c
+}
+
+func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.Change {
+	switch {
+	case deleted || api.PodTerminal(p):
+		s.queue.remove(p.UID)
+		if s.cluster.RemovePod(p.UID) {
+			return plugins.PodRemoved
+		}
+	case p.Spec.NodeName != "":
+		return s.takeBound(p)
+	case p.Spec.SchedulerName != s.c.Profile:
+	case p.DeletionTimestamp != nil:
+		s.queue.remove(p.UID)
+	default:
+		s.queue.set(p, now)
+	}
+	return 0
+}
+
+func (s *Scheduler) takeBound(p *corev1.Pod) plugins.Change {
+	s.queue.remove(p.UID)
+	old := s.cluster.Placed(p.UID)
+	if old != nil && old.On() == p.Spec.NodeName && sameToOthers(old.Pod, p) {
+		old.Pod = p // bound, where it was assumed
+		return 0
+	}
+	now, err := s.cluster.Pod(p)
+	if err != nil {
+		// Its resources count even so; its terms are for nobody to read.
+		s.c.Log.Warn("bound pod has affinity that cannot be read", "pod", api.KeyOf(p), "err", err)
+	}
+	s.cluster.SetPod(now, p.Spec.NodeName)
+	if old == nil {
+		return plugins.PodAdded
+	}
+	return plugins.PodAdded | plugins.PodRemoved
+}
+
+// sameToOthers says that nothing of a pod changed that matters for placing others. Being bound does not.
+func sameToOthers(old, now *corev1.Pod) bool {
+	bound := old.Spec.NodeName == "" && now.Spec.NodeName != ""
+	return (bound || old.Generation == now.Generation) && (old.DeletionTimestamp == nil) == (now.DeletionTimestamp == nil) &&
+		maps.Equal(old.Labels, now.Labels)
+}
