@@ -26,6 +26,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/cgroups"
@@ -188,26 +190,42 @@ func (g *Group) Frozen() (frozen bool, err error) {
 	return frozen, err
 }
 
-// anyDir is a directory whose processes are the group's: every hierarchy's is.
-func (g *Group) anyDir() string {
-	for _, c := range []string{"freezer", "pids", ""} {
-		if dir, ok := g.dirs[c]; ok {
-			return dir
-		}
-	}
-	for _, dir := range g.dirs {
-		return dir
-	}
-	return ""
-}
-
 // Pids returns the processes of the group and of those below it.
 func (g *Group) Pids() ([]int, error) {
-	pids, err := cgroups.GetAllPids(g.anyDir())
+	// On v2 only what was born in the group is listed. On v1 so is a launcher
+	// while one of its threads is in the group to fork from there: it is told
+	// by its leader not being in it.
+	dir, exact := g.dirs[""]
+	if !exact {
+		for _, c := range []string{"freezer", "pids", "cpu", "memory"} {
+			if dir = g.dirs[c]; dir != "" {
+				break
+			}
+		}
+	}
+	pids, err := cgroups.GetAllPids(dir)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
 	}
-	return pids, err
+	if err != nil || exact {
+		return pids, err
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool { return !g.leads(pid) }), nil
+}
+
+// leads tells whether the leader of a process is in the group or below it.
+func (g *Group) leads(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		_, in, _ := strings.Cut(strings.TrimSpace(line), ":/")
+		if in = "/" + in; in == g.path || strings.HasPrefix(in, g.path+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // Kill ends all processes of the group and of those below it (cgroup.kill, or

@@ -96,9 +96,16 @@ func Start(p Process) (pid, pidfd int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// Never unlocked: the thread has changed and dies with the goroutine.
 		runtime.LockOSThread()
-		pid, pidfd, err = start(p)
+		if unix.Gettid() != unix.Getpid() {
+			// Never unlocked: the thread has changed and dies with the goroutine.
+			pid, pidfd, err = start(p)
+			return
+		}
+		// The main thread cannot end. It stands still here, so that the next
+		// goroutine gets another.
+		defer runtime.UnlockOSThread()
+		pid, pidfd, err = Start(p)
 	}()
 	<-done
 	return pid, pidfd, err

@@ -147,19 +147,19 @@ func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, time
 	if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
 		err = fmt.Errorf("exec in container %s: %w after %s", id, ErrTimeout, timeout)
 	}
-	return out.Bytes(), errs.Bytes(), s, err
+	return out.kept.Bytes(), errs.kept.Bytes(), s, err
 }
 
 // limited keeps what fits.
 type limited struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	left int
 }
 
 func (l *limited) Write(b []byte) (int, error) {
 	keep := b[:min(len(b), l.left)]
 	l.left -= len(keep)
-	l.Buffer.Write(keep)
+	l.kept.Write(keep)
 	return len(b), nil
 }
 

@@ -78,12 +78,10 @@ func (p *pipes) terminal(fd int) error {
 	return nil
 }
 
+// theirFDs returns the other side's ends, made blocking as programs expect.
 func (p *pipes) theirFDs() (fds []int) {
 	for _, f := range p.theirs {
-		raw, err := f.SyscallConn()
-		if err == nil {
-			_ = raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) })
-		}
+		fds = append(fds, int(f.Fd()))
 	}
 	return fds
 }
