@@ -337,3 +337,8 @@ func (n *Network) Remove(ctx context.Context) error {
 	h.close()
 	return errors.Join(append(errs, os.RemoveAll(n.c.Dir))...)
 }
+
+// Owns reports whether NewNamespace made the namespace at path.
+func (n *Network) Owns(path string) bool {
+	return filepath.Dir(path) == filepath.Join(n.c.Dir, "netns")
+}
