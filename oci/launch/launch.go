@@ -18,6 +18,7 @@ package launch
 
 import (
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -127,8 +128,9 @@ func start(p Process) (int, int, error) {
 	for i, fd := range p.Files {
 		files[i] = uintptr(fd)
 	}
-	// Above the child's own descriptors, which are put in place before exec.
-	exe, err := unix.FcntlInt(uintptr(p.Exe), unix.F_DUPFD_CLOEXEC, max(3, len(p.Files)))
+	// Above all that are shuffled into the child's own places before exec.
+	above := slices.Max(append([]int{3}, p.Files...)) + len(p.Files) + 2
+	exe, err := unix.FcntlInt(uintptr(p.Exe), unix.F_DUPFD_CLOEXEC, above)
 	if err != nil {
 		return 0, -1, linux.Wrap("duplicate", p.Name, err)
 	}
