@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ import (
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/shim"
 )
+
+// shimTimeout bounds the birth of a shim.
+const shimTimeout = 10 * time.Second
 
 // RunPodSandbox makes a sandbox with its network and its shim. When it fails
 // nothing is left.
@@ -83,15 +87,19 @@ func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
 	if err := sb.change(func(r *sandboxRecord) { r.NetNS = netNS }); err != nil {
 		return errors.Join(err, s.network.DeleteNamespace(context.WithoutCancel(ctx), netNS))
 	}
-	// Address and shim need each other's work in nothing but the namespace.
+	// Address and shim need each other's work in nothing but the namespace. A
+	// shim is not given up half born: it takes milliseconds, and its end is then
+	// as any other's.
 	var ips []string
-	work, workCtx := errgroup.WithContext(ctx)
+	var work errgroup.Group
 	work.Go(func() (err error) {
-		ips, err = s.setUpNetwork(workCtx, sb)
+		ips, err = s.setUpNetwork(ctx, sb)
 		return err
 	})
 	work.Go(func() (err error) {
-		sb.shim, err = shim.Start(workCtx, s.shimConfig(sb))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shimTimeout)
+		defer cancel()
+		sb.shim, err = shim.Start(ctx, s.shimConfig(sb))
 		if err != nil {
 			return fmt.Errorf("start shim: %w", err)
 		}
