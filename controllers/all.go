@@ -1,0 +1,70 @@
+// Package controllers is the list of controllers that make a cluster out of an API server. It replaces
+// kube-controller-manager. Each controller is a folder below; none knows another.
+package controllers
+
+import (
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/controllers/clusterroleaggregation"
+	"github.com/yare-dev/yare/controllers/daemonset"
+	"github.com/yare-dev/yare/controllers/deployment"
+	"github.com/yare-dev/yare/controllers/endpoints"
+	"github.com/yare-dev/yare/controllers/endpointslice"
+	"github.com/yare-dev/yare/controllers/garbagecollector"
+	"github.com/yare-dev/yare/controllers/job"
+	"github.com/yare-dev/yare/controllers/namespace"
+	"github.com/yare-dev/yare/controllers/nodeipam"
+	"github.com/yare-dev/yare/controllers/nodelifecycle"
+	"github.com/yare-dev/yare/controllers/podgc"
+	"github.com/yare-dev/yare/controllers/replicaset"
+	"github.com/yare-dev/yare/controllers/rootca"
+	"github.com/yare-dev/yare/controllers/serviceaccount"
+	"github.com/yare-dev/yare/controllers/tainteviction"
+	"github.com/yare-dev/yare/controllers/ttlafterfinished"
+	"github.com/yare-dev/yare/reconcile"
+	"github.com/yare-dev/yare/run"
+)
+
+// Deps is what the controllers need. The Informers must not run yet: All runs them. Events, when given, are run
+// by the caller.
+type Deps struct {
+	reconcile.Deps
+	RootCA []byte          // what pods verify the API server with, PEM
+	Nodes  nodeipam.Config // without Clusters no Node is given pod addresses
+}
+
+// All returns the controllers and the informers that they share, which come first.
+func All(d Deps) []run.Component {
+	list := List(d)
+	out := make([]run.Component, 0, len(list)+1)
+	out = append(out, d.Informers)
+	for _, c := range list {
+		out = append(out, c)
+	}
+	return out
+}
+
+// List returns the controllers in upstream's order. It subscribes them to d.Informers.
+func List(d Deps) []*reconcile.Controller {
+	list := []*reconcile.Controller{
+		endpoints.New(d.Deps),
+		endpointslice.New(d.Deps),
+		podgc.New(d.Deps, podgc.Threshold),
+		namespace.New(d.Deps, api.Stored()),
+		serviceaccount.New(d.Deps),
+		garbagecollector.New(d.Deps, api.Stored()),
+		daemonset.New(d.Deps),
+		job.New(d.Deps),
+		deployment.New(d.Deps),
+		replicaset.New(d.Deps),
+	}
+	if len(d.Nodes.Clusters) > 0 {
+		list = append(list, nodeipam.New(d.Deps, d.Nodes))
+	}
+	return append(list,
+		nodelifecycle.New(d.Deps),
+		tainteviction.New(d.Deps),
+		clusterroleaggregation.New(d.Deps),
+		ttlafterfinished.New(d.Deps),
+		rootca.New(d.Deps, d.RootCA),
+	)
+}
