@@ -146,11 +146,10 @@ type writer struct {
 	choice
 }
 
-// part returns what one Service has in the table: all sets, with its elements only,
-// and the chains that it refers to.
+// part returns what one Service has in the table: its elements, in sets without
+// definitions, and the chains that it refers to.
 func part(f Facts, svc *corev1.Service, slices_ []*discoveryv1.EndpointSlice) *nft.Table {
 	t := nft.NewTable(f.Table)
-	sets(t)
 	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" {
 		return t
 	}
@@ -223,7 +222,15 @@ func (w writer) addresses(texts []string) []netip.Addr {
 	return out
 }
 
-func (w writer) set(name string) map[string]string { return w.t.Sets[name+"-"+w.fam.Name].Elems }
+func (w writer) set(name string) map[string]string {
+	name += "-" + w.fam.Name
+	s := w.t.Sets[name]
+	if s == nil {
+		s = &nft.Set{Elems: map[string]string{}}
+		w.t.Sets[name] = s
+	}
+	return s.Elems
+}
 
 // internal writes the cluster IP.
 func (w writer) internal(ip netip.Addr) {
