@@ -379,7 +379,8 @@ func (r *Runtime) ListContainers(_ context.Context, q *runtimeapi.ListContainers
 	out := &runtimeapi.ListContainersResponse{}
 	for _, id := range slices.Sorted(maps.Keys(r.containers)) {
 		c := r.containers[id]
-		if s := c.status; match(s.Labels, q.Filter.GetLabelSelector()) {
+		if s := c.status; match(s.Labels, q.Filter.GetLabelSelector()) && q.Filter.GetPodSandboxId() != "" == (q.Filter.GetPodSandboxId() == c.Sandbox) &&
+			(q.Filter.GetState() == nil || q.Filter.State.State == s.State) {
 			out.Containers = append(out.Containers, &runtimeapi.Container{Id: id, PodSandboxId: c.Sandbox, Metadata: s.Metadata,
 				Image: s.Image, ImageRef: s.ImageRef, State: s.State, CreatedAt: s.CreatedAt, Labels: s.Labels, Annotations: s.Annotations})
 		}

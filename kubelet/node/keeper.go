@@ -192,8 +192,8 @@ func (k *Keeper) backOff() time.Duration {
 
 func (k *Keeper) write(ctx context.Context, node *corev1.Node, want corev1.NodeStatus) error {
 	got, err := client.Mutate(ctx, k.client, node, "status", func(n *corev1.Node) { n.Status = want })
-	if apierrors.IsNotFound(err) { // somebody deleted the node: it comes back
-		return k.register(ctx)
+	if apierrors.IsNotFound(err) {
+		return nil // watch registers it again
 	}
 	if apierrors.IsConflict(err) {
 		fresh, gerr := client.Get[*corev1.Node](ctx, k.client, api.KeyOf(node))
@@ -233,8 +233,13 @@ func (k *Keeper) watch(ctx context.Context) {
 				break
 			}
 			n, ok := e.Object.(*corev1.Node)
-			if !ok || e.Op == client.Deleted {
-				k.Poke()
+			if !ok {
+				continue
+			}
+			if e.Op == client.Deleted { // somebody deleted the node: it comes back
+				if k.persist(ctx, "register node again", k.register) == nil {
+					k.Poke()
+				}
 				continue
 			}
 			k.store(n)

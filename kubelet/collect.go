@@ -1,0 +1,242 @@
+package kubelet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/kubelet/resources"
+	"github.com/yare-dev/yare/kubelet/spec"
+)
+
+const (
+	rotateEvery  = 10 * time.Second
+	imagesEvery  = 5 * time.Minute
+	imageMinAge  = 2 * time.Minute // an image that came just now is about to be used
+	defaultGrace = 30              // seconds, for strangers that do not say
+)
+
+// collect removes what nobody needs: strangers when the pods are known, old logs, unused images.
+func (k *Kubelet) collect(ctx context.Context) {
+	rotate, images := time.NewTicker(rotateEvery), time.NewTicker(imagesEvery)
+	defer rotate.Stop()
+	defer images.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.strangers:
+			k.removeStrangers(ctx)
+		case <-rotate.C:
+			k.rotateLogs(ctx)
+		case <-images.C:
+			if err := k.collectImages(ctx, time.Now()); err != nil && ctx.Err() == nil {
+				k.log.Warn("unused images stay", "err", err)
+			}
+		}
+	}
+}
+
+func (k *Kubelet) rotateLogs(ctx context.Context) {
+	for _, p := range k.pods.All() {
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+			for _, s := range list {
+				if s.State.Running == nil {
+					continue
+				}
+				path := filepath.Join(spec.LogDirectory(k.config.LogDir, p), spec.LogPath(s.Name, uint32(s.RestartCount)))
+				id := runtimeID(s.ContainerID)
+				_, err := k.rotation.Apply(path, func() error {
+					_, err := k.deps.CRI.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
+					return err
+				})
+				if err != nil && ctx.Err() == nil {
+					k.log.Warn("log is not rotated", "pod", p.Namespace+"/"+p.Name, "container", s.Name, "err", err)
+				}
+			}
+		}
+	}
+}
+
+func runtimeID(containerID string) string {
+	for i := range containerID {
+		if len(containerID) > i+3 && containerID[i:i+3] == "://" {
+			return containerID[i+3:]
+		}
+	}
+	return containerID
+}
+
+// image is what the collector remembers of one.
+type image struct{ seen, used time.Time }
+
+// collectImages removes images that no container has, those unused the longest first, when their file system is too full.
+func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
+	list, err := k.deps.CRI.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return err
+	}
+	containers, err := k.deps.CRI.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, c := range containers.Containers {
+		used[c.ImageRef], used[c.ImageId], used[c.GetImage().GetImage()] = true, true, true
+	}
+	k.remember(list.Images, used, now)
+	info, err := k.deps.CRI.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	if err != nil {
+		return err
+	}
+	if len(info.ImageFilesystems) == 0 {
+		return nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(info.ImageFilesystems[0].GetFsId().GetMountpoint(), &fs); err != nil {
+		return err
+	}
+	total, free := int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize
+	if total == 0 || (total-free)*100 < total*int64(k.config.ImageGCHighPercent) || k.config.ImageGCHighPercent == 100 {
+		return nil
+	}
+	goal := (total - free) - total*int64(k.config.ImageGCLowPercent)/100
+	var errs []error
+	for _, i := range k.choose(list.Images, used, goal, now) {
+		k.log.Info("removing unused image", "image", i.Id)
+		if _, err := k.deps.CRI.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remember notes which images are in use now.
+func (k *Kubelet) remember(images []*runtimeapi.Image, used map[string]bool, now time.Time) {
+	next := make(map[string]*image, len(images))
+	for _, i := range images {
+		m := k.images[i.Id]
+		if m == nil {
+			m = &image{seen: now}
+		}
+		if used[i.Id] {
+			m.used = now
+		}
+		next[i.Id] = m
+	}
+	k.images = next
+}
+
+// choose returns images to remove, so that goal bytes come free.
+func (k *Kubelet) choose(images []*runtimeapi.Image, used map[string]bool, goal int64, now time.Time) (out []*runtimeapi.Image) {
+	idle := slices.DeleteFunc(slices.Clone(images), func(i *runtimeapi.Image) bool {
+		named := slices.ContainsFunc(append(slices.Clone(i.RepoTags), i.RepoDigests...), func(n string) bool { return used[n] })
+		return i.Pinned || used[i.Id] || named || now.Sub(k.images[i.Id].seen) < imageMinAge
+	})
+	slices.SortStableFunc(idle, func(a, b *runtimeapi.Image) int {
+		x, y := k.images[a.Id], k.images[b.Id]
+		return cmp.Or(x.used.Compare(y.used), x.seen.Compare(y.seen))
+	})
+	for _, i := range idle {
+		if goal <= 0 {
+			break
+		}
+		goal -= int64(i.Size)
+		out = append(out, i)
+	}
+	return out
+}
+
+// removeStrangers ends and removes what belongs to no pod: pods that were deleted while no kubelet ran.
+func (k *Kubelet) removeStrangers(ctx context.Context) {
+	list, err := k.deps.CRI.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		k.log.Warn("sandboxes cannot be listed", "err", err)
+		return
+	}
+	gone := map[types.UID]bool{}
+	for _, s := range list.Items {
+		uid := types.UID(s.Labels[spec.PodUIDLabel])
+		if uid == "" || k.pods.Has(uid) {
+			continue
+		}
+		gone[uid] = true
+		k.log.Info("removing a pod that is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName(), "uid", uid)
+		if err := k.removeSandbox(ctx, s.Id); err != nil {
+			k.log.Warn("sandbox stays", "sandbox", s.Id, "err", err)
+		}
+	}
+	dirs, err := k.volumes.Pods()
+	if err != nil {
+		k.log.Warn("pods' folders stay", "err", err)
+	}
+	for _, uid := range dirs {
+		if !k.pods.Has(uid) {
+			gone[uid] = true
+		}
+	}
+	groups := map[string]string{}
+	if g, ok := k.groups.(*resources.Groups); ok {
+		groups = g.Pods()
+	}
+	for uid := range gone {
+		if err := k.volumes.Down(uid); err != nil {
+			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
+		}
+		logs, err := filepath.Glob(filepath.Join(k.config.LogDir, "*_"+string(uid)))
+		for _, dir := range logs {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+		if err != nil {
+			k.log.Warn("pod's logs stay", "uid", uid, "err", err)
+		}
+	}
+	for uid, path := range groups {
+		if !k.pods.Has(types.UID(uid)) {
+			if err := k.groups.Remove(path); err != nil {
+				k.log.Warn("cgroup stays", "cgroup", path, "err", err)
+			}
+		}
+	}
+}
+
+// removeSandbox stops the sandbox's containers with the grace that their pod gave them, then removes all.
+func (k *Kubelet) removeSandbox(ctx context.Context, id string) error {
+	list, err := k.deps.CRI.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		PodSandboxId: id, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
+	if err != nil {
+		return err
+	}
+	ends := make(chan error, len(list.Containers))
+	for _, c := range list.Containers {
+		grace, err := strconv.ParseInt(c.Annotations[spec.GraceAnnotation], 10, 64)
+		if err != nil {
+			grace = defaultGrace
+		}
+		go func() {
+			_, err := k.deps.CRI.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: grace})
+			ends <- err
+		}()
+	}
+	for range list.Containers {
+		err = errors.Join(err, <-ends)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := k.deps.CRI.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return err
+	}
+	_, err = k.deps.CRI.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	return err
+}

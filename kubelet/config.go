@@ -1,0 +1,153 @@
+package kubelet
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// Config configures the kubelet. Defaults returns what is usual; Validate reports all mistakes at once.
+type Config struct {
+	// NodeName is the name of the Node object.
+	NodeName string `json:"nodeName"`
+	// NodeIPs are the host's addresses that others reach it by, the main one first.
+	NodeIPs []string `json:"nodeIPs"`
+	// Address and Port are where the server listens. Port 0 serves nothing.
+	Address string `json:"address"`
+	Port    int32  `json:"port"`
+	// RootDir holds pods' volumes; LogDir their containers' logs.
+	RootDir string `json:"rootDir"`
+	LogDir  string `json:"logDir"`
+	// CgroupRoot is a cgroup path below which /kubepods is made; empty is the top.
+	CgroupRoot string `json:"cgroupRoot"`
+	// ClusterDNS and ClusterDomain are what pods' resolvers are given. ResolvConf is the host's own file, for pods
+	// with dnsPolicy Default.
+	ClusterDNS    []string `json:"clusterDNS"`
+	ClusterDomain string   `json:"clusterDomain"`
+	ResolvConf    string   `json:"resolvConf"`
+	// MaxPods is how many pods the node takes; PodPidsLimit how many processes one of them may have (0: no limit).
+	MaxPods      int64 `json:"maxPods"`
+	PodPidsLimit int64 `json:"podPidsLimit"`
+	// Reserved is taken from the node's capacity before pods get the rest: cpu, memory, ephemeral-storage.
+	Reserved map[string]string `json:"reserved"`
+	// NodeLabels and RegisterWithTaints are given to the Node object.
+	NodeLabels         map[string]string `json:"nodeLabels"`
+	RegisterWithTaints []corev1.Taint    `json:"registerWithTaints"`
+	// StaticPodPath is a folder of pod manifests to run without the API; empty: none.
+	StaticPodPath string `json:"staticPodPath"`
+	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
+	ContainerLogMaxSize  string `json:"containerLogMaxSize"`
+	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
+	// MaxParallelImagePulls bounds pulls at the same time.
+	MaxParallelImagePulls int `json:"maxParallelImagePulls"`
+	// ImageGCHighPercent is the use of the images' file system at which unused images are removed, until it is at
+	// ImageGCLowPercent. High 100 removes none.
+	ImageGCHighPercent int `json:"imageGCHighThresholdPercent"`
+	ImageGCLowPercent  int `json:"imageGCLowThresholdPercent"`
+	// MaxContainerRestartPeriod is the longest wait between restarts of a crashing container.
+	MaxContainerRestartPeriod Duration `json:"maxContainerRestartPeriod"`
+	// CPUCFSQuota enforces CPU limits.
+	CPUCFSQuota bool `json:"cpuCFSQuota"`
+	// AllowedUnsafeSysctls may be set by pods beside the safe ones; a closing * is a wildcard.
+	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls"`
+}
+
+// Duration is a time.Duration that is written as "5m0s".
+type Duration struct{ time.Duration }
+
+// MarshalText writes it.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (d *Duration) UnmarshalText(b []byte) (err error) {
+	d.Duration, err = time.ParseDuration(string(b))
+	return err
+}
+
+// Defaults returns the usual configuration; the node's name and addresses are missing.
+func Defaults() Config {
+	return Config{
+		Address: "0.0.0.0", Port: 10250,
+		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
+		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf",
+		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
+		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
+		MaxContainerRestartPeriod: Duration{5 * time.Minute}, CPUCFSQuota: true,
+	}
+}
+
+// Validate returns all mistakes, each with the field's name; nil when there is none.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	for _, text := range validation.IsDNS1123Subdomain(c.NodeName) {
+		bad("nodeName", "%s", text)
+	}
+	if len(c.NodeIPs) == 0 {
+		bad("nodeIPs", "must name at least one address")
+	}
+	for _, ip := range append(slices.Clone(c.NodeIPs), c.ClusterDNS...) {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			bad("nodeIPs and clusterDNS", "%q is not an IP address", ip)
+		}
+	}
+	if c.Port < 0 || c.Port > 65535 {
+		bad("port", "%d is out of range", c.Port)
+	}
+	for field, path := range map[string]string{"rootDir": c.RootDir, "logDir": c.LogDir, "resolvConf": c.ResolvConf} {
+		if !filepath.IsAbs(path) {
+			bad(field, "%q is not an absolute path", path)
+		}
+	}
+	if c.StaticPodPath != "" && !filepath.IsAbs(c.StaticPodPath) {
+		bad("staticPodPath", "%q is not an absolute path", c.StaticPodPath)
+	}
+	if c.CgroupRoot != "" && (filepath.Clean(c.CgroupRoot) != c.CgroupRoot || !strings.HasPrefix(c.CgroupRoot, "/") || c.CgroupRoot == "/") {
+		bad("cgroupRoot", "%q must be empty or an absolute clean path", c.CgroupRoot)
+	}
+	if c.MaxPods < 1 {
+		bad("maxPods", "must be at least 1")
+	}
+	if _, err := c.reserved(); err != nil {
+		bad("reserved", "%v", err)
+	}
+	if q, err := resource.ParseQuantity(c.ContainerLogMaxSize); err != nil || q.Sign() <= 0 {
+		bad("containerLogMaxSize", "%q is not a positive quantity", c.ContainerLogMaxSize)
+	}
+	if c.ContainerLogMaxFiles < 2 {
+		bad("containerLogMaxFiles", "must be at least 2")
+	}
+	if c.ImageGCLowPercent < 0 || c.ImageGCLowPercent >= c.ImageGCHighPercent || c.ImageGCHighPercent > 100 {
+		bad("imageGCLowThresholdPercent", "must be below imageGCHighThresholdPercent, both within 0 and 100")
+	}
+	if p := c.MaxContainerRestartPeriod; p.Duration < time.Second || p.Duration > 5*time.Minute {
+		bad("maxContainerRestartPeriod", "must be within 1s and 5m")
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) reserved() (corev1.ResourceList, error) {
+	l := corev1.ResourceList{}
+	for _, name := range slices.Sorted(maps.Keys(c.Reserved)) {
+		if !slices.Contains([]string{"cpu", "memory", "ephemeral-storage"}, name) {
+			return nil, fmt.Errorf("%s cannot be reserved", name)
+		}
+		q, err := resource.ParseQuantity(c.Reserved[name])
+		if err != nil || q.Sign() < 0 {
+			return nil, fmt.Errorf("%s: %q is not a quantity", name, c.Reserved[name])
+		}
+		l[corev1.ResourceName(name)] = q
+	}
+	return l, nil
+}

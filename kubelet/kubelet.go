@@ -1,0 +1,253 @@
+package kubelet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/logs"
+	"github.com/yare-dev/yare/kubelet/node"
+	"github.com/yare-dev/yare/kubelet/pod"
+	"github.com/yare-dev/yare/kubelet/resources"
+	"github.com/yare-dev/yare/kubelet/server"
+	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/kubelet/static"
+	"github.com/yare-dev/yare/kubelet/stats"
+	"github.com/yare-dev/yare/kubelet/volume"
+)
+
+// Deps is what a Kubelet stands on.
+type Deps struct {
+	// Client acts as system:node:<name> in the group system:nodes.
+	Client client.Client
+	CRI    *cri.Client
+	Events pod.Events
+	// TLS has the server's certificate and the CA of its clients (ClientCAs). It may be nil when Config.Port is 0.
+	TLS *tls.Config
+	// Authorize decides about the server's requests; nil lets in the group system:masters alone.
+	Authorize func(ctx context.Context, a server.Access) error
+	Log       *slog.Logger
+	// Groups makes cgroups; nil: the host's.
+	Groups pod.Groups
+}
+
+// Kubelet implements run.Component.
+type Kubelet struct {
+	config   Config
+	deps     Deps
+	log      *slog.Logger
+	rotation logs.Rotation
+	groups   pod.Groups
+	volumes  *volume.Volumes
+	facts    node.Facts
+
+	// Made by Run, when the runtime has said its name.
+	pods   *pod.Pods
+	keeper *node.Keeper
+
+	mu      sync.Mutex
+	statics map[string]*corev1.Pod // by namespace/name
+	mirrors map[string]*corev1.Pod
+	poke    chan struct{} // to look after mirrors
+
+	strangers chan struct{} // to remove what belongs to no pod
+	images    map[string]*image
+}
+
+// New checks the configuration and returns a Kubelet. Nothing is started or touched.
+func New(c Config, d Deps) (*Kubelet, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("configure kubelet: %w", err)
+	}
+	facts, err := node.Read(c.RootDir)
+	if err != nil {
+		return nil, fmt.Errorf("configure kubelet: %w", err)
+	}
+	size, err := resource.ParseQuantity(c.ContainerLogMaxSize)
+	if err != nil {
+		return nil, fmt.Errorf("configure kubelet: %w", err)
+	}
+	if c.Port != 0 && (d.TLS == nil || d.TLS.ClientCAs == nil) {
+		return nil, errors.New("configure kubelet: a server needs a certificate and a client CA")
+	}
+	if d.Groups == nil {
+		if d.Groups, err = resources.NewGroups(c.CgroupRoot); err != nil {
+			return nil, fmt.Errorf("configure kubelet: %w", err)
+		}
+	}
+	return &Kubelet{
+		config: c, deps: d, log: d.Log.With("component", "kubelet"), facts: facts, groups: d.Groups,
+		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
+		volumes:  volume.New(filepath.Join(c.RootDir, "pods")),
+		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
+		strangers: make(chan struct{}, 1),
+		images:    map[string]*image{},
+	}, nil
+}
+
+// Name is the component's.
+func (k *Kubelet) Name() string { return "kubelet" }
+
+// Run runs the node's pods until ctx ends; containers go on after it. It is ready when the node is registered, the API has
+// told which pods there are, and the server listens.
+func (k *Kubelet) Run(ctx context.Context, ready func()) error {
+	version, err := k.runtime(ctx)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(k.config.RootDir, 0o750); err != nil {
+		return fmt.Errorf("make root folder: %w", err)
+	}
+	if err := k.makeGroups(); err != nil {
+		return err
+	}
+	// Every goroutine of this run ends with ctx; the first that fails ends the others.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	k.assemble(ctx, version)
+	k.pods.Open(ctx)
+	var wg, up sync.WaitGroup
+	defer k.pods.Close()
+	defer wg.Wait()
+	part := func(f func(ready func()) error) {
+		up.Add(1)
+		wg.Go(func() {
+			if err := f(sync.OnceFunc(up.Done)); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	statics := make(chan struct{})
+	part(func(ready func()) error { return k.keeper.Run(ctx, ready) })
+	part(func(ready func()) error {
+		return k.watchStatics(ctx, sync.OnceFunc(func() { close(statics); ready() }))
+	})
+	part(func(ready func()) error { k.watchPods(ctx, statics, ready); return nil })
+	part(func(ready func()) error { ready(); k.watchRuntime(ctx); return nil })
+	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
+	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
+	if k.config.Port != 0 {
+		part(func(ready func()) error { return k.serve(ctx, ready) })
+	}
+	allUp := make(chan struct{})
+	go func() { up.Wait(); close(allUp) }()
+	select {
+	case <-allUp:
+		ready()
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// runtime waits for nothing: the runtime is up before the kubelet, or the kubelet is started again.
+func (k *Kubelet) runtime(ctx context.Context) (*runtimeapi.VersionResponse, error) {
+	v, err := k.deps.CRI.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask runtime for its version: %w", err)
+	}
+	return v, nil
+}
+
+// makeGroups makes the groups above those of pods. Best-effort pods get what others leave.
+func (k *Kubelet) makeGroups() error {
+	root := k.config.CgroupRoot + "/kubepods"
+	reserved, err := k.config.reserved()
+	if err != nil {
+		return err
+	}
+	milli := int64(k.facts.CPUs)*1000 - reserved.Cpu().MilliValue()
+	for path, l := range map[string]resources.Limits{
+		root:                 {Shares: resources.Shares(milli)},
+		root + "/burstable":  {Shares: resources.Shares(milli / 2)},
+		root + "/besteffort": {Shares: resources.Shares(0)},
+	} {
+		if err := k.groups.Ensure(path, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// assemble makes the parts that a run has.
+func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionResponse) {
+	c := &k.config
+	reserved, _ := c.reserved() // checked by Validate
+	rro := false
+	if s, err := k.deps.CRI.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
+		for _, h := range s.RuntimeHandlers {
+			rro = rro || h.Name == "" && h.GetFeatures().GetRecursiveReadOnlyMounts()
+		}
+	}
+	k.keeper = node.New(node.Config{
+		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
+		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
+	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll() })
+	k.pods = pod.New(pod.Config{
+		Node: spec.Node{
+			Name: c.NodeName, CgroupRoot: c.CgroupRoot, LogRoot: c.LogDir, ClusterDomain: c.ClusterDomain,
+			SeccompRoot: filepath.Join(c.RootDir, "seccomp"),
+			Host:        resources.Host{Memory: k.facts.Memory, PidLimit: c.PodPidsLimit, NoQuota: !c.CPUCFSQuota},
+		},
+		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
+		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, HostsFile: "/etc/hosts",
+	}, pod.Deps{
+		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
+		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns,
+	})
+}
+
+// dns returns what pods are told about names. The host's file is read each time: DHCP clients change it.
+func (k *Kubelet) dns() spec.DNS {
+	d := spec.DNS{Servers: k.config.ClusterDNS, Domain: k.config.ClusterDomain}
+	if b, err := os.ReadFile(k.config.ResolvConf); err == nil {
+		d.Host = spec.ParseResolvConf(string(b))
+	}
+	return d
+}
+
+// serve runs the server.
+func (k *Kubelet) serve(ctx context.Context, ready func()) error {
+	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All}
+	registry := prometheus.NewRegistry()
+	if err := registry.Register(stats.NewRunning(k.pods.All)); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
+		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Authorize: k.deps.Authorize, Stats: reader.Summary,
+		Metrics: registry, Resource: reader.Resource, Configz: k.config, Log: k.log,
+	})
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx, ready)
+}
+
+// watchStatics feeds the pods of the folder to their workers. It is ready when the folder was read once.
+func (k *Kubelet) watchStatics(ctx context.Context, ready func()) error {
+	if k.config.StaticPodPath == "" {
+		ready()
+		return nil
+	}
+	return static.New(k.config.StaticPodPath, k.config.NodeName, k.log).Run(ctx, func(pods []*corev1.Pod) {
+		k.setStatics(pods)
+		ready()
+	})
+}

@@ -1,0 +1,253 @@
+// Package server is the kubelet's HTTPS server: what the API server, metrics collectors and curious operators ask of a
+// node. It replaces upstream's kubelet/server.
+//
+//	GET      /healthz                                open to all
+//	GET      /pods                                   the node's pods as a v1 PodList
+//	GET      /containerLogs/<ns>/<pod>/<container>   follow, previous, tailLines, sinceSeconds, sinceTime, timestamps, limitBytes, stream
+//	GET,POST /exec, /attach/<ns>/<pod>[/<uid>]/<container>, /portForward/<ns>/<pod>[/<uid>]
+//	POST     /run/<ns>/<pod>[/<uid>]/<container>?cmd=
+//	GET      /stats/summary, /metrics, /metrics/resource, /configz
+//
+// Exec, attach and port-forward sessions (SPDY or WebSocket) are passed on to the URL that the runtime names; the kubelet
+// does not look into them.
+//
+// Whoever asks must show a certificate of the cluster's CA; then Authorize decides. Sessions end with the server.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/yare-dev/yare/cri"
+)
+
+// Pods are the pods of this node.
+type Pods interface {
+	All() []*corev1.Pod
+	Find(namespace, name string) *corev1.Pod
+}
+
+// Access is a request to be authorized.
+type Access struct {
+	User   string
+	Groups []string
+	Verb   string // get, create
+	// Part is the subresource of nodes that the request is for, as upstream's: proxy, stats, metrics, log, healthz.
+	Part string
+	Path string
+}
+
+// Deps is what a Server works with.
+type Deps struct {
+	Pods Pods
+	CRI  *cri.Client
+	// TLS has the server's certificate and, as ClientCAs, whose clients are believed.
+	TLS *tls.Config
+	// Authorize returns nil for what is allowed. Nil allows the group system:masters alone.
+	Authorize func(ctx context.Context, a Access) error
+	Stats     func(ctx context.Context) (*statsapi.Summary, error)
+	Metrics   prometheus.Gatherer
+	// Resource is what /metrics/resource shows.
+	Resource func(ctx context.Context) (prometheus.Gatherer, error)
+	Configz  any
+	Log      *slog.Logger
+}
+
+// Server serves one address. It implements run.Component.
+type Server struct {
+	address string
+	Deps
+}
+
+// New returns a Server for a host:port address.
+func New(address string, d Deps) (*Server, error) {
+	if d.TLS == nil || d.TLS.ClientCAs == nil {
+		return nil, errors.New("kubelet server needs a certificate and a client CA")
+	}
+	if d.Authorize == nil {
+		d.Authorize = mastersOnly
+	}
+	return &Server{address, d}, nil
+}
+
+func mastersOnly(_ context.Context, a Access) error {
+	for _, g := range a.Groups {
+		if g == "system:masters" {
+			return nil
+		}
+	}
+	return fmt.Errorf("user %q may not %s nodes/%s", a.User, a.Verb, a.Part)
+}
+
+// Name is the component's.
+func (s *Server) Name() string { return "kubelet server" }
+
+// Run serves until ctx ends.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	l, err := net.Listen("tcp", s.address)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	config := s.TLS.Clone()
+	config.ClientAuth = tls.RequestClientCert // checked by us, so that /healthz needs none
+	config.NextProtos = []string{"http/1.1"}  // sessions take over their connection
+	// Sessions hijack their connections; their contexts end them.
+	sessions, end := context.WithCancel(context.WithoutCancel(ctx))
+	h := &http.Server{
+		Handler: s.Handler(), TLSConfig: config, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 90 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return sessions },
+		ErrorLog:    slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- h.ServeTLS(l, "", "") }()
+	ready()
+	select {
+	case err = <-failed:
+		end()
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	end()
+	err = h.Close()
+	<-failed
+	return err
+}
+
+// Handler returns what is served, with the checks of who asks.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	handle := func(pattern, part string, f http.HandlerFunc) {
+		mux.Handle(pattern, s.checked(part, f))
+	}
+	handle("GET /pods", "proxy", s.pods)
+	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
+	for _, verb := range []string{"GET", "POST"} {
+		for _, path := range []string{"/{namespace}/{pod}/{container}", "/{namespace}/{pod}/{uid}/{container}"} {
+			handle(verb+" /exec"+path, "proxy", s.exec)
+			handle(verb+" /attach"+path, "proxy", s.attach)
+		}
+		handle(verb+" /portForward/{namespace}/{pod}", "proxy", s.portForward)
+		handle(verb+" /portForward/{namespace}/{pod}/{uid}", "proxy", s.portForward)
+	}
+	handle("POST /run/{namespace}/{pod}/{container}", "proxy", s.run)
+	handle("POST /run/{namespace}/{pod}/{uid}/{container}", "proxy", s.run)
+	handle("GET /stats/summary", "stats", s.summary)
+	handle("GET /metrics", "metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
+	handle("GET /metrics/resource", "metrics", s.resource)
+	handle("GET /configz", "proxy", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, map[string]any{"kubeletconfig": s.Configz})
+	})
+	return mux
+}
+
+// checked serves f to those who may.
+func (s *Server) checked(part string, f http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cert, err := s.identify(r)
+		if err != nil {
+			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			s.Log.Debug("request without a valid certificate", "path", r.URL.Path, "err", err)
+			return
+		}
+		a := Access{User: cert.Subject.CommonName, Groups: cert.Subject.Organization, Verb: "get", Part: part, Path: r.URL.Path}
+		if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
+			a.Verb = "create" // also sessions that are opened by GET
+		}
+		if err := s.Authorize(r.Context(), a); err != nil {
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)", a.User, a.Verb, a.Part), http.StatusForbidden)
+			return
+		}
+		f(w, r)
+	})
+}
+
+// identify returns the client's certificate, if our CA has signed it for clients.
+func (s *Server) identify(r *http.Request) (*x509.Certificate, error) {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil, errors.New("no client certificate")
+	}
+	certs := r.TLS.PeerCertificates
+	between := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		between.AddCert(c)
+	}
+	_, err := certs[0].Verify(x509.VerifyOptions{Roots: s.TLS.ClientCAs, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return certs[0], err
+}
+
+func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, Items: []corev1.Pod{}}
+	for _, p := range s.Pods.All() {
+		list.Items = append(list.Items, *p)
+	}
+	answer(w, list)
+}
+
+func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
+	sum, err := s.Stats(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	answer(w, sum)
+}
+
+func (s *Server) resource(w http.ResponseWriter, r *http.Request) {
+	g, err := s.Resource(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	promhttp.HandlerFor(g, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	b, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Write(b)
+}
+
+// find returns the pod and the container that the path names; it answers the request itself where there are none.
+func (s *Server) find(w http.ResponseWriter, r *http.Request) (*corev1.Pod, *corev1.ContainerStatus, bool) {
+	pod := s.Pods.Find(r.PathValue("namespace"), r.PathValue("pod"))
+	if pod == nil || r.PathValue("uid") != "" && string(pod.UID) != r.PathValue("uid") {
+		http.Error(w, fmt.Sprintf("pod %q not found", r.PathValue("namespace")+"/"+r.PathValue("pod")), http.StatusNotFound)
+		return nil, nil, false
+	}
+	name := r.PathValue("container")
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses, pod.Status.EphemeralContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return pod, &list[i], true
+			}
+		}
+	}
+	http.Error(w, fmt.Sprintf("container %q not found in pod %q", name, pod.Name), http.StatusNotFound)
+	return nil, nil, false
+}
+
+// id returns the runtime's ID of "runtime://id".
+func id(containerID string) string {
+	_, id, _ := strings.Cut(containerID, "://")
+	return id
+}

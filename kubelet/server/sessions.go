@@ -1,0 +1,146 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/kubelet/spec"
+)
+
+// on reads a boolean option of a session.
+func on(q url.Values, name string) bool {
+	v := q.Get(name)
+	return v == "1" || v == "true"
+}
+
+func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+	_, c, ok := s.find(w, r)
+	if !ok || !running(w, c) {
+		return
+	}
+	q := r.URL.Query()
+	tty := on(q, "tty")
+	got, err := s.CRI.Runtime.Exec(r.Context(), &runtimeapi.ExecRequest{
+		ContainerId: id(c.ContainerID), Cmd: q["command"], Tty: tty,
+		Stdin: on(q, "input"), Stdout: on(q, "output"), Stderr: on(q, "error") && !tty, // a terminal has one output
+	})
+	s.session(w, r, got.GetUrl(), err)
+}
+
+func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
+	_, c, ok := s.find(w, r)
+	if !ok || !running(w, c) {
+		return
+	}
+	q := r.URL.Query()
+	tty := on(q, "tty")
+	got, err := s.CRI.Runtime.Attach(r.Context(), &runtimeapi.AttachRequest{
+		ContainerId: id(c.ContainerID), Tty: tty, Stdin: on(q, "input"), Stdout: on(q, "output"), Stderr: on(q, "error") && !tty,
+	})
+	s.session(w, r, got.GetUrl(), err)
+}
+
+func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
+	pod := s.Pods.Find(r.PathValue("namespace"), r.PathValue("pod"))
+	if pod == nil || r.PathValue("uid") != "" && string(pod.UID) != r.PathValue("uid") {
+		http.Error(w, fmt.Sprintf("pod %q not found", r.PathValue("namespace")+"/"+r.PathValue("pod")), http.StatusNotFound)
+		return
+	}
+	var ports []int32
+	for _, text := range r.URL.Query()["port"] {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || n == 0 {
+			http.Error(w, fmt.Sprintf("port %q is not a port number", text), http.StatusBadRequest)
+			return
+		}
+		ports = append(ports, int32(n))
+	}
+	sandboxes, err := s.CRI.Runtime.ListPodSandbox(r.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		State:         &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
+		LabelSelector: map[string]string{spec.PodUIDLabel: string(pod.UID)}}})
+	if err == nil && len(sandboxes.Items) == 0 {
+		http.Error(w, fmt.Sprintf("pod %q does not run", pod.Namespace+"/"+pod.Name), http.StatusNotFound)
+		return
+	}
+	var got *runtimeapi.PortForwardResponse
+	if err == nil {
+		got, err = s.CRI.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandboxes.Items[0].Id, Port: ports})
+	}
+	s.session(w, r, got.GetUrl(), err)
+}
+
+// run executes a command and answers with its output.
+func (s *Server) run(w http.ResponseWriter, r *http.Request) {
+	_, c, ok := s.find(w, r)
+	if !ok || !running(w, c) {
+		return
+	}
+	cmd := r.FormValue("cmd")
+	got, err := s.CRI.Runtime.ExecSync(r.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id(c.ContainerID), Cmd: []string{"/bin/sh", "-c", cmd}})
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	if got.ExitCode != 0 {
+		w.WriteHeader(http.StatusInternalServerError)
+	}
+	w.Write(got.Stdout)
+	w.Write(got.Stderr)
+}
+
+func running(w http.ResponseWriter, c *corev1.ContainerStatus) bool {
+	if c.State.Running == nil {
+		http.Error(w, fmt.Sprintf("container %q is not running", c.Name), http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
+// session passes the request on to where the runtime serves the session that it has prepared.
+func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err error) {
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	u, err := url.Parse(to)
+	if err == nil && u.Host == "" {
+		err = errors.New("the runtime names no host for its session")
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL, p.Out.Host = u, u.Host
+			p.Out.Header.Del("Authorization")
+		},
+		FlushInterval: -1,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			s.Log.Debug("session failed", "err", err)
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		},
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// refuse answers with an error of the runtime.
+func refuse(w http.ResponseWriter, err error) {
+	code := http.StatusInternalServerError
+	switch status.Code(err) {
+	case codes.NotFound:
+		code = http.StatusNotFound
+	case codes.InvalidArgument, codes.FailedPrecondition:
+		code = http.StatusBadRequest
+	}
+	http.Error(w, status.Convert(err).Message(), code)
+}
