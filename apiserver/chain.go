@@ -98,6 +98,9 @@ func (c *call) serve() error {
 		ctx, cancel := context.WithTimeout(c.r.Context(), requestTimeout)
 		defer cancel()
 		c.r = c.r.WithContext(ctx)
+		if c.r.ContentLength != 0 { // a body that trickles in must not hold a place for ever
+			_ = ignore(http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(requestTimeout)))
+		}
 	}
 	if err := c.s.authorize(c.r.Context(), c.t.attributes(c.user, c.r.URL.Query())); err != nil {
 		return err
@@ -201,7 +204,7 @@ func (c *call) impersonate() error {
 		return nil
 	}
 	if name == "" {
-		return apierrors.NewInternalError(errors.New("requested impersonation of groups, a UID or extras without impersonating a user"))
+		return apierrors.NewBadRequest("requested impersonation of groups, a UID or extras without impersonating a user")
 	}
 	u := &authn.User{Name: name, UID: uid, Groups: groups, Extra: extra}
 	for _, a := range c.needed(u) {

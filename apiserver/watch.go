@@ -46,6 +46,7 @@ func (c *call) watching(r *rest.Request) error {
 	ctx, stop := context.WithTimeout(ctx, life)
 	defer stop()
 	q := rest.WatchOptions{Selection: sel, Version: o.ResourceVersion, Initial: o.SendInitialEvents, Bookmarks: o.AllowWatchBookmarks}
+	q.Mark = q.Bookmarks && q.Initial != nil && *q.Initial
 	w, err := c.s.pipe.Watch(ctx, r, q)
 	if err != nil {
 		return err

@@ -107,4 +107,3 @@ func podOf(a *rest.Admitting) (*metav1.ObjectMeta, *corev1.PodSpec) {
 	}
 	return &t.ObjectMeta, &t.Spec
 }
-

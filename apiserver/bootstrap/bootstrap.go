@@ -1,6 +1,5 @@
-// Package bootstrap puts into an empty API server what every cluster has: the system namespaces, the Service by
-// which pods reach the API server, and the Service of the cluster's DNS. It replaces kube-apiserver's post-start hooks and the
-// DNS add-on's manifests.
+// Package bootstrap puts into an empty API server what every cluster has: the system namespaces, upstream's roles, and
+// the Service by which pods reach the API server. It replaces kube-apiserver's post-start hooks.
 //
 // Fields are given whole, defaults included, so that nothing is written when nothing differs.
 // Everything is level-triggered and idempotent: what is missing is created, what differs is mended, at each start and every time
@@ -20,17 +19,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/client"
 )
 
 // Config says what to ensure.
 type Config struct {
-	// APIServer is where this API server is reached from pods; ServicePort is the port of the Service (443).
-	APIServer  netip.AddrPort
+	// APIServer is where this API server is reached from pods.
+	APIServer netip.AddrPort
+	// APIService is the Service's address.
 	APIService netip.Addr
-	// DNS is where DNS is served on the host, DNSService its Service address. Invalid: no DNS Service.
-	DNS        netip.AddrPort
-	DNSService netip.Addr
 }
 
 // Bootstrap is the component.
@@ -60,7 +58,10 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
-	if err := b.services(ctx); err != nil {
+	if err := authz.Bootstrap(ctx, b.client); err != nil {
+		return err
+	}
+	if err := b.service(ctx); err != nil {
 		return err
 	}
 	ready()
@@ -85,9 +86,9 @@ func (b *Bootstrap) watch(ctx context.Context) {
 		case client.Added:
 			continue
 		}
-		if k := api.KeyOf(e.Object); synced && (k == apiService || k == dnsService) {
-			if err := b.services(ctx); err != nil && ctx.Err() == nil {
-				b.log.Warn("a system service could not be mended", "key", k, "err", err)
+		if synced && api.KeyOf(e.Object) == apiService {
+			if err := b.service(ctx); err != nil && ctx.Err() == nil {
+				b.log.Warn("the service of the API server could not be mended", "err", err)
 			}
 		}
 	}
@@ -97,58 +98,40 @@ func (b *Bootstrap) watch(ctx context.Context) {
 	}
 }
 
-var (
-	apiService = api.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
-	dnsService = api.Key{Namespace: metav1.NamespaceSystem, Name: "kube-dns"}
-)
+var apiService = api.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
 
-func (b *Bootstrap) services(ctx context.Context) error {
-	https := corev1.ServicePort{Name: "https", Port: 443, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(int32(b.config.APIServer.Port()))}
-	if err := b.service(ctx, apiService, b.config.APIService, b.config.APIServer,
-		map[string]string{"component": "apiserver", "provider": "kubernetes"}, https); err != nil {
-		return err
-	}
-	if !b.config.DNS.IsValid() {
-		return nil
-	}
-	port := func(name string, proto corev1.Protocol) corev1.ServicePort {
-		return corev1.ServicePort{Name: name, Port: 53, Protocol: proto, TargetPort: intstr.FromInt32(int32(b.config.DNS.Port()))}
-	}
-	return b.service(ctx, dnsService, b.config.DNSService, b.config.DNS,
-		map[string]string{"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
-		port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))
-}
-
-// service ensures a Service without selector at a fixed address, and the Endpoints and EndpointSlice that name to.
-func (b *Bootstrap) service(ctx context.Context, key api.Key, at netip.Addr, to netip.AddrPort, labels map[string]string, ports ...corev1.ServicePort) error {
-	meta := metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name, Labels: labels}
+// service ensures the Service without selector, and the Endpoints and EndpointSlice that name the API server.
+func (b *Bootstrap) service(ctx context.Context) error {
+	to := b.config.APIServer
+	port, proto, name, ready := int32(to.Port()), corev1.ProtocolTCP, "https", true
+	meta := metav1.ObjectMeta{Namespace: apiService.Namespace, Name: apiService.Name, Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"}}
 	err := ensure(ctx, b.client, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-		Type: corev1.ServiceTypeClusterIP, ClusterIP: at.String(), Ports: ports,
+		Type: corev1.ServiceTypeClusterIP, ClusterIP: b.config.APIService.String(),
+		Ports: []corev1.ServicePort{{Name: name, Port: 443, Protocol: proto, TargetPort: intstr.FromInt32(port)}},
 	}}, func(now, want *corev1.Service) {
-		now.Spec.Ports = want.Spec.Ports
-		now.Spec.Selector = nil
+		now.Spec.Ports, now.Spec.Selector = want.Spec.Ports, nil
 	})
 	if err != nil {
 		return err
 	}
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name, Labels: map[string]string{discoveryv1.LabelServiceName: key.Name}},
+	meta.Labels = map[string]string{discoveryv1.LabelServiceName: apiService.Name}
+	err = ensure(ctx, b.client, &discoveryv1.EndpointSlice{
+		ObjectMeta:  meta,
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{to.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)}}},
-	}
-	subset := corev1.EndpointSubset{Addresses: []corev1.EndpointAddress{{IP: to.Addr().String()}}}
-	for _, p := range ports {
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: ptr(int32(to.Port()))})
-		subset.Ports = append(subset.Ports, corev1.EndpointPort{Name: p.Name, Protocol: p.Protocol, Port: int32(to.Port())})
-	}
-	if err := ensure(ctx, b.client, slice, func(now, want *discoveryv1.EndpointSlice) {
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{to.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Protocol: &proto, Port: &port}},
+	}, func(now, want *discoveryv1.EndpointSlice) {
 		now.Labels, now.Endpoints, now.Ports = want.Labels, want.Endpoints, want.Ports
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	// The Endpoints of a Service without selector would be mirrored into a second slice but for this label.
 	meta.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
-	return ensure(ctx, b.client, &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{subset}}, func(now, want *corev1.Endpoints) {
+	return ensure(ctx, b.client, &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{{
+		Addresses: []corev1.EndpointAddress{{IP: to.Addr().String()}},
+		Ports:     []corev1.EndpointPort{{Name: name, Protocol: proto, Port: port}},
+	}}}, func(now, want *corev1.Endpoints) {
 		now.Labels, now.Subsets = want.Labels, want.Subsets
 	})
 }
@@ -173,5 +156,3 @@ func ensure[T api.Object](ctx context.Context, c client.Client, want T, mend fun
 		}
 	}
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -43,6 +43,8 @@ func texts(at *field.Path, value any, messages []string) (errs field.ErrorList) 
 	return errs
 }
 
+// oneOf is Required for the empty value and NotSupported for one that is not in allowed, which is shown in
+// alphabetical order.
 func oneOf[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
 	switch {
 	case value == "":
@@ -50,6 +52,8 @@ func oneOf[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
 	case slices.Contains(allowed, value):
 		return nil
 	}
+	allowed = slices.Clone(allowed)
+	slices.Sort(allowed)
 	return field.ErrorList{field.NotSupported(at, value, allowed)}
 }
 

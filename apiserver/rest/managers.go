@@ -31,8 +31,10 @@ type managerKey struct {
 	sub  string
 }
 
+func (m *managers) load() { m.types = applyconfigurations.NewTypeConverter(scheme.Scheme) }
+
 func (m *managers) get(a Any, sub string) (*managedfields.FieldManager, error) {
-	m.once.Do(func() { m.types = applyconfigurations.NewTypeConverter(scheme.Scheme) })
+	m.once.Do(m.load)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := managerKey{a.Kind, sub}

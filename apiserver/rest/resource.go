@@ -25,7 +25,7 @@ import (
 // *corev1.Pod. Objects passed as now or o may be changed where the function's purpose is to change them; old is shared and
 // read-only.
 type Resource[T api.Object] struct {
-	// Default sets the fields that the client left out. It is idempotent, and also applied to what is read from the store.
+	// Default sets the fields that the client left out, in every write, before admission. It is idempotent.
 	Default func(o T)
 	// Prepare clears or sets, on create, what clients may not choose (status and metadata are done generically).
 	Prepare func(o T)

@@ -47,7 +47,7 @@ func (p *Pipeline) Update(ctx context.Context, r *Request, o api.Object) (*store
 	})
 }
 
-// errUsed says that an update that named its revision was overtaken.
+// errUsed says that an update that named its revision was overtaken, so that another attempt is useless.
 var errUsed = errors.New("update was overtaken")
 
 func (r *Request) checkName(o api.Object) error {
@@ -109,8 +109,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 	if err != nil {
 		return nil, false, err
 	}
-	pinned, err := r.preconditions(old, now)
-	if err != nil {
+	if err := r.preconditions(old, now); err != nil {
 		return nil, false, err
 	}
 	r.uniqueOwners(now)
@@ -135,9 +134,6 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 	}
 	e, err := p.commitUpdate(ctx, r, entry, now)
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
-		if pinned && errors.Is(err, store.ErrConflict) {
-			return nil, false, r.conflict()
-		}
 		return nil, false, retry{storeError(err, r)}
 	}
 	return e, false, storeError(err, r)
@@ -170,24 +166,24 @@ func (p *Pipeline) createByUpdate(ctx context.Context, r *Request, change edit) 
 	return e, err
 }
 
-// preconditions checks the UID and resourceVersion that the client named, and says whether it named a revision.
-func (r *Request) preconditions(old, now api.Object) (pinned bool, err error) {
+// preconditions checks the UID and resourceVersion that the client named.
+func (r *Request) preconditions(old, now api.Object) error {
 	if uid := now.GetUID(); uid != "" && uid != old.GetUID() {
-		return false, apierrors.NewConflict(r.group(), r.Key.Name,
+		return apierrors.NewConflict(r.group(), r.Key.Name,
 			fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, old.GetUID()))
 	}
 	rv := now.GetResourceVersion()
 	switch {
 	case rv == "" && r.Any.r.requireRevision:
-		return false, r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), "", "must be specified for an update")})
+		return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), "", "must be specified for an update")})
 	case rv != "" && rv != old.GetResourceVersion():
 		if _, err := api.ParseRevision(rv); err != nil {
-			return false, r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), rv, err.Error())})
+			return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), rv, err.Error())})
 		}
-		return true, r.conflict()
+		return r.conflict()
 	}
 	now.SetResourceVersion(old.GetResourceVersion())
-	return rv != "", nil
+	return nil
 }
 
 // restore sets back in now what no update may change.
@@ -266,7 +262,8 @@ func unique(errs fieldErrors) fieldErrors {
 	return out
 }
 
-// restoreAllButStatus sets now to a copy of old that has now's status, labels, annotations and managedFields.
+// restoreAllButStatus sets now to a copy of old that has now's status, labels, annotations, finalizers
+// and managedFields, as upstream lets status writers have them.
 func restoreAllButStatus(now, old api.Object) {
 	next := old.DeepCopyObject().(api.Object)
 	if part(now, "Status").IsValid() {
@@ -276,7 +273,6 @@ func restoreAllButStatus(now, old api.Object) {
 	next.SetAnnotations(now.GetAnnotations())
 	next.SetManagedFields(now.GetManagedFields())
 	next.SetFinalizers(now.GetFinalizers())
-	next.SetOwnerReferences(old.GetOwnerReferences())
 	assign(now, next)
 }
 

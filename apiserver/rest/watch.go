@@ -23,6 +23,8 @@ type WatchOptions struct {
 	Version string
 	// Initial is sendInitialEvents; nil where the client did not give it.
 	Initial *bool
+	// Mark ends the initial events with a bookmark.
+	Mark bool
 	// Bookmarks allows events without an object that tell of progress.
 	Bookmarks bool
 }
@@ -45,7 +47,8 @@ type Watch struct {
 	feed      *store.Watch
 	bookmarks bool
 	first     []Event // what exists at the beginning; told before feed is read
-	told      api.Revision
+	told      api.Revision // everything up to here was considered
+	shown     api.Revision // the last revision that the client can know
 }
 
 // bookmarkEvery is how often a client that allows it learns of the revision while nothing changes.
@@ -70,7 +73,7 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 		state = *q.Initial
 	}
 	switch {
-	case q.Version == "" || q.Initial != nil && *q.Initial && rev == 0 && q.Version == "":
+	case q.Version == "":
 		err = storeError(p.store.Sync(ctx), r)
 	case rev > 0:
 		err = p.reach(ctx, q.Version)
@@ -83,13 +86,16 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 		snap := p.store.Snapshot(r.Any.Kind)
 		from = snap.Revision()
 		if state {
-			w.initial(snap, q.Initial != nil && q.Bookmarks)
+			w.initial(snap, q.Mark)
 		}
 	}
 	if err := p.store.Wait(ctx, from); err != nil {
 		return nil, storeError(err, r)
 	}
-	w.told = from
+	w.told, w.shown = from, rev
+	if q.Mark && len(w.first) > 0 {
+		w.shown = from
+	}
 	if w.feed, err = p.store.Watch(r.Any.Kind, from, slow); err != nil {
 		if errors.Is(err, store.ErrCompacted) {
 			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, p.store.Revision()))
@@ -131,14 +137,16 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 		case err != nil && !errors.Is(err, context.DeadlineExceeded):
 			return nil, apierrors.NewInternalError(err)
 		case err != nil:
-			if rev > w.told {
-				w.told = rev
+			w.told = rev
+			if rev > w.shown {
+				w.shown = rev
 				return []Event{{Type: watch.Bookmark, Revision: rev}}, nil
 			}
 			continue
 		}
 		w.told = rev
 		if out := w.selected(events); len(out) > 0 {
+			w.shown = out[len(out)-1].Revision
 			return out, nil
 		}
 	}

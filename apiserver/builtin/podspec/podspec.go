@@ -16,6 +16,7 @@ package podspec
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -242,16 +243,17 @@ func eachContainer(s *corev1.PodSpec, path *field.Path, visit func(c *corev1.Con
 	}
 }
 
-// oneOf is Required for the empty value and NotSupported for one that is not in allowed.
+// oneOf is Required for the empty value and NotSupported for one that is not in allowed, which is shown in
+// alphabetical order.
 func oneOf[T ~string](path *field.Path, value T, allowed ...T) field.ErrorList {
 	if value == "" {
 		return field.ErrorList{field.Required(path, "")}
 	}
-	for _, a := range allowed {
-		if a == value {
-			return nil
-		}
+	if slices.Contains(allowed, value) {
+		return nil
 	}
+	allowed = slices.Clone(allowed)
+	slices.Sort(allowed)
 	return field.ErrorList{field.NotSupported(path, value, allowed)}
 }
 
