@@ -22,12 +22,15 @@ var errExhausted = errors.New("no address is free")
 // take gives the pod an address of every range: the one it has, the wanted one,
 // or the lowest free one after the one given last, so that an address rests as long as
 // possible before it is used again.
-func (a *addresses) take(pod string, wanted []netip.Addr) ([]netip.Addr, error) {
-	held, err := a.heldBy(pod)
-	if err != nil {
-		return nil, err
+//
+// had are the addresses that the pod is thought to have; those that it has not are ignored.
+func (a *addresses) take(pod string, had, wanted []netip.Addr) (_ []netip.Addr, err error) {
+	var held, out []netip.Addr
+	for _, ip := range had {
+		if p, err := os.Readlink(filepath.Join(a.dir, ip.String())); err == nil && p == pod {
+			held = append(held, ip)
+		}
 	}
-	var out []netip.Addr
 	for i, r := range a.ranges {
 		ip, ok := firstIn(held, r)
 		if want, asked := firstIn(wanted, r); !ok && asked {

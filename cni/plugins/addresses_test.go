@@ -61,7 +61,11 @@ func TestAddresses(t *testing.T) {
 				if asked {
 					wanted = append(wanted, netip.MustParseAddr(ip))
 				}
-				ips, err := a.take(pod, wanted)
+				had, err := a.heldBy(pod)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ips, err := a.take(pod, append(had, netip.MustParseAddr("10.0.0.6")), wanted)
 				got := strings.Trim(fmt.Sprint(ips), "[]")
 				if err != nil {
 					got = err.Error()
@@ -86,7 +90,7 @@ func TestAddressesTogether(t *testing.T) {
 		wg.Go(func() {
 			own := *a
 			pod := fmt.Sprint(i)
-			ips, err := own.take(pod, nil)
+			ips, err := own.take(pod, nil, nil)
 			if err != nil {
 				t.Error(err)
 				return
@@ -100,7 +104,7 @@ func TestAddressesTogether(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if _, err := a.take("one more", nil); !errors.Is(err, errExhausted) {
+	if _, err := a.take("one more", nil, nil); !errors.Is(err, errExhausted) {
 		t.Errorf("63rd address of a /26: %v", err)
 	}
 }

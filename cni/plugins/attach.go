@@ -110,8 +110,13 @@ func (n *Network) setup(p cni.Pod) (*cni.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.recordPath(p.ID); err != nil {
+	before, err := n.load(p.ID)
+	if err != nil {
 		return nil, err
+	}
+	var had []netip.Addr
+	if before != nil {
+		had = before.Addrs
 	}
 	ifname := p.Interface
 	if ifname == "" {
@@ -132,7 +137,7 @@ func (n *Network) setup(p cni.Pod) (*cni.Result, error) {
 	}
 	// The socket inside would keep the namespace alive.
 	defer r.close()
-	addrs, err := n.addrs.take(p.ID, p.IPs)
+	addrs, err := n.addrs.take(p.ID, had, p.IPs)
 	a := &attachment{Pod: p.ID, Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS, Interface: ifname,
 		HostLink: r.link, MAC: r.mac.String(), Addrs: addrs, Ports: mapped(p.PortMappings)}
 	if err == nil {
