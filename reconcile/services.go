@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/yare-dev/yare/api"
@@ -40,8 +39,17 @@ func ServicesOfPods() Source {
 	}, api.ServiceKind)
 }
 
+// selectsPod is asked for every Service of a namespace at every change of a pod: hence no labels.Selector.
 func selectsPod(s *corev1.Service, p *corev1.Pod) bool {
-	return p != nil && len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(p.Labels))
+	if p == nil || len(s.Spec.Selector) == 0 {
+		return false
+	}
+	for k, v := range s.Spec.Selector {
+		if have, ok := p.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
 }
 
 func sameEndpoint(a, b *corev1.Pod) bool {

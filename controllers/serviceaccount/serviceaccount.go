@@ -24,7 +24,7 @@ type controller struct{ reconcile.Deps }
 func New(d reconcile.Deps) *reconcile.Controller {
 	c := controller{d}
 	return reconcile.New(d, reconcile.For[*corev1.Namespace]{
-		Controller: "service-account-controller",
+		Controller: "serviceaccount-controller",
 		Also: []reconcile.Source{reconcile.Changed(func(_ context.Context, _ reconcile.Deps, before, after *corev1.ServiceAccount) []api.Key {
 			if after != nil || before.Name != name {
 				return nil

@@ -16,7 +16,7 @@ import (
 )
 
 // Deps returns what controllers on c need.
-func Deps(t testing.TB, c *Cluster) reconcile.Deps {
+func Deps(t testing.TB, c client.Client) reconcile.Deps {
 	return reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c),
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}
 }
@@ -39,12 +39,12 @@ func Start(t testing.TB, d reconcile.Deps, cs ...run.Component) {
 
 // Kubelet returns a component that places pods without a node on "n1", runs them at once, makes them ready, and
 // removes them when they are deleted.
-func Kubelet(c *Cluster) run.Component {
+func Kubelet(c client.Client) run.Component {
 	return KubeletWhere(c, func(*corev1.Pod) bool { return true })
 }
 
 // KubeletWhere is Kubelet for the pods that pick selects.
-func KubeletWhere(c *Cluster, pick func(*corev1.Pod) bool) run.Component {
+func KubeletWhere(c client.Client, pick func(*corev1.Pod) bool) run.Component {
 	return run.Func("kubelet", func(ctx context.Context, ready func()) error {
 		ready()
 		for e, err := range c.Watch(ctx, api.PodKind, client.Query{}, 0) {
@@ -62,7 +62,7 @@ func KubeletWhere(c *Cluster, pick func(*corev1.Pod) bool) run.Component {
 }
 
 // kubelet takes one step with p. Conflicts are followed by an event that brings p back.
-func kubelet(ctx context.Context, c *Cluster, p *corev1.Pod) {
+func kubelet(ctx context.Context, c client.Client, p *corev1.Pod) {
 	now := int64(0)
 	switch {
 	case p.DeletionTimestamp != nil:
@@ -72,14 +72,16 @@ func kubelet(ctx context.Context, c *Cluster, p *corev1.Pod) {
 			_ = c.Delete(ctx, p, client.DeleteOptions{Grace: &now, AnyRevision: true})
 		}
 	case p.Spec.NodeName == "":
-		_, _ = client.Mutate(ctx, c, p, "", func(p *corev1.Pod) { p.Spec.NodeName = "n1" })
+		_, _ = c.Post(ctx, api.PodKind, api.KeyOf(p), "binding", &corev1.Binding{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Binding"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, Target: corev1.ObjectReference{Kind: "Node", Name: "n1"}})
 	case p.Status.Phase == corev1.PodPending:
 		SetReady(ctx, c, p, true)
 	}
 }
 
 // SetReady makes p run, ready or not.
-func SetReady(ctx context.Context, c *Cluster, p *corev1.Pod, ready bool) {
+func SetReady(ctx context.Context, c client.Client, p *corev1.Pod, ready bool) {
 	status := corev1.ConditionFalse
 	if ready {
 		status = corev1.ConditionTrue
@@ -96,7 +98,7 @@ func SetReady(ctx context.Context, c *Cluster, p *corev1.Pod, ready bool) {
 }
 
 // Finish ends p with the phase and, for a failure, the exit code of its first container.
-func Finish(ctx context.Context, c *Cluster, p *corev1.Pod, phase corev1.PodPhase, code int32) error {
+func Finish(ctx context.Context, c client.Client, p *corev1.Pod, phase corev1.PodPhase, code int32) error {
 	_, err := client.Mutate(ctx, c, p, "status", func(p *corev1.Pod) {
 		p.Status.Phase = phase
 		p.Status.Conditions = nil
@@ -111,7 +113,7 @@ func Finish(ctx context.Context, c *Cluster, p *corev1.Pod, phase corev1.PodPhas
 }
 
 // Create creates o, or ends the test.
-func Create[T api.Object](t testing.TB, c *Cluster, o T) T {
+func Create[T api.Object](t testing.TB, c client.Client, o T) T {
 	t.Helper()
 	got, err := client.Create(t.Context(), c, o)
 	if err != nil {
@@ -121,7 +123,7 @@ func Create[T api.Object](t testing.TB, c *Cluster, o T) T {
 }
 
 // Get returns the object, or ends the test.
-func Get[T api.Object](t testing.TB, c *Cluster, namespace, name string) T {
+func Get[T api.Object](t testing.TB, c client.Client, namespace, name string) T {
 	t.Helper()
 	got, err := client.Get[T](t.Context(), c, api.Key{Namespace: namespace, Name: name})
 	if err != nil {
@@ -131,7 +133,7 @@ func Get[T api.Object](t testing.TB, c *Cluster, namespace, name string) T {
 }
 
 // List returns all objects of the kind, or ends the test.
-func List[T api.Object](t testing.TB, c *Cluster) []T {
+func List[T api.Object](t testing.TB, c client.Client) []T {
 	t.Helper()
 	got, err := client.List[T](t.Context(), c, client.Query{})
 	if err != nil {
@@ -141,7 +143,7 @@ func List[T api.Object](t testing.TB, c *Cluster) []T {
 }
 
 // Mutate changes the current state of the object that o was, or ends the test.
-func Mutate[T api.Object](t testing.TB, c *Cluster, o T, sub string, fn func(T)) T {
+func Mutate[T api.Object](t testing.TB, c client.Client, o T, sub string, fn func(T)) T {
 	t.Helper()
 	got, err := client.Mutate(t.Context(), c, Get[T](t, c, o.GetNamespace(), o.GetName()), sub, fn)
 	if err != nil {
@@ -151,7 +153,7 @@ func Mutate[T api.Object](t testing.TB, c *Cluster, o T, sub string, fn func(T))
 }
 
 // Delete deletes the object that o was, or ends the test.
-func Delete(t testing.TB, c *Cluster, o api.Object, opts client.DeleteOptions) {
+func Delete(t testing.TB, c client.Client, o api.Object, opts client.DeleteOptions) {
 	t.Helper()
 	opts.AnyRevision = true
 	if err := c.Delete(t.Context(), o, opts); err != nil {
