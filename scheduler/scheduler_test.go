@@ -278,3 +278,5 @@ func TestMany(t *testing.T) {
 		}
 	})
 }
+
+func newCount(n int) *resource.Quantity { return resource.NewQuantity(int64(n), resource.DecimalSI) }
