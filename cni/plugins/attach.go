@@ -98,6 +98,7 @@ func (n *Network) records() ([]*attachment, error) {
 // Setup implements cni.Network.
 func (n *Network) Setup(ctx context.Context, p cni.Pod) (*cni.Result, error) {
 	result, err := n.setup(p)
+	n.askRefill()
 	if err != nil {
 		err = errors.Join(err, n.Teardown(context.WithoutCancel(ctx), p))
 		return nil, fmt.Errorf("set up network of %s/%s: %w", p.Namespace, p.Name, err)

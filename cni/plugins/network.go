@@ -90,7 +90,8 @@ type Network struct {
 	log   *slog.Logger
 	addrs *addresses
 
-	// spare holds the namespaces that are ready; refill asks for one more.
+	// spare holds the namespaces that are ready; refill asks for more, once a pod is set
+	// up: making one holds the kernel's link lock, for which the pod would wait.
 	spare  chan *ready
 	refill chan struct{}
 	// dying are links that the kernel should reap by itself.
@@ -128,7 +129,7 @@ func New(c Config, log *slog.Logger) (*Network, error) {
 		c: c, log: log,
 		addrs:  &addresses{dir: filepath.Join(c.Dir, "addrs"), last: filepath.Join(c.Dir, "last"), ranges: c.Ranges},
 		spare:  make(chan *ready, max(c.Pool, 1)),
-		refill: make(chan struct{}, max(c.Pool, 1)),
+		refill: make(chan struct{}, 1),
 		dying:  make(chan string, 1024),
 		known:  map[string]*ready{},
 	}, nil
@@ -195,10 +196,6 @@ func (n *Network) NewNamespace(ctx context.Context) (string, error) {
 	var r *ready
 	select {
 	case r = <-n.spare:
-		select {
-		case n.refill <- struct{}{}:
-		default:
-		}
 	default:
 		if r, err = n.prepare(h); err != nil {
 			return "", err
@@ -221,8 +218,17 @@ func (n *Network) DeleteNamespace(ctx context.Context, path string) error {
 	if r := n.take(path); r != nil {
 		r.close()
 		n.reap(r.link)
+		n.askRefill()
 	}
 	return netns.Delete(path)
+}
+
+// askRefill has the pool filled up.
+func (n *Network) askRefill() {
+	select {
+	case n.refill <- struct{}{}:
+	default:
+	}
 }
 
 // reap has a link deleted if the kernel does not reap it soon.

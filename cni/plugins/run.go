@@ -39,30 +39,26 @@ func (n *Network) Run(ctx context.Context, started func()) error {
 	})
 	started()
 	wg.Wait()
-	return errors.Join(watchErr, n.emptyPool(h))
+	n.emptyPool(h)
+	return watchErr
 }
 
 // fillPool makes namespaces ready until ctx ends.
 func (n *Network) fillPool(ctx context.Context, h *host) {
-	for range n.c.Pool {
-		n.refill <- struct{}{}
-	}
 	for {
+		for len(n.spare) < n.c.Pool && ctx.Err() == nil {
+			r, err := n.prepare(h)
+			if err != nil {
+				// NewNamespace makes its own meanwhile, and reports.
+				n.log.Warn("no namespace made ready", "err", err)
+				break
+			}
+			n.spare <- r
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.refill:
-		}
-		r, err := n.prepare(h)
-		if err != nil {
-			// NewNamespace makes its own meanwhile, and reports.
-			n.log.Warn("no namespace made ready", "err", err)
-			continue
-		}
-		select {
-		case n.spare <- r:
-		default:
-			n.discard(h, r)
 		}
 	}
 }
@@ -75,14 +71,13 @@ func (n *Network) discard(h *host, r *ready) {
 	}
 }
 
-func (n *Network) emptyPool(h *host) error {
+func (n *Network) emptyPool(h *host) {
 	for {
 		select {
 		case r := <-n.spare:
 			n.discard(h, r)
-		case <-n.refill:
 		default:
-			return nil
+			return
 		}
 	}
 }
