@@ -174,6 +174,7 @@ func readYAML(t *testing.T, text string) map[string]any {
 
 var (
 	header  = regexp.MustCompile(`(?m)^==== `)
+	uids    = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 	changes = regexp.MustCompile(`(?m)^--- ?(\w*)\n`)
 )
 
@@ -282,7 +283,7 @@ func problems(err error) string {
 	}
 	var b strings.Builder
 	for _, c := range d.Causes {
-		fmt.Fprintf(&b, "%s: %s\n", c.Field, c.Message)
+		fmt.Fprintf(&b, "%s: %s\n", c.Field, uids.ReplaceAllString(c.Message, "UID"))
 	}
 	return b.String()
 }

@@ -84,7 +84,8 @@ func generatedSelector(j *batchv1.Job) (errs field.ErrorList) {
 	}
 	expect(batchv1.ControllerUidLabel, string(j.UID))
 	expect(batchv1.JobNameLabel, j.Name)
-	if got := j.Spec.Selector.MatchLabels; got[batchv1.ControllerUidLabel] != string(j.UID) && got[oldControllerUID] != string(j.UID) {
+	made := map[string]string{batchv1.ControllerUidLabel: string(j.UID), oldControllerUID: string(j.UID), batchv1.JobNameLabel: j.Name, oldJobName: j.Name}
+	if len(podspec.Selector(j.Spec.Selector, nil)) == 0 && !podspec.SelectorMatches(j.Spec.Selector, made) {
 		errs = append(errs, field.Invalid(field.NewPath("spec", "selector"), j.Spec.Selector, "`selector` not auto-generated"))
 	}
 	return errs

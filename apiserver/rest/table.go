@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,7 +35,10 @@ func (a Any) Table(entries []*store.Entry, policy metav1.IncludeObjectPolicy, he
 }
 
 func (a Any) columns() []metav1.TableColumnDefinition {
-	cs := []metav1.TableColumnDefinition{{Name: "Name", Type: "string", Format: "name", Description: nameText}}
+	var cs []metav1.TableColumnDefinition
+	if !a.namesItself() {
+		cs = append(cs, metav1.TableColumnDefinition{Name: "Name", Type: "string", Format: "name", Description: nameText})
+	}
 	if len(a.r.columns) == 0 {
 		return append(cs, metav1.TableColumnDefinition{Name: "Created At", Type: "date", Description: ageText})
 	}
@@ -48,9 +52,16 @@ func (a Any) columns() []metav1.TableColumnDefinition {
 	return cs
 }
 
+// namesItself says that the kind declares where its name stands, as Events do, whose names tell nothing.
+func (a Any) namesItself() bool {
+	return slices.ContainsFunc(a.r.columns, func(c erasedColumn) bool { return c.Name == "Name" })
+}
+
 func (a Any) row(o api.Object, policy metav1.IncludeObjectPolicy, now time.Time) metav1.TableRow {
 	row := metav1.TableRow{Cells: make([]any, 0, len(a.r.columns)+2)}
-	row.Cells = append(row.Cells, o.GetName())
+	if !a.namesItself() {
+		row.Cells = append(row.Cells, o.GetName())
+	}
 	if len(a.r.columns) == 0 {
 		row.Cells = append(row.Cells, o.GetCreationTimestamp().Time.UTC().Format(time.RFC3339))
 	}

@@ -145,9 +145,9 @@ func Ephemeral(now, old *corev1.Pod) (errs field.ErrorList) {
 	for i, c := range old.Spec.EphemeralContainers {
 		n, ok := byName[c.Name]
 		if !ok {
-			errs = append(errs, field.Forbidden(path, "existing ephemeral containers \""+c.Name+"\" may not be removed\n"))
+			errs = append(errs, field.Forbidden(path, "existing ephemeral containers \""+c.Name+"\" may not be removed"))
 		} else if !equality.Semantic.DeepEqual(n, c) {
-			errs = append(errs, field.Forbidden(path.Index(i), "existing ephemeral containers \""+c.Name+"\" may not be changed\n"))
+			errs = append(errs, field.Forbidden(path.Index(i), "existing ephemeral containers \""+c.Name+"\" may not be changed"))
 		}
 	}
 	return errs
