@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/oci/seccomp"
 )
 
 // Config says where a Server keeps its things and listens.
@@ -91,7 +92,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure CRI server: %w", err)
 	}
-	facts.Rlimits = cfg.Rlimits
+	facts.Rlimits, facts.Seccomp = cfg.Rlimits, seccomp.Default
 	s := &Server{
 		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
 		facts:     facts,
