@@ -152,7 +152,9 @@ func (r *Result) namespaces(s *specs.Spec) error {
 		switch {
 		case slices.Contains(seen, n.Type):
 			return fmt.Errorf("%s: given twice", field)
-		case flag == 0:
+		case flag == 0 || n.Type == specs.UserNamespace:
+			// User namespaces wait for exec to be able to enter them: without,
+			// it would run as the host's root.
 			return fmt.Errorf("%s: not supported", field)
 		case n.Path != "" && !filepath.IsAbs(n.Path):
 			return fmt.Errorf("%s.path: must be absolute", field)

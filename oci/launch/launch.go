@@ -91,6 +91,11 @@ type Namespace struct {
 	Flags int
 }
 
+// AllButMount are the namespaces of a container that a further process joins
+// before it starts; the mount namespace it enters by itself, and a user
+// namespace would have to be the first.
+const AllButMount = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
 // Start starts the process in a session of its own. The caller owns the pidfd
 // and must reap the child.
 func Start(p Process) (pid, pidfd int, err error) {

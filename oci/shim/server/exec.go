@@ -46,8 +46,7 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 	}
 	// The container's process is our child and not reaped, so its pidfd is
 	// its namespaces; the mount namespace is joined by the init itself.
-	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd,
-		Flags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP})
+	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.AllButMount})
 	stdio := [3]int{s.null, s.null, s.null}
 	for i := range stdio {
 		if r.Streams&(1<<i) != 0 {

@@ -1,0 +1,147 @@
+// Package cli is the command line of the OCI runtime, "yare oci". It takes
+// runc's verbs and flags, so that containerd, CRI-O, Docker and Podman can use
+// it in runc's place.
+//
+// It prints only what a verb is for on the standard output. Errors are
+// returned; a container's exit code is an [ExitError].
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/yare-dev/yare/oci"
+)
+
+// ExitError is the exit code of the process that run or exec waited for. The
+// caller exits with it and prints nothing.
+type ExitError struct{ Code int }
+
+func (e *ExitError) Error() string { return "exit code " + strconv.Itoa(e.Code) }
+
+// app is the command line's global flags, and what they make.
+type app struct {
+	root, logPath, logFormat string
+	debug, systemd           bool
+	rootless                 string
+
+	runtime *oci.Runtime
+	log     *os.File
+}
+
+// Command returns the command "oci" with all its verbs.
+func Command() *cobra.Command {
+	a := &app{}
+	c := &cobra.Command{
+		Use: "oci", Short: "Create and run containers from OCI bundles, with runc's command line",
+		SilenceUsage: true, SilenceErrors: true,
+		PersistentPreRunE:  func(*cobra.Command, []string) error { return a.open() },
+		PersistentPostRunE: func(*cobra.Command, []string) error { return a.close() },
+	}
+	f := c.PersistentFlags()
+	f.StringVar(&a.root, "root", "/run/yare/oci", "state directory")
+	f.StringVar(&a.logPath, "log", "", "log file (default: standard error)")
+	f.StringVar(&a.logFormat, "log-format", "text", "log format: text or json")
+	f.BoolVar(&a.debug, "debug", false, "log more")
+	f.BoolVar(&a.systemd, "systemd-cgroup", false, "not supported: cgroups are made directly")
+	f.StringVar(&a.rootless, "rootless", "auto", "only auto and false are supported")
+	c.AddCommand(a.create(), a.run(), a.start(), a.state(), a.kill(), a.delete(), a.exec(), a.list(), a.ps(), a.events(),
+		a.pause(), a.resume(), a.update(), a.spec(), a.features())
+	return c
+}
+
+func (a *app) open() error {
+	if a.systemd {
+		return errors.New("--systemd-cgroup is not supported: use the cgroupfs driver")
+	}
+	if a.rootless != "auto" && a.rootless != "false" {
+		return fmt.Errorf("--rootless=%s is not supported", a.rootless)
+	}
+	var out io.Writer = os.Stderr
+	if a.logPath != "" {
+		f, err := os.OpenFile(a.logPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_SYNC, 0o644)
+		if err != nil {
+			return fmt.Errorf("open log: %w", err)
+		}
+		a.log, out = f, f
+	}
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if a.debug {
+		options.Level = slog.LevelDebug
+	}
+	var handler slog.Handler
+	switch a.logFormat {
+	case "text", "":
+		handler = slog.NewTextHandler(out, options)
+	case "json":
+		handler = slog.NewJSONHandler(out, options)
+	default:
+		return fmt.Errorf("--log-format %q: must be text or json", a.logFormat)
+	}
+	a.runtime = &oci.Runtime{Root: a.root, Log: slog.New(handler)}
+	return nil
+}
+
+func (a *app) close() error {
+	if a.log == nil {
+		return nil
+	}
+	return a.log.Close()
+}
+
+// verb wraps a verb's function: its error also goes to the log, where
+// containerd looks for it.
+func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		err := f(c, args)
+		var exit *ExitError
+		if err != nil && !errors.As(err, &exit) && a.log != nil {
+			a.runtime.Log.Error(err.Error())
+		}
+		return err
+	}
+}
+
+// openInit makes the container init ready, for the verbs that start processes.
+func (a *app) openInit() (done func(), err error) {
+	i, err := oci.OpenInit()
+	if err != nil {
+		return nil, err
+	}
+	a.runtime.Init = i
+	return func() { _ = i.Close() }, nil // its file is memory: nothing can be lost
+}
+
+// printJSON writes what a verb answers.
+func printJSON(c *cobra.Command, v any) error {
+	e := json.NewEncoder(c.OutOrStdout())
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// writePid writes a pid file whole or not at all.
+func writePid(path string, pid int) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.WriteFile(path+".new", []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		return fmt.Errorf("write pid file: %w", err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// streams are the descriptors that a container gets.
+func streams(preserve int) []*os.File {
+	files := []*os.File{os.Stdin, os.Stdout, os.Stderr}
+	for i := range preserve {
+		files = append(files, os.NewFile(uintptr(3+i), "preserved"))
+	}
+	return files
+}

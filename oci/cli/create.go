@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
+)
+
+// createFlags are those of create and run.
+type createFlags struct {
+	oci.CreateOptions
+	pidFile               string
+	preserve              int
+	detach, keep          bool
+	noNewKeyring, subreap bool
+}
+
+func (f *createFlags) add(c *cobra.Command) {
+	c.Flags().StringVarP(&f.Bundle, "bundle", "b", ".", "bundle directory")
+	c.Flags().StringVar(&f.ConsoleSocket, "console-socket", "", "unix socket that receives the terminal's master")
+	c.Flags().StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	c.Flags().IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
+	c.Flags().BoolVar(&f.NoPivot, "no-pivot", false, "move the root instead of pivoting (for a root in memory)")
+	c.Flags().BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
+}
+
+// make creates the container, and takes it back if its pid file cannot be written.
+func (a *app) make(ctx context.Context, id string, f *createFlags) (int, error) {
+	done, err := a.openInit()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	f.Files = streams(f.preserve)
+	pid, err := a.runtime.Create(ctx, id, f.CreateOptions)
+	if err != nil {
+		return 0, err
+	}
+	if err := writePid(f.pidFile, pid); err != nil {
+		return 0, errors.Join(err, a.runtime.Delete(context.WithoutCancel(ctx), id, true))
+	}
+	return pid, nil
+}
+
+func (a *app) create() *cobra.Command {
+	f := &createFlags{}
+	c := &cobra.Command{Use: "create <id>", Short: "Create a container", Args: cobra.ExactArgs(1)}
+	f.add(c)
+	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+		_, err := a.make(c.Context(), args[0], f)
+		return err
+	})
+	return c
+}
+
+func (a *app) run() *cobra.Command {
+	f := &createFlags{}
+	c := &cobra.Command{Use: "run <id>", Short: "Create and start a container, and wait for it", Args: cobra.ExactArgs(1)}
+	f.add(c)
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
+	c.Flags().BoolVar(&f.keep, "keep", false, "do not delete the container when it has ended")
+	c.Flags().BoolVar(&f.subreap, "no-subreaper", false, "accepted: orphans are never adopted")
+	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+		pid, err := a.make(c.Context(), args[0], f)
+		if err != nil {
+			return err
+		}
+		clean := context.WithoutCancel(c.Context())
+		if err := a.runtime.Start(c.Context(), args[0]); err != nil {
+			return errors.Join(err, a.runtime.Delete(clean, args[0], true))
+		}
+		if f.detach {
+			return nil
+		}
+		code, err := follow(pid)
+		if !f.keep {
+			err = errors.Join(err, a.runtime.Delete(clean, args[0], true))
+		}
+		if err == nil && code != 0 {
+			err = &ExitError{code}
+		}
+		return err
+	})
+	return c
+}
+
+// follow passes signals on to our child and returns its exit code.
+func follow(pid int) (int, error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	defer signal.Stop(signals)
+	end := make(chan struct{})
+	defer close(end)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = unix.Kill(pid, s.(unix.Signal)) // not reaped before end, so it is ours
+			case <-end:
+				return
+			}
+		}
+	}()
+	var status unix.WaitStatus
+	err := linux.Retry(func() error { _, e := unix.Wait4(pid, &status, 0, nil); return e })
+	if err != nil {
+		return 0, linux.Wrap("wait for process", strconv.Itoa(pid), err)
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
+
+// execFlags are exec's.
+type execFlags struct {
+	process, console, pidFile, cwd, user string
+	env, caps                            []string
+	tty, detach, noNewPrivs              bool
+	preserve                             int
+}
+
+func (a *app) exec() *cobra.Command {
+	f := &execFlags{}
+	c := &cobra.Command{Use: "exec <id> <command> [args...]", Short: "Run a process in a running container", Args: cobra.MinimumNArgs(1)}
+	c.Flags().SetInterspersed(false)
+	c.Flags().StringVarP(&f.process, "process", "p", "", "file with the process as JSON")
+	c.Flags().StringVar(&f.console, "console-socket", "", "unix socket that receives the terminal's master")
+	c.Flags().StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	c.Flags().StringVar(&f.cwd, "cwd", "", "working directory")
+	c.Flags().StringVarP(&f.user, "user", "u", "", "uid[:gid]")
+	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable")
+	c.Flags().StringArrayVarP(&f.caps, "cap", "c", nil, "capability to add")
+	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "make a terminal")
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
+	c.Flags().BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
+	c.Flags().IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
+	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+		process, err := a.process(args[0], args[1:], f)
+		if err != nil {
+			return err
+		}
+		done, err := a.openInit()
+		if err != nil {
+			return err
+		}
+		defer done()
+		pid, err := a.runtime.Exec(c.Context(), args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
+		if err != nil {
+			return err
+		}
+		if err := writePid(f.pidFile, pid); err != nil {
+			return err
+		}
+		if f.detach {
+			return nil
+		}
+		code, err := follow(pid)
+		if err == nil && code != 0 {
+			err = &ExitError{code}
+		}
+		return err
+	})
+	return c
+}
+
+// process is the file's, or the container's own with what the flags change.
+func (a *app) process(id string, args []string, f *execFlags) (*specs.Process, error) {
+	if f.process != "" {
+		b, err := os.ReadFile(f.process)
+		if err != nil {
+			return nil, fmt.Errorf("read process: %w", err)
+		}
+		p := new(specs.Process)
+		if err := json.Unmarshal(b, p); err != nil {
+			return nil, fmt.Errorf("parse %s: %w", f.process, err)
+		}
+		return p, nil
+	}
+	p, err := a.runtime.Process(id)
+	if err != nil {
+		return nil, err
+	}
+	p.Args, p.Terminal = args, f.tty
+	p.Env = append(p.Env[:len(p.Env):len(p.Env)], f.env...)
+	p.NoNewPrivileges = p.NoNewPrivileges || f.noNewPrivs
+	if f.cwd != "" {
+		p.Cwd = f.cwd
+	}
+	if f.user != "" {
+		uid, gid, _ := strings.Cut(f.user, ":")
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("--user %q: must be uid[:gid]", f.user)
+		}
+		p.User.UID = uint32(n)
+		if gid != "" {
+			if n, err = strconv.ParseUint(gid, 10, 32); err != nil {
+				return nil, fmt.Errorf("--user %q: must be uid[:gid]", f.user)
+			}
+			p.User.GID = uint32(n)
+		}
+	}
+	if caps := p.Capabilities; caps != nil && len(f.caps) > 0 {
+		for _, set := range []*[]string{&caps.Bounding, &caps.Effective, &caps.Permitted} {
+			*set = append((*set)[:len(*set):len(*set)], f.caps...)
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,58 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/hook"
+)
+
+// Delete frees a stopped container, or with force one in any state; force also
+// makes a missing one no error.
+func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
+	c, err := r.load(id)
+	if errors.Is(err, ErrNotExist) && force {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	status, err := r.status(c)
+	if err != nil {
+		return err
+	}
+	switch {
+	case status == specs.StateStopped || status == specs.StateCreating || force:
+	case status == specs.StateCreated: // as runc: what never ran may go
+		if err := r.Kill(ctx, id, unix.SIGKILL, false); err != nil && !errors.Is(err, ErrState) {
+			return err
+		}
+	default:
+		return fmt.Errorf("delete container %s: %w: it is %s", id, ErrState, status)
+	}
+	group, err := cgroup.Open(c.Cgroup)
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(ctx); err != nil {
+		return err
+	}
+	if err := group.Remove(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(r.dir(id)); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	if h := c.Spec.Hooks; h != nil {
+		if err := hook.Run(ctx, h.Poststop, c.state(specs.StateStopped)); err != nil {
+			r.Log.Warn("poststop hook failed", "container", id, "err", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/compile"
+	"github.com/yare-dev/yare/oci/launch"
+	"github.com/yare-dev/yare/oci/wire"
+)
+
+// ExecOptions are an exec's.
+type ExecOptions struct {
+	Process       *specs.Process // read only
+	ConsoleSocket string
+	Files         []*os.File // standard streams and what the process keeps beyond
+}
+
+// Exec starts a process in a running container and returns when its program
+// has been exec'ed. It is the caller's child.
+func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, err error) {
+	c, err := r.require("exec in", id, specs.StateRunning)
+	if err != nil {
+		return 0, err
+	}
+	if o.Process.Terminal != (o.ConsoleSocket != "") {
+		return 0, fmt.Errorf("exec in container %s: a console socket is needed with a terminal, and only then", id)
+	}
+	p, err := compile.Process(o.Process, c.Spec.Linux.Seccomp, LastCap())
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	p.JoinMount, p.Preserve = true, int32(len(o.Files)-3)
+	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(planFD)
+	pidfd, err := linux.OpenPid(c.Pid)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(pidfd)
+	if began, err := linux.StartTime(c.Pid); err != nil || began != c.StartTime {
+		return 0, fmt.Errorf("exec in container %s: %w: it is stopped", id, ErrState)
+	}
+	group, err := r.Cgroup(id)
+	if err != nil {
+		return 0, err
+	}
+	entry, err := group.Entry()
+	if err != nil {
+		return 0, err
+	}
+	defer entry.Close()
+	s := &setup{log: r.Log, consoleSocket: o.ConsoleSocket}
+	process := launch.Process{Exe: r.Init.FD(), Name: "yare-init", Role: launch.Exec, Preserve: len(o.Files) - 3, Tasks: entry.Tasks,
+		Cgroup: entry.Dir, Join: []launch.Namespace{{FD: pidfd, Flags: launch.AllButMount}}}
+	if err := s.launch(process, o.Files, planFD, planFD, pidfd); err != nil {
+		return 0, err
+	}
+	defer s.close()
+	if err := s.until(0); err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	return s.pid, nil
+}

@@ -1,0 +1,239 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/cgroup"
+)
+
+// Errors that a caller tells apart with errors.Is.
+var (
+	ErrNotExist = errors.New("container does not exist")
+	ErrExist    = errors.New("container with given ID already exists")
+	ErrState    = errors.New("wrong container state")
+)
+
+// Runtime is the OCI runtime as the command line has it: every call stands
+// alone, and all state is below Root. The server does not use it but package
+// shim, which shares everything from Prepare down.
+type Runtime struct {
+	// Root is the state directory.
+	Root string
+	// Init is the container init; only Create, Run and Exec need it.
+	Init *Init
+	Log  *slog.Logger
+}
+
+// record is state.json.
+type record struct {
+	ID          string            `json:"id"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Pid         int               `json:"pid,omitempty"`
+	StartTime   uint64            `json:"startTime,omitempty"` // of Pid, against reuse
+	Created     time.Time         `json:"created"`
+	Cgroup      string            `json:"cgroup"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Spec        *specs.Spec       `json:"spec"`
+}
+
+// Names in a container's state directory.
+const (
+	recordName = "state.json"
+	fifoName   = "start"
+)
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9_+.-]{1,1024}$`)
+
+func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
+
+func (r *Runtime) load(id string) (*record, error) {
+	if !validID.MatchString(id) || id == "." || id == ".." {
+		return nil, fmt.Errorf("container %q: invalid identifier", id)
+	}
+	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load container %s: %w", id, err)
+	}
+	c := new(record)
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, fmt.Errorf("parse state of container %s: %w", id, err)
+	}
+	return c, nil
+}
+
+func (r *Runtime) save(c *record) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode state: %w", err)
+	}
+	path := filepath.Join(r.dir(c.ID), recordName)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return fmt.Errorf("save container %s: %w", c.ID, err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// status asks the kernel; the record only says who to ask about.
+func (r *Runtime) status(c *record) (specs.ContainerState, error) {
+	if c.Pid == 0 {
+		return specs.StateCreating, nil
+	}
+	began, err := linux.StartTime(c.Pid)
+	if err != nil || began != c.StartTime {
+		return specs.StateStopped, nil
+	}
+	if _, err := os.Stat(filepath.Join(r.dir(c.ID), fifoName)); err == nil {
+		return specs.StateCreated, nil
+	}
+	if group, err := cgroup.Open(c.Cgroup); err == nil {
+		if frozen, err := group.Frozen(); err == nil && frozen {
+			return "paused", nil
+		}
+	}
+	return specs.StateRunning, nil
+}
+
+// require loads a container that must be in one of the states.
+func (r *Runtime) require(verb, id string, states ...specs.ContainerState) (*record, error) {
+	c, err := r.load(id)
+	if err != nil {
+		return nil, err
+	}
+	status, err := r.status(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range states {
+		if s == status {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrState, status)
+}
+
+func (c *record) state(status specs.ContainerState) *specs.State {
+	s := &specs.State{Version: specs.Version, ID: c.ID, Status: status, Bundle: c.Bundle, Annotations: c.Annotations}
+	if status != specs.StateStopped {
+		s.Pid = c.Pid
+	}
+	return s
+}
+
+// State is the answer to the verb state.
+type State struct {
+	specs.State
+	Rootfs  string    `json:"rootfs"`
+	Created time.Time `json:"created"`
+	Owner   string    `json:"owner"`
+}
+
+// State returns a container's state.
+func (r *Runtime) State(id string) (*State, error) {
+	c, err := r.load(id)
+	if err != nil {
+		return nil, err
+	}
+	status, err := r.status(c)
+	if err != nil {
+		return nil, err
+	}
+	return &State{State: *c.state(status), Rootfs: c.Rootfs, Created: c.Created}, nil
+}
+
+// List returns all containers below Root.
+func (r *Runtime) List() ([]*State, error) {
+	entries, err := os.ReadDir(r.Root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	var list []*State
+	for _, e := range entries {
+		s, err := r.State(e.Name())
+		if errors.Is(err, ErrNotExist) {
+			continue // deleted, or not one of ours
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// Kill sends a signal to the container's first process, or to all in its
+// cgroup.
+func (r *Runtime) Kill(ctx context.Context, id string, sig unix.Signal, all bool) error {
+	if all {
+		group, err := r.Cgroup(id)
+		if err != nil {
+			return err
+		}
+		return group.Signal(ctx, sig)
+	}
+	c, err := r.require("kill", id, specs.StateCreated, specs.StateRunning, "paused")
+	if err != nil {
+		return err
+	}
+	pidfd, err := linux.OpenPid(c.Pid)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	// The pidfd is of whoever has the number now: make sure who that is.
+	if began, err := linux.StartTime(c.Pid); err != nil || began != c.StartTime {
+		return fmt.Errorf("kill container %s: %w: it is stopped", id, ErrState)
+	}
+	return linux.SignalPidfd(pidfd, sig)
+}
+
+// Cgroup returns a container's cgroup.
+func (r *Runtime) Cgroup(id string) (*cgroup.Group, error) {
+	c, err := r.load(id)
+	if err != nil {
+		return nil, err
+	}
+	return cgroup.Open(c.Cgroup)
+}
+
+// Pause freezes a running container.
+func (r *Runtime) Pause(id string) error {
+	if _, err := r.require("pause", id, specs.StateRunning, specs.StateCreated); err != nil {
+		return err
+	}
+	group, err := r.Cgroup(id)
+	if err != nil {
+		return err
+	}
+	return group.Freeze()
+}
+
+// Resume thaws a paused container.
+func (r *Runtime) Resume(id string) error {
+	if _, err := r.require("resume", id, "paused"); err != nil {
+		return err
+	}
+	group, err := r.Cgroup(id)
+	if err != nil {
+		return err
+	}
+	return group.Thaw()
+}
