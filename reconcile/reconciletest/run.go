@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -142,14 +143,19 @@ func List[T api.Object](t testing.TB, c client.Client) []T {
 	return got
 }
 
-// Mutate changes the current state of the object that o was, or ends the test.
+// Mutate changes the current state of the object that o was, or ends the test. A controller that writes at the same
+// moment is no obstacle.
 func Mutate[T api.Object](t testing.TB, c client.Client, o T, sub string, fn func(T)) T {
 	t.Helper()
-	got, err := client.Mutate(t.Context(), c, Get[T](t, c, o.GetNamespace(), o.GetName()), sub, fn)
-	if err != nil {
-		t.Fatal(err)
+	for {
+		got, err := client.Mutate(t.Context(), c, Get[T](t, c, o.GetNamespace(), o.GetName()), sub, fn)
+		switch {
+		case err == nil:
+			return got
+		case !apierrors.IsConflict(err):
+			t.Fatal(err)
+		}
 	}
-	return got
 }
 
 // Delete deletes the object that o was, or ends the test.
