@@ -33,7 +33,7 @@ type CreateOptions struct {
 // caller's child, and is to be reaped by it or by the subreaper that it leaves
 // it to. On error nothing is left.
 func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (pid int, err error) {
-	if !validID.MatchString(id) || id == "." || id == ".." {
+	if !validID.MatchString(id) || len(id) > 255 || id == "." || id == ".." {
 		return 0, fmt.Errorf("create container %q: invalid identifier", id)
 	}
 	bundle, err := filepath.Abs(o.Bundle)

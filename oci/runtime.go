@@ -55,12 +55,12 @@ const (
 	fifoName   = "start"
 )
 
-var validID = regexp.MustCompile(`^[A-Za-z0-9_+.-]{1,1024}$`)
+var validID = regexp.MustCompile(`^[A-Za-z0-9_+.-]+$`)
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
 
 func (r *Runtime) load(id string) (*record, error) {
-	if !validID.MatchString(id) || id == "." || id == ".." {
+	if !validID.MatchString(id) || len(id) > 255 || id == "." || id == ".." {
 		return nil, fmt.Errorf("container %q: invalid identifier", id)
 	}
 	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
