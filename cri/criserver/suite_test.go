@@ -115,15 +115,11 @@ func newHarness(t testing.TB) *harness {
 	}
 	h := &harness{TB: t, dir: dir, cgroup: ocitest.Cgroup(t)}
 	t.Cleanup(func() { h.checkLeaks() })
-	h.net = &loopNetwork{dir: filepath.Join(dir, "netns"), pods: map[string]bool{}}
-	if err := os.Mkdir(h.net.dir, 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	images, err := image.Open(image.Config{Dir: filepath.Join(dir, "images")}, log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h.configure()
+	images := h.deps.Images
 	root := ocitest.Rootfs(t)
 	for file, text := range map[string]string{
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001::/home/alice:/bin/sh\n",
@@ -139,11 +135,22 @@ func newHarness(t testing.TB) *harness {
 	if _, err := images.BuildFromDir(t.Context(), root, testImage, image.ConfigOptions{Cmd: []string{"sleep", "1000"}, Env: []string{"IMAGE=yes"}}); err != nil {
 		t.Fatal(err)
 	}
-	h.deps = Deps{Images: images, Network: h.net, Init: ocitest.Init(t), Log: log}
-	h.cfg = Config{Dir: filepath.Join(dir, "cri"), RunDir: filepath.Join(dir, "r"), Socket: filepath.Join(dir, "cri.sock"), CgroupParent: h.cgroup}
 	h.start()
 	t.Cleanup(h.tearDown)
 	return h
+}
+
+// configure fills in what a Server in h.dir stands on.
+func (h *harness) configure() {
+	h.Helper()
+	log := slog.New(slog.NewTextHandler(h.Output(), nil))
+	images, err := image.Open(image.Config{Dir: filepath.Join(h.dir, "images")}, log)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.net = &loopNetwork{dir: filepath.Join(h.dir, "netns"), pods: map[string]bool{}}
+	h.deps = Deps{Images: images, Network: h.net, Init: ocitest.Init(h), Log: log}
+	h.cfg = Config{Dir: filepath.Join(h.dir, "cri"), RunDir: filepath.Join(h.dir, "r"), Socket: filepath.Join(h.dir, "cri.sock"), CgroupParent: h.cgroup}
 }
 
 // start runs a new Server on the same folders.
@@ -171,7 +178,9 @@ func (h *harness) start() {
 	}
 }
 
-func (h *harness) tearDown() {
+// removeAll removes every sandbox.
+func (h *harness) removeAll() {
+	h.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	list, err := h.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
@@ -183,6 +192,10 @@ func (h *harness) tearDown() {
 			h.Errorf("remove sandbox: %v", err)
 		}
 	}
+}
+
+func (h *harness) tearDown() {
+	h.removeAll()
 	h.stop()
 	for _, pod := range h.pods {
 		// The pod's cgroup is the kubelet's to remove; it must be empty.
