@@ -53,6 +53,8 @@ type Record struct {
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Made is the outermost folder that had to be created for DataDir; empty if DataDir was there (then it was empty).
 	Made string `json:"made,omitempty"`
+	// Forwarding is the host's net.ipv4.ip_forward before the first cluster of the host switched it on; the last one to go restores it.
+	Forwarding string `json:"forwarding"`
 	// Kubeconfig is the file that a context was merged into.
 	Kubeconfig string `json:"kubeconfig"`
 }
@@ -259,6 +261,11 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 		}
 	}
 	if r.Made, err = outermostMissing(r.DataDir); err != nil {
+		return nil, err
+	}
+	if len(others) > 0 {
+		r.Forwarding = others[0].Forwarding
+	} else if r.Forwarding, err = forwarding(); err != nil {
 		return nil, err
 	}
 	inUse, err := hostPrefixes()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/pki"
 )
 
 // stopGrace is how long a server may take to end before it is killed.
@@ -37,8 +38,9 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 	steps := []step{
 		{"stop the server", func(ctx context.Context, r *Record) error { return r.Stop(ctx, stopGrace) }},
 		{"end the containers", endContainers},
+		{"remove the pod network", removePodNetwork},
+		{"remove the Services' rules", removeServices},
 		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
-		{"remove the network", removeNetwork},
 		{"remove cgroups", removeCgroups},
 		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},
 	}
@@ -46,6 +48,7 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		steps = append(steps,
 			step{"remove the kubeconfig context", removeContext},
 			step{"remove " + r.DataDir, removeData},
+			step{"restore the host's settings", h.restoreForwarding},
 			step{"forget the cluster", h.forget})
 	}
 	for _, s := range steps {
@@ -168,6 +171,10 @@ func removeData(_ context.Context, r *Record) error {
 		}
 	}
 	return nil
+}
+
+func removeContext(ctx context.Context, r *Record) error {
+	return pki.RemoveContext(ctx, r.Kubeconfig, r.Context())
 }
 
 func (h Host) forget(_ context.Context, r *Record) error {

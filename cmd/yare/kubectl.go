@@ -13,7 +13,6 @@ import (
 // reexec is what the program does when it is called by another name, before anything else.
 var reexec = map[string]func(args []string) int{
 	"kubectl": runKubectl,
-	"cni":     runCNI,
 }
 
 func kubectlCommand() *cobra.Command {

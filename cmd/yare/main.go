@@ -70,9 +70,8 @@ func command() *cobra.Command {
 		&cobra.Group{ID: "use", Title: "Using it:"},
 		&cobra.Group{ID: "component", Title: "One component alone, with upstream's peers:"})
 	root.AddCommand(
-		upCommand(), downCommand(), serverCommand(), agentCommand(), statusCommand(), configCommand(),
+		upCommand(), downCommand(), serverCommand(), statusCommand(), configCommand(),
 		kubectlCommand(), imageCommand())
-	root.AddCommand(componentCommands()...)
 	return root
 }
 

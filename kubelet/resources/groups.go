@@ -37,14 +37,15 @@ func (g *Groups) Ensure(path string, l Limits) error {
 		return err
 	}
 	for _, h := range g.hierarchies {
-		if !limits(h) {
+		has := controllers(h)
+		if len(has) == 0 {
 			continue
 		}
 		dir := filepath.Join(h.Root, path)
 		if err := make1(h, dir); err != nil {
 			return fmt.Errorf("make cgroup %s: %w", dir, err)
 		}
-		for _, v := range values(h, l) {
+		for _, v := range values(h.Unified(), has, l) {
 			err := os.WriteFile(filepath.Join(dir, v.file), []byte(v.text), 0)
 			if err != nil && !(v.optional && errors.Is(err, fs.ErrNotExist)) {
 				return fmt.Errorf("set %s of cgroup %s: %w", v.file, dir, err)
@@ -99,14 +100,19 @@ func (g *Groups) owns(path string) error {
 	return nil
 }
 
-// limits reports whether the hierarchy has a controller that Limits speaks of.
-func limits(h linux.Hierarchy) bool {
+// controllers returns those of the hierarchy that Limits speak of. On a hybrid host the v2 hierarchy has only what no v1
+// hierarchy has taken.
+func controllers(h linux.Hierarchy) (names []string) {
+	names = slices.Clone(h.Controllers)
 	if h.Unified() {
 		b, err := os.ReadFile(filepath.Join(h.Root, "cgroup.controllers"))
-		return err == nil && len(strings.TrimSpace(string(b))) > 0
+		if err != nil {
+			return nil
+		}
+		names = strings.Fields(string(b))
 	}
-	return slices.ContainsFunc(h.Controllers, func(c string) bool {
-		return slices.Contains([]string{"cpu", "memory", "pids", "hugetlb"}, c)
+	return slices.DeleteFunc(names, func(c string) bool {
+		return !slices.Contains([]string{"cpu", "memory", "pids", "hugetlb"}, c)
 	})
 }
 
@@ -143,14 +149,12 @@ type value struct {
 	optional   bool
 }
 
-// values returns what Limits come to in the hierarchy.
-func values(h linux.Hierarchy, l Limits) (vs []value) {
-	v2 := h.Unified()
-	has := func(c string) bool { return v2 || slices.Contains(h.Controllers, c) }
+// values returns what Limits come to in a hierarchy that has these controllers.
+func values(v2 bool, has []string, l Limits) (vs []value) {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	set := func(controller, v1File, v1Text, v2File, v2Text string, optional bool) {
 		switch {
-		case !has(controller):
+		case !slices.Contains(has, controller):
 		case v2:
 			vs = append(vs, value{v2File, v2Text, optional})
 		default:

@@ -1,0 +1,182 @@
+package cluster
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func host(t *testing.T) Host {
+	d := t.TempDir()
+	return Host{VarDir: filepath.Join(d, "var"), RunDir: filepath.Join(d, "run")}
+}
+
+func claim(t *testing.T, h Host, w Wish) *Record {
+	t.Helper()
+	r, created, err := h.Claim(w)
+	if err != nil || !created {
+		t.Fatal(created, err)
+	}
+	return r
+}
+
+func TestClaimKeepsClustersApart(t *testing.T) {
+	h := host(t)
+	a, b := claim(t, h, Wish{Name: "a"}), claim(t, h, Wish{Name: "b"})
+	if a.PodCIDR.Overlaps(b.PodCIDR) || a.ServiceNet.Overlaps(b.ServiceNet) || a.PodCIDR.Overlaps(a.ServiceNet) {
+		t.Errorf("ranges overlap: %+v %+v", a, b)
+	}
+	if a.APIPort == b.APIPort || a.KubeletPort == b.KubeletPort || a.DataDir == b.DataDir {
+		t.Errorf("shared: %+v %+v", a, b)
+	}
+	if a.NodePorts != [2]int{30000, 32767} || b.NodePorts[0] <= a.NodePorts[1] {
+		t.Errorf("node ports %v %v", a.NodePorts, b.NodePorts)
+	}
+	again, created, err := h.Claim(Wish{Name: "a"})
+	if err != nil || created || *again != *a {
+		t.Errorf("the second claim made another: %v %v %v", again, created, err)
+	}
+	if !a.PodCIDR.Contains(a.NodeRange().Addr()) || a.DNSAddress().String() != nth(a.ServiceNet, 10).String() {
+		t.Errorf("%v %v", a.NodeRange(), a.DNSAddress())
+	}
+}
+
+func TestClaimRefuses(t *testing.T) {
+	h := host(t)
+	a := claim(t, h, Wish{Name: "a"})
+	full := t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "mine"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, tt := range []struct {
+		wish Wish
+		want string
+	}{
+		{Wish{Name: "Upper"}, "lower-case"},
+		{Wish{Name: ""}, "lower-case"},
+		{Wish{Name: strings.Repeat("a", 21)}, "1 to 20"},
+		{Wish{Name: "../x"}, "lower-case"},
+		{Wish{Name: "b", DataDir: a.DataDir}, `used by cluster "a"`},
+		{Wish{Name: "b", DataDir: filepath.Join(a.DataDir, "below")}, `used by cluster "a"`},
+		{Wish{Name: "b", DataDir: filepath.Dir(a.DataDir)}, `used by cluster "a"`},
+		{Wish{Name: "b", DataDir: full}, "not empty"},
+		{Wish{Name: "b", DataDir: filepath.Join(full, "mine", "x")}, "mine"},
+		{Wish{Name: "b", APIPort: taken.Addr().(*net.TCPAddr).Port}, "in use"},
+		{Wish{Name: "b", APIPort: a.APIPort}, `belongs to cluster "a"`},
+		{Wish{Name: "a", DataDir: "/elsewhere"}, "leave out --data-dir"},
+		{Wish{Name: "a", Ephemeral: true}, "durable"},
+	} {
+		if _, created, err := h.Claim(tt.wish); err == nil || !strings.Contains(err.Error(), tt.want) || created {
+			t.Errorf("%+v: %v", tt.wish, err)
+		}
+	}
+	if rs, err := h.List(); err != nil || len(rs) != 1 {
+		t.Errorf("a refused claim left a record: %v %v", rs, err)
+	}
+}
+
+func TestLock(t *testing.T) {
+	h := host(t)
+	r := claim(t, h, Wish{Name: "a"})
+	if _, running := r.Server(); running {
+		t.Error("running before it was started")
+	}
+	unlock, err := r.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pid, running := r.Server(); !running || pid != os.Getpid() {
+		t.Error(pid, running)
+	}
+	if _, err := r.Lock(); err == nil || !strings.Contains(err.Error(), "already served by process") {
+		t.Error(err)
+	}
+	unlock()
+	if _, running := r.Server(); running {
+		t.Error("running after the end")
+	}
+}
+
+// Remove takes away what the cluster made, and nothing of what was there before.
+func TestRemoveFiles(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		existed bool
+	}{{"made", false}, {"existed", true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := host(t)
+			parent := t.TempDir()
+			data := filepath.Join(parent, "x", "y")
+			if tt.existed {
+				if err := os.MkdirAll(data, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := claim(t, h, Wish{Name: "a", DataDir: data, Kubeconfig: filepath.Join(parent, "kubeconfig")})
+			if err := os.MkdirAll(filepath.Join(data, "etcd"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := removeData(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.forget(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(parent, "x")); (err == nil) != tt.existed {
+				t.Errorf("parent: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(data, "etcd")); err == nil {
+				t.Error("data was left")
+			}
+			if _, err := h.Find("a"); !errors.Is(err, ErrUnknown) {
+				t.Error(err)
+			}
+			if entries, err := os.ReadDir(filepath.Dir(h.VarDir)); err != nil || len(entries) != 0 {
+				t.Errorf("left: %v %v", entries, err)
+			}
+		})
+	}
+}
+
+// A foreign mount below the data is never emptied.
+func TestRemoveStopsAtMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	foreign := filepath.Join(dir, "volume")
+	if err := os.Mkdir(foreign, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", foreign, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	precious := filepath.Join(foreign, "precious")
+	if err := os.WriteFile(precious, nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	if err := removeTree(dir); err == nil || !strings.Contains(err.Error(), foreign) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
+	}
+	if err := unmountBelow(dir); err != nil {
+		t.Fatal(err)
+	}
+	if ps, err := mountsBelow(dir); err != nil || len(ps) != 0 {
+		t.Errorf("left mounted: %v %v", ps, err)
+	}
+}

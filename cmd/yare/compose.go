@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/bootstrap"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
+	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/pki"
+	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/store"
+	"github.com/yare-dev/yare/store/etcdkv"
+)
+
+// server is one running cluster: what its components are made of.
+type server struct {
+	config Config
+	record *cluster.Record
+	log    *slog.Logger
+	health *run.Health
+	notify *notifier
+
+	pki     *pki.PKI
+	address netip.Addr // of this host
+	store   *store.Store
+	api     *apiserver.Server
+	init    *oci.Init
+}
+
+// compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
+// what. The control plane and the container side need each other only from the kubelet on, so they start at once.
+func (s *server) compose(ctx context.Context) (run.Component, error) {
+	if err := s.prepare(ctx); err != nil {
+		return nil, err
+	}
+	state, err := s.state()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.apiServer(); err != nil {
+		return nil, err
+	}
+	containers, runtime, err := s.containers()
+	if err != nil {
+		return nil, err
+	}
+	kubelet, err := s.kubelet(runtime)
+	if err != nil {
+		return nil, err
+	}
+	services, err := s.services()
+	if err != nil {
+		return nil, err
+	}
+	return run.InOrder("yare",
+		run.Together("base",
+			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
+			containers),
+		run.Together("loops", s.controllers(), s.scheduler(), services, s.watch(kubelet)),
+		s.watch(s.nodeReady()),
+	), nil
+}
+
+// watch makes c's readiness part of /readyz, and tells `yare up` of it.
+func (s *server) watch(c run.Component) run.Component {
+	return s.health.Watch(run.Func(c.Name(), func(ctx context.Context, ready func()) error {
+		return c.Run(ctx, func() {
+			s.notify.say(c.Name())
+			ready()
+		})
+	}))
+}
+
+// client returns access to the API in this process as one of the system's users.
+func (s *server) client(user string, groups ...string) client.Client {
+	return s.api.ClientAs(&authn.User{Name: user, Groups: append(groups, authn.Authenticated)})
+}
+
+// admin may do everything; only what sets up the cluster itself uses it.
+func (s *server) admin() client.Client { return s.client("system:apiserver", authn.Masters) }
+
+// prepare finds this host's address and makes keys, certificates and kubeconfigs.
+func (s *server) prepare(ctx context.Context) (err error) {
+	if s.address = s.config.AdvertiseAddress; !s.address.IsValid() {
+		if s.address, err = hostAddress(); err != nil {
+			return err
+		}
+	}
+	c := pki.Config{
+		ServiceAddress: s.record.APIAddress(), Addresses: []netip.Addr{s.address},
+		NodeName: s.config.NodeName, NodeAddresses: []netip.Addr{s.address},
+	}
+	for _, n := range s.config.APINames {
+		if a, err := netip.ParseAddr(n); err == nil {
+			c.Addresses = append(c.Addresses, a)
+		} else {
+			c.Names = append(c.Names, n)
+		}
+	}
+	if s.pki, err = pki.Ensure(filepath.Join(s.record.DataDir, "pki"), c); err != nil {
+		return err
+	}
+	admin := s.pki.Kubeconfig(s.record.Context(), apiURL(s.record), s.pki.Admin)
+	if err := pki.WriteKubeconfig(adminKubeconfig(s.record), admin); err != nil {
+		return err
+	}
+	return pki.MergeKubeconfig(ctx, s.record.Kubeconfig, admin)
+}
+
+// state is etcd and the store over it, in the order of starting.
+func (s *server) state() ([]run.Component, error) {
+	c := etcd.Config{Log: s.log, Ephemeral: s.record.Ephemeral, Endpoints: s.config.EtcdEndpoints}
+	if len(c.Endpoints) == 0 {
+		c.DataDir, c.Name = filepath.Join(s.record.DataDir, "etcd"), s.record.Name
+	}
+	e, err := etcd.New(c)
+	if err != nil {
+		return nil, err
+	}
+	s.store = store.New(etcdkv.New(e), api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes()})
+	return []run.Component{s.watch(e), s.watch(s.store)}, nil
+}
+
+func (s *server) bootstrap() run.Component {
+	return bootstrap.New(bootstrap.Config{
+		APIServer: netip.AddrPortFrom(s.address, uint16(s.record.APIPort)), APIService: s.record.APIAddress(),
+	}, s.admin(), s.log)
+}
+
+// listen opens the API's port before anything else is started, so that a port in use is told at once.
+func (s *server) listen() (net.Listener, error) {
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(s.record.APIPort))
+	if err != nil {
+		return nil, fmt.Errorf("the API's port %d: end what listens there, or 'yare down' and choose another with --api-port: %w", s.record.APIPort, err)
+	}
+	return l, nil
+}
+
+// close frees what is not a component's.
+func (s *server) close() {
+	if s.init != nil {
+		s.init.Close()
+	}
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/cmd/cluster"
+)
+
+// Config is the file of `yare server`: every setting, with its default. Unknown fields are errors.
+type Config struct {
+	// Name of the cluster on this host.
+	Name string `json:"name"`
+	// DataDir keeps everything that must survive: etcd, keys, images, volumes, logs. Default: /var/lib/yare/NAME.
+	DataDir string `json:"dataDir,omitempty"`
+	// Kubeconfig is the file to merge an administrator's context into. Default: $KUBECONFIG, else ~/.kube/config.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Ephemeral clusters never wait for the disk; a power cut may lose them.
+	Ephemeral bool `json:"ephemeral"`
+	// APIPort of a new cluster. Default: 6443, or the next free one.
+	APIPort int `json:"apiPort,omitempty"`
+	// AdvertiseAddress is the address by which pods and other hosts reach this one. Default: that of the default route's link.
+	AdvertiseAddress netip.Addr `json:"advertiseAddress,omitzero"`
+	// APINames are further DNS names and addresses for the API server's certificate.
+	APINames []string `json:"apiNames,omitempty"`
+	// NodeName is the name of this host's Node. Default: the host's name in lower case.
+	NodeName string `json:"nodeName,omitempty"`
+	// EtcdEndpoints replace the embedded member: https://10.0.0.1:2379.
+	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
+	// RuntimeEndpoint is the unix socket of another CRI runtime (containerd, CRI-O) to use in place of ours.
+	RuntimeEndpoint string `json:"runtimeEndpoint,omitempty"`
+	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
+	CNIConfigDir string `json:"cniConfigDir"`
+	CNIBinDir    string `json:"cniBinDir"`
+	// StaticPodDir holds manifests of pods that this node runs without being told by the API server. Default: DATADIR/manifests.
+	StaticPodDir string `json:"staticPodDir,omitempty"`
+	// MaxPods of this node.
+	MaxPods int `json:"maxPods"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel"`
+}
+
+func defaultConfig() Config {
+	return Config{
+		Name: cluster.DefaultName, CNIConfigDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin", MaxPods: 110, LogLevel: "info",
+	}
+}
+
+// loadConfig reads the file, if one is given, over the defaults. A name on the command line counts more.
+func loadConfig(file, name string) (Config, error) {
+	c := defaultConfig()
+	if file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return c, fmt.Errorf("settings: %w", err)
+		}
+		if err := yaml.UnmarshalStrict(b, &c); err != nil {
+			return c, fmt.Errorf("settings in %s: %w", file, err)
+		}
+	}
+	if name != "" {
+		c.Name = name
+	}
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return c, err
+		}
+		c.NodeName = strings.ToLower(host)
+	}
+	if err := c.validate(); err != nil {
+		return c, fmt.Errorf("settings%s: %w", in(file), err)
+	}
+	return c, nil
+}
+
+func in(file string) string {
+	if file == "" {
+		return ""
+	}
+	return " in " + file
+}
+
+// validate returns all problems at once, each with its field.
+func (c Config) validate() error {
+	var errs []error
+	problem := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(field+": "+format, args...))
+	}
+	if err := cluster.CheckName(c.Name); err != nil {
+		problem("name", "%w", err)
+	}
+	if c.APIPort < 0 || c.APIPort > 65535 {
+		problem("apiPort", "%d is not a port", c.APIPort)
+	}
+	if c.MaxPods < 1 || c.MaxPods > 250 {
+		problem("maxPods", "%d: from 1 to 250, a node has a range of 256 addresses", c.MaxPods)
+	}
+	if !oneOf(strings.ToLower(c.LogLevel), "debug", "info", "warn", "error") {
+		problem("logLevel", "%q: use debug, info, warn or error", c.LogLevel)
+	}
+	for i, e := range c.EtcdEndpoints {
+		if !strings.HasPrefix(e, "http://") && !strings.HasPrefix(e, "https://") {
+			problem(fmt.Sprintf("etcdEndpoints[%d]", i), "%q: use https://HOST:PORT", e)
+		}
+	}
+	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
+		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
+	}
+	return errors.Join(errs...)
+}
+
+func oneOf(s string, all ...string) bool {
+	for _, a := range all {
+		if s == a {
+			return true
+		}
+	}
+	return false
+}
+
+// wish is what the settings ask of the cluster's record.
+func (c Config) wish() cluster.Wish {
+	w := cluster.Wish{Name: c.Name, DataDir: c.DataDir, Kubeconfig: c.Kubeconfig, Ephemeral: c.Ephemeral, APIPort: c.APIPort}
+	if w.Kubeconfig == "" {
+		w.Kubeconfig = defaultKubeconfig()
+	}
+	return w
+}
+
+func configCommand() *cobra.Command {
+	var file, name string
+	c := &cobra.Command{
+		Use: "config", GroupID: "cluster", Args: cobra.NoArgs,
+		Short: "Print the effective settings of 'yare server'",
+		Long:  "Print the settings of 'yare server' as they are in effect: the file's, and the defaults of those that it leaves out.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			config, err := loadConfig(file, name)
+			if err != nil {
+				return err
+			}
+			return config.print(c.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&file, "config", "", "YAML file with the settings")
+	c.Flags().StringVar(&name, "name", "", "name of the cluster (in place of the file's)")
+	return c
+}
+
+func (c Config) print(w io.Writer) error {
+	if r, err := (cluster.Host{}).Find(c.Name); err == nil {
+		c.DataDir, c.Kubeconfig, c.APIPort, c.Ephemeral = r.DataDir, r.Kubeconfig, r.APIPort, r.Ephemeral
+	}
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}

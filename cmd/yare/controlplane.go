@@ -1,0 +1,102 @@
+package main
+
+import (
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime"
+
+	apiversion "k8s.io/apimachinery/pkg/version"
+
+	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/builtin"
+	"github.com/yare-dev/yare/apiserver/connect"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/events"
+	"github.com/yare-dev/yare/controllers"
+	"github.com/yare-dev/yare/controllers/nodeipam"
+	"github.com/yare-dev/yare/reconcile"
+	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/scheduler"
+)
+
+// apiServer makes the API server over the store.
+func (s *server) apiServer() error {
+	l, err := s.listen()
+	if err != nil {
+		return err
+	}
+	// Kinds and tokens read and write through the server that is made of them, once it serves.
+	self := &lateClient{}
+	deps, err := s.apiDeps(self)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	s.api, err = apiserver.New(apiserver.Config{
+		Listeners: []net.Listener{l}, TLS: s.pki.ServerTLS(s.pki.Server),
+		Version: apiversion.Info{Major: "1", Minor: "37", GitVersion: kubernetesVersion + "+yare", Platform: "linux/" + runtime.GOARCH, GoVersion: runtime.Version(), Compiler: runtime.Compiler},
+	}, deps)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	self.Client = s.admin()
+	return nil
+}
+
+// lateClient is a client that is not there yet when it is handed out.
+type lateClient struct{ client.Client }
+
+func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
+	tokens, err := authn.NewTokens(authn.TokenConfig{Key: s.pki.ServiceAccounts}, self)
+	if err != nil {
+		return apiserver.Deps{}, err
+	}
+	documents, err := tokens.Documents()
+	if err != nil {
+		return apiserver.Deps{}, err
+	}
+	paths := map[string]http.Handler{}
+	for path, d := range documents {
+		paths[path] = d
+	}
+	rbac := authz.NewRBAC(s.store)
+	access := authz.Union(authz.NewNode(s.store), rbac)
+	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
+	return apiserver.Deps{
+		Store: s.store, Health: s.health, Log: s.log, Paths: paths,
+		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), tokens, authn.AnonymousHealth()},
+		Authorizer:     access,
+		Admission:      admission.All(admission.Deps{Store: s.store}),
+		Resources: builtin.All(builtin.Deps{
+			Store: s.store, Client: self, Tokens: tokens, Authorizer: rbac, Access: access,
+			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
+			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
+			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
+		}),
+	}, nil
+}
+
+// controllers are the loops of the controller manager, with the events that they record.
+func (s *server) controllers() run.Component {
+	c := s.client("system:kube-controller-manager", authn.Masters)
+	recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
+	all := controllers.All(controllers.Deps{
+		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log},
+		RootCA: s.pki.CA.PEM(),
+		Nodes:  nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
+	})
+	return s.watch(run.Together("controllers", append(all, recorder)...))
+}
+
+// scheduler gives pods their nodes.
+func (s *server) scheduler() run.Component {
+	c := s.client("system:kube-scheduler", authn.Masters)
+	recorder := events.New(c, "default-scheduler", s.config.NodeName, s.log)
+	return s.watch(run.Together("scheduler", scheduler.New(scheduler.Config{Client: c, Events: recorder, Log: s.log, Seed: rand.Uint64()}), recorder))
+}

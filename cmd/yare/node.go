@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/events"
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/cni/plugins"
+	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/cri/criserver"
+	"github.com/yare-dev/yare/dns"
+	"github.com/yare-dev/yare/image"
+	"github.com/yare-dev/yare/kubelet"
+	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/proxy"
+	"github.com/yare-dev/yare/run"
+)
+
+// containers is everything below the CRI: network, images, runtime.
+func (s *server) containers() (run.Component, *cri.Client, error) {
+	network, err := plugins.New(s.record.Network(), s.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := image.Open(imageConfig(s.record), s.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.init, err = oci.OpenInit(); err != nil {
+		return nil, nil, err
+	}
+	runtime, err := criserver.New(criserver.Config{
+		Dir: filepath.Join(s.record.DataDir, "containers"), RunDir: filepath.Join(s.record.RunDir, "s"),
+		Socket: s.criSocket(), CgroupParent: s.record.Cgroup(),
+	}, criserver.Deps{Images: images, Network: cni.NewSelect(s.foreignNetwork(), network), Init: s.init, Log: s.log})
+	if err != nil {
+		return nil, nil, fmt.Errorf("container runtime: %w", err)
+	}
+	return run.InOrder("containers", s.watch(network), s.watch(runtime)), cri.InProcess(runtime), nil
+}
+
+// foreignNetwork runs CNI plugins where somebody has put a configuration for them.
+func (s *server) foreignNetwork() *cni.Exec {
+	return cni.NewExec(cni.ExecConfig{
+		ConfDir: s.config.CNIConfigDir, BinDirs: []string{s.config.CNIBinDir}, CacheDir: filepath.Join(s.record.RunDir, "cni"),
+		NetNSDir: filepath.Join(s.record.RunDir, "cni-netns"),
+	})
+}
+
+// kubelet runs the pods of this host's Node.
+func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
+	data := s.record.DataDir
+	c := kubelet.Defaults()
+	c.NodeName, c.NodeIPs = s.config.NodeName, []string{s.address.String()}
+	c.Port = int32(s.record.KubeletPort)
+	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
+	c.CgroupRoot = s.record.Cgroup()
+	c.ClusterDNS = []string{s.record.DNSAddress().String()}
+	c.MaxPods = int64(s.config.MaxPods)
+	if c.StaticPodPath = s.config.StaticPodDir; c.StaticPodPath == "" {
+		c.StaticPodPath = filepath.Join(data, "manifests")
+	}
+	access := s.client("system:node:"+s.config.NodeName, authn.Nodes)
+	recorder := events.New(access, "kubelet", s.config.NodeName, s.log)
+	k, err := kubelet.New(c, kubelet.Deps{
+		Client: access, CRI: runtime, Events: recorder, TLS: s.pki.ServerTLS(s.pki.KubeletServing), Log: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return run.Together("kubelet", k, recorder), nil
+}
+
+// nodeReady becomes ready when this host's Node is Ready and the cluster's DNS answers at its Service address: what `yare up`
+// waits for.
+func (s *server) nodeReady() run.Component {
+	return run.Func("node", func(ctx context.Context, ready func()) error {
+		if err := waitForNode(ctx, s.admin(), s.config.NodeName); err != nil {
+			return err
+		}
+		if err := waitForDNS(ctx, netip.AddrPortFrom(s.record.DNSAddress(), 53)); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// readyLimit is how long a start may take before the server gives up and says what is missing.
+const readyLimit = 60 * time.Second
+
+func waitForNode(ctx context.Context, c client.Reader, name string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("node %s is not Ready after %v", name, readyLimit))
+	defer cancel()
+	for e, err := range c.Watch(ctx, api.NodeKind, client.Query{Fields: fields.OneTermEqualSelector("metadata.name", name)}, 0) {
+		if err != nil {
+			return err
+		}
+		node, ok := e.Object.(*corev1.Node)
+		if !ok {
+			continue
+		}
+		for _, cond := range node.Status.Conditions {
+			if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// waitForDNS asks for the API server's own name until an answer comes: the rules that lead to the DNS server are made at the same
+// time. Each question waits a little longer for its answer.
+func waitForDNS(ctx context.Context, server netip.AddrPort) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("DNS does not answer at %v after %v", server, readyLimit))
+	defer cancel()
+	q := new(mdns.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", mdns.TypeA)
+	for wait := 4 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
+		c := mdns.Client{Timeout: wait}
+		begin := time.Now()
+		a, _, err := c.ExchangeContext(ctx, q, server.String())
+		if err == nil && a.Rcode == mdns.RcodeSuccess && len(a.Answer) > 0 {
+			return nil
+		}
+		select {
+		case <-time.After(wait - time.Since(begin)): // refused at once, for lack of an endpoint
+		case <-ctx.Done():
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// services are what makes Services reachable: rules and names.
+func (s *server) services() (run.Component, error) {
+	c := s.client("system:kube-proxy", authn.Masters)
+	rules, err := proxy.New(proxy.Config{
+		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: []netip.Prefix{s.record.PodCIDR},
+	}, proxy.Deps{Client: c, Log: s.log})
+	if err != nil {
+		return nil, err
+	}
+	names, err := dns.New(dns.Config{
+		Listen: []netip.AddrPort{netip.AddrPortFrom(s.address, 0)}, ServiceIP: s.record.DNSAddress(), NodeName: s.config.NodeName,
+		AllowFrom: []netip.Prefix{s.record.PodCIDR},
+	}, dns.Deps{Client: s.admin(), Log: s.log})
+	if err != nil {
+		return nil, err
+	}
+	return run.Together("services", s.watch(rules), s.watch(names)), nil
+}
+
+// criSocket is where crictl and others reach the runtime.
+func (s *server) criSocket() string { return filepath.Join(s.record.RunDir, "cri.sock") }

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/run"
+)
+
+func serverCommand() *cobra.Command {
+	var file, name string
+	c := &cobra.Command{
+		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
+		Short: "Run a cluster in the foreground, for systemd",
+		Long: `Run a cluster in the foreground: what 'yare up' starts in the background. Settings come from a YAML file;
+'yare config' prints them all with their defaults. SIGTERM ends the server and leaves the containers running.`,
+		Example: `  yare config > /etc/yare.yaml
+  yare server --config /etc/yare.yaml`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := requireRoot(); err != nil {
+				return err
+			}
+			config, err := loadConfig(file, name)
+			if err != nil {
+				return err
+			}
+			return serve(c.Context(), config)
+		},
+	}
+	c.Flags().StringVar(&file, "config", "", "YAML file with the settings")
+	c.Flags().StringVar(&name, "name", "", "name of the cluster (in place of the file's)")
+	return c
+}
+
+// serve runs the cluster until ctx ends or a component fails.
+func serve(ctx context.Context, config Config) error {
+	r, _, err := cluster.Host{}.Claim(config.wish())
+	if err != nil {
+		return err
+	}
+	unlock, err := r.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	notify, err := openNotify()
+	if err != nil {
+		return err
+	}
+	defer notify.close()
+	log, err := config.logger(os.Stderr)
+	if err != nil {
+		return err
+	}
+	s := &server{config: config, record: r, log: log, health: run.NewHealth(), notify: notify}
+	defer s.close()
+	all, err := s.compose(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("starting", "cluster", r.Name, "version", version, "pid", os.Getpid())
+	err = all.Run(ctx, func() {
+		log.Info("ready", "cluster", r.Name)
+		notify.say("ready")
+		notify.close()
+		// What starting needed and running does not goes back to the kernel.
+		debug.FreeOSMemory()
+	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("stopped; containers go on", "cluster", r.Name)
+	return nil
+}
+
+// notifier tells `yare up`, or whoever set YARE_NOTIFY_FD, how far the start is.
+type notifier struct {
+	mu sync.Mutex
+	f  *os.File // nil when nobody listens
+}
+
+func openNotify() (*notifier, error) {
+	text := os.Getenv(notifyFD)
+	if text == "" {
+		return &notifier{}, nil
+	}
+	os.Unsetenv(notifyFD)
+	fd, err := strconv.Atoi(text)
+	if err != nil || fd < 3 {
+		return nil, fmt.Errorf("%s=%q is not a file descriptor", notifyFD, text)
+	}
+	return &notifier{f: os.NewFile(uintptr(fd), "notify")}, nil
+}
+
+// say writes a line. That nobody listens any more is no error.
+func (n *notifier) say(line string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.f != nil {
+		fmt.Fprintln(n.f, line)
+	}
+}
+
+// close tells the listener that nothing more is to come.
+func (n *notifier) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.f != nil {
+		n.f.Close()
+		n.f = nil
+	}
+}
+
+// logger returns the log of all components.
+func (c Config) logger(w *os.File) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("logLevel: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
+}
+
+func adminKubeconfig(r *cluster.Record) string { return filepath.Join(r.DataDir, "admin.kubeconfig") }
