@@ -9,7 +9,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,8 +27,8 @@ import (
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/apiserver/servertest"
 	"github.com/yare-dev/yare/store"
-	"github.com/yare-dev/yare/store/memory"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -46,17 +45,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	s := store.New(memory.New(false), api.Stored(), store.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Keep: -1, Detect: true})
-	ctx, stop := context.WithCancel(context.Background())
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- s.Run(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-	})
-	<-ready
+	s := servertest.Store(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +60,7 @@ func newCluster(t *testing.T) *cluster {
 		c.kinds[a.Kind.APIVersion()+" "+a.Kind.Kind] = a
 	}
 	c.pipe = rest.NewPipeline(s, admission.All(admission.Deps{Store: s, Roles: c.roles}))
-	c.ctx = authn.WithUser(ctx, &authn.User{Name: "root", Groups: []string{authn.Masters, authn.Authenticated}})
+	c.ctx = authn.WithUser(t.Context(), &authn.User{Name: "root", Groups: []string{authn.Masters, authn.Authenticated}})
 	for _, ns := range []string{"default", "kube-system"} {
 		c.must(c.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}))
 		c.must(c.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}))
