@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -294,17 +295,27 @@ func BenchmarkRunDelete(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer null.Close()
+	var create, run, remove time.Duration
 	for b.Loop() {
+		began := time.Now()
 		pid, err := h.Create(b.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
 		if err != nil {
 			b.Fatal(err)
 		}
+		create += time.Since(began)
+		began = time.Now()
 		if err := h.Start(b.Context(), "c"); err != nil {
 			b.Fatal(err)
 		}
 		wait(b, pid)
+		run += time.Since(began)
+		began = time.Now()
 		if err := h.Delete(b.Context(), "c", false); err != nil {
 			b.Fatal(err)
 		}
+		remove += time.Since(began)
+	}
+	for name, d := range map[string]time.Duration{"create": create, "run": run, "delete": remove} {
+		b.ReportMetric(float64(d.Microseconds())/float64(b.N), name+"-µs")
 	}
 }
