@@ -70,7 +70,10 @@ func TestRetry(t *testing.T) {
 		}
 		return reconcile.Result{}, nil
 	}}
-	probe(t, f, func(context.Context, *rt.Cluster) { time.Sleep(time.Hour) }, configMap("a"))
+	probe(t, f, func(context.Context, *rt.Cluster) {
+		time.Sleep(time.Hour)
+		synctest.Wait()
+	}, configMap("a"))
 	ms := time.Millisecond
 	if d := cmp.Diff([]time.Duration{0, 5 * ms, 15 * ms, 35 * ms, 35*ms + time.Minute}, times); d != "" {
 		t.Error(d)
@@ -143,6 +146,7 @@ func TestLoopGathersWakeups(t *testing.T) {
 			rt.Create(t, c, configMap(fmt.Sprint(i)))
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if runs != 2 {
 			t.Errorf("%d runs", runs)
 		}

@@ -128,6 +128,7 @@ func TestSpamIsLimited(t *testing.T) {
 			r.Event(pod("a"), "Normal", "R", "m")
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if len(l.lines) != burst {
 			t.Errorf("%d of 100 events were written at once", len(l.lines))
 		}

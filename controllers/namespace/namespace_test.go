@@ -3,6 +3,7 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,9 +93,10 @@ func TestObstacles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rt.New(t)
 		d := rt.Deps(t, c)
-		locked := true
+		var locked atomic.Bool
+		locked.Store(true)
 		c.Refuse = func(verb string, k *api.Kind, _ api.Key) error {
-			if locked && verb == "delete" && k == api.SecretKind {
+			if locked.Load() && verb == "delete" && k == api.SecretKind {
 				return errors.New("locked")
 			}
 			return nil
@@ -119,7 +121,7 @@ func TestObstacles(t *testing.T) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
 		}
-		locked = false
+		locked.Store(false)
 		rt.Mutate(t, c, cm, "", func(cm *corev1.ConfigMap) { cm.Finalizers = nil })
 		time.Sleep(time.Hour)
 		if n := len(rt.List[*corev1.Namespace](t, c)); n != 0 {

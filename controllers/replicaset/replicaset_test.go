@@ -3,6 +3,7 @@ package replicaset
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,9 +109,10 @@ func TestRefusedCreation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rt.New(t)
 		d := rt.Deps(t, c)
-		full := true
+		var full atomic.Bool
+		full.Store(true)
 		c.Refuse = func(verb string, k *api.Kind, _ api.Key) error {
-			if full && verb == "create" && k == api.PodKind {
+			if full.Load() && verb == "create" && k == api.PodKind {
 				return errors.New("quota")
 			}
 			return nil
@@ -121,7 +123,7 @@ func TestRefusedCreation(t *testing.T) {
 		if n := c.Writes("create pods"); n != 2 { // the written condition wakes it once
 			t.Errorf("%d creations before the first delay", n)
 		}
-		full = false
+		full.Store(false)
 		time.Sleep(time.Minute)
 		expect(t, c, "100 replicas, 100 ready, 100 available, 0 terminating, 0 conditions")
 	})
