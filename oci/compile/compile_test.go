@@ -1,0 +1,94 @@
+package compile
+
+import (
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/plan"
+)
+
+func minimal() *specs.Spec {
+	return &specs.Spec{Version: specs.Version, Root: &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{Args: []string{"true"}, Cwd: "/"},
+		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}}}
+}
+
+// TestRejected shows that what is not honoured is refused by name.
+func TestRejected(t *testing.T) {
+	t.Parallel()
+	for want, change := range map[string]func(*specs.Spec){
+		"ociVersion":                   func(s *specs.Spec) { s.Version = "2.0" },
+		"process: required":            func(s *specs.Spec) { s.Process = nil },
+		"root.path":                    func(s *specs.Spec) { s.Root = nil },
+		"linux: required":              func(s *specs.Spec) { s.Linux = nil },
+		"linux.intelRdt":               func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.memoryPolicy":           func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"linux.netDevices":             func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"linux.timeOffsets":            func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
+		"linux.mountLabel":             func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"(time): not supported":        func(s *specs.Spec) { addNS(s, specs.TimeNamespace, "") },
+		"(user): not supported":        func(s *specs.Spec) { addNS(s, specs.UserNamespace, "") },
+		"given twice":                  func(s *specs.Spec) { addNS(s, specs.MountNamespace, "") },
+		"must be absolute":             func(s *specs.Spec) { addNS(s, specs.PIDNamespace, "x") },
+		"a new mount namespace":        func(s *specs.Spec) { s.Linux.Namespaces = nil },
+		"process.args":                 func(s *specs.Spec) { s.Process.Args = nil },
+		"process.cwd":                  func(s *specs.Spec) { s.Process.Cwd = "here" },
+		"process.env[0]":               func(s *specs.Spec) { s.Process.Env = []string{"A=\x00"} },
+		"process.oomScoreAdj":          func(s *specs.Spec) { n := 1001; s.Process.OOMScoreAdj = &n },
+		"process.rlimits[0].type":      func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} },
+		"process.capabilities.ambient": func(s *specs.Spec) { s.Process.Capabilities = &specs.LinuxCapabilities{Ambient: []string{"CAP_X"}} },
+		"process.execCPUAffinity":      func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{} },
+		"linux.rootfsPropagation":      func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
+		"not of a namespace":           func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"} },
+		`"kernel.panic"`:               func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
+		"id-mapped":                    func(s *specs.Spec) { addMount(s, specs.Mount{UIDMappings: []specs.LinuxIDMapping{{}}}) },
+		"option idmap":                 func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind", Source: "/", Options: []string{"idmap"}}) },
+		"source: required":             func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind"}) },
+		"option size":                  func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind", Source: "/", Options: []string{"size=1"}}) },
+		"linux.devices[0]":             func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "x"}} },
+	} {
+		s := minimal()
+		change(s)
+		if _, err := Container(s, Facts{LastCap: 40}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+}
+
+func addNS(s *specs.Spec, kind specs.LinuxNamespaceType, path string) {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
+}
+
+func addMount(s *specs.Spec, m specs.Mount) {
+	m.Destination = "/mnt"
+	s.Mounts = append(s.Mounts, m)
+}
+
+func TestMountOptions(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		options []string
+		want    plan.Mount
+	}{
+		{[]string{"rbind", "ro", "nosuid"}, plan.Mount{Recursive: true, Set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}},
+		{[]string{"bind", "ro", "rw"}, plan.Mount{Clear: unix.MOUNT_ATTR_RDONLY}},
+		{[]string{"rbind", "rro"}, plan.Mount{Recursive: true, RecSet: unix.MOUNT_ATTR_RDONLY}},
+		{[]string{"bind", "rslave"}, plan.Mount{RecPropagation: unix.MS_SLAVE}},
+		{[]string{"bind", "shared", "relatime"}, plan.Mount{Propagation: unix.MS_SHARED, Clear: unix.MOUNT_ATTR__ATIME}},
+	} {
+		tc.want.Target, tc.want.Source = "/mnt", "/src"
+		got, err := mount(specs.Mount{Destination: "mnt", Source: "/src", Options: tc.options}, Facts{})
+		if err != nil || len(got) != 1 {
+			t.Errorf("%v: got %v, %v", tc.options, got, err)
+			continue
+		}
+		g := got[0]
+		if g.Target != tc.want.Target || g.Source != tc.want.Source || g.Recursive != tc.want.Recursive || g.Set != tc.want.Set ||
+			g.Clear != tc.want.Clear || g.RecSet != tc.want.RecSet || g.Propagation != tc.want.Propagation || g.RecPropagation != tc.want.RecPropagation {
+			t.Errorf("%v: got %+v, want %+v", tc.options, g, tc.want)
+		}
+	}
+}
