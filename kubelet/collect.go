@@ -77,8 +77,8 @@ func runtimeID(containerID string) string {
 	return containerID
 }
 
-// image is what the collector remembers of one.
-type image struct{ seen, used time.Time }
+// usage is what the collector remembers of one.
+type usage struct{ seen, used time.Time }
 
 // collectImages removes images that no container has, those unused the longest first, when their file system is too full.
 func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
@@ -123,11 +123,11 @@ func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
 
 // remember notes which images are in use now.
 func (k *Kubelet) remember(images []*runtimeapi.Image, used map[string]bool, now time.Time) {
-	next := make(map[string]*image, len(images))
+	next := make(map[string]*usage, len(images))
 	for _, i := range images {
 		m := k.images[i.Id]
 		if m == nil {
-			m = &image{seen: now}
+			m = &usage{seen: now}
 		}
 		if used[i.Id] {
 			m.used = now

@@ -65,7 +65,7 @@ type Kubelet struct {
 	poke    chan struct{} // to look after mirrors
 
 	strangers chan struct{} // to remove what belongs to no pod
-	images    map[string]*image
+	images    map[string]*usage
 }
 
 // New checks the configuration and returns a Kubelet. Nothing is started or touched.
@@ -95,7 +95,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		volumes:  volume.New(filepath.Join(c.RootDir, "pods")),
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		images:    map[string]*image{},
+		images:    map[string]*usage{},
 	}, nil
 }
 
