@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -258,4 +259,33 @@ func BenchmarkWake(b *testing.B) {
 		ctl.Wake(api.Key{Name: "a"})
 		<-ran
 	}
+}
+
+// refusing is a Reader that may not watch.
+type refusing struct{ client.Reader }
+
+func (refusing) Watch(context.Context, *api.Kind, client.Query, api.Revision) iter.Seq2[client.Event, error] {
+	return func(yield func(client.Event, error) bool) {
+		yield(client.Event{}, apierrors.NewForbidden(api.ConfigMapKind.GroupResource(), "", nil))
+	}
+}
+
+// A watch that is refused ends the process' informers, with the kind in the error, and nothing begins.
+func TestRefusedWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := rt.Deps(t, rt.New(t))
+		d.Informers = reconcile.NewInformers(refusing{})
+		c := reconcile.New(d, reconcile.For[mapping]{Controller: "probe"})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- c.Run(ctx, func() { t.Error("the controller became ready") }) }()
+		err := d.Informers.Run(ctx, func() { t.Error("the informers became ready") })
+		if !apierrors.IsForbidden(err) || !strings.HasPrefix(err.Error(), "watch configmaps: ") {
+			t.Error(err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
