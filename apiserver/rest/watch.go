@@ -46,7 +46,7 @@ type Watch struct {
 	sel       *selector
 	feed      *store.Watch
 	bookmarks bool
-	first     []Event // what exists at the beginning; told before feed is read
+	first     []Event      // what exists at the beginning; told before feed is read
 	told      api.Revision // everything up to here was considered
 	shown     api.Revision // the last revision that the client can know
 }
