@@ -158,8 +158,15 @@ func (s *server) watch(fd int, events uint32, f func(events uint32)) {
 
 // interest changes the events that a watched descriptor waits for.
 func (s *server) interest(fd int, events uint32) {
-	_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+	e := &unix.EpollEvent{Events: events, Fd: int32(fd)}
+	if unix.EpollCtl(s.epoll, unix.EPOLL_CTL_MOD, fd, e) == unix.ENOENT {
+		_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, e)
+	}
 }
+
+// pause reports nothing about a descriptor, not even a hang-up, until the next
+// interest: there may be something to read before it.
+func (s *server) pause(fd int) { _ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, fd, nil) }
 
 // close closes a descriptor and forgets its watcher.
 func (s *server) close(fd *int) {

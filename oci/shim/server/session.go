@@ -58,6 +58,9 @@ func (s *server) attach(c *connection, r *protocol.Request, fds []int) error {
 
 // read takes input once.
 func (e *session) read() {
+	if len(e.t.backlog) > 0 {
+		return // an event of before the pause
+	}
 	n, err := unix.Read(e.in, e.t.s.buffer)
 	switch {
 	case errors.Is(err, unix.EAGAIN), err == unix.EINTR:
@@ -75,7 +78,7 @@ func (e *session) read() {
 // hold and resume stop and continue reading input.
 func (e *session) hold() {
 	if e.in >= 0 {
-		e.t.s.interest(e.in, 0)
+		e.t.s.pause(e.in)
 	}
 }
 
