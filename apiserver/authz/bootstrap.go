@@ -2,8 +2,10 @@ package authz
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,31 +19,35 @@ import (
 // subjects that somebody took away, unless the object's annotation rbac.authorization.kubernetes.io/autoupdate is
 // "false". It never takes anything away. It is idempotent.
 func Bootstrap(ctx context.Context, c client.Client) error {
+	var todo []func() error
 	for _, r := range ClusterRoles() {
-		if err := ensure(ctx, c, r, mergeClusterRole); err != nil {
-			return err
-		}
+		todo = append(todo, func() error { return ensure(ctx, c, r, mergeClusterRole) })
 	}
 	for _, b := range ClusterRoleBindings() {
-		if err := ensure(ctx, c, b, func(now, want *rbacv1.ClusterRoleBinding) {
-			now.Subjects = missingSubjects(now.Subjects, want.Subjects)
-		}); err != nil {
-			return err
-		}
+		todo = append(todo, func() error {
+			return ensure(ctx, c, b, func(now, want *rbacv1.ClusterRoleBinding) {
+				now.Subjects = missingSubjects(now.Subjects, want.Subjects)
+			})
+		})
 	}
 	for _, r := range Roles() {
-		if err := ensure(ctx, c, r, func(now, want *rbacv1.Role) { now.Rules = missingRules(now.Rules, want.Rules) }); err != nil {
-			return err
-		}
+		todo = append(todo, func() error {
+			return ensure(ctx, c, r, func(now, want *rbacv1.Role) { now.Rules = missingRules(now.Rules, want.Rules) })
+		})
 	}
 	for _, b := range RoleBindings() {
-		if err := ensure(ctx, c, b, func(now, want *rbacv1.RoleBinding) {
-			now.Subjects = missingSubjects(now.Subjects, want.Subjects)
-		}); err != nil {
-			return err
-		}
+		todo = append(todo, func() error {
+			return ensure(ctx, c, b, func(now, want *rbacv1.RoleBinding) { now.Subjects = missingSubjects(now.Subjects, want.Subjects) })
+		})
 	}
-	return nil
+	// Side by side, since what takes time is the disk, which commits many writes as fast as one.
+	errs := make([]error, len(todo))
+	var wg sync.WaitGroup
+	for i, f := range todo {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // ensureAttempts is how often an object is tried while others write it.
