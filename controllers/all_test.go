@@ -199,6 +199,69 @@ func TestWorkloads(t *testing.T) {
 	})
 }
 
+// What is orphaned stays and is adopted by a successor; what is released stays and is replaced.
+func TestOwnership(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := cluster(t)
+		web := map[string]string{"app": "web"}
+		fresh := func() *appsv1.Deployment {
+			return &appsv1.Deployment{ObjectMeta: meta("web"), Spec: appsv1.DeploymentSpec{Replicas: ptr(int32(2)),
+				Selector: &metav1.LabelSelector{MatchLabels: web}, Template: template(web, "")}}
+		}
+		first := rt.Create(t, c, fresh())
+		time.Sleep(time.Second)
+		uids := func() (out []string) {
+			for _, p := range rt.List[*corev1.Pod](t, c) {
+				out = append(out, string(p.UID))
+			}
+			slices.Sort(out)
+			return out
+		}
+		before := uids()
+		rt.Delete(t, c, first, client.DeleteOptions{Propagation: metav1.DeletePropagationOrphan})
+		time.Sleep(time.Minute)
+		sets := rt.List[*appsv1.ReplicaSet](t, c)
+		if len(sets) != 1 || len(sets[0].OwnerReferences) != 0 || !slices.Equal(uids(), before) {
+			t.Fatalf("orphaned: %d sets, pods %v, were %v", len(sets), uids(), before)
+		}
+		second := rt.Create(t, c, fresh())
+		time.Sleep(time.Second)
+		if rs := rt.List[*appsv1.ReplicaSet](t, c); len(rs) != 1 || !metav1.IsControlledBy(rs[0], second) || !slices.Equal(uids(), before) {
+			t.Errorf("adopted: %d sets, pods %v, were %v", len(rs), uids(), before)
+		}
+		p := rt.List[*corev1.Pod](t, c)[0]
+		rt.Mutate(t, c, p, "", func(p *corev1.Pod) { p.Labels["app"] = "debug" })
+		time.Sleep(time.Second)
+		if got := pods(t, c); got != "ReplicaSet x2, nobody x1" {
+			t.Errorf("released: %s", got)
+		}
+		rt.Delete(t, c, second, client.DeleteOptions{})
+		time.Sleep(time.Minute)
+		if got := pods(t, c); got != "nobody x1" {
+			t.Errorf("in the end: %s", got)
+		}
+	})
+}
+
+// A Node that is silent loses its pods to others' when there is another Node, and everything that it had when it is deleted.
+func TestLostNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := cluster(t)
+		rt.Create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}})
+		rt.Create(t, c, &corev1.Pod{ObjectMeta: meta("lonely"), Spec: corev1.PodSpec{NodeName: "n2", Containers: template(nil, "").Spec.Containers}})
+		time.Sleep(90 * time.Second) // n2 never reports
+		n := rt.Get[*corev1.Node](t, c, "", "n2")
+		if len(n.Spec.Taints) != 2 || n.Spec.PodCIDR == "" {
+			t.Errorf("node %+v", n.Spec)
+		}
+		rt.Delete(t, c, n, client.DeleteOptions{})
+		time.Sleep(2 * time.Minute)
+		if got := pods(t, c); got != "" {
+			t.Errorf("pods of a node that is gone: %s", got)
+		}
+	})
+}
+
 // Idle means idle: a converged cluster writes nothing but the Node's heartbeats.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -260,7 +323,7 @@ func TestRoles(t *testing.T) {
 // kubelet that takes no time, in a store without a disk.
 func BenchmarkDeployment(b *testing.B) {
 	c := cluster(b)
-	n := 0
+	n, writes := 0, api.Revision(0)
 	for b.Loop() {
 		n++
 		l := map[string]string{"app": fmt.Sprint("web", n)}
@@ -268,9 +331,11 @@ func BenchmarkDeployment(b *testing.B) {
 			Selector: &metav1.LabelSelector{MatchLabels: l}, Template: template(l, "")}})
 		for e := range c.Watch(b.Context(), api.DeploymentKind, client.Query{Namespace: "ns"}, api.RevisionOf(d)) {
 			if now, ok := e.Object.(*appsv1.Deployment); ok && now.Name == d.Name && now.Status.AvailableReplicas == 100 {
+				writes += e.Revision - api.RevisionOf(d)
 				break
 			}
 		}
 		rt.Delete(b, c, d, client.DeleteOptions{})
 	}
+	b.ReportMetric(float64(writes)/float64(n), "writes/op")
 }
