@@ -23,7 +23,8 @@ type Snapshot struct {
 	ReadOnly bool     `json:"readOnly,omitempty"`
 }
 
-// Snapshots lists all snapshots.
+// Snapshots lists all snapshots, those included that an interrupted Mount left
+// without a record: of them only the key is known.
 func (s *Store) Snapshots() ([]Snapshot, error) {
 	entries, err := os.ReadDir(s.path("snapshots"))
 	if err != nil {
@@ -33,7 +34,7 @@ func (s *Store) Snapshots() ([]Snapshot, error) {
 	for _, e := range entries {
 		sn, err := readJSON[Snapshot](s.path("snapshots", e.Name(), "snapshot.json"))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue
+			sn, err = Snapshot{Key: e.Name()}, nil
 		}
 		if err != nil {
 			return nil, err

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -116,8 +118,8 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 		known[st.ID] = st
 		if _, ok := s.containers[st.ID]; !ok {
 			log.Info("removing container of an interrupted call", "container", st.ID)
-			if err := client.Delete(ctx, st.ID); err != nil && !errors.Is(err, shim.ErrNotFound) {
-				log.Error("container not removed", "container", st.ID, "err", err)
+			if err := deleteUnknown(ctx, client, st.ID); err != nil {
+				log.Error("container not removed, it ends with its sandbox", "container", st.ID, "err", err)
 			}
 		}
 	}
@@ -131,6 +133,23 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 		s.adoptContainer(c, st)
 	}
 	s.addSandbox(sb)
+}
+
+// deleteTimeout bounds the removal of a container whose creation broke off at
+// an unknown point: one that does not end must not hold up the others.
+const deleteTimeout = 2 * time.Second
+
+func deleteUnknown(ctx context.Context, client *shim.Client, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	err := client.Kill(ctx, id, syscall.SIGKILL, true)
+	if err == nil || errors.Is(err, shim.ErrState) {
+		err = client.Delete(ctx, id)
+	}
+	if errors.Is(err, shim.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // adoptContainer brings a record up to what the shim knows.

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/oci/ocitest"
 )
 
 const killedEnv = "CRI_TEST_KILLED"
@@ -23,11 +26,11 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	h.pods = []string{"p"}
-	adopted := 0
+	adopted, where := 0, strings.Join([]string{h.dir, h.cgroup, ocitest.Program(t)}, " ")
 	for i := range 15 {
 		h.stop()
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
-		cmd.Env = append(os.Environ(), killedEnv+"="+h.dir+" "+h.cgroup)
+		cmd.Env = append(os.Environ(), killedEnv+"="+where)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -66,9 +69,17 @@ func TestKilled(t *testing.T) {
 
 // churn is the process that TestKilled kills.
 func churn(t *testing.T, where string) {
-	h := &harness{TB: t}
-	h.dir, h.cgroup, _ = strings.Cut(where, " ")
-	h.configure()
+	parts := strings.Fields(where)
+	h := &harness{TB: t, dir: parts[0], cgroup: parts[1]}
+	program, err := os.ReadFile(parts[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	init, err := oci.NewInit(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.configure(init)
 	h.start()
 	for i := 0; ; i++ {
 		config := h.podConfig("p")

@@ -20,6 +20,7 @@ import (
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/linux/netns"
+	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/ocitest"
 )
@@ -118,7 +119,7 @@ func newHarness(t testing.TB) *harness {
 	if err := os.Mkdir(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.configure()
+	h.configure(ocitest.Init(t))
 	images := h.deps.Images
 	root := ocitest.Rootfs(t)
 	for file, text := range map[string]string{
@@ -141,7 +142,7 @@ func newHarness(t testing.TB) *harness {
 }
 
 // configure fills in what a Server in h.dir stands on.
-func (h *harness) configure() {
+func (h *harness) configure(init *oci.Init) {
 	h.Helper()
 	log := slog.New(slog.NewTextHandler(h.Output(), nil))
 	images, err := image.Open(image.Config{Dir: filepath.Join(h.dir, "images")}, log)
@@ -149,7 +150,7 @@ func (h *harness) configure() {
 		h.Fatal(err)
 	}
 	h.net = &loopNetwork{dir: filepath.Join(h.dir, "netns"), pods: map[string]bool{}}
-	h.deps = Deps{Images: images, Network: h.net, Init: ocitest.Init(h), Log: log}
+	h.deps = Deps{Images: images, Network: h.net, Init: init, Log: log}
 	h.cfg = Config{Dir: filepath.Join(h.dir, "cri"), RunDir: filepath.Join(h.dir, "r"), Socket: filepath.Join(h.dir, "cri.sock"), CgroupParent: h.cgroup}
 }
 
