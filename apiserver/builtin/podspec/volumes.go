@@ -69,8 +69,8 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 		return append(required(p.Child("reference"), v.Image.Reference),
 			oneOf(p.Child("pullPolicy"), v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)...)
 	})
-	for name, set := range retired(v) {
-		one(set, name, func(p *field.Path) field.ErrorList {
+	for _, name := range retired(v) {
+		one(true, name, func(p *field.Path) field.ErrorList {
 			return field.ErrorList{field.Forbidden(p, "this volume type is not supported; use a CSI driver")}
 		})
 	}
