@@ -85,3 +85,17 @@ func rollModel(t *testing.T, seed uint64, r *rand.Rand, d *appsv1.Deployment, ol
 	}
 	t.Errorf("seed %d: the rollout does not end: new %d/%d, old %d", seed, *fresh.Spec.Replicas, fresh.Status.AvailableReplicas, sumSpec(old))
 }
+
+// A set that has not caught up with its scaling down lends no pods to the next step.
+func TestShrinkDoesNotCountTheDoomed(t *testing.T) {
+	set := func(size, available int32) *appsv1.ReplicaSet {
+		rs := &appsv1.ReplicaSet{}
+		rs.Spec.Replicas, rs.Status.AvailableReplicas = &size, available
+		return rs
+	}
+	old := set(8, 10) // scaled from 10 to 8 a moment ago
+	got := shrink(deployment(10), set(5, 1), []*appsv1.ReplicaSet{old})
+	if len(got) != 1 || got[0].to != 7 {
+		t.Errorf("scaled to %v: one new pod is available, so one old may go", got)
+	}
+}

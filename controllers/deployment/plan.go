@@ -60,6 +60,10 @@ func sumAvailable(sets []*appsv1.ReplicaSet) (n int32) {
 	return n
 }
 
+// usable is how many pods of rs are available and will stay. A set that was scaled down and has not caught up yet still
+// reports those that it is about to delete.
+func usable(rs *appsv1.ReplicaSet) int32 { return min(rs.Status.AvailableReplicas, *rs.Spec.Replicas) }
+
 // resized says that the Deployment's size was changed since the sets were scaled last.
 func resized(d *appsv1.Deployment, all []*appsv1.ReplicaSet) bool {
 	for _, rs := range all {
@@ -113,7 +117,7 @@ func shrink(d *appsv1.Deployment, fresh *appsv1.ReplicaSet, old []*appsv1.Replic
 	}
 	_, unavailable := limits(d)
 	least := *d.Spec.Replicas - unavailable
-	freshMissing := *fresh.Spec.Replicas - fresh.Status.AvailableReplicas
+	freshMissing := *fresh.Spec.Replicas - usable(fresh)
 	room := sumSpec(old) + *fresh.Spec.Replicas - least - freshMissing
 	if room <= 0 {
 		return nil
@@ -125,7 +129,10 @@ func shrink(d *appsv1.Deployment, fresh *appsv1.ReplicaSet, old []*appsv1.Replic
 		sizes[rs] = n - useless
 		room -= useless
 	}
-	spare := sumAvailable(old) + fresh.Status.AvailableReplicas - least
+	spare := usable(fresh) - least
+	for _, rs := range old {
+		spare += usable(rs)
+	}
 	var out []scaling
 	for _, rs := range old {
 		if down := min(sizes[rs], spare); down > 0 {
