@@ -132,7 +132,12 @@ func newMachine(t testing.TB) *machine {
 	m.config.NodeName, m.config.NodeIPs, m.config.Address, m.config.Port = "n1", []string{"127.0.0.1"}, "127.0.0.1", freePort(t)
 	m.config.RootDir, m.config.LogDir, m.config.CgroupRoot = filepath.Join(dir, "root"), filepath.Join(dir, "log"), cgroup
 	m.start()
-	t.Cleanup(func() { // after the test has deleted its pods
+	t.Cleanup(func() {
+		pods, _, _ := m.api.List(context.Background(), api.PodKind, client.Query{})
+		for _, p := range pods { // a test that failed leaves some
+			m.remove(p.GetName())
+		}
+		m.awaitEmpty()
 		m.stop()
 		cancel()
 		if err := <-down; err != nil && !errors.Is(err, context.Canceled) {
@@ -205,7 +210,7 @@ func (m *machine) await(name string, ok func(*corev1.Pod) bool) *corev1.Pod {
 			return last
 		}
 	}
-	m.Fatalf("pod %s: waited in vain; last seen %v; events %q", name, last, m.api.Events())
+	m.Fatalf("pod %s: waited in vain; last seen %v; events %q", name, last != nil, m.api.Events())
 	return nil
 }
 
@@ -251,13 +256,16 @@ func TestRealPod(t *testing.T) {
 	c.Env = []corev1.EnvVar{{Name: "NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}}
 	c.Resources = corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")},
 		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}}
-	c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/data/ready"}}}}
+	c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "test -e /data/ready"}}}}
 	m.api.Put(p)
 	got := m.await("a", func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodRunning })
 	if isReady(got) {
 		t.Error("ready before the probe said so")
 	}
-	out, exit := m.exec("a", "sh", "-c", "hostname; cat /etc/hosts; touch /data/ready; exit 3")
+	if out, exit := m.execBy(false, "a", "sh", "-c", "echo spdy"); exit != 0 || out != "spdy\n" {
+		t.Errorf("exec over SPDY: %d %q", exit, out)
+	}
+	out, exit := m.exec("a", "sh", "-c", "cat /proc/sys/kernel/hostname /etc/hosts; >/data/ready; exit 3")
 	if exit != 3 || !strings.HasPrefix(out, "a\n") || !strings.Contains(out, "127.0.0.1\ta\n") {
 		t.Errorf("exec: %d %q", exit, out)
 	}
@@ -306,7 +314,6 @@ func TestRealCrashAndMessage(t *testing.T) {
 		t.Error(s)
 	}
 	m.remove("a")
-	m.awaitEmpty()
 }
 
 // TestRealLatency holds the way from the API's event to Running, and that of a deletion, to a bound that only a mistake
@@ -330,7 +337,6 @@ func TestRealLatency(t *testing.T) {
 	if up[len(up)/2] > 500*time.Millisecond || down[len(down)/2] > time.Second {
 		t.Error("far too slow")
 	}
-	m.awaitEmpty()
 }
 
 // certs are a CA of the test's own, a server's certificate and an administrator's.
@@ -403,8 +409,22 @@ func (m *machine) get(path string) string {
 // exec runs a command in the pod's container through the kubelet's server, as kubectl does.
 func (m *machine) exec(pod string, command ...string) (output string, exit int) {
 	m.Helper()
+	return m.execBy(true, pod, command...)
+}
+
+func (m *machine) execBy(webSocket bool, pod string, command ...string) (output string, exit int) {
+	m.Helper()
 	q := url.Values{"command": command, "output": {"1"}, "error": {"1"}}
-	e, err := remotecommand.NewWebSocketExecutor(&rest.Config{Host: m.url(""), TLSClientConfig: m.certs.rest}, "GET", m.url("/exec/default/"+pod+"/app?"+q.Encode()))
+	config := &rest.Config{Host: m.url(""), TLSClientConfig: m.certs.rest}
+	to := m.url("/exec/default/" + pod + "/app?" + q.Encode())
+	e, err := remotecommand.NewWebSocketExecutor(config, "GET", to)
+	if !webSocket {
+		u, perr := url.Parse(to)
+		if perr != nil {
+			m.Fatal(perr)
+		}
+		e, err = remotecommand.NewSPDYExecutor(config, "POST", u)
+	}
 	if err != nil {
 		m.Fatal(err)
 	}

@@ -8,8 +8,8 @@
 //	POST     /run/<ns>/<pod>[/<uid>]/<container>?cmd=
 //	GET      /stats/summary, /metrics, /metrics/resource, /configz
 //
-// Exec, attach and port-forward sessions (SPDY or WebSocket) are passed on to the URL that the runtime names; the kubelet
-// does not look into them.
+// Exec, attach and port-forward sessions are passed on to the URL that the runtime names, and the kubelet does not look
+// into them, but for WebSocket's protocol v5, which it translates to SPDY.
 //
 // Whoever asks must show a certificate of the cluster's CA; then Authorize decides. Sessions end with the server.
 package server

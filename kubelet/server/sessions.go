@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/yare-dev/yare/kubelet/spec"
 )
@@ -22,18 +23,21 @@ func on(q url.Values, name string) bool {
 	return v == "1" || v == "true"
 }
 
+// wanted returns which streams a session shall have. A terminal has one output.
+func wanted(q url.Values) streams {
+	tty := on(q, "tty")
+	return streams{in: on(q, "input"), out: on(q, "output"), err: on(q, "error") && !tty, tty: tty}
+}
+
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	_, c, ok := s.find(w, r)
 	if !ok || !running(w, c) {
 		return
 	}
-	q := r.URL.Query()
-	tty := on(q, "tty")
+	has := wanted(r.URL.Query())
 	got, err := s.CRI.Runtime.Exec(r.Context(), &runtimeapi.ExecRequest{
-		ContainerId: id(c.ContainerID), Cmd: q["command"], Tty: tty,
-		Stdin: on(q, "input"), Stdout: on(q, "output"), Stderr: on(q, "error") && !tty, // a terminal has one output
-	})
-	s.session(w, r, got.GetUrl(), err)
+		ContainerId: id(c.ContainerID), Cmd: r.URL.Query()["command"], Tty: has.tty, Stdin: has.in, Stdout: has.out, Stderr: has.err})
+	s.session(w, r, got.GetUrl(), err, has)
 }
 
 func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
@@ -41,18 +45,20 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 	if !ok || !running(w, c) {
 		return
 	}
-	q := r.URL.Query()
-	tty := on(q, "tty")
+	has := wanted(r.URL.Query())
 	got, err := s.CRI.Runtime.Attach(r.Context(), &runtimeapi.AttachRequest{
-		ContainerId: id(c.ContainerID), Tty: tty, Stdin: on(q, "input"), Stdout: on(q, "output"), Stderr: on(q, "error") && !tty,
-	})
-	s.session(w, r, got.GetUrl(), err)
+		ContainerId: id(c.ContainerID), Tty: has.tty, Stdin: has.in, Stdout: has.out, Stderr: has.err})
+	s.session(w, r, got.GetUrl(), err, has)
 }
 
 func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 	pod := s.Pods.Find(r.PathValue("namespace"), r.PathValue("pod"))
 	if pod == nil || r.PathValue("uid") != "" && string(pod.UID) != r.PathValue("uid") {
 		http.Error(w, fmt.Sprintf("pod %q not found", r.PathValue("namespace")+"/"+r.PathValue("pod")), http.StatusNotFound)
+		return
+	}
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		http.Error(w, "port-forward over WebSocket is not served: use SPDY", http.StatusBadRequest) // as clients then do
 		return
 	}
 	var ports []int32
@@ -75,7 +81,7 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		got, err = s.CRI.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandboxes.Items[0].Id, Port: ports})
 	}
-	s.session(w, r, got.GetUrl(), err)
+	s.session(w, r, got.GetUrl(), err, streams{})
 }
 
 // run executes a command and answers with its output.
@@ -106,7 +112,7 @@ func running(w http.ResponseWriter, c *corev1.ContainerStatus) bool {
 }
 
 // session passes the request on to where the runtime serves the session that it has prepared.
-func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err error) {
+func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err error, has streams) {
 	if err != nil {
 		refuse(w, err)
 		return
@@ -117,6 +123,10 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err 
 	}
 	if err != nil {
 		refuse(w, err)
+		return
+	}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.translate(w, r, u, has)
 		return
 	}
 	proxy := &httputil.ReverseProxy{
