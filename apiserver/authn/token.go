@@ -52,6 +52,7 @@ type Tokens struct {
 	kid    string
 	get    Getter
 	parser *jwt.Parser
+	seen   signatures
 }
 
 // Ref is a name with a UID inside a token.
@@ -134,13 +135,9 @@ func (t *Tokens) Authenticate(r *http.Request) (*User, error) {
 
 // Verify returns the user of a token and those of audiences that it is for, at least one.
 func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (*User, []string, error) {
-	var c claims
-	_, err := t.parser.ParseWithClaims(token, &c, func(*jwt.Token) (any, error) { return &t.config.Key.PublicKey, nil })
+	c, err := t.claims(token)
 	if err != nil {
-		if errors.Is(err, jwt.ErrTokenMalformed) || errors.Is(err, jwt.ErrTokenInvalidIssuer) {
-			return nil, nil, errForeignToken
-		}
-		return nil, nil, fmt.Errorf("verify service account token: %w", err)
+		return nil, nil, err
 	}
 	b := c.Kubernetes
 	if b == nil || c.Subject != serviceAccountUser+b.Namespace+":"+b.ServiceAccount.Name {
@@ -159,6 +156,23 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 		return nil, nil, err
 	}
 	return b.user(c.ID), both, nil
+}
+
+// claims returns what a token says, after checking who signed it and its times.
+func (t *Tokens) claims(token string) (*claims, error) {
+	if c := t.seen.get(token, time.Now()); c != nil {
+		return c, nil
+	}
+	c := &claims{}
+	_, err := t.parser.ParseWithClaims(token, c, func(*jwt.Token) (any, error) { return &t.config.Key.PublicKey, nil })
+	if errors.Is(err, jwt.ErrTokenMalformed) || errors.Is(err, jwt.ErrTokenInvalidIssuer) {
+		return nil, errForeignToken
+	}
+	if err != nil {
+		return nil, fmt.Errorf("verify service account token: %w", err)
+	}
+	t.seen.put(token, c)
+	return c, nil
 }
 
 // checkBound looks up what b names.
