@@ -1,0 +1,67 @@
+package apiserver_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
+)
+
+// When the server is told to stop, watches end at once and Run returns with nothing left.
+func TestRunEndsWatches(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var health *run.Health
+	s := serve(t, func(c *apiserver.Config, d *apiserver.Deps) { c.Listeners, health = []net.Listener{l}, d.Health })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	up, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- health.Watch(s).Run(ctx, func() { close(up) }) }()
+	<-up
+	get := func(path string) *http.Response {
+		resp, err := http.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	ready := get("/readyz?verbose")
+	defer ready.Body.Close()
+	if b, err := io.ReadAll(ready.Body); err != nil || !strings.Contains(string(b), "[+]apiserver ok\n") {
+		t.Error(string(b), err)
+	}
+	w := get("/api/v1/pods?watch=1")
+	defer w.Body.Close()
+	begin := time.Now()
+	cancel()
+	if b, err := io.ReadAll(w.Body); err != nil || len(b) != 0 {
+		t.Error(string(b), err)
+	}
+	if err := <-done; err != nil || time.Since(begin) > 1500*time.Millisecond {
+		t.Error(err, time.Since(begin))
+	}
+}
+
+// A panic costs its request, not the process.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(_ *apiserver.Config, d *apiserver.Deps) {
+		d.Admission = []rest.Admission{{Name: "broken", Mutate: func(context.Context, *rest.Admitting) error { panic("broken") }}}
+	})
+	if w := do(t, s, "POST", "/api/v1/namespaces/default/configmaps", `{"metadata":{"name":"a"}}`); w.Code != 500 {
+		t.Error(w.Code, w.Body)
+	}
+	if w := do(t, s, "GET", "/healthz", ""); w.Code != 200 {
+		t.Error(w.Code, w.Body)
+	}
+}
