@@ -164,14 +164,15 @@ func readYAML(t *testing.T, text string) map[string]any {
 var (
 	header  = regexp.MustCompile(`(?m)^==== `)
 	uids    = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	ages    = regexp.MustCompile(`^([0-9.]+[smhdy])+$|^\d{4}-\d\d-\d\dT`)
 	changes = regexp.MustCompile(`(?m)^--- ?(\w*)\n`)
 )
 
 // TestGolden creates and updates objects and compares what is wrong with them with the golden text.
 //
 // A file opens with a document. Each case, after "==== title", is a merge patch of it that is created. Further patches after
-// "---", or "--- status", are updates of what the API answered. After "----" stands what is wrong, one problem a line, or "ok"; with
-// a title that opens with "show" also the object.
+// "---", or "--- status", are updates of what the API answered. After "----" stands what is wrong, one problem a line, or "ok"; after
+// a title that opens with "show" the object, with "row" what kubectl get -o wide prints of it.
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.yaml")
@@ -234,10 +235,26 @@ func runCase(c *cluster, title string, base map[string]any, in string) string {
 	if err != nil {
 		return problems(err)
 	}
-	if !strings.HasPrefix(title, "show") {
-		return "ok\n"
+	switch word, _, _ := strings.Cut(title, " "); word {
+	case "show":
+		return shown(c.t, now)
+	case "row":
+		return row(c, now)
 	}
-	return shown(c.t, now)
+	return "ok\n"
+}
+
+// row is what kubectl get prints of an object, with ages that do not differ from run to run.
+func row(c *cluster, o api.Object) string {
+	var cells []string
+	for _, v := range c.row(o) {
+		text := fmt.Sprint(v)
+		if ages.MatchString(text) {
+			text = "AGE"
+		}
+		cells = append(cells, uids.ReplaceAllString(text, "UID"))
+	}
+	return strings.Join(cells, " | ") + "\n"
 }
 
 // shown is an object without what differs from run to run.
