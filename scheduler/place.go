@@ -15,16 +15,22 @@ type placer struct {
 	filters []plugins.Filter
 	scores  []plugins.Score
 	rand    *rand.Rand
+	memos   map[string]*memo // by signature
+	clock   uint64
 
 	// Kept between calls to save allocations.
-	checks   []*plugins.Check
+	checks   []*plugins.Check // by filter
+	local    []*plugins.Check
+	global   []*plugins.Check
 	feasible []int
 	totals   []int64
 	ranks    []int64
 }
 
 func newPlacer(seed uint64) *placer {
-	return &placer{filters: plugins.Filters(), scores: plugins.Scores(), rand: rand.New(rand.NewPCG(seed, 0))}
+	return &placer{
+		filters: plugins.Filters(), scores: plugins.Scores(), rand: rand.New(rand.NewPCG(seed, 0)), memos: map[string]*memo{},
+	}
 }
 
 // failure says why a pod fits nowhere.
@@ -51,9 +57,54 @@ func (f *failure) Error() string {
 	return fmt.Sprintf("0/%d nodes are available: %s.", f.nodes, strings.Join(parts, ", "))
 }
 
+// memo is what local plugins said of nodes for pods of one signature.
+type memo struct {
+	seen  []uint64 // Cluster.Changed when they were asked, plus one
+	pass  []bool
+	score []int64
+	used  uint64
+}
+
+// maxMemos bounds the signatures that are remembered.
+const maxMemos = 64
+
+// memoOf returns the memo for p's signature.
+func (pl *placer) memoOf(c *cluster.Cluster, p *cluster.Pod) (*memo, error) {
+	id, err := plugins.Signature(p)
+	if err != nil {
+		return nil, err
+	}
+	m := pl.memos[id]
+	if m == nil {
+		if len(pl.memos) >= maxMemos {
+			oldest := ""
+			for id, m := range pl.memos {
+				if oldest == "" || m.used < pl.memos[oldest].used {
+					oldest = id
+				}
+			}
+			delete(pl.memos, oldest)
+		}
+		m = &memo{}
+		pl.memos[id] = m
+	}
+	pl.clock++
+	m.used = pl.clock
+	if n := len(c.Nodes) - len(m.seen); n > 0 {
+		m.seen = append(m.seen, make([]uint64, n)...)
+		m.pass = append(m.pass, make([]bool, n)...)
+		m.score = append(m.score, make([]int64, n)...)
+	}
+	return m, nil
+}
+
 // place returns the slot of the best node for p, any of the best where several are.
 func (pl *placer) place(c *cluster.Cluster, p *cluster.Pod) (int, *failure) {
-	pl.checks = pl.checks[:0]
+	m, err := pl.memoOf(c, p)
+	if err != nil {
+		return 0, &failure{nodes: c.Count, fault: err}
+	}
+	pl.checks, pl.local, pl.global = pl.checks[:0], pl.local[:0], pl.global[:0]
 	for i := range pl.filters {
 		f := &pl.filters[i]
 		check, err := f.Prepare(c, p)
@@ -61,20 +112,60 @@ func (pl *placer) place(c *cluster.Cluster, p *cluster.Pod) (int, *failure) {
 			return 0, &failure{nodes: c.Count, fault: err, wakes: f.Wakes | plugins.NodeAdded}
 		}
 		pl.checks = append(pl.checks, check) // nil keeps the numbering
-	}
-	pl.feasible = pl.feasible[:0]
-	for slot, n := range c.Nodes {
-		if n != nil && pl.rejects(slot) < 0 {
-			pl.feasible = append(pl.feasible, slot)
+		switch {
+		case check == nil:
+		case f.Local:
+			pl.local = append(pl.local, check)
+		default:
+			pl.global = append(pl.global, check)
 		}
 	}
+	pl.filter(c, p, m)
 	switch len(pl.feasible) {
 	case 0:
 		return 0, pl.explain(c)
 	case 1:
 		return pl.feasible[0], nil
 	}
-	return pl.best(c, p), nil
+	return pl.best(c, p, m), nil
+}
+
+// filter finds the feasible slots. Local plugins are asked only about nodes that changed.
+func (pl *placer) filter(c *cluster.Cluster, p *cluster.Pod, m *memo) {
+	pl.feasible = pl.feasible[:0]
+	var ranks []func(int) int64
+	var weights []int64
+	for i := range pl.scores {
+		if s := &pl.scores[i]; s.Local {
+			if rank := s.Prepare(c, p, nil); rank != nil {
+				ranks, weights = append(ranks, rank), append(weights, s.Weight)
+			}
+		}
+	}
+	for slot, n := range c.Nodes {
+		if n == nil {
+			continue
+		}
+		if now := c.Changed[slot] + 1; m.seen[slot] != now {
+			m.seen[slot], m.score[slot] = now, 0
+			m.pass[slot] = passes(pl.local, slot)
+			for i, rank := range ranks {
+				m.score[slot] += weights[i] * rank(slot)
+			}
+		}
+		if m.pass[slot] && passes(pl.global, slot) {
+			pl.feasible = append(pl.feasible, slot)
+		}
+	}
+}
+
+func passes(checks []*plugins.Check, slot int) bool {
+	for _, c := range checks {
+		if !c.Pass(slot) {
+			return false
+		}
+	}
+	return true
 }
 
 // rejects returns the number of the first filter that the node does not pass, or -1.
@@ -103,12 +194,17 @@ func (pl *placer) explain(c *cluster.Cluster) *failure {
 }
 
 // best returns the feasible slot with the highest sum of weighted scores.
-func (pl *placer) best(c *cluster.Cluster, p *cluster.Pod) int {
-	n := len(pl.feasible)
-	pl.totals = append(pl.totals[:0], make([]int64, n)...)
-	pl.ranks = append(pl.ranks[:0], make([]int64, n)...)
+func (pl *placer) best(c *cluster.Cluster, p *cluster.Pod, m *memo) int {
+	pl.totals = pl.totals[:0]
+	for _, slot := range pl.feasible {
+		pl.totals = append(pl.totals, m.score[slot])
+	}
+	pl.ranks = slices.Grow(pl.ranks[:0], len(pl.feasible))[:len(pl.feasible)]
 	for i := range pl.scores {
 		s := &pl.scores[i]
+		if s.Local {
+			continue // in m
+		}
 		rank := s.Prepare(c, p, pl.feasible)
 		if rank == nil {
 			continue
@@ -121,16 +217,21 @@ func (pl *placer) best(c *cluster.Cluster, p *cluster.Pod) int {
 			pl.totals[j] += s.Weight * r
 		}
 	}
-	best, ties := 0, 0
-	for j, t := range pl.totals {
-		switch {
-		case t > pl.totals[best] || ties == 0:
-			best, ties = j, 1
-		case t == pl.totals[best]:
-			if ties++; pl.rand.IntN(ties) == 0 {
-				best = j
-			}
+	high, ties := pl.totals[0], 0
+	for _, t := range pl.totals {
+		if t > high {
+			high, ties = t, 0
+		}
+		if t == high {
+			ties++
 		}
 	}
-	return pl.feasible[best]
+	for j, left := 0, pl.rand.IntN(ties); ; j++ {
+		if pl.totals[j] == high {
+			if left == 0 {
+				return pl.feasible[j]
+			}
+			left--
+		}
+	}
 }

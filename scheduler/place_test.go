@@ -287,6 +287,9 @@ func tryPod(t *testing.T, pod *corev1.Pod, o *oracle, c *cluster.Cluster, pl *pl
 		return
 	}
 	node := c.Nodes[slot].Name
+	if !o.feasible(pod, o.nodes[node]) {
+		t.Errorf("pod %s is placed on %s, where it cannot be", pod.Name, node)
+	}
 	c.SetPod(p, node)
 	bound := pod.DeepCopy()
 	bound.Spec.NodeName = node

@@ -11,6 +11,7 @@ package cluster
 
 import (
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -38,6 +39,8 @@ type Cluster struct {
 	Nodes []*corev1.Node
 	// Count is the number of nodes.
 	Count int
+	// Reluctant is the number of nodes with a taint of effect PreferNoSchedule.
+	Reluctant int
 	// Alloc and Used are what nodes offer and what pods ask for, by resource and slot.
 	Alloc, Used [][]int64
 	// Loaded is Used with the defaults above for containers that ask for nothing: CPU and memory, by slot.
@@ -169,6 +172,7 @@ func (c *Cluster) slot() int {
 // describe takes over what a node says of itself.
 func (c *Cluster) describe(slot int, n *corev1.Node) {
 	c.forgetImages(slot)
+	c.Reluctant += reluctant(n) - reluctant(c.Nodes[slot])
 	c.Nodes[slot] = n
 	c.Changed[slot]++
 	for name := range n.Status.Allocatable {
@@ -187,6 +191,14 @@ func (c *Cluster) describe(slot int, n *corev1.Node) {
 		}
 	}
 	c.ImageSize[slot] = images
+}
+
+// reluctant is 1 for a node that would rather not have some pods.
+func reluctant(n *corev1.Node) int {
+	if n != nil && slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Effect == corev1.TaintEffectPreferNoSchedule }) {
+		return 1
+	}
+	return 0
 }
 
 func (c *Cluster) forgetImages(slot int) {
@@ -212,6 +224,7 @@ func (c *Cluster) RemoveNode(name string) {
 	for i := range c.names {
 		c.Alloc[i][slot] = 0
 	}
+	c.Reluctant -= reluctant(c.Nodes[slot])
 	c.Nodes[slot], c.Ports[slot] = nil, nil
 	c.Changed[slot]++
 	c.Count--

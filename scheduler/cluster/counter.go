@@ -16,12 +16,15 @@ type Topology struct {
 	ids    map[string]int32
 	of     []int32 // domain by slot
 	counts []int32 // nodes by domain
+	live   int     // domains with nodes
 }
 
 // place notes a node's domain.
 func (t *Topology) place(slot int, set map[string]string) {
 	if was := t.of[slot]; was != nowhere {
-		t.counts[was]--
+		if t.counts[was]--; t.counts[was] == 0 {
+			t.live--
+		}
 	}
 	t.of[slot] = nowhere
 	if value, ok := set[t.key]; ok {
@@ -32,7 +35,9 @@ func (t *Topology) place(slot int, set map[string]string) {
 			t.counts = append(t.counts, 0)
 		}
 		t.of[slot] = id
-		t.counts[id]++
+		if t.counts[id]++; t.counts[id] == 1 {
+			t.live++
+		}
 	}
 }
 
@@ -41,6 +46,9 @@ func (t *Topology) Domain(slot int) int32 { return t.of[slot] }
 
 // Len is the number of domains there ever were. Those without nodes have no Nodes.
 func (t *Topology) Len() int { return len(t.counts) }
+
+// Live is the number of domains with nodes.
+func (t *Topology) Live() int { return t.live }
 
 // Nodes returns the number of nodes in a domain.
 func (t *Topology) Nodes(domain int32) int32 { return t.counts[domain] }

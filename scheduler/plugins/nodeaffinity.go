@@ -10,6 +10,7 @@ import (
 // nodeAffinity is for nodeSelector and required node affinity.
 var nodeAffinity = Filter{
 	Name:  "NodeAffinity",
+	Local: true,
 	Wakes: NodeAdded | NodeLabels,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		match := wants(p)

@@ -5,6 +5,7 @@ import "github.com/yare-dev/yare/scheduler/cluster"
 // nodePorts keeps host ports from being given twice.
 var nodePorts = Filter{
 	Name:  "NodePorts",
+	Local: true,
 	Wakes: NodeAdded | PodRemoved,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		if len(p.Ports) == 0 {

@@ -9,6 +9,7 @@ import (
 // nodeResourcesFit sees to it that no node is asked for more than it offers.
 var nodeResourcesFit = Filter{
 	Name:  "NodeResourcesFit",
+	Local: true,
 	Wakes: NodeAdded | NodeResources | PodRemoved,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		return &Check{
@@ -44,7 +45,7 @@ func fits(c *cluster.Cluster, r cluster.Request, slot int) bool {
 
 // leastAllocated prefers nodes with much CPU and memory left, counting a little for containers that ask for nothing.
 var leastAllocated = Score{
-	Name: "NodeResourcesFit", Weight: 1,
+	Name: "NodeResourcesFit", Weight: 1, Local: true,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod, _ []int) func(int) int64 {
 		return func(slot int) int64 {
 			var sum, n int64
@@ -68,7 +69,7 @@ var leastAllocated = Score{
 
 // balancedAllocation prefers nodes of which the pod would leave CPU and memory used to similar fractions.
 var balancedAllocation = Score{
-	Name: "NodeResourcesBalancedAllocation", Weight: 1,
+	Name: "NodeResourcesBalancedAllocation", Weight: 1, Local: true,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod, _ []int) func(int) int64 {
 		var ask [2]int64
 		for _, r := range p.Requests {

@@ -10,6 +10,7 @@ import (
 // nodeUnschedulable keeps pods off cordoned nodes.
 var nodeUnschedulable = Filter{
 	Name:  "NodeUnschedulable",
+	Local: true,
 	Wakes: NodeAdded | NodeTaints,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		taint := &corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}

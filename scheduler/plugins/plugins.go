@@ -5,7 +5,14 @@
 // for a pod it works out once, in Prepare.
 package plugins
 
-import "github.com/yare-dev/yare/scheduler/cluster"
+import (
+	"encoding/binary"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/yare-dev/yare/scheduler/cluster"
+)
 
 // Change is what can happen in a cluster that may make room for a pod.
 type Change uint16
@@ -24,6 +31,9 @@ const (
 // Filter says which nodes can take a pod.
 type Filter struct {
 	Name string
+	// Local says that the check looks at the node alone (and the pods on it), and at nothing of the pod that Signature
+	// leaves out. Its outcome holds until Cluster.Changed.
+	Local bool
 	// Wakes are the changes after which a node that did not pass may.
 	Wakes Change
 	// Prepare returns the check for p, nil when p does not care. An error is a fault of p: it can be placed nowhere.
@@ -63,6 +73,7 @@ type Score struct {
 	Name   string
 	Weight int64
 	Scale  Scale
+	Local  bool // as of a Filter; the scale is Plain
 	// Prepare returns the ranking for p, nil when it makes no difference. Feasible are the slots that passed.
 	Prepare func(c *cluster.Cluster, p *cluster.Pod, feasible []int) func(slot int) int64
 }
@@ -91,8 +102,13 @@ func (s Scale) Apply(ranks []int64) {
 	for _, r := range ranks {
 		low, high = min(low, r), max(high, r)
 	}
+	// Ranks are few and often the same as the one before.
+	last, score := low, s.one(low, low, high)
 	for i, r := range ranks {
-		ranks[i] = s.one(r, low, high)
+		if r != last {
+			last, score = r, s.one(r, low, high)
+		}
+		ranks[i] = score
 	}
 }
 
@@ -112,4 +128,25 @@ func (s Scale) one(r, low, high int64) int64 {
 		return Max - Max*r/high
 	}
 	return Max * (high + low - r) / high
+}
+
+// Signature returns what local plugins see of a pod. Pods of one template have the same.
+func Signature(p *cluster.Pod) (string, error) {
+	seen := corev1.PodSpec{NodeSelector: p.Spec.NodeSelector, Tolerations: p.Spec.Tolerations}
+	if a := p.Spec.Affinity; a != nil && a.NodeAffinity != nil {
+		seen.Affinity = &corev1.Affinity{NodeAffinity: a.NodeAffinity}
+	}
+	b, err := seen.Marshal()
+	if err != nil {
+		return "", fmt.Errorf("encode the pod's spec: %w", err)
+	}
+	for _, r := range p.Requests {
+		b = binary.AppendVarint(binary.AppendVarint(b, int64(r.Column)), r.Amount)
+	}
+	b = binary.AppendVarint(append(b, 0xff), p.Load[0])
+	b = binary.AppendVarint(b, p.Load[1])
+	for _, port := range p.Ports {
+		b = fmt.Append(b, port)
+	}
+	return string(b), nil
 }

@@ -135,18 +135,19 @@ var podTopologySpreadScore = Score{
 		if len(spreads) == 0 {
 			return nil
 		}
-		weights := make([]float64, len(spreads))
+		// In 1/1024: a domain weighs the more, the more of them there are.
+		weights := make([]int64, len(spreads))
 		for i, s := range spreads {
-			weights[i] = math.Log(float64(s.reach(feasible)) + 2)
+			weights[i] = int64(1024 * math.Log(float64(s.reach(c, feasible))+2))
 		}
 		return func(slot int) int64 {
-			var sum float64
+			var sum int64
 			for i, s := range spreads {
 				if d := s.counter.Topology.Domain(slot); d >= 0 {
-					sum += float64(s.in(d))*weights[i] + float64(s.skew-1)
+					sum += s.in(d)*weights[i] + 1024*(s.skew-1)
 				}
 			}
-			return int64(math.Round(sum))
+			return (sum + 512) / 1024
 		}
 	},
 }
@@ -175,8 +176,11 @@ func (s *spread) in(domain int32) int64 {
 }
 
 // reach returns over how many domains the pod could be spread.
-func (s *spread) reach(feasible []int) int {
+func (s *spread) reach(c *cluster.Cluster, feasible []int) int {
 	t := s.counter.Topology
+	if len(feasible) == c.Count {
+		return t.Live()
+	}
 	seen := make([]bool, t.Len())
 	n := 0
 	for _, slot := range feasible {

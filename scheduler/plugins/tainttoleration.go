@@ -10,6 +10,7 @@ import (
 // taintToleration keeps pods off nodes with taints that they do not tolerate.
 var taintToleration = Filter{
 	Name:  "TaintToleration",
+	Local: true,
 	Wakes: NodeAdded | NodeTaints,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		return &Check{
@@ -32,13 +33,11 @@ func tolerated(p *cluster.Pod, n *corev1.Node) bool {
 // taintTolerationScore prefers nodes with few taints of effect PreferNoSchedule that the pod does not tolerate.
 var taintTolerationScore = Score{
 	Name: "TaintToleration", Weight: 3, Scale: Down,
-	Prepare: func(c *cluster.Cluster, p *cluster.Pod, feasible []int) func(int) int64 {
-		for _, slot := range feasible {
-			if len(c.Nodes[slot].Spec.Taints) > 0 {
-				return func(slot int) int64 { return reluctance(p, c.Nodes[slot]) }
-			}
+	Prepare: func(c *cluster.Cluster, p *cluster.Pod, _ []int) func(int) int64 {
+		if c.Reluctant == 0 {
+			return nil
 		}
-		return nil
+		return func(slot int) int64 { return reluctance(p, c.Nodes[slot]) }
 	},
 }
 
