@@ -2,8 +2,11 @@ package pki
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -279,6 +282,29 @@ func TestRenewal(t *testing.T) {
 		time.Sleep(48 * time.Hour)
 		if _, err := Ensure(dir, config()); err == nil {
 			t.Error("an expired authority was accepted")
+		}
+	})
+}
+
+func TestRenewer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := ensure(t, dir, config())
+		first := p.Server.Certificate().Leaf
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Renewer(slog.New(slog.NewTextHandler(t.Output(), nil))).Run(ctx, func() {}) }()
+		time.Sleep(5 * leafLife)
+		if last := p.Server.Certificate().Leaf; time.Now().After(last.NotAfter) || !last.NotAfter.After(first.NotAfter) {
+			t.Errorf("after five years the certificate ends %v", last.NotAfter)
+		}
+		if err := p.Server.Certificate().Leaf.CheckSignatureFrom(p.CA.cert); err != nil {
+			t.Error(err)
+		}
+		stop()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
 		}
 	})
 }
