@@ -428,16 +428,16 @@ func (m *machine) execBy(webSocket bool, pod string, command ...string) (output 
 	if err != nil {
 		m.Fatal(err)
 	}
-	var out bytes.Buffer
+	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	err = e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &out})
+	err = e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &errs})
 	var code utilexec.CodeExitError
 	switch {
 	case errors.As(err, &code):
-		return out.String(), code.Code
+		return out.String() + errs.String(), code.Code
 	case err != nil:
 		m.Fatal(err)
 	}
-	return out.String(), 0
+	return out.String() + errs.String(), 0
 }

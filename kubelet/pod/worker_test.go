@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -235,10 +236,11 @@ func TestSandboxLost(t *testing.T) {
 func TestImagePulls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		b.runtime.Pull = func(string) error {
 			time.Sleep(time.Second)
-			if fail {
+			if fail.Load() {
 				return errors.New("registry is down")
 			}
 			return nil
@@ -251,7 +253,7 @@ func TestImagePulls(t *testing.T) {
 		if got := short(b.pod("a")); got != "Pending app=ErrImagePull" && got != "Pending app=ImagePullBackOff" {
 			t.Fatal(got)
 		}
-		fail = false
+		fail.Store(false)
 		time.Sleep(12 * time.Second)
 		b.wantStatus("a", "Running ready app=running")
 	})
