@@ -1,0 +1,271 @@
+package plugins
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/scheduler/cluster"
+)
+
+func node(name string, change ...func(*corev1.Node)) *corev1.Node {
+	n := &corev1.Node{}
+	n.Name, n.Labels = name, map[string]string{corev1.LabelHostname: name}
+	n.Status.Allocatable = corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("8Gi"), corev1.ResourcePods: resource.MustParse("10"),
+	}
+	for _, f := range change {
+		f(n)
+	}
+	return n
+}
+
+func pod(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{}
+	p.Namespace, p.Name, p.UID = "ns", name, types.UID(name)
+	p.Spec.Containers = []corev1.Container{{Name: "c", Image: "i:1"}}
+	for _, f := range change {
+		f(p)
+	}
+	return p
+}
+
+func asks(cpu, memory string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
+	}
+}
+
+func label(key, value string) func(*corev1.Node) {
+	return func(n *corev1.Node) { n.Labels[key] = value }
+}
+
+func app(value string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.Labels = map[string]string{"app": value} }
+}
+
+// world is nodes a, b, c, ... with pods on them by node.
+func world(t *testing.T, nodes []*corev1.Node, pods map[string][]*corev1.Pod) *cluster.Cluster {
+	t.Helper()
+	c := cluster.New()
+	for _, n := range nodes {
+		c.SetNode(n)
+	}
+	for on, ps := range pods {
+		for _, p := range ps {
+			q, err := c.Pod(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.SetPod(q, on)
+		}
+	}
+	return c
+}
+
+func taint(effect corev1.TaintEffect) func(*corev1.Node) {
+	return func(n *corev1.Node) {
+		n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "k", Value: fmt.Sprint(len(n.Spec.Taints)), Effect: effect})
+	}
+}
+
+func hostPort(ip string, port int32) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{HostIP: ip, HostPort: port, Protocol: corev1.ProtocolTCP}}
+	}
+}
+
+func near(value string, required bool) func(*corev1.Pod) {
+	term := corev1.PodAffinityTerm{TopologyKey: "zone", LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": value}}}
+	return func(p *corev1.Pod) {
+		a := &corev1.PodAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{Weight: 5, PodAffinityTerm: term}}}
+		if required {
+			a = &corev1.PodAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{term}}
+		}
+		p.Spec.Affinity = &corev1.Affinity{PodAffinity: a}
+	}
+}
+
+// Reasons of nodes a and b; the constraints themselves are compared with an oracle in package scheduler.
+func TestReasons(t *testing.T) {
+	t.Parallel()
+	big := func(p *corev1.Pod) {
+		asks("5", "9Gi")(p)
+		p.Spec.Containers[0].Resources.Requests["example.com/gpu"] = resource.MustParse("1")
+	}
+	ten := make([]*corev1.Pod, 10)
+	for i := range ten {
+		ten[i] = pod(fmt.Sprint(i))
+	}
+	for _, tt := range []struct {
+		name   string
+		filter Filter
+		a      *corev1.Node
+		pods   map[string][]*corev1.Pod
+		pod    *corev1.Pod
+		want   []string // none: it fits
+	}{
+		{"resources", nodeResourcesFit, node("a"), nil, pod("p", big),
+			[]string{"Insufficient cpu", "Insufficient memory", "Insufficient example.com/gpu"}},
+		{"number of pods", nodeResourcesFit, node("a"), map[string][]*corev1.Pod{"a": ten}, pod("p"), []string{"Too many pods"}},
+		{"exactly full", nodeResourcesFit, node("a"), map[string][]*corev1.Pod{"a": {pod("q", asks("3", "1Gi"))}}, pod("p", asks("1", "7Gi")), nil},
+		{"sidecars and init containers", nodeResourcesFit, node("a"), nil, pod("p", asks("2", "1Gi"), func(p *corev1.Pod) {
+			p.Spec.InitContainers = []corev1.Container{
+				{RestartPolicy: new(corev1.ContainerRestartPolicyAlways), Resources: pod("", asks("1", "0")).Spec.Containers[0].Resources},
+				{Resources: pod("", asks("3500m", "0")).Spec.Containers[0].Resources},
+			}
+		}), []string{"Insufficient cpu"}},
+		{"overhead", nodeResourcesFit, node("a"), nil, pod("p", asks("4", "1Gi"), func(p *corev1.Pod) {
+			p.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m")}
+		}), []string{"Insufficient cpu"}},
+		{"cordoned", nodeUnschedulable, node("a", func(n *corev1.Node) { n.Spec.Unschedulable = true }), nil, pod("p"),
+			[]string{"node(s) were unschedulable"}},
+		{"taint", taintToleration, node("a", taint(corev1.TaintEffectNoExecute)), nil, pod("p"), []string{"node(s) had untolerated taint(s)"}},
+		{"taint that is a wish", taintToleration, node("a", taint(corev1.TaintEffectPreferNoSchedule)), nil, pod("p"), nil},
+		{"selector", nodeAffinity, node("a"), nil, pod("p", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"x": "y"} }),
+			[]string{"node(s) didn't match Pod's node affinity/selector"}},
+		{"port", nodePorts, node("a"), map[string][]*corev1.Pod{"a": {pod("q", hostPort("127.0.0.1", 80))}}, pod("p", hostPort("", 80)),
+			[]string{"node(s) didn't have free ports for the requested pod ports"}},
+		{"port on another address", nodePorts, node("a"), map[string][]*corev1.Pod{"a": {pod("q", hostPort("127.0.0.1", 80))}},
+			pod("p", hostPort("10.0.0.1", 80)), nil},
+		{"affinity to nobody", interPodAffinity, node("a", label("zone", "1")), nil, pod("p", near("x", true)),
+			[]string{"node(s) didn't match pod affinity rules"}},
+		{"affinity to itself", interPodAffinity, node("a", label("zone", "1")), nil, pod("p", near("x", true), app("x")), nil},
+		{"affinity to itself, no zone", interPodAffinity, node("a"), nil, pod("p", near("x", true), app("x")),
+			[]string{"node(s) didn't match pod affinity rules"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := world(t, []*corev1.Node{tt.a}, tt.pods)
+			p, err := c.Pod(tt.pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check, err := tt.filter.Prepare(c, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			if check != nil && !check.Pass(0) {
+				got = check.Why(0)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestScores(t *testing.T) {
+	t.Parallel()
+	owned := func(p *corev1.Pod) { p.OwnerReferences = []metav1.OwnerReference{{UID: "rs", Controller: new(true)}} }
+	image := func(size int64) func(*corev1.Node) {
+		return func(n *corev1.Node) {
+			n.Status.Images = []corev1.ContainerImage{{Names: []string{"i:1"}, SizeBytes: size}}
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		score Score
+		nodes []*corev1.Node
+		pods  map[string][]*corev1.Pod
+		pod   *corev1.Pod
+		want  []int64 // nil: it makes no difference
+	}{
+		{"least allocated", leastAllocated, []*corev1.Node{node("a"), node("b")},
+			map[string][]*corev1.Pod{"a": {pod("q", asks("2", "4Gi"))}}, pod("p", asks("1", "2Gi")), []int64{25, 75}},
+		{"balanced", balancedAllocation, []*corev1.Node{node("a"), node("b")},
+			map[string][]*corev1.Pod{"a": {pod("q", asks("2", "0"))}}, pod("p", asks("1", "2Gi")), []int64{75, 100}},
+		{"balanced, nothing asked", balancedAllocation, []*corev1.Node{node("a")}, nil, pod("p"), nil},
+		{"taints that are wishes", taintTolerationScore,
+			[]*corev1.Node{node("a", taint(corev1.TaintEffectPreferNoSchedule), taint(corev1.TaintEffectPreferNoSchedule)),
+				node("b", taint(corev1.TaintEffectPreferNoSchedule)), node("c")}, nil, pod("p"), []int64{0, 50, 100}},
+		{"image", imageLocality, []*corev1.Node{node("a", image(1000<<20)), node("b")}, nil, pod("p"), []int64{48, 0}},
+		{"siblings", podTopologySpreadScore, []*corev1.Node{node("a"), node("b"), node("c")},
+			map[string][]*corev1.Pod{"a": {pod("q", owned), pod("r", owned)}, "b": {pod("s", owned)}}, pod("p", owned), []int64{40, 60, 100}},
+		{"near others", interPodAffinityScore, []*corev1.Node{node("a", label("zone", "1")), node("b", label("zone", "2")), node("c")},
+			map[string][]*corev1.Pod{"a": {pod("q", app("x"))}}, pod("p", near("x", false)), []int64{100, 0, 0}},
+		{"others would be near", interPodAffinityScore, []*corev1.Node{node("a", label("zone", "1")), node("b", label("zone", "2"))},
+			map[string][]*corev1.Pod{"b": {pod("q", near("x", true))}}, pod("p", app("x")), []int64{0, 100}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := world(t, tt.nodes, tt.pods)
+			p, err := c.Pod(tt.pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			feasible := make([]int, len(tt.nodes))
+			for i := range feasible {
+				feasible[i] = i
+			}
+			rank := tt.score.Prepare(c, p, feasible)
+			if rank == nil {
+				if tt.want != nil {
+					t.Error("makes no difference")
+				}
+				return
+			}
+			got := make([]int64, len(feasible))
+			for i := range got {
+				got[i] = rank(i)
+			}
+			tt.score.Scale.Apply(got)
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// Pods that local plugins could judge differently have different signatures; those of one template have the same.
+func TestSignature(t *testing.T) {
+	t.Parallel()
+	c := cluster.New()
+	sign := func(p *corev1.Pod) string {
+		q, err := c.Pod(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := Signature(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	base := sign(pod("a", asks("1", "1Gi")))
+	if sign(pod("b", asks("1000m", "1024Mi"), app("x"), near("y", true))) != base {
+		t.Error("pods of one template differ")
+	}
+	for name, p := range map[string]*corev1.Pod{
+		"cpu":        pod("a", asks("1001m", "1Gi")),
+		"port":       pod("a", asks("1", "1Gi"), hostPort("", 80)),
+		"selector":   pod("a", asks("1", "1Gi"), func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"a": "b"} }),
+		"toleration": pod("a", asks("1", "1Gi"), func(p *corev1.Pod) { p.Spec.Tolerations = []corev1.Toleration{{Key: "a"}} }),
+	} {
+		if sign(p) == base {
+			t.Errorf("another %s makes no other signature", name)
+		}
+	}
+}
+
+func TestUnplaceable(t *testing.T) {
+	t.Parallel()
+	c := cluster.New()
+	p, err := c.Pod(pod("p", func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim"}}}}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := volumes.Prepare(c, p); err == nil || err.Error() != `persistentvolumeclaim "claim" not found` {
+		t.Errorf("got %v", err)
+	}
+}
