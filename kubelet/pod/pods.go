@@ -84,7 +84,7 @@ func New(c Config, d Deps) *Pods {
 	p := &Pods{config: c, Deps: d, cri: d.CRI, log: d.Log, runner: d.Probes, workers: map[types.UID]*worker{},
 		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
 	p.runner.Exec = p.Exec
-	p.refs = newReferences(d.Client, p.Wake)
+	p.refs = newReferences(d.Client, p.referenceChanged)
 	return p
 }
 
@@ -139,6 +139,15 @@ func (p *Pods) Wake(uid types.UID) {
 	defer p.mu.Unlock()
 	if w := p.workers[uid]; w != nil {
 		w.poke()
+	}
+}
+
+// referenceChanged wakes a pod at once whose ConfigMap or Secret has changed, although it may be waiting after a failure.
+func (p *Pods) referenceChanged(uid types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.workers[uid]; w != nil {
+		w.refresh()
 	}
 }
 

@@ -29,6 +29,7 @@ type worker struct {
 	mirror   *corev1.Pod // of a static pod
 	gone     bool        // the source has it no more
 	admitted bool
+	fresh    bool // what the pod refers to has changed: earlier failures do not count
 	over     bool // nothing of it runs any more, and never will
 	written  *corev1.Pod
 
@@ -62,7 +63,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 		static: pod.Annotations[spec.ConfigSourceAnnotation] != "" && pod.Annotations[spec.ConfigSourceAnnotation] != "api",
 		viewer: newViewer(p.cri, pod.UID), waiting: map[string]*Condition{},
 		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
-		retries:    newDelays(time.Second, 30*time.Second, 0),
+		retries:    newRetries(),
 		pulls:      newDelays(10*time.Second, 5*time.Minute, 10*time.Minute),
 		pullErrors: map[string]string{}, hooks: map[string]string{}, messages: map[string]string{},
 		born: map[string]bool{}, exposed: map[string]bool{},
@@ -98,6 +99,24 @@ func (w *worker) noteAdmitted() {
 	defer w.mu.Unlock()
 	w.admitted = true
 }
+
+func (w *worker) refresh() {
+	w.mu.Lock()
+	w.fresh = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+// forgive forgets earlier failures when there is reason to hope.
+func (w *worker) forgive() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fresh {
+		w.fresh, w.retries = false, newRetries()
+	}
+}
+
+func newRetries() *delays { return newDelays(time.Second, 30*time.Second, 0) }
 
 // takesRoom reports whether the pod was admitted and has not ended.
 func (w *worker) takesRoom() bool {
@@ -203,6 +222,7 @@ const maxRounds = 50
 // sync does what is to be done now and reports whether the worker's work is over.
 func (w *worker) sync(ctx context.Context) (finished bool) {
 	w.timer = time.Time{}
+	w.forgive()
 	for range maxRounds {
 		w.moved = false
 		pod := w.current()
