@@ -172,7 +172,9 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = e.c.CAFile, e.c.CAFile != ""
 	c.EnableGRPCGateway = false
 	// Few wake-ups: a single member's clock serves nobody but leases.
-	c.TickMs, c.ElectionMs = 250, 1250
+	c.TickMs, c.ElectionMs = 500, 2500
+	// The log is what makes writes durable; the database file may follow later.
+	c.BackendBatchInterval = 500 * time.Millisecond
 	// Followers that could need old entries do not exist, so memory need not hold many; but more than are replayed after
 	// a start, so that none is dropped which raft may still look at. See lead.
 	c.SnapshotCount, c.SnapshotCatchUpEntries = 2500, 4000
