@@ -5,12 +5,13 @@ SHELL := /bin/bash
 export CGO_ENABLED := 0
 
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+# kubectl, here and upstream's own in the tests, is told its release by the linker.
+LDFLAGS := -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=v1.37.2
 STATICCHECK = go tool -modfile=test/tools/go.mod staticcheck
 
 .PHONY: help
 help: ## list the targets
-	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: init ## build bin/yare (and bin/kubectl, a link to it)
@@ -50,6 +51,32 @@ crash: build setup ## kill -9 the server 100 times under load: nothing acknowled
 .PHONY: bench
 bench: build setup ## the rows of doc/PERFORMANCE.md, measured on this machine
 	go run -C test/bench . -yare $(CURDIR)/bin/yare
+
+# Upstream's conformance suite, doc/conformance.md. KUBECONFIG counts only when it is given to make itself: tests must
+# not reach the cluster that somebody happens to work with.
+CONFORMANCE = go run -C test/conformance .
+FOCUS ?=
+SKIP ?=
+PROCS ?= 4
+TIMEOUT ?= 90m
+CONFORMANCE_RUN = -yare '$(CURDIR)/bin/yare' -kubectl '$(CURDIR)/bin/kubectl' -procs '$(PROCS)' -timeout '$(TIMEOUT)' \
+	$(if $(filter command,$(firstword $(origin KUBECONFIG))),-kubeconfig '$(abspath $(KUBECONFIG))') $(if $(IMAGES),-images '$(IMAGES)')
+
+.PHONY: conformance
+conformance: build setup ## upstream's conformance suite: FOCUS= SKIP= PROCS= TIMEOUT= KUBECONFIG= IMAGES=
+	$(CONFORMANCE) run $(CONFORMANCE_RUN) -focus '$(FOCUS)' -skip '$(SKIP)'
+
+.PHONY: conformance-smoke
+conformance-smoke: build setup ## at most five minutes of the suite that touch each of its areas
+	$(CONFORMANCE) run $(CONFORMANCE_RUN) -names smoke.txt -timeout 5m
+
+.PHONY: conformance-accept
+conformance-accept: ## keep what the last run passed, in the ratchet and in doc/conformance.md
+	$(CONFORMANCE) accept
+
+.PHONY: conformance-images
+conformance-images: ## make the images of the suite anew
+	$(CONFORMANCE) images
 
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does; read the difference

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// clusterName is the name of the cluster under test. One run at a time: a second finds it taken and ends.
+const clusterName = "conformance"
+
+// cluster is a fresh cluster of ours.
+type cluster struct {
+	yare       string
+	dir        string
+	kubeconfig string
+	out        io.Writer
+}
+
+// upCluster starts a cluster with its data below dir. What a killed run left of one is removed first.
+func upCluster(ctx context.Context, yare, dir string, out io.Writer) (*cluster, error) {
+	c := &cluster{yare: yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
+	if err := exec.CommandContext(ctx, yare, "status", "--name", clusterName).Run(); err == nil {
+		if err := c.yareDo(ctx, "down", "--name", clusterName); err != nil {
+			return nil, err
+		}
+	}
+	err := c.yareDo(ctx, "up", "--name", clusterName, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral")
+	return c, err
+}
+
+func (c *cluster) data() string { return filepath.Join(c.dir, "cluster") }
+
+// version is what the program says of itself.
+func (c *cluster) version(ctx context.Context) string {
+	text, err := exec.CommandContext(ctx, c.yare, "--version").Output()
+	if err != nil {
+		return "unknown"
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	return strings.TrimPrefix(line, "yare version ")
+}
+
+// down removes the cluster and keeps its log beside the reports.
+func (c *cluster) down(ctx context.Context) error {
+	log, err := os.ReadFile(filepath.Join(c.data(), "server.log"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(c.dir, "server.log"), log, 0o600)
+	}
+	return errors.Join(err, c.yareDo(ctx, "down", "--name", clusterName))
+}
+
+func (c *cluster) yareDo(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, c.yare, args...)
+	cmd.Stdout, cmd.Stderr = c.out, c.out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("yare %s: %w", args[0], err)
+	}
+	return nil
+}

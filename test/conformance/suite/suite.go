@@ -1,0 +1,110 @@
+// Package suite builds upstream's test program and runs it.
+//
+// The program is `go test -c k8s.io/kubernetes/test/e2e` of the version in go.mod, unchanged; ginkgo's command runs it in
+// several processes. Both are kept in the cache under the digest of go.sum.
+package suite
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+const (
+	upstreamTests = "k8s.io/kubernetes/test/e2e"
+	ginkgoCommand = "github.com/onsi/ginkgo/v2/ginkgo"
+)
+
+// Program is the built suite.
+type Program struct {
+	Tests  string   // path of the test program
+	Ginkgo string   // path of ginkgo's command
+	Names  []string // full names of the tests tagged [Conformance], sorted
+}
+
+// Build returns the program of the module in the folder module from the cache, after building it if it is not there.
+// What is done is said on out.
+func Build(ctx context.Context, module, cache string, out io.Writer) (*Program, error) {
+	sums, err := os.ReadFile(filepath.Join(module, "go.sum"))
+	if err != nil {
+		return nil, err
+	}
+	digest := sha256.Sum256(sums)
+	dir := filepath.Join(cache, "suite-"+hex.EncodeToString(digest[:])[:12])
+	p := &Program{Tests: filepath.Join(dir, "e2e.test"), Ginkgo: filepath.Join(dir, "ginkgo")}
+	if p.Names, err = readNames(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return p, err
+	}
+	fmt.Fprintln(out, "building upstream's test program (once for each version; minutes)")
+	for _, args := range [][]string{
+		{"test", "-c", "-ldflags=-s -w", "-o", p.Tests, upstreamTests},
+		{"build", "-ldflags=-s -w", "-o", p.Ginkgo, ginkgoCommand},
+	} {
+		c := exec.CommandContext(ctx, "go", args...)
+		c.Dir, c.Stdout, c.Stderr = module, out, out
+		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		if err := c.Run(); err != nil {
+			return nil, fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+		}
+	}
+	// The list comes last: its file says that the folder is complete.
+	if err := p.list(ctx, dir); err != nil {
+		return nil, fmt.Errorf("list tests: %w", err)
+	}
+	p.Names, err = readNames(dir)
+	return p, err
+}
+
+var listed = regexp.MustCompile(`^\s+\S+\.go:\d+: (.*\[Conformance\].*)$`)
+
+// list asks the program for its tests and keeps the names of those of the conformance suite.
+func (p *Program) list(ctx context.Context, dir string) error {
+	c := exec.CommandContext(ctx, p.Tests, "-list-tests")
+	c.Dir = dir
+	text, err := c.Output()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		if m := listed.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil {
+			names = append(names, m[1])
+		}
+	}
+	if len(names) == 0 {
+		return errors.New("the program names no test tagged [Conformance]")
+	}
+	part := filepath.Join(dir, "names.part")
+	if err := os.WriteFile(part, []byte(strings.Join(names, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(part, filepath.Join(dir, "names"))
+}
+
+func readNames(dir string) ([]string, error) { return ReadLines(filepath.Join(dir, "names")) }
+
+// ReadLines returns the lines of a file that are neither empty nor comments (#).
+func ReadLines(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var lines []string
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if text := strings.TrimSpace(s.Text()); text != "" && !strings.HasPrefix(text, "#") {
+			lines = append(lines, text)
+		}
+	}
+	return lines, s.Err()
+}
