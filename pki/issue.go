@@ -149,6 +149,20 @@ func ensureAuthority(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
+	return parseAuthority(path, data)
+}
+
+// LoadAuthority returns the authority of a folder that Ensure has made.
+func LoadAuthority(dir string) (*Authority, error) {
+	path := filepath.Join(dir, "ca.pem")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	return parseAuthority(path, data)
+}
+
+func parseAuthority(path string, data []byte) (*Authority, error) {
 	p, err := parsePair(data)
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %s is damaged: restore it, or remove the folder to begin anew: %w", path, err)

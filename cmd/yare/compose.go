@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strconv"
+
+	clientrest "k8s.io/client-go/rest"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver"
@@ -67,10 +70,20 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	return run.InOrder("yare",
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
-			containers),
+			containers, s.warm()),
 		run.Together("loops", s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
+}
+
+// warm has the API server parse its schemas, which its first write would wait for, while etcd starts.
+func (s *server) warm() run.Component {
+	return run.Func("schemas", func(ctx context.Context, ready func()) error {
+		s.api.Warm()
+		ready()
+		<-ctx.Done()
+		return nil
+	})
 }
 
 // watch makes c's readiness part of /readyz, and tells `yare up` of it.
@@ -122,7 +135,12 @@ func (s *server) prepare(ctx context.Context) (err error) {
 // state is etcd and the store over it, in the order of starting.
 func (s *server) state() ([]run.Component, error) {
 	c := etcd.Config{Log: s.log, Ephemeral: s.record.Ephemeral, Endpoints: s.config.EtcdEndpoints}
-	if len(c.Endpoints) == 0 {
+	if len(c.Endpoints) > 0 {
+		var err error
+		if c.TLS, err = s.config.etcdTLS(); err != nil {
+			return nil, err
+		}
+	} else {
 		c.DataDir, c.Name = filepath.Join(s.record.DataDir, "etcd"), s.record.Name
 	}
 	e, err := etcd.New(c)
@@ -131,6 +149,19 @@ func (s *server) state() ([]run.Component, error) {
 	}
 	s.store = store.New(etcdkv.New(e), api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes()})
 	return []run.Component{s.watch(e), s.watch(s.store)}, nil
+}
+
+// etcdTLS is how etcd elsewhere is reached; nil without files, which is as the host's authorities have it.
+func (c Config) etcdTLS() (*tls.Config, error) {
+	if c.EtcdCAFile == "" && c.EtcdCertFile == "" {
+		return nil, nil
+	}
+	t, err := clientrest.TLSConfigFor(&clientrest.Config{TLSClientConfig: clientrest.TLSClientConfig{
+		CAFile: c.EtcdCAFile, CertFile: c.EtcdCertFile, KeyFile: c.EtcdKeyFile}})
+	if err != nil {
+		return nil, fmt.Errorf("certificates for etcd: %w", err)
+	}
+	return t, nil
 }
 
 func (s *server) bootstrap() run.Component {

@@ -34,6 +34,10 @@ type Config struct {
 	NodeName string `json:"nodeName,omitempty"`
 	// EtcdEndpoints replace the embedded member: https://10.0.0.1:2379.
 	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
+	// EtcdCAFile verifies those endpoints; EtcdCertFile and EtcdKeyFile are what we show them.
+	EtcdCAFile   string `json:"etcdCAFile,omitempty"`
+	EtcdCertFile string `json:"etcdCertFile,omitempty"`
+	EtcdKeyFile  string `json:"etcdKeyFile,omitempty"`
 	// RuntimeEndpoint is the unix socket of another CRI runtime (containerd, CRI-O) to use in place of ours.
 	RuntimeEndpoint string `json:"runtimeEndpoint,omitempty"`
 	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
@@ -110,6 +114,9 @@ func (c Config) validate() error {
 		if !strings.HasPrefix(e, "http://") && !strings.HasPrefix(e, "https://") {
 			problem(fmt.Sprintf("etcdEndpoints[%d]", i), "%q: use https://HOST:PORT", e)
 		}
+	}
+	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
+		problem("etcdCertFile", "is given together with etcdKeyFile or not at all")
 	}
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)

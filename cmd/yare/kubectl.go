@@ -12,7 +12,9 @@ import (
 
 // reexec is what the program does when it is called by another name, before anything else.
 var reexec = map[string]func(args []string) int{
-	"kubectl": runKubectl,
+	"kubectl":  runKubectl,
+	"cni":      runCNI,
+	"yare-cni": runCNI,
 }
 
 func kubectlCommand() *cobra.Command {

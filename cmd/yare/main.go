@@ -71,7 +71,8 @@ func command() *cobra.Command {
 		&cobra.Group{ID: "component", Title: "One component alone, with upstream's peers:"})
 	root.AddCommand(
 		upCommand(), downCommand(), serverCommand(), statusCommand(), configCommand(),
-		kubectlCommand(), imageCommand())
+		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand())
+	root.AddCommand(componentCommands()...)
 	return root
 }
 

@@ -15,47 +15,31 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
-	"github.com/yare-dev/yare/cni"
-	"github.com/yare-dev/yare/cni/plugins"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/cri/criserver"
 	"github.com/yare-dev/yare/dns"
-	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/kubelet"
-	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/proxy"
 	"github.com/yare-dev/yare/run"
 )
 
 // containers is everything below the CRI: network, images, runtime.
 func (s *server) containers() (run.Component, *cri.Client, error) {
-	network, err := plugins.New(s.record.Network(), s.log)
+	side := &containerSide{
+		network: s.record.Network(),
+		runtime: criserver.Config{
+			Dir: filepath.Join(s.record.DataDir, "containers"), RunDir: filepath.Join(s.record.RunDir, "s"),
+			Socket: s.criSocket(), CgroupParent: s.record.Cgroup(),
+		},
+		images:     imageConfig(s.record),
+		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,
+	}
+	network, runtime, init, err := side.open()
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := image.Open(imageConfig(s.record), s.log)
-	if err != nil {
-		return nil, nil, err
-	}
-	if s.init, err = oci.OpenInit(); err != nil {
-		return nil, nil, err
-	}
-	runtime, err := criserver.New(criserver.Config{
-		Dir: filepath.Join(s.record.DataDir, "containers"), RunDir: filepath.Join(s.record.RunDir, "s"),
-		Socket: s.criSocket(), CgroupParent: s.record.Cgroup(),
-	}, criserver.Deps{Images: images, Network: cni.NewSelect(s.foreignNetwork(), network), Init: s.init, Log: s.log})
-	if err != nil {
-		return nil, nil, fmt.Errorf("container runtime: %w", err)
-	}
+	s.init = init
 	return run.InOrder("containers", s.watch(network), s.watch(runtime)), cri.InProcess(runtime), nil
-}
-
-// foreignNetwork runs CNI plugins where somebody has put a configuration for them.
-func (s *server) foreignNetwork() *cni.Exec {
-	return cni.NewExec(cni.ExecConfig{
-		ConfDir: s.config.CNIConfigDir, BinDirs: []string{s.config.CNIBinDir}, CacheDir: filepath.Join(s.record.RunDir, "cni"),
-		NetNSDir: filepath.Join(s.record.RunDir, "cni-netns"),
-	})
 }
 
 // kubelet runs the pods of this host's Node.

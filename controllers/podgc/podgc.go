@@ -6,6 +6,7 @@ package podgc
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -40,7 +42,7 @@ func New(d reconcile.Deps, threshold int) *reconcile.Controller {
 	return reconcile.NewLoop(d, reconcile.Loop{
 		Controller: "pod-garbage-collector-controller",
 		Wake:       []*api.Kind{api.PodKind, api.NodeKind},
-		Write:      reconcile.Writes{api.PodKind: {"delete", "update/status"}},
+		Write:      reconcile.Writes{api.PodKind: {"delete", "patch/status"}},
 		Least:      period,
 		Run:        c.run,
 	})
@@ -103,20 +105,9 @@ func (c controller) absent(pods []*corev1.Pod, nodes map[string]*corev1.Node, no
 
 // remove marks p's pod as failed, unless it ended by itself, and deletes it without grace.
 func (c controller) remove(ctx context.Context, p victim) error {
-	pod, now := p.pod, time.Now()
+	pod := p.pod
 	if p.disrupted {
-		marked, err := client.Mutate(ctx, c.Client, pod, "status", func(pod *corev1.Pod) {
-			if !api.PodTerminal(pod) {
-				pod.Status.Phase = corev1.PodFailed
-			}
-			pod.Status.Conditions = slices.DeleteFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-				return c.Type == corev1.DisruptionTarget
-			})
-			pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{
-				Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC",
-				Message: "PodGC: " + p.why, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: pod.Generation,
-			})
-		})
+		marked, err := c.mark(ctx, pod, p.why, time.Now())
 		if err != nil {
 			return err
 		}
@@ -124,6 +115,26 @@ func (c controller) remove(ctx context.Context, p victim) error {
 	}
 	zero := int64(0)
 	return c.Client.Delete(ctx, pod, client.DeleteOptions{Grace: &zero, AnyRevision: true})
+}
+
+// mark says in the pod's status why it ends. It is a patch, since that is what upstream's role allows.
+func (c controller) mark(ctx context.Context, pod *corev1.Pod, why string, now time.Time) (*corev1.Pod, error) {
+	status := map[string]any{"conditions": []corev1.PodCondition{{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC",
+		Message: "PodGC: " + why, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: pod.Generation,
+	}}}
+	if !api.PodTerminal(pod) {
+		status["phase"] = corev1.PodFailed
+	}
+	data, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID, "resourceVersion": pod.ResourceVersion}, "status": status})
+	if err != nil {
+		return nil, fmt.Errorf("encode patch: %w", err)
+	}
+	o, err := c.Client.Patch(ctx, api.PodKind, api.KeyOf(pod), client.Patch{Type: types.StrategicMergePatchType, Data: data, Sub: "status"})
+	if err != nil {
+		return nil, err
+	}
+	return o.(*corev1.Pod), nil
 }
 
 // victim is a pod to delete.

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/cni/plugins"
+	"github.com/yare-dev/yare/cri/criserver"
+	"github.com/yare-dev/yare/image"
+	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/run"
+)
+
+// containerSide is everything below the CRI: network, images, runtime.
+type containerSide struct {
+	network plugins.Config // the built-in one; without ranges there is none
+	runtime criserver.Config
+	images  image.Config
+	// cniConfDir and cniBinDir are where a CNI configuration is looked for that takes over; runDir keeps what plugins need.
+	cniConfDir, cniBinDir, runDir string
+	log                           *slog.Logger
+}
+
+// open makes the parts, of which the network comes first. The caller closes init when they have ended.
+func (c *containerSide) open() (network run.Component, server *criserver.Server, init *oci.Init, err error) {
+	foreign := cni.NewExec(cni.ExecConfig{
+		ConfDir: c.cniConfDir, BinDirs: []string{c.cniBinDir}, CacheDir: filepath.Join(c.runDir, "cni"),
+		NetNSDir: filepath.Join(c.runDir, "cni-netns"),
+	})
+	choice := cni.NewSelect(foreign, nil)
+	network = run.Together("network")
+	if len(c.network.Ranges) > 0 {
+		builtin, err := plugins.New(c.network, c.log)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		choice, network = cni.NewSelect(foreign, builtin), builtin
+	}
+	images, err := image.Open(c.images, c.log)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if init, err = oci.OpenInit(); err != nil {
+		return nil, nil, nil, err
+	}
+	server, err = criserver.New(c.runtime, criserver.Deps{Images: images, Network: choice, Init: init, Log: c.log})
+	if err != nil {
+		return nil, nil, nil, errors.Join(fmt.Errorf("container runtime: %w", err), init.Close())
+	}
+	return network, server, init, nil
+}
+
+// runtimeFlags are those of `yare runtime`.
+type runtimeFlags struct {
+	peer
+	socket, dataDir, runDir, cgroup string
+	pods, cluster                   []string
+	confDir, binDir                 string
+}
+
+func runtimeCommand() *cobra.Command {
+	f := &runtimeFlags{}
+	c := &cobra.Command{
+		Use: "runtime", GroupID: "component", Args: cobra.NoArgs,
+		Short: "The container runtime: CRI v1 on a unix socket, for upstream's kubelet and crictl",
+		Long: `The container runtime: CRI v1 on a unix socket, for upstream's kubelet and crictl. SIGTERM ends the server and leaves the
+containers running; the next one adopts them.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := errors.Join(requireRoot(), f.open()); err != nil {
+				return err
+			}
+			side, err := f.side()
+			if err != nil {
+				return err
+			}
+			network, server, init, err := side.open()
+			if err != nil {
+				return err
+			}
+			defer init.Close()
+			return f.serve(c.Context(), run.InOrder("runtime", network, server))
+		},
+	}
+	l := c.Flags()
+	l.StringVar(&f.socket, "socket", "/run/yare-runtime/cri.sock", "unix socket to serve CRI v1 on")
+	l.StringVar(&f.dataDir, "data-dir", "/var/lib/yare-runtime", "folder of images and containers")
+	l.StringVar(&f.runDir, "run-dir", "/run/yare-runtime", "folder of what ends with a reboot")
+	l.StringVar(&f.cgroup, "cgroup-parent", "/yare-runtime", "cgroup of pods that name none")
+	l.StringSliceVar(&f.pods, "pod-cidr", nil, "this host's range of pods' addresses (default: only a CNI configuration gives pods a network)")
+	l.StringSliceVar(&f.cluster, "cluster-cidr", nil, "ranges of all pods, which are reached without masquerading (default: --pod-cidr)")
+	l.StringVar(&f.confDir, "cni-conf-dir", "/etc/cni/net.d", "folder of CNI configurations, which take over from the built-in network")
+	l.StringVar(&f.binDir, "cni-bin-dir", "/opt/cni/bin", "folder of CNI plugins")
+	f.addLog(c)
+	return c
+}
+
+// side checks the flags.
+func (f *runtimeFlags) side() (*containerSide, error) {
+	for _, p := range []*string{&f.socket, &f.dataDir, &f.runDir} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return nil, err
+		}
+		*p = abs
+	}
+	pods, err := prefixes("pod-cidr", f.pods)
+	if err != nil {
+		return nil, err
+	}
+	others, err := prefixes("cluster-cidr", f.cluster)
+	if err != nil {
+		return nil, err
+	}
+	return &containerSide{
+		network: plugins.Config{Name: filepath.Base(f.dataDir), Dir: filepath.Join(f.runDir, "net"), Ranges: pods, ClusterCIDRs: others, Pool: 4},
+		runtime: criserver.Config{Dir: filepath.Join(f.dataDir, "containers"), RunDir: filepath.Join(f.runDir, "s"),
+			Socket: f.socket, CgroupParent: f.cgroup},
+		images:     imageConfig(&cluster.Record{DataDir: f.dataDir}),
+		cniConfDir: f.confDir, cniBinDir: f.binDir, runDir: f.runDir, log: f.log,
+	}, nil
+}
