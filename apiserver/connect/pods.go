@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -68,6 +69,9 @@ func (b *bridge) toKubelet(ctx context.Context, pod *corev1.Pod, path func(*core
 		return err
 	}
 	u.Path, u.RawQuery = at, q.Encode()
+	if explain && wsstream.IsWebSocketRequest(r) {
+		return b.overWebSocket(ctx, u, w, r)
+	}
 	return b.proxy(ctx, session{to: u, transport: b.kubelet, explain: explain}, w, r)
 }
 
