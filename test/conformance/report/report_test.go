@@ -135,6 +135,8 @@ func TestBrief(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"", "no message"},
 		{"one\n\n  two  \n", "one two"},
+		{"Timed out after 120.001s.\nin namespace pods-4711 of 1c4fbf8b-6fd6-4c1d-9a77-f3d0c4e0a001\n", "Timed out after 120s. in namespace pods-N of UID"},
+		{"wrong:\n    <*errors.StatusError | 0xc000123456>: \n    not found (post x)\n    {\n        ErrStatus: {\n", "wrong: not found (post x)"},
 		{strings.Repeat("é", 400), strings.Repeat("é", 300) + " ..."},
 	} {
 		if got := Brief(c.in); got != c.want {

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,9 +100,10 @@ func (p *Program) phase(ctx context.Context, o Options, name string, procs int, 
 	progress := &progress{out: o.Log, total: len(tests)}
 	c.Stdout = io.MultiWriter(log, progress)
 	c.Stderr = c.Stdout
-	// Ginkgo and its processes are a group: what does not end when told to is killed with it.
+	// Ginkgo does not pass signals on to its processes: they are a group, and are told together. What does not end in
+	// time is killed.
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGTERM) }
 	c.WaitDelay = o.Grace
 	err = c.Run()
 	if c.Process != nil {
@@ -177,28 +179,27 @@ func outcome(s types.SpecState) Outcome {
 	return Failed
 }
 
-// progress tells the lines that ginkgo's processes write when a test ends, with how many have.
+// progress counts the mark that ginkgo writes for each test that ended.
 type progress struct {
 	out   io.Writer
 	total int
 	ended int
-	rest  string
+	tail  []byte // the beginning of a mark that was cut
 }
 
-var ended = regexp.MustCompile(`^(•|S|P).*\[(\d+\.\d+) seconds\]|^• \[(FAILED|PANICKED|TIMEDOUT|INTERRUPTED)\]`)
-
 func (p *progress) Write(b []byte) (int, error) {
-	text := p.rest + string(b)
-	for {
-		line, rest, ok := strings.Cut(text, "\n")
-		if !ok {
-			p.rest = text
-			return len(b), nil
-		}
-		text = rest
-		if ended.MatchString(line) {
-			p.ended++
-			fmt.Fprintf(p.out, "\r%d of %d tests", p.ended, p.total)
+	const mark = "•"
+	text := append(p.tail, b...)
+	p.tail = nil
+	for i := max(0, len(text)-len(mark)+1); i < len(text); i++ {
+		if strings.HasPrefix(mark, string(text[i:])) {
+			p.tail = bytes.Clone(text[i:])
+			break
 		}
 	}
+	if n := bytes.Count(text, []byte(mark)); n > 0 {
+		p.ended += n
+		fmt.Fprintf(p.out, "%d of %d tests\n", p.ended, p.total)
+	}
+	return len(b), nil
 }

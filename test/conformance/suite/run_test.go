@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -102,6 +103,24 @@ func TestArguments(t *testing.T) {
 	for _, want := range []string{"--procs=1", `--focus=a \[x\]|b\.`, "--json-report=serial.json", "/e2e.test -- --kubeconfig=/k"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("%q is not in %q", want, line)
+		}
+	}
+}
+
+// A mark counts once, wherever the writes cut it.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	const text = "S•• [FAILED]\nx•S"
+	for cut := range len(text) {
+		var out bytes.Buffer
+		p := &progress{out: &out, total: 9}
+		for _, part := range []string{text[:cut], text[cut:]} {
+			if n, err := p.Write([]byte(part)); n != len(part) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		if !strings.HasSuffix(out.String(), "3 of 9 tests\n") {
+			t.Errorf("cut at %d: %q", cut, out.String())
 		}
 	}
 }
