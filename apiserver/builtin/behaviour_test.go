@@ -175,7 +175,7 @@ func TestBinding(t *testing.T) {
 	}
 	p := c.pod("web")
 	cond := api.PodCondition(p, corev1.PodScheduled)
-	if p.Spec.NodeName != "n1" || cond == nil || cond.Status != corev1.ConditionTrue || p.Annotations["a"] != "b" || p.Labels["zone"] != "z" || p.Generation != 2 {
+	if p.Spec.NodeName != "n1" || cond == nil || cond.Status != corev1.ConditionTrue || p.Annotations["a"] != "b" || p.Labels["zone"] != "z" || p.Generation != 1 {
 		t.Errorf("bound to %+v", p)
 	}
 	if err := bind(corev1.Binding{Target: corev1.ObjectReference{Name: "n2"}}); !apierrors.IsConflict(err) || !strings.Contains(err.Error(), `already assigned to node "n1"`) {

@@ -84,9 +84,7 @@ func bound(pod *corev1.Pod, b *corev1.Binding) (*corev1.Pod, error) {
 	next := pod.DeepCopy()
 	next.Spec.NodeName = b.Target.Name
 	next.Status.NominatedNodeName = ""
-	if next.Generation > 0 {
-		next.Generation++
-	}
+	// The generation stays: it counts what users change of the spec.
 	for k, v := range b.Annotations {
 		if next.Annotations == nil {
 			next.Annotations = map[string]string{}
