@@ -41,4 +41,8 @@ func TestQOS(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", name, got, tc.want)
 		}
 	}
+	whole := c(list("1", "1Gi"), nil).Resources
+	if got := QOS(&corev1.PodSpec{Resources: &whole, Containers: []corev1.Container{c(nil, nil)}}); got != corev1.PodQOSGuaranteed {
+		t.Errorf("limits of the pod as a whole: got %s", got)
+	}
 }

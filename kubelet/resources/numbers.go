@@ -122,7 +122,10 @@ func PodLimits(pod *corev1.Pod, h Host) Limits {
 }
 
 func everyContainer(pod *corev1.Pod, name corev1.ResourceName) bool {
-	limited := func(c corev1.Container) bool { return positive(c.Resources.Limits, name) != nil }
+	limited := func(c corev1.Container) bool {
+		limit := c.Resources.Limits[name]
+		return limit.Sign() > 0
+	}
 	for _, c := range pod.Spec.InitContainers {
 		if !limited(c) {
 			return false
