@@ -305,21 +305,7 @@ func (l *local) Delete(ctx context.Context, o api.Object, opts client.DeleteOpti
 	if err != nil {
 		return err
 	}
-	d := &metav1.DeleteOptions{GracePeriodSeconds: opts.Grace}
-	if opts.Propagation != "" {
-		d.PropagationPolicy = &opts.Propagation
-	}
-	uid, rv := o.GetUID(), o.GetResourceVersion()
-	if uid != "" || rv != "" {
-		d.Preconditions = &metav1.Preconditions{}
-		if uid != "" {
-			d.Preconditions.UID = &uid
-		}
-		if rv != "" && !opts.AnyRevision {
-			d.Preconditions.ResourceVersion = &rv
-		}
-	}
-	_, err = l.s.pipe.Delete(ctx, r, d)
+	_, err = l.s.pipe.Delete(ctx, r, opts.For(o))
 	return err
 }
 

@@ -103,6 +103,29 @@ type DeleteOptions struct {
 	AnyRevision bool                       // only the UID has to match
 }
 
+// For returns the options of the request that deletes o, with the preconditions that Writer.Delete promises.
+func (d DeleteOptions) For(o api.Object) *metav1.DeleteOptions {
+	out := &metav1.DeleteOptions{GracePeriodSeconds: d.Grace}
+	if d.Propagation != "" {
+		out.PropagationPolicy = &d.Propagation
+	}
+	uid, rv := o.GetUID(), o.GetResourceVersion()
+	if d.AnyRevision {
+		rv = ""
+	}
+	if uid == "" && rv == "" {
+		return out
+	}
+	out.Preconditions = &metav1.Preconditions{}
+	if uid != "" {
+		out.Preconditions.UID = &uid
+	}
+	if rv != "" {
+		out.Preconditions.ResourceVersion = &rv
+	}
+	return out
+}
+
 // Get returns the object of type T, for example Get[*corev1.Pod].
 func Get[T api.Object](ctx context.Context, r Reader, key api.Key) (T, error) {
 	o, err := r.Get(ctx, api.KindFor[T](), key)

@@ -95,21 +95,8 @@ func (c *Client) Delete(ctx context.Context, o api.Object, opts client.DeleteOpt
 	if err != nil {
 		return err
 	}
-	d := &metav1.DeleteOptions{GracePeriodSeconds: opts.Grace}
+	d := opts.For(o)
 	d.APIVersion, d.Kind = "v1", "DeleteOptions"
-	if opts.Propagation != "" {
-		d.PropagationPolicy = &opts.Propagation
-	}
-	uid, rv := o.GetUID(), o.GetResourceVersion()
-	if uid != "" || rv != "" {
-		d.Preconditions = &metav1.Preconditions{}
-		if uid != "" {
-			d.Preconditions.UID = &uid
-		}
-		if rv != "" && !opts.AnyRevision {
-			d.Preconditions.ResourceVersion = &rv
-		}
-	}
 	body, err := api.EncodeJSON(d)
 	if err != nil {
 		return err
@@ -127,7 +114,7 @@ func (c *Client) Delete(ctx context.Context, o api.Object, opts client.DeleteOpt
 	if decode(ct, data, left) == nil && left.GetUID() != "" && waits(left) {
 		table.wrote(left)
 	} else {
-		table.deleted(t.key, uid)
+		table.deleted(t.key, o.GetUID())
 	}
 	return nil
 }
