@@ -106,6 +106,3 @@ var (
 
 // Stored returns the built-in kinds that live in etcd.
 func Stored() []*Kind { return append([]*Kind(nil), stored...) }
-
-// Sent returns the built-in kinds that are only sent.
-func Sent() []*Kind { return append([]*Kind(nil), sent...) }

@@ -20,15 +20,6 @@ func OpenIn(root int, name string, flags int) (int, error) {
 	return openat2(root, name, how)
 }
 
-// OpenBeneath opens name below dir following no symbolic link at all.
-func OpenBeneath(dir int, name string, flags int) (int, error) {
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	return openat2(dir, strings.TrimLeft(name, "/"), how)
-}
-
 func openat2(dir int, name string, how unix.OpenHow) (int, error) {
 	for {
 		fd, err := unix.Openat2(dir, name, &how)

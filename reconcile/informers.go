@@ -29,15 +29,11 @@ func NewInformers(r client.Reader) *Informers {
 // Name is "informers".
 func (i *Informers) Name() string { return "informers" }
 
-// subscribe calls f with each change of kind, in order, from one goroutine per kind. Preconditions: Run
-// was not called.
+// subscribe calls f with each change of kind, in order, from one goroutine per kind. Deletions carry the last
+// state; Synced is not passed on. Preconditions: Run was not called.
 func (i *Informers) subscribe(kind *api.Kind, f func(client.Event)) {
 	i.handlers[kind] = append(i.handlers[kind], f)
 }
-
-// OnChange subscribes f to changes of kind, for components that are not controllers (the scheduler). Deletions
-// carry the last state; Synced is not passed on. Preconditions: Run was not called.
-func (i *Informers) OnChange(kind *api.Kind, f func(client.Event)) { i.subscribe(kind, f) }
 
 // context is Run's context. It may only be used by handlers.
 func (i *Informers) context() context.Context { return i.ctx }

@@ -42,12 +42,6 @@ func newQueue() *queue {
 	return q
 }
 
-func (q *queue) depth() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.order)
-}
-
 // add makes key run as soon as a worker is free.
 func (q *queue) add(key api.Key) {
 	q.mu.Lock()

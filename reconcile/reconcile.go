@@ -46,8 +46,6 @@ type Deps struct {
 	Informers *Informers
 	Events    *events.Recorder // nil drops events
 	Log       *slog.Logger
-	// Observe is told of every run of a key, for metrics. May be nil.
-	Observe func(controller string, took time.Duration, err error)
 }
 
 // Named returns d with controller as the source of events.
@@ -187,9 +185,6 @@ func newController(d Deps, name string, workers int, w Writes) *Controller {
 // Name returns the controller's name.
 func (c *Controller) Name() string { return c.Controller }
 
-// Depth returns how many keys wait.
-func (c *Controller) Depth() int { return c.queue.depth() }
-
 // Wake makes key run soon.
 func (c *Controller) Wake(key api.Key) { c.queue.add(key) }
 
@@ -229,9 +224,6 @@ func (c *Controller) one(ctx context.Context, key api.Key) {
 	log := c.deps.Log.With("controller", c.Controller, "key", key.String())
 	res, err := c.guarded(ctx, log, key)
 	took := time.Since(begin)
-	if c.deps.Observe != nil {
-		c.deps.Observe(c.Controller, took, err)
-	}
 	switch {
 	case err == nil:
 		c.queue.done(key, res.After)

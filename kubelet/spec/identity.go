@@ -20,19 +20,18 @@ const (
 
 // Annotations of containers.
 const (
-	HashAnnotation                   = "io.kubernetes.container.hash"
-	RestartCountAnnotation           = "io.kubernetes.container.restartCount"
-	MessagePathAnnotation            = "io.kubernetes.container.terminationMessagePath"
-	MessagePolicyAnnotation          = "io.kubernetes.container.terminationMessagePolicy"
-	GraceAnnotation                  = "io.kubernetes.pod.terminationGracePeriod"
-	ContainerKindAnnotation          = "io.kubernetes.container.kind" // init, ephemeral or empty
-	ConfigSourceAnnotation           = "kubernetes.io/config.source"
-	ConfigMirrorAnnotation           = "kubernetes.io/config.mirror"
-	ConfigHashAnnotation             = "kubernetes.io/config.hash"
-	DefaultContainerAnnotation       = "kubectl.kubernetes.io/default-container"
-	DefaultTerminationMessage        = "/dev/termination-log"
-	hashVersion                      = "v1:"
-	defaultGraceSeconds        int64 = 30
+	HashAnnotation                  = "io.kubernetes.container.hash"
+	RestartCountAnnotation          = "io.kubernetes.container.restartCount"
+	MessagePathAnnotation           = "io.kubernetes.container.terminationMessagePath"
+	MessagePolicyAnnotation         = "io.kubernetes.container.terminationMessagePolicy"
+	GraceAnnotation                 = "io.kubernetes.pod.terminationGracePeriod"
+	ContainerKindAnnotation         = "io.kubernetes.container.kind" // init, ephemeral or empty
+	ConfigSourceAnnotation          = "kubernetes.io/config.source"
+	ConfigMirrorAnnotation          = "kubernetes.io/config.mirror"
+	ConfigHashAnnotation            = "kubernetes.io/config.hash"
+	DefaultTerminationMessage       = "/dev/termination-log"
+	hashVersion                     = "v1:"
+	defaultGraceSeconds       int64 = 30
 )
 
 // Hash identifies what of a container's spec makes a new container necessary when it changes. It carries a version, so

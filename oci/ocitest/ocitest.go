@@ -18,7 +18,6 @@ import (
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
-	"github.com/yare-dev/yare/oci/capability"
 )
 
 // program builds the init once per test process.
@@ -167,10 +166,4 @@ func Spec(root, cgroupPath string, args ...string) *specs.Spec {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
-}
-
-// AllCapabilities gives the spec every capability of this kernel.
-func AllCapabilities(s *specs.Spec) {
-	all := capability.Names(oci.LastCap())
-	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 }
