@@ -27,6 +27,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
@@ -87,15 +88,22 @@ func (c controller) reconcile(ctx context.Context, log *slog.Logger, job *batchv
 
 // freeStrays removes the finalizer of pods that were made for the Job of that key and that no Job with the UID controls.
 func (c controller) freeStrays(ctx context.Context, key api.Key, uid types.UID) error {
-	pods, err := client.List[*corev1.Pod](ctx, c.Client, client.Query{Namespace: key.Namespace,
-		Labels: labels.SelectorFromSet(labels.Set{batchv1.JobNameLabel: key.Name})})
+	of := labels.SelectorFromSet(labels.Set{batchv1.JobNameLabel: key.Name})
+	if key.Name == "" { // pods that somebody took the label from belong to this name, which no Job has
+		without, err := labels.NewRequirement(batchv1.JobNameLabel, selection.DoesNotExist, nil)
+		if err != nil {
+			return fmt.Errorf("select unlabelled pods: %w", err)
+		}
+		of = labels.NewSelector().Add(*without)
+	}
+	pods, err := client.List[*corev1.Pod](ctx, c.Client, client.Query{Namespace: key.Namespace, Labels: of})
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
 	var strays []*corev1.Pod
 	for _, p := range pods {
 		ref := metav1.GetControllerOfNoCopy(p)
-		if ref == nil || ref.Kind == api.JobKind.Kind && ref.Name == key.Name && ref.UID != uid {
+		if ref == nil || key.Name != "" && ref.Kind == api.JobKind.Kind && ref.Name == key.Name && ref.UID != uid {
 			strays = append(strays, p)
 		}
 	}

@@ -246,6 +246,24 @@ func TestDeletedJobLetsPodsGo(t *testing.T) {
 	})
 }
 
+// A pod whose labels are taken away is not the Job's any more, and can go.
+func TestReleasedPodCanGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, newJob(2, 2), runs)
+		synctest.Wait()
+		pod := rt.List[*corev1.Pod](t, c)[0]
+		rt.Mutate(t, c, pod, "", func(p *corev1.Pod) { p.Labels = nil })
+		synctest.Wait()
+		pod = rt.Get[*corev1.Pod](t, c, pod.Namespace, pod.Name)
+		if metav1.GetControllerOf(pod) != nil || tracked(pod) {
+			t.Errorf("released pod has owners %v and finalizers %v", pod.OwnerReferences, pod.Finalizers)
+		}
+		if got := show(rt.Get[*batchv1.Job](t, c, "ns", "j")); got != "2 active, 0 succeeded, 0 failed" {
+			t.Error(got)
+		}
+	})
+}
+
 // The controller is stopped after each write in turn; every pod is counted once nevertheless.
 func TestCountsOnceWhateverFails(t *testing.T) {
 	for fail := range 40 {
