@@ -192,7 +192,7 @@ func (c *cluster) Get(_ context.Context, k *api.Kind, key api.Key) (api.Object, 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range c.objects {
-		if _, slice := o.(*discoveryv1.EndpointSlice); slice && o.GetNamespace() == key.Namespace && o.GetName() == key.Name {
+		if api.KindOf(o) == k && api.KeyOf(o) == key {
 			return o, nil
 		}
 	}
@@ -204,7 +204,8 @@ func (c *cluster) Create(_ context.Context, o api.Object) (api.Object, error) {
 	_, exists := c.objects[id(o)]
 	c.mu.Unlock()
 	if exists {
-		return nil, apierrors.NewAlreadyExists(schema.GroupResource{}, o.GetName())
+		// As for a Service whose address is taken, by itself: not AlreadyExists.
+		return nil, apierrors.NewInvalid(schema.GroupKind{}, o.GetName(), nil)
 	}
 	c.put(o)
 	return o, nil

@@ -33,7 +33,7 @@ func (s *Server) publish(ctx context.Context) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		s.d.Log.Debug("dns service not published, trying again", "err", err)
+		s.d.Log.Warn("dns service not published, trying again", "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -43,8 +43,13 @@ func (s *Server) publish(ctx context.Context) {
 }
 
 func (s *Server) publishOnce(ctx context.Context) error {
-	if _, err := client.Create(ctx, s.d.Client, s.service()); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create service %s: %w", serviceName, err)
+	// Look first: where the Service exists its address is taken, and a create would be refused for that.
+	_, err := client.Get[*corev1.Service](ctx, s.d.Client, api.Key{Namespace: serviceNamespace, Name: serviceName})
+	if apierrors.IsNotFound(err) {
+		_, err = client.Create(ctx, s.d.Client, s.service())
+	}
+	if err != nil {
+		return fmt.Errorf("ensure service %s: %w", serviceName, err)
 	}
 	want := s.slice()
 	old, err := client.Get[*discoveryv1.EndpointSlice](ctx, s.d.Client, api.Key{Namespace: want.Namespace, Name: want.Name})

@@ -56,6 +56,7 @@ type Etcd struct {
 	c      Config
 	client atomic.Pointer[clientv3.Client]
 	full   atomic.Bool
+	disk   atomic.Pointer[space] // of the member in this process
 }
 
 // New checks the configuration.
@@ -87,8 +88,15 @@ func (e *Etcd) Client() *clientv3.Client { return e.client.Load() }
 // Exclusive says that only this process can write.
 func (e *Etcd) Exclusive() bool { return e.c.DataDir != "" && len(e.c.Listen) == 0 }
 
-// Full says that puts must not be tried for want of disk space.
-func (e *Etcd) Full() bool { return e.full.Load() }
+// Full says that puts must not be tried for want of disk space. It looks at the disk, since a second, the interval of
+// the check that raises the alarm, is enough to fill one.
+func (e *Etcd) Full() bool {
+	if e.full.Load() {
+		return true
+	}
+	sp := e.disk.Load()
+	return sp != nil && sp.low()
+}
 
 // Run runs the member, or keeps the connection, until ctx ends.
 func (e *Etcd) Run(ctx context.Context, ready func()) error {

@@ -236,18 +236,19 @@ func TestDiskFull(t *testing.T) {
 // fill writes to path until dir has no more than left bytes free.
 func fill(t *testing.T, dir, path string, left int64) {
 	t.Helper()
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		t.Fatal(err)
-	}
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-left); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the disk is filled", func() bool {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		// The member may take its reserve between the two calls.
+		return unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-left) == nil
+	})
 }
 
 // eventually waits for what a clock of etcd's brings about.

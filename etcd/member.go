@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"expvar"
 	"fmt"
 	"net/url"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +53,7 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 		return nil
 	}
 	e.client.Store(client)
+	e.disk.Store(sp)
 	ready()
 	return e.serve(ctx, m, client, sp, fatal)
 }
@@ -83,9 +86,9 @@ func start(c *embed.Config, fatal <-chan error) (*embed.Etcd, error) {
 func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*clientv3.Client, error) {
 	// A member that is alone need not wait for an election timeout: it is told to stand for election at once, by the message
 	// that ends a leadership transfer. It is repeated, since it is dropped until raft has applied the first membership; and
-	// it is held back while the log is replayed, since raft looks for membership changes in what it has not applied.
+	// it is held back until raft has been told that the log is replayed, since it looks for membership changes in what it has
+	// not applied, and etcd may have dropped that from memory by then, which is fatal.
 	alone := len(m.Server.Cluster().Members()) == 1
-	still := 0
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -100,16 +103,24 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, fmt.Errorf("start the member: %w", err)
 		case <-tick.C:
 		}
-		if m.Server.AppliedIndex() < m.Server.CommittedIndex() {
-			still = 0
-			continue
-		}
-		if still++; alone && still > 1 && m.Server.Leader() == 0 {
+		if alone && replayed() && m.Server.Leader() == 0 {
 			if err := stand(ctx, m.Server); err != nil {
 				return nil, err
 			}
 		}
 	}
+}
+
+// replayed says whether raft itself has applied everything that is committed. The server's own applied index runs ahead of
+// raft's by the time that a sync to disk takes. Raft's is published as the variable raft.status of this process, which runs
+// one member.
+func replayed() bool {
+	f, ok := expvar.Get("raft.status").(expvar.Func)
+	if !ok {
+		return false
+	}
+	s, ok := f.Value().(raft.Status)
+	return ok && s.Applied >= s.GetCommit()
 }
 
 // stand makes s stand for election.

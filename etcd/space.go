@@ -37,6 +37,19 @@ func (s *space) free() (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
+// low says that there is too little for a put. Where there is next to nothing it gives up the reserve at once, for what
+// has been taken already.
+func (s *space) low() bool {
+	free, err := s.free()
+	if err != nil || free >= s.min {
+		return false
+	}
+	if free < s.min/2 {
+		_ = s.release() // tried again, and told, by the next check
+	}
+	return true
+}
+
 // prepare makes or gives up the reserve before the member starts.
 func (s *space) prepare() error {
 	free, err := s.free()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -92,6 +93,14 @@ func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error
 	return e, nil
 }
 
+// full says that the disk under the database is.
+func full() error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusInsufficientStorage, Reason: metav1.StatusReasonInternalError,
+		Message: "no space left for the database on the server's disk: free some; reads and deletes go on",
+	}}
+}
+
 // storeError turns an error of the store into one of the API.
 func storeError(err error, r *Request) error {
 	var status apierrors.APIStatus
@@ -102,6 +111,8 @@ func storeError(err error, r *Request) error {
 		return r.notFound()
 	case errors.Is(err, store.ErrConflict):
 		return r.conflict()
+	case errors.Is(err, store.ErrFull):
+		return full()
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
 	}

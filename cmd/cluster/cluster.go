@@ -123,7 +123,7 @@ func (h Host) runDir() string {
 func (h Host) recordsDir() string            { return filepath.Join(h.varDir(), "clusters") }
 func (h Host) recordFile(name string) string { return filepath.Join(h.recordsDir(), name+".json") }
 
-// lock holds the host's lock: an flock of the folder RunDir, so that nothing is left once the last cluster and the folder are removed.
+// lock holds the host's lock: an flock of the folder RunDir, so that nothing is left once the last cluster is removed.
 func (h Host) lock() (unlock func(), err error) {
 	for {
 		if err := os.MkdirAll(h.runDir(), 0o755); err != nil {
@@ -144,7 +144,10 @@ func (h Host) lock() (unlock func(), err error) {
 		held, err1 := f.Stat()
 		named, err2 := os.Stat(h.runDir())
 		if err1 == nil && err2 == nil && os.SameFile(held, named) {
-			return func() { f.Close() }, nil
+			return func() {
+				os.Remove(h.runDir()) // fails while there is a cluster in it
+				f.Close()
+			}, nil
 		}
 		f.Close()
 	}

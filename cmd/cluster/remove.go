@@ -186,8 +186,5 @@ func (h Host) forget(_ context.Context, r *Record) error {
 			return err
 		}
 	}
-	if err := os.Remove(h.runDir()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
 	return nil
 }

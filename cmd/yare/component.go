@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/signal"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -142,7 +144,7 @@ func prefixes(flag string, list []string) (ps []netip.Prefix, err error) {
 
 // ociCommand is the OCI runtime with runc's command line.
 func ociCommand() *cobra.Command {
-	c := cli.Command()
+	c := cli.Command(version)
 	c.GroupID = "component"
 	for _, verb := range c.Commands() {
 		verb.RunE = exitCode(verb.RunE)
@@ -156,8 +158,29 @@ func exitCode(f func(*cobra.Command, []string) error) func(*cobra.Command, []str
 		err := f(c, args)
 		var exit *cli.ExitError
 		if errors.As(err, &exit) {
+			if exit.Err != nil {
+				fmt.Fprintln(os.Stderr, "yare:", mend(exit.Err))
+			}
 			return exitStatus(exit.Code)
 		}
 		return err
 	}
+}
+
+// runOCI is the program under the runtime's name: those who call it expect a program of its own.
+func runOCI(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	c := ociCommand()
+	c.SetArgs(args)
+	err := c.ExecuteContext(ctx)
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	}
+	fmt.Fprintln(os.Stderr, "yare oci:", mend(err))
+	return 1
 }

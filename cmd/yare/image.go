@@ -81,7 +81,7 @@ func imagePull(open openStore) *cobra.Command {
 		Long: `Pull an image from its registry.
 
 How a registry is reached (its CA, client certificates, mirrors, plain HTTP) is said by
-/etc/yare/registries/HOST/hosts.toml, in containerd's form.`,
+/etc/yare/registries/HOST/host.yaml.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := open()
 			if err != nil {

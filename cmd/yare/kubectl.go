@@ -15,6 +15,7 @@ var reexec = map[string]func(args []string) int{
 	"kubectl":  runKubectl,
 	"cni":      runCNI,
 	"yare-cni": runCNI,
+	"yare-oci": runOCI,
 }
 
 func kubectlCommand() *cobra.Command {

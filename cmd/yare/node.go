@@ -118,10 +118,7 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 		if err == nil && a.Rcode == mdns.RcodeSuccess && len(a.Answer) > 0 {
 			return nil
 		}
-		select {
-		case <-time.After(wait - time.Since(begin)): // refused at once, for lack of an endpoint
-		case <-ctx.Done():
-		}
+		_ = run.Pause(ctx, wait-time.Since(begin)) // refused at once, for lack of an endpoint
 	}
 	return context.Cause(ctx)
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/run"
@@ -62,6 +63,7 @@ func serve(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
+	klog.SetSlogLogger(slog.New(demoted{log.Handler()}))
 	s := &server{config: config, record: r, log: log, health: run.NewHealth(), notify: notify}
 	defer s.close()
 	all, err := s.compose(ctx)
@@ -129,5 +131,20 @@ func (c Config) logger(w *os.File) (*slog.Logger, error) {
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
 }
+
+// demoted passes on what Kubernetes' libraries log as debug messages: what matters of it they also return as errors.
+type demoted struct{ slog.Handler }
+
+func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return d.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d demoted) WithAttrs(as []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(as)} }
+func (d demoted) WithGroup(name string) slog.Handler    { return demoted{d.Handler.WithGroup(name)} }
 
 func adminKubeconfig(r *cluster.Record) string { return filepath.Join(r.DataDir, "admin.kubeconfig") }

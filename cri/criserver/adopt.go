@@ -15,6 +15,10 @@ import (
 	"github.com/yare-dev/yare/oci/shim"
 )
 
+// answerLimit is how long a shim may take to tell of its containers. One that is alive and silent for so long
+// cannot be worked with any more.
+const answerLimit = 10 * time.Second
+
 // adopt takes up what an earlier process left: running sandboxes are connected
 // to, exits that happened meanwhile recorded, and what an interrupted call had
 // half made or half removed is removed. One sandbox that cannot be adopted
@@ -98,6 +102,8 @@ func (s *Server) readContainers(_ context.Context) error {
 // ended.
 func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 	log := s.log.With("sandbox", sb.id)
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
 	client, err := shim.Connect(ctx, s.shimDir(sb.id), s.init, s.log)
 	if err != nil {
 		log.Warn("sandbox has no shim any more, its containers have ended", "err", err)

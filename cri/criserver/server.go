@@ -119,7 +119,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(s.cfg.RunDir, 0o700); err != nil {
 		return fmt.Errorf("start CRI server: %w", err)
 	}
-	if err := s.adopt(ctx); err != nil {
+	// It goes on when ctx ends meanwhile: a shim that was not asked to the end must not be taken for a dead one.
+	if err := s.adopt(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("adopt sandboxes: %w", err)
 	}
 	failed := make(chan error, 2)

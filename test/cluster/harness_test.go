@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 		bin.yare = filepath.Join(root, "bin", "yare")
 		bin.kubectl, bin.hello = filepath.Join(dir, "kubectl"), filepath.Join(dir, "image", "hello")
 		for _, b := range [][]string{{".", bin.kubectl, "./kubectl"}, {root, bin.hello, "./examples/hello"}} {
-			c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", b[1], b[2])
-			c.Dir = b[0]
+			c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2", "-o", b[1], b[2])
+			c.Dir, c.Env = b[0], append(os.Environ(), "CGO_ENABLED=0") // hello's image has no libraries
 			if out, err := c.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "build %s: %v\n%s", b[2], err, out)
 				return 1
@@ -51,22 +51,30 @@ func TestMain(m *testing.M) {
 type cluster struct {
 	t          *testing.T
 	name       string
-	dir        string
+	dir        string // scratch
+	data       string
+	home       string // kubectl's caches
 	kubeconfig string
 }
 
 // newCluster starts a cluster. Its end checks that the host is as it was before, unless other tests run meanwhile.
-func newCluster(t *testing.T, name string, flags ...string) *cluster {
+func newCluster(t *testing.T, name string) *cluster {
+	t.Helper()
+	return newClusterAt(t, name, filepath.Join(t.TempDir(), "data"))
+}
+
+// newClusterAt is newCluster with its data in a folder that must not exist.
+func newClusterAt(t *testing.T, name, data string) *cluster {
 	t.Helper()
 	dir := t.TempDir()
-	c := &cluster{t: t, name: name, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig")}
+	c := &cluster{t: t, name: name, dir: dir, data: data, home: t.TempDir(), kubeconfig: filepath.Join(dir, "kubeconfig")}
 	before := c.hostState()
-	c.up(flags...)
+	c.up()
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := c.run(10*time.Second, bin.kubectl, "--kubeconfig", c.kubeconfig, "get", "pods,events", "-A", "-o", "wide")
 			t.Log(out)
-			log, _ := os.ReadFile(filepath.Join(dir, "data", "server.log"))
+			log, _ := os.ReadFile(filepath.Join(data, "server.log"))
 			t.Logf("server log:\n%s", tail(log, 60))
 		}
 		if out, err := c.run(time.Minute, bin.yare, "down", "--name", name); err != nil {
@@ -83,7 +91,7 @@ func newCluster(t *testing.T, name string, flags ...string) *cluster {
 
 func (c *cluster) hostState() hoststate.State {
 	c.t.Helper()
-	s, err := hoststate.Take(c.dir)
+	s, err := hoststate.Take(c.dir, filepath.Dir(c.data))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -92,7 +100,7 @@ func (c *cluster) hostState() hoststate.State {
 
 func (c *cluster) up(flags ...string) string {
 	c.t.Helper()
-	args := append([]string{"up", "--name", c.name, "--data-dir", filepath.Join(c.dir, "data"), "--kubeconfig", c.kubeconfig}, flags...)
+	args := append([]string{"up", "--name", c.name, "--data-dir", c.data, "--kubeconfig", c.kubeconfig}, flags...)
 	out, err := c.run(time.Minute, bin.yare, args...)
 	if err != nil {
 		c.t.Fatalf("up: %v\n%s", err, out)
@@ -150,7 +158,7 @@ func (c *cluster) run(limit time.Duration, name string, args ...string) (string,
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "HOME="+c.dir)
+	cmd.Env = append(os.Environ(), "HOME="+c.home)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

@@ -49,7 +49,6 @@ func TestKubectl(t *testing.T) {
 		{"exec client -- /hello get http://hello/", []string{"Hello from hello-"}},
 		{"exec client -- /hello get http://hello.default.svc.cluster.local/", []string{"Hello from hello-"}},
 		{"auth can-i create pods", []string{"yes"}},
-		{"auth can-i list secrets --as system:serviceaccount:default:default", []string{"no"}},
 		{"auth can-i --list", []string{"*.*"}},
 		{"auth whoami", []string{"system:masters"}},
 		{"api-resources", []string{"deployments", "apps/v1", "configmaps", "cm"}},
@@ -87,7 +86,9 @@ func TestKubectl(t *testing.T) {
 		{"get --raw /readyz", []string{"ok"}},
 	} {
 		args := splitArgs(tt.args)
+		begin := time.Now()
 		out := c.kubectl(args...)
+		t.Logf("%4d ms  kubectl %s", time.Since(begin).Milliseconds(), tt.args)
 		for _, w := range tt.want {
 			if !strings.Contains(out, w) {
 				t.Errorf("kubectl %s: no %q in\n%s", tt.args, w, out)
@@ -95,6 +96,10 @@ func TestKubectl(t *testing.T) {
 		}
 	}
 
+	// No is told by the exit code too.
+	if out, err := c.tryKubectl("auth", "can-i", "list", "secrets", "--as", "system:serviceaccount:default:default"); err == nil || !strings.Contains(out, "no") {
+		t.Errorf("a service account lists secrets: %v %s", err, out)
+	}
 	t.Run("edit", func(t *testing.T) { editAnObject(t, c) })
 	t.Run("logs -f", func(t *testing.T) { followLogs(t, c) })
 	t.Run("exec -it", func(t *testing.T) { execTTY(t, c) })
@@ -102,7 +107,8 @@ func TestKubectl(t *testing.T) {
 	t.Run("port-forward", func(t *testing.T) { forwardPort(t, c) })
 
 	c.kubectl("delete", "-f", "../../examples/hello/hello.yaml", "--timeout=60s")
-	if out := c.kubectl("get", "pods,services,deployments,configmaps", "-o", "name"); strings.Contains(out, "hello") || strings.Contains(out, "pod/") {
+	c.kubectl("wait", "--for=delete", "pod", "-l", "app=hello", "--timeout=60s")
+	if out := c.kubectl("get", "pods,services,deployments,replicasets,endpointslices", "-o", "name"); strings.Contains(out, "hello") || strings.Contains(out, "pod/") {
 		t.Errorf("left after delete:\n%s", out)
 	}
 }
@@ -142,7 +148,7 @@ func editAnObject(t *testing.T, c *cluster) {
 }
 
 func followLogs(t *testing.T, c *cluster) {
-	cmd := exec.Command(bin.kubectl, "--kubeconfig", c.kubeconfig, "logs", "-f", "deployment/hello", "--tail=1")
+	cmd := exec.Command(bin.kubectl, "--kubeconfig", c.kubeconfig, "logs", "-f", "client", "--tail=1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +158,7 @@ func followLogs(t *testing.T, c *cluster) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	c.kubectl("exec", "deploy/hello", "--", "/hello", "get", "http://127.0.0.1:8080/follow-me")
+	c.kubectl("exec", "client", "--", "/hello", "get", "http://127.0.0.1:8080/follow-me")
 	found := make(chan error, 1)
 	go func() {
 		var all []byte

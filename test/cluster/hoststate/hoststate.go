@@ -130,7 +130,7 @@ func cgroups(s State) error {
 	})
 }
 
-// processes notes the namespaces that are in use, and processes by command line where it names the product.
+// processes notes the namespaces that are in use, and the product's own processes.
 func processes(s State) error {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -142,9 +142,9 @@ func processes(s State) error {
 				s.add("namespace %s", l)
 			}
 		}
-		b, err := os.ReadFile(filepath.Join(d, "cmdline"))
-		if err == nil && strings.Contains(string(b), "yare") && !strings.Contains(string(b), ".test") && !strings.HasPrefix(string(b), "go\x00") {
-			s.add("process %s", strings.ReplaceAll(string(b), "\x00", " "))
+		b, err := os.ReadFile(filepath.Join(d, "comm"))
+		if exe, _ := os.Readlink(filepath.Join(d, "exe")); err == nil && (strings.HasPrefix(string(b), "yare") || filepath.Base(exe) == "yare") {
+			s.add("process %s %s", filepath.Base(d), strings.TrimSpace(string(b)))
 		}
 	}
 	return nil
