@@ -44,6 +44,7 @@ func (s *space) low() bool {
 	if err != nil || free >= s.min {
 		return false
 	}
+	s.e.full.Store(true) // until the next check, which raises the alarm
 	if free < s.min/2 {
 		_ = s.release() // tried again, and told, by the next check
 	}
@@ -112,7 +113,7 @@ func (s *space) check(ctx context.Context, srv *etcdserver.EtcdServer) error {
 	raised := len(srv.Alarms()) > 0
 	fits := srv.Backend().Size() < s.e.c.QuotaBytes*9/10
 	switch {
-	case free < s.min && !s.e.full.Load():
+	case !raised && free < 2*s.min && (free < s.min || s.e.full.Load()):
 		s.e.full.Store(true)
 		s.e.c.Log.Error("disk is nearly full, refusing writes", "dir", s.dir, "free", free)
 		err = alarm(ctx, srv, true)
