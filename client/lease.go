@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/run"
 )
 
 // Lease elects a leader among processes by a Lease object, as upstream's components do, so that ours and theirs
@@ -48,7 +49,7 @@ func (l *Lease) Hold(ctx context.Context) (context.Context, func(), error) {
 		if err == nil {
 			break
 		}
-		if err := pause(ctx, retry); err != nil {
+		if err := run.Pause(ctx, retry); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -56,7 +57,7 @@ func (l *Lease) Hold(ctx context.Context) (context.Context, func(), error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for last := time.Now(); pause(held, retry) == nil; {
+		for last := time.Now(); run.Pause(held, retry) == nil; {
 			try, cancel := context.WithTimeout(held, renew)
 			err := l.acquire(try, seen)
 			cancel()
@@ -129,17 +130,6 @@ func (l *Lease) giveBack(ctx context.Context) {
 		return
 	}
 	_, _ = Mutate(ctx, l.Client, lease, "", func(o *coordinationv1.Lease) { o.Spec.HolderIdentity = new(string) })
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func deref[T any](p *T) T {

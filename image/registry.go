@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/yare-dev/yare/run"
 )
 
 // attempts is how often a request is made before its error counts.
@@ -171,11 +173,7 @@ func retry(ctx context.Context, do func() error) error {
 		if err == nil || n == attempts || !mayPass(err) || ctx.Err() != nil {
 			return err
 		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if run.Pause(ctx, pause) != nil {
 			return err
 		}
 		pause *= 4

@@ -14,6 +14,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/run"
 )
 
 // retryEvery is the pause after a stream broke.
@@ -47,14 +48,7 @@ func (k *Kubelet) watchPods(ctx context.Context, statics <-chan struct{}, ready 
 				k.podSeen(e.Object.(*corev1.Pod))
 			}
 		}
-		pause(ctx, retryEvery)
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
+		_ = run.Pause(ctx, retryEvery)
 	}
 }
 
@@ -141,7 +135,7 @@ func (k *Kubelet) keepMirrors(ctx context.Context) {
 		case <-k.poke:
 		}
 		if !k.syncMirrors(ctx) {
-			pause(ctx, retryEvery)
+			_ = run.Pause(ctx, retryEvery)
 			k.pokeMirrors()
 		}
 	}
@@ -215,6 +209,6 @@ func (k *Kubelet) watchRuntime(ctx context.Context) {
 			return
 		}
 		k.log.Warn("runtime's events broke off", "err", err)
-		pause(ctx, retryEvery)
+		_ = run.Pause(ctx, retryEvery)
 	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/yare-dev/yare/run"
 )
 
 // lockTries times lockPause is how long a kubeconfig that another program has locked is waited for.
@@ -126,10 +128,8 @@ func lockKubeconfig(ctx context.Context, path string) (unlock func(), err error)
 		if !errors.Is(err, os.ErrExist) {
 			break
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(lockPause):
+		if err := run.Pause(ctx, lockPause); err != nil {
+			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("lock kubeconfig (remove %s if no program uses it): %w", name, err)

@@ -22,10 +22,8 @@ func (p *PKI) Renewer(log *slog.Logger) run.Component {
 				log.Error("certificates not renewed", "err", err)
 				next = retryRenewal
 			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(next):
+			if err := run.Pause(ctx, next); err != nil {
+				return err
 			}
 		}
 	})

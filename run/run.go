@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Component is one box of the architecture: etcd, the API server, a controller, the
@@ -37,6 +38,18 @@ type component struct {
 
 func (c component) Name() string                                { return c.name }
 func (c component) Run(ctx context.Context, ready func()) error { return c.run(ctx, ready) }
+
+// Pause waits for d. The error is ctx's, when it ends before.
+func Pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // ErrStopped says that a component returned without an error although it was not told to.
 var ErrStopped = errors.New("stopped by itself")

@@ -168,3 +168,17 @@ func TestHealth(t *testing.T) {
 		}
 	})
 }
+
+func TestPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		if err := Pause(t.Context(), time.Minute); err != nil || time.Since(begin) != time.Minute {
+			t.Errorf("error %v after %v", err, time.Since(begin))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := Pause(ctx, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want the context's", err)
+		}
+	})
+}

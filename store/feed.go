@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/run"
 )
 
 // retryAfter is how long the feed waits before it takes up a broken watch again.
@@ -62,10 +63,8 @@ func (s *Store) retrying(ctx context.Context, what string, f func() error) error
 			continue
 		}
 		s.o.Log.Warn(what, "err", err, "again_in", retryAfter)
-		select {
-		case <-time.After(retryAfter):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := run.Pause(ctx, retryAfter); err != nil {
+			return err
 		}
 	}
 }

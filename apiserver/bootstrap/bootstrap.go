@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 )
 
 // Config says what to ensure.
@@ -92,10 +93,7 @@ func (b *Bootstrap) watch(ctx context.Context) {
 			}
 		}
 	}
-	select {
-	case <-time.After(time.Second):
-	case <-ctx.Done():
-	}
+	_ = run.Pause(ctx, time.Second)
 }
 
 var apiService = api.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}

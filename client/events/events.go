@@ -30,6 +30,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 )
 
 const (
@@ -147,10 +148,8 @@ func (s *sink) record(ctx context.Context, c *correlator, d *decision) {
 			s.log.Warn("event given up", "reason", d.event.Reason, "key", d.event.InvolvedObject.Name, "err", err)
 			return
 		}
-		select {
-		case <-ctx.Done():
+		if run.Pause(ctx, pause) != nil {
 			return
-		case <-time.After(pause):
 		}
 	}
 }

@@ -35,6 +35,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 )
 
 // Options adjusts a Client.
@@ -146,7 +147,7 @@ func (c *Client) call(ctx context.Context, verb string, t target, q url.Values, 
 		if r.StatusCode != http.StatusTooManyRequests || try == maxTries {
 			return "", nil, err
 		}
-		if err := pause(ctx, retryAfter(r)); err != nil {
+		if err := run.Pause(ctx, retryAfter(r)); err != nil {
 			return "", nil, err
 		}
 	}
@@ -188,17 +189,6 @@ func retryAfter(r *http.Response) time.Duration {
 		return time.Duration(s) * time.Second
 	}
 	return time.Second
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // one sends a request that is answered by an object of kind k.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 )
 
 // Waits between attempts when the server cannot be reached.
@@ -68,7 +69,7 @@ func (c *Client) watch(ctx context.Context, k *api.Kind, q client.Query, from ap
 			}
 			if err != nil {
 				c.log.Warn("watch broke", "kind", k, "err", err, "again_in", wait)
-				if pause(ctx, wait/2+rand.N(wait)) != nil {
+				if run.Pause(ctx, wait/2+rand.N(wait)) != nil {
 					return
 				}
 				wait = min(2*wait, lastPause)
@@ -171,7 +172,7 @@ func (w *watcher) follow(ctx context.Context) error {
 		}
 		err = status(r, data, "watch", t)
 		if r.StatusCode == http.StatusTooManyRequests {
-			if err := pause(ctx, retryAfter(r)); err != nil {
+			if err := run.Pause(ctx, retryAfter(r)); err != nil {
 				return err
 			}
 		}

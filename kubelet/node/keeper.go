@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/run"
 )
 
 const (
@@ -98,10 +99,8 @@ func (k *Keeper) persist(ctx context.Context, what string, f func(context.Contex
 		if wait >= lastRetry {
 			k.log.Warn("node is not registered yet", "step", what, "err", err)
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := run.Pause(ctx, wait); err != nil {
+			return err
 		}
 		wait = min(2*wait, lastRetry)
 	}
@@ -246,10 +245,7 @@ func (k *Keeper) watch(ctx context.Context) {
 			k.tellRange(ctx, n)
 			k.changed()
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(lastRetry):
-		}
+		_ = run.Pause(ctx, lastRetry)
 	}
 }
 

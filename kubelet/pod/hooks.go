@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/kubelet/probe"
+	"github.com/yare-dev/yare/run"
 )
 
 // Exec runs a command in a container of the runtime; it is what exec probes use.
@@ -45,14 +46,7 @@ func (p *Pods) hook(ctx context.Context, h *corev1.LifecycleHandler, c *corev1.C
 		}
 		return err
 	case h.Sleep != nil:
-		t := time.NewTimer(time.Duration(h.Sleep.Seconds) * time.Second)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return run.Pause(ctx, time.Duration(h.Sleep.Seconds)*time.Second)
 	}
 	return errors.New("the hook has no handler that this node supports")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/run"
 )
 
 // reference names an object that a pod's volumes or environment are made of.
@@ -112,9 +113,7 @@ func (r *references) watch(ctx context.Context, ref reference) {
 				r.notify(ref)
 			}
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
+		if run.Pause(ctx, time.Second) == nil {
 			r.notify(ref)
 		}
 	}
