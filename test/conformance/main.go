@@ -149,7 +149,9 @@ func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, na
 		return err
 	}
 	fmt.Fprintf(o.Log, "running %d tests, %.1f s after the command; logs and reports in %s\n", len(names), time.Since(r.Began).Seconds(), o.Dir)
-	r.Results, err = p.Run(ctx, *o, names)
+	if r.Results, err = p.Run(ctx, *o, names); errors.Is(ctx.Err(), context.Canceled) {
+		return errors.New("interrupted: this run says nothing")
+	}
 	return err
 }
 

@@ -83,7 +83,7 @@ var pauseImage = recipe{
 // tools is a Debian root with the programs that tests call in agnhost and its like.
 var tools = layer{"tools", func(ctx context.Context, w *workshop, root string) error {
 	err := w.debian.install(ctx, root, "base-files", "base-passwd", "bash", "coreutils", "grep", "sed", "findutils", "mawk",
-		"hostname", "procps", "util-linux", "tar", "gzip", "netbase", "tzdata", "bind9-dnsutils", "curl", "wget",
+		"hostname", "procps", "util-linux", "tar", "gzip", "libc-bin", "netbase", "tzdata", "bind9-dnsutils", "curl", "wget",
 		"netcat-openbsd", "iproute2", "iputils-ping", "iptables", "iperf", "socat", "stress")
 	if err != nil {
 		return err
