@@ -2,7 +2,7 @@
 // storage layers (etcd3, cacher, watch cache) by one.
 //
 // A Backend is the database (etcd, or memory for tests). A Store is a Backend plus one copy-on-write tree of
-// shared objects per kind, fed by a single watch of /registry/ in revision order:
+// shared objects per kind, fed by a single watch of the whole database in revision order:
 //
 //	writer ── Create/Update/Delete ──> Backend ── one watch, in revision order ──> feed
 //	   ^                                                                            │ publishes: trees, indexes,

@@ -21,7 +21,7 @@ type Event struct {
 func (e Event) Revision() api.Revision { return e.Entry.Revision }
 
 // Watch reads a kind's events. It is a cursor in events that all readers share, so a reader costs nothing until it
-// reads. It belongs to one goroutine.
+// reads, and holds nothing that has to be given back. It belongs to one goroutine.
 type Watch struct {
 	s     *Store
 	t     *table
@@ -87,6 +87,3 @@ func (w *Watch) told() api.Revision {
 	}
 	return w.rev
 }
-
-// Stop ends the Watch. It is here for symmetry with Watch: a Watch holds nothing that has to be given back.
-func (w *Watch) Stop() {}

@@ -100,7 +100,6 @@ func account(ctx context.Context, s *store.Store, key api.Key) (*corev1.ServiceA
 	if err != nil {
 		return nil, err
 	}
-	defer w.Stop()
 	for sa == nil {
 		if _, _, err := w.Next(ctx); err != nil {
 			break // in time or not, the answer is that there is none
