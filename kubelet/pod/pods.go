@@ -1,10 +1,12 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -167,25 +169,12 @@ func (p *Pods) All() []*corev1.Pod {
 	p.mu.Unlock()
 	var out []*corev1.Pod
 	for _, w := range ws {
-		out = append(out, w.snapshot())
+		out = append(out, w.current())
 	}
 	slices.SortFunc(out, func(a, b *corev1.Pod) int {
-		if a.Namespace != b.Namespace {
-			return compare(a.Namespace, b.Namespace)
-		}
-		return compare(a.Name, b.Name)
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
 	return out
-}
-
-func compare(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // Find returns the pod of that name, nil where there is none. Of several, one that is not being deleted.

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,7 +69,7 @@ func (r *references) set(uid types.UID, refs []reference) {
 		have.pods[uid] = true
 	}
 	for _, old := range r.byPod[uid] {
-		if contains(refs, old) {
+		if slices.Contains(refs, old) {
 			continue
 		}
 		if have := r.watched[old]; have != nil {
@@ -84,15 +85,6 @@ func (r *references) set(uid types.UID, refs []reference) {
 	} else {
 		r.byPod[uid] = refs
 	}
-}
-
-func contains(refs []reference, ref reference) bool {
-	for _, r := range refs {
-		if r == ref {
-			return true
-		}
-	}
-	return false
 }
 
 // watch wakes the object's pods at each change, until ctx ends. A refusal (the node authorizer may not know the pod
@@ -137,7 +129,7 @@ func (r *references) notify(ref reference) {
 func referencesOf(pod *corev1.Pod) (refs []reference) {
 	add := func(kind *api.Kind, name string) {
 		ref := reference{kind, api.Key{Namespace: pod.Namespace, Name: name}}
-		if name != "" && !contains(refs, ref) {
+		if name != "" && !slices.Contains(refs, ref) {
 			refs = append(refs, ref)
 		}
 	}

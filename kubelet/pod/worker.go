@@ -137,10 +137,6 @@ func (w *worker) poke() {
 func (w *worker) current() *corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.currentLocked()
-}
-
-func (w *worker) currentLocked() *corev1.Pod {
 	shown := w.pod
 	if w.static {
 		shown = w.mirror
@@ -148,21 +144,13 @@ func (w *worker) currentLocked() *corev1.Pod {
 	if w.written != nil && (shown == nil || w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown)) {
 		shown = w.written
 	}
-	if !w.static || shown == nil {
-		if shown != nil && shown != w.pod { // a write of ours is newer than the watch, but may lack a newer spec
-			merged := *w.pod
-			merged.Status = shown.Status
-			return &merged
-		}
+	if shown == nil || shown == w.pod {
 		return w.pod
 	}
-	merged := *w.pod
+	merged := *w.pod // what was written may lack a newer spec, and a mirror is no spec
 	merged.Status = shown.Status
 	return &merged
 }
-
-// snapshot is current, for others to read.
-func (w *worker) snapshot() *corev1.Pod { return w.current() }
 
 func (w *worker) isGone() bool {
 	w.mu.Lock()
