@@ -9,6 +9,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/run"
@@ -102,8 +103,8 @@ func (l *Lease) acquire(ctx context.Context, seen *observed) error {
 	if err != nil {
 		return err
 	}
-	holder := deref(lease.Spec.HolderIdentity)
-	if r := deref(lease.Spec.RenewTime); holder != seen.holder || !r.Equal(&seen.renew) {
+	holder := ptr.Deref(lease.Spec.HolderIdentity, "")
+	if r := ptr.Deref(lease.Spec.RenewTime, metav1.MicroTime{}); holder != seen.holder || !r.Equal(&seen.renew) {
 		*seen = observed{holder, r, time.Now()}
 	}
 	if holder != "" && holder != l.Identity && time.Since(seen.at) < duration {
@@ -113,7 +114,7 @@ func (l *Lease) acquire(ctx context.Context, seen *observed) error {
 	_, err = Mutate(ctx, l.Client, lease, "", func(o *coordinationv1.Lease) {
 		if holder != l.Identity {
 			o.Spec.AcquireTime = &now
-			transitions := deref(o.Spec.LeaseTransitions) + 1
+			transitions := ptr.Deref(o.Spec.LeaseTransitions, 0) + 1
 			o.Spec.LeaseTransitions = &transitions
 		}
 		o.Spec.HolderIdentity, o.Spec.LeaseDurationSeconds, o.Spec.RenewTime = &l.Identity, &seconds, &now
@@ -126,16 +127,8 @@ func (l *Lease) giveBack(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	lease, err := Get[*coordinationv1.Lease](ctx, l.Client, l.Key)
-	if err != nil || deref(lease.Spec.HolderIdentity) != l.Identity {
+	if err != nil || ptr.Deref(lease.Spec.HolderIdentity, "") != l.Identity {
 		return
 	}
 	_, _ = Mutate(ctx, l.Client, lease, "", func(o *coordinationv1.Lease) { o.Spec.HolderIdentity = new(string) })
-}
-
-func deref[T any](p *T) T {
-	if p == nil {
-		var zero T
-		return zero
-	}
-	return *p
 }

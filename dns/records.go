@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/utils/ptr"
 )
 
 // specification is the version of the DNS specification that is followed.
@@ -308,7 +309,7 @@ func (z *Zone) port(name string, typ uint16, k key, s *corev1.Service, below []s
 			if p.Port == nil {
 				continue
 			}
-			if match(port, proto, len(below), deref(p.Name), deref(p.Protocol)) {
+			if match(port, proto, len(below), ptr.Deref(p.Name, ""), ptr.Deref(p.Protocol, "")) {
 				add(e.host+"."+own, *p.Port, e.ip)
 			}
 		}
@@ -318,13 +319,6 @@ func (z *Zone) port(name string, typ uint16, k key, s *corev1.Service, below []s
 
 func match(port, proto string, labels int, name string, p corev1.Protocol) bool {
 	return strings.EqualFold(proto, string(cmp.Or(p, corev1.ProtocolTCP))) && (labels == 1 || name != "" && strings.EqualFold(port, name))
-}
-
-func deref[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
 }
 
 // pod answers for 10-42-0-5.namespace.pod: the address is taken from the name,
