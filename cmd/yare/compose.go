@@ -71,7 +71,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm()),
-		run.Together("loops", s.controllers(), s.scheduler(), services, s.watch(kubelet)),
+		run.Together("loops", s.pki.Renewer(s.log), s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
 }
