@@ -27,7 +27,8 @@
 //	  otherwise pick one; remember; dnat
 //
 // Services without endpoints are refused in filter chains before that, by the maps unreachable-ip and
-// unreachable-nodeports-ip. In postrouting, marked connections and those of a pod to itself
+// unreachable-nodeports-ip; connections to other ports of a cluster IP (cluster-ips-ip) are refused in filter chains
+// after it, so that they are not routed out of the cluster. In postrouting, marked connections and those of a pod to itself
 // (hairpins-ip) are masqueraded. All of it exists once per family, with names ending in ip6.
 //
 // Invariants: the chains see only the first packet of a connection, so that replacing the table

@@ -364,6 +364,8 @@ func TestConnections(t *testing.T) {
 		{"endpoint on the node, from itself", "host", "10.43.0.9:80", "host 192.0.2.2", "same"},
 		{"external IP", "outside", "198.51.100.1:80", "pod1 10.42.1.1", "same"},
 		{"port that is none", "pod2", "192.0.2.2:30081", "refused", "same"},
+		{"port that the cluster IP has not, pod", "pod2", "10.43.0.2:81", "refused", "same"},
+		{"port that the cluster IP has not, host", "host", "10.43.0.2:81", "refused", "same"},
 		{"no endpoints, pod", "pod2", "10.43.0.2:80", "refused", "same"},
 		{"no endpoints, host", "host", "10.43.0.2:80", "refused", "same"},
 		{"no endpoints, node port", "outside", "192.0.2.2:30082", "refused", "same"},

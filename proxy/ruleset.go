@@ -32,6 +32,7 @@ const (
 	dstnat = -100
 	srcnat = 100
 	refuse = -110
+	unmet  = -90 // after dstnat: what still goes to a cluster IP goes to no port of its Service
 )
 
 // localSlots is the first slot of the list of a node's own endpoints.
@@ -71,6 +72,7 @@ func sets(t *nft.Table) {
 		}
 		add("services", nft.Set{Key: vip, Verdicts: true})
 		add("nodeports", nft.Set{Key: vip[1:], Verdicts: true})
+		add("cluster-ips", nft.Set{Key: []nft.Type{fam.Addr}})
 		add("unreachable", nft.Set{Key: vip, Verdicts: true})
 		add("unreachable-nodeports", nft.Set{Key: vip[1:], Verdicts: true})
 		add("endpoints", nft.Set{Key: append(slices.Clone(vip), nft.Number), Data: to})
@@ -94,6 +96,7 @@ func skeleton(f Facts) *nft.Table {
 	}
 	dispatch := []*nft.Chain{base("prerouting", "nat", nft.Prerouting, dstnat), base("output", "nat", nft.Output, dstnat)}
 	deny := []*nft.Chain{base("refuse-prerouting", "filter", nft.Prerouting, refuse), base("refuse-output", "filter", nft.Output, refuse)}
+	stray := []*nft.Chain{base("stray-prerouting", "filter", nft.Prerouting, unmet), base("stray-output", "filter", nft.Output, unmet)}
 	post := base("postrouting", "nat", nft.Postrouting, srcnat)
 	post.Rules = append(post.Rules, nft.Rule{nft.HasMark(f.Mark), nft.ClearMark(f.Mark), nft.Masquerade()})
 	t.Chains["reject"] = &nft.Chain{Rules: []nft.Rule{{nft.Proto4(nft.TCP), nft.RejectTCP()}, {nft.Reject()}}}
@@ -105,6 +108,9 @@ func skeleton(f Facts) *nft.Table {
 			for _, m := range nodeport {
 				c.Rules = append(c.Rules, append(append(nft.Rule{fam.Is(), nft.New()}, m...), nft.VMap("unreachable-nodeports-"+fam.Name, vip[1:]...)))
 			}
+		}
+		for _, c := range stray {
+			c.Rules = append(c.Rules, nft.Rule{fam.Is(), nft.New(), nft.In("cluster-ips-"+fam.Name, fam.Daddr()), nft.Goto("reject")})
 		}
 		for _, c := range dispatch {
 			c.Rules = append(c.Rules, nft.Rule{fam.Is(), nft.VMap("services-"+fam.Name, vip...)})
@@ -234,6 +240,7 @@ func (w writer) set(name string) map[string]string {
 
 // internal writes the cluster IP.
 func (w writer) internal(ip netip.Addr) {
+	w.set("cluster-ips")[nft.Pack(ip)] = ""
 	es := w.cluster
 	if p := w.svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		if es = w.local; len(es) == 0 && len(w.cluster) > 0 {
