@@ -3,7 +3,6 @@ package rest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -96,13 +95,10 @@ func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) 
 		return nil
 	}
 	if want.UID != nil && *want.UID != o.GetUID() {
-		return apierrors.NewConflict(r.group(), r.Key.Name, fmt.Errorf(
-			"Precondition failed: UID in precondition: %v, UID in object meta: %v", *want.UID, o.GetUID()))
+		return r.precondition("UID", string(*want.UID), string(o.GetUID()))
 	}
 	if want.ResourceVersion != nil && *want.ResourceVersion != o.GetResourceVersion() {
-		return apierrors.NewConflict(r.group(), r.Key.Name, fmt.Errorf(
-			"Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v",
-			*want.ResourceVersion, o.GetResourceVersion()))
+		return r.precondition("ResourceVersion", *want.ResourceVersion, o.GetResourceVersion())
 	}
 	return nil
 }

@@ -93,6 +93,13 @@ func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error
 	return e, nil
 }
 
+// precondition says that the object is not the one that the client means.
+func (r *Request) precondition(field, want, have string) error {
+	//lint:ignore ST1005 clients know upstream's text
+	err := fmt.Errorf("Precondition failed: %s in precondition: %s, %s in object meta: %s", field, want, field, have)
+	return apierrors.NewConflict(r.group(), r.Key.Name, err)
+}
+
 // full says that the disk under the database is.
 func full() error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{

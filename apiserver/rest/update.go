@@ -169,8 +169,7 @@ func (p *Pipeline) createByUpdate(ctx context.Context, r *Request, change edit) 
 // preconditions checks the UID and resourceVersion that the client named.
 func (r *Request) preconditions(old, now api.Object) error {
 	if uid := now.GetUID(); uid != "" && uid != old.GetUID() {
-		return apierrors.NewConflict(r.group(), r.Key.Name,
-			fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, old.GetUID()))
+		return r.precondition("UID", string(uid), string(old.GetUID()))
 	}
 	rv := now.GetResourceVersion()
 	switch {

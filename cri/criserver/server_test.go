@@ -226,7 +226,7 @@ func TestShimKilled(t *testing.T) {
 		t.Errorf("container %v", s)
 	}
 	sb.op.Lock() // the clean-up holds it
-	sb.op.Unlock()
+	defer sb.op.Unlock()
 	if rec := sb.record(); !rec.Stopped {
 		t.Error("the sandbox is still ready")
 	}

@@ -22,10 +22,9 @@ type connection struct {
 	done   chan struct{}
 	onExit func(*protocol.Reply) // called by the reader, in order
 
-	mu      sync.Mutex
-	serial  uint64
-	calls   map[uint64]*call
-	closing bool
+	mu     sync.Mutex
+	serial uint64
+	calls  map[uint64]*call
 }
 
 // call is one request under way.
