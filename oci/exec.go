@@ -47,7 +47,7 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	}
 	defer unix.Close(pidfd)
 	if began, err := linux.StartTime(c.Pid); err != nil || began != c.StartTime {
-		return 0, fmt.Errorf("exec in container %s: %w: it is stopped", id, ErrState)
+		return 0, fmt.Errorf("exec in container %s: %w: it is stopped", id, ErrNotRunning)
 	}
 	group, err := r.Cgroup(id)
 	if err != nil {

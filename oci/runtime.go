@@ -23,6 +23,8 @@ var (
 	ErrNotExist = errors.New("container does not exist")
 	ErrExist    = errors.New("container with given ID already exists")
 	ErrState    = errors.New("wrong container state")
+	// ErrNotRunning is the ErrState of what has ended. Its text is runc's, which containerd and CRI-O look for.
+	ErrNotRunning = fmt.Errorf("container not running: %w", ErrState)
 )
 
 // Runtime is the OCI runtime as the command line has it: every call stands
@@ -124,6 +126,9 @@ func (r *Runtime) require(verb, id string, states ...specs.ContainerState) (*rec
 			return c, nil
 		}
 	}
+	if status == specs.StateStopped {
+		return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrNotRunning, status)
+	}
 	return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrState, status)
 }
 
@@ -200,7 +205,7 @@ func (r *Runtime) Kill(ctx context.Context, id string, sig unix.Signal, all bool
 	defer unix.Close(pidfd)
 	// The pidfd is of whoever has the number now: make sure who that is.
 	if began, err := linux.StartTime(c.Pid); err != nil || began != c.StartTime {
-		return fmt.Errorf("kill container %s: %w: it is stopped", id, ErrState)
+		return fmt.Errorf("kill container %s: %w: it is stopped", id, ErrNotRunning)
 	}
 	return linux.SignalPidfd(pidfd, sig)
 }
@@ -212,6 +217,19 @@ func (r *Runtime) Cgroup(id string) (*cgroup.Group, error) {
 		return nil, err
 	}
 	return cgroup.Open(c.Cgroup)
+}
+
+// Update changes the limits of a container that has not ended. What limits does not name stay.
+func (r *Runtime) Update(id string, limits *specs.LinuxResources) error {
+	c, err := r.require("update", id, specs.StateCreated, specs.StateRunning, "paused")
+	if err != nil {
+		return err
+	}
+	group, err := cgroup.Open(c.Cgroup)
+	if err != nil {
+		return err
+	}
+	return group.Update(limits)
 }
 
 // Pause freezes a running container.

@@ -14,17 +14,30 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/oci"
 )
 
-// ExitError is the exit code of the process that run or exec waited for. The
-// caller exits with it and prints nothing.
-type ExitError struct{ Code int }
+// ExitError is the exit code of the process that run or exec waited for, or 255
+// when exec failed. The caller prints Err, if there is one, and exits with Code.
+type ExitError struct {
+	Code int
+	Err  error
+}
 
-func (e *ExitError) Error() string { return "exit code " + strconv.Itoa(e.Code) }
+func (e *ExitError) Error() string {
+	if e.Err != nil {
+		return e.Err.Error()
+	}
+	return "exit code " + strconv.Itoa(e.Code)
+}
+
+// Unwrap returns Err.
+func (e *ExitError) Unwrap() error { return e.Err }
 
 // app is the command line's global flags, and what they make.
 type app struct {
@@ -34,17 +47,23 @@ type app struct {
 
 	runtime *oci.Runtime
 	log     *os.File
+	// program makes the container init ready.
+	program func() (*oci.Init, error)
 }
 
-// Command returns the command "oci" with all its verbs.
-func Command() *cobra.Command {
-	a := &app{}
+// Command returns the command "oci" with all its verbs. Version is what --version prints.
+func Command(version string) *cobra.Command { return command(version, oci.OpenInit) }
+
+func command(version string, program func() (*oci.Init, error)) *cobra.Command {
+	a := &app{program: program}
 	c := &cobra.Command{
-		Use: "oci", Short: "Create and run containers from OCI bundles, with runc's command line",
+		Use: "oci", Version: version, Short: "Create and run containers from OCI bundles, with runc's command line",
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE:  func(*cobra.Command, []string) error { return a.open() },
 		PersistentPostRunE: func(*cobra.Command, []string) error { return a.close() },
 	}
+	// Docker and Podman read the name, the version and the specification's.
+	c.SetVersionTemplate("yare oci version {{.Version}}\nspec: " + specs.Version + "\n")
 	f := c.PersistentFlags()
 	f.StringVar(&a.root, "root", "/run/yare/oci", "state directory")
 	f.StringVar(&a.logPath, "log", "", "log file (default: standard error)")
@@ -72,7 +91,7 @@ func (a *app) open() error {
 		}
 		a.log, out = f, f
 	}
-	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	options := &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: lowerLevel}
 	if a.debug {
 		options.Level = slog.LevelDebug
 	}
@@ -89,6 +108,14 @@ func (a *app) open() error {
 	return nil
 }
 
+// lowerLevel writes levels as runc does: containerd looks for "error".
+func lowerLevel(groups []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.LevelKey && len(groups) == 0 {
+		a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
+	}
+	return a
+}
+
 func (a *app) close() error {
 	if a.log == nil {
 		return nil
@@ -102,7 +129,7 @@ func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Co
 	return func(c *cobra.Command, args []string) error {
 		err := f(c, args)
 		var exit *ExitError
-		if err != nil && !errors.As(err, &exit) && a.log != nil {
+		if err != nil && a.log != nil && (!errors.As(err, &exit) || exit.Err != nil) {
 			a.runtime.Log.Error(err.Error())
 		}
 		return err
@@ -111,7 +138,7 @@ func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Co
 
 // openInit makes the container init ready, for the verbs that start processes.
 func (a *app) openInit() (done func(), err error) {
-	i, err := oci.OpenInit()
+	i, err := a.program()
 	if err != nil {
 		return nil, err
 	}

@@ -72,28 +72,60 @@ func (a *app) run() *cobra.Command {
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
 	c.Flags().BoolVar(&f.keep, "keep", false, "do not delete the container when it has ended")
 	c.Flags().BoolVar(&f.subreap, "no-subreaper", false, "accepted: orphans are never adopted")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+	c.RunE = a.verb(func(c *cobra.Command, args []string) (err error) {
+		tty, err := f.console()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, tty.close()) }()
 		pid, err := a.make(c.Context(), args[0], f)
 		if err != nil {
 			return err
 		}
 		clean := context.WithoutCancel(c.Context())
-		if err := a.runtime.Start(c.Context(), args[0]); err != nil {
+		if tty != nil {
+			err = tty.connect()
+		}
+		if err == nil {
+			err = a.runtime.Start(c.Context(), args[0])
+		}
+		if err != nil {
 			return errors.Join(err, a.runtime.Delete(clean, args[0], true))
 		}
 		if f.detach {
 			return nil
 		}
-		code, err := follow(pid)
+		code, err := tty.follow(pid)
 		if !f.keep {
 			err = errors.Join(err, a.runtime.Delete(clean, args[0], true))
 		}
-		if err == nil && code != 0 {
-			err = &ExitError{code}
-		}
-		return err
+		return exited(code, err)
 	})
 	return c
+}
+
+// console prepares for a container with a terminal that is run in the foreground; nil for others.
+func (f *createFlags) console() (*console, error) {
+	if f.detach || f.ConsoleSocket != "" {
+		return nil, nil
+	}
+	spec, err := oci.LoadSpec(f.Bundle)
+	if err != nil || spec.Process == nil || !spec.Process.Terminal {
+		return nil, err
+	}
+	tty, err := newConsole()
+	if err == nil {
+		f.ConsoleSocket = tty.path()
+	}
+	return tty, err
+}
+
+// exited is the end of a process that was waited for.
+func exited(code int, err error) error {
+	if err == nil && code != 0 {
+		return &ExitError{Code: code}
+	}
+	return err
 }
 
 // follow passes signals on to our child and returns its exit code.
@@ -148,32 +180,50 @@ func (a *app) exec() *cobra.Command {
 	c.Flags().BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
 	c.Flags().IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
 	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		process, err := a.process(args[0], args[1:], f)
-		if err != nil {
-			return err
-		}
-		done, err := a.openInit()
-		if err != nil {
-			return err
-		}
-		defer done()
-		pid, err := a.runtime.Exec(c.Context(), args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
-		if err != nil {
-			return err
-		}
-		if err := writePid(f.pidFile, pid); err != nil {
-			return err
-		}
-		if f.detach {
-			return nil
-		}
-		code, err := follow(pid)
-		if err == nil && code != 0 {
-			err = &ExitError{code}
+		err := a.runExec(c.Context(), args, f)
+		var exit *ExitError
+		if err != nil && !errors.As(err, &exit) {
+			return &ExitError{255, err} // as runc: the codes below are the process's
 		}
 		return err
 	})
 	return c
+}
+
+func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err error) {
+	process, err := a.process(args[0], args[1:], f)
+	if err != nil {
+		return err
+	}
+	done, err := a.openInit()
+	if err != nil {
+		return err
+	}
+	defer done()
+	var tty *console
+	if process.Terminal && !f.detach && f.console == "" {
+		if tty, err = newConsole(); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, tty.close()) }()
+		f.console = tty.path()
+	}
+	pid, err := a.runtime.Exec(ctx, args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
+	if err != nil {
+		return err
+	}
+	if tty != nil {
+		if err := tty.connect(); err != nil {
+			return errors.Join(err, unix.Kill(pid, unix.SIGKILL)) // our child, not reaped yet
+		}
+	}
+	if err := writePid(f.pidFile, pid); err != nil {
+		return errors.Join(err, unix.Kill(pid, unix.SIGKILL))
+	}
+	if f.detach {
+		return nil
+	}
+	return exited(tty.follow(pid))
 }
 
 // process is the file's, or the container's own with what the flags change.
@@ -187,7 +237,18 @@ func (a *app) process(id string, args []string, f *execFlags) (*specs.Process, e
 		if err := json.Unmarshal(b, p); err != nil {
 			return nil, fmt.Errorf("parse %s: %w", f.process, err)
 		}
+		p.Terminal = p.Terminal || f.tty
+		if p.Capabilities == nil { // as runc: the container's own
+			own, err := a.runtime.Process(id)
+			if err != nil {
+				return nil, err
+			}
+			p.Capabilities = own.Capabilities
+		}
 		return p, nil
+	}
+	if len(args) == 0 {
+		return nil, errors.New("exec: name a command, or a process by --process")
 	}
 	p, err := a.runtime.Process(id)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strconv"
@@ -178,55 +180,96 @@ func (a *app) resume() *cobra.Command {
 		RunE: a.verb(func(_ *cobra.Command, args []string) error { return a.runtime.Resume(args[0]) })}
 }
 
+// limits are update's flags.
+type limits struct {
+	file                      string
+	memory, swap, reservation memory
+	quota, pids, idle         int64
+	burst, shares, period     uint64
+	weight                    uint16
+	cpus, mems                string
+}
+
 func (a *app) update() *cobra.Command {
-	var file string
-	var memory, swap, reservation, quota, pids int64
-	var shares, period uint64
-	var cpus, mems string
+	l := &limits{}
 	c := &cobra.Command{Use: "update <id>", Short: "Change a container's limits", Args: cobra.ExactArgs(1)}
 	f := c.Flags()
-	f.StringVarP(&file, "resources", "r", "", "file with the limits as JSON, - for standard input")
-	f.Int64Var(&memory, "memory", 0, "memory limit in bytes")
-	f.Int64Var(&swap, "memory-swap", 0, "memory and swap limit in bytes")
-	f.Int64Var(&reservation, "memory-reservation", 0, "soft memory limit in bytes")
-	f.Int64Var(&quota, "cpu-quota", 0, "processor time per period in microseconds")
-	f.Uint64Var(&period, "cpu-period", 0, "period in microseconds")
-	f.Uint64Var(&shares, "cpu-share", 0, "relative weight")
-	f.StringVar(&cpus, "cpuset-cpus", "", "processors")
-	f.StringVar(&mems, "cpuset-mems", "", "memory nodes")
-	f.Int64Var(&pids, "pids-limit", 0, "process limit")
+	f.StringVarP(&l.file, "resources", "r", "", "file with the limits as JSON, - for standard input")
+	f.Var(&l.memory, "memory", "memory limit in bytes; k, m and g are understood, -1 is none")
+	f.Var(&l.swap, "memory-swap", "memory and swap limit in bytes")
+	f.Var(&l.reservation, "memory-reservation", "soft memory limit in bytes")
+	f.Int64Var(&l.quota, "cpu-quota", 0, "processor time per period in microseconds")
+	f.Uint64Var(&l.burst, "cpu-burst", 0, "processor time in microseconds that may be saved up")
+	f.Uint64Var(&l.period, "cpu-period", 0, "period in microseconds")
+	f.Uint64Var(&l.shares, "cpu-share", 0, "relative weight")
+	f.Int64Var(&l.idle, "cpu-idle", 0, "1 to run only when the processor has nothing else to do")
+	f.StringVar(&l.cpus, "cpuset-cpus", "", "processors")
+	f.StringVar(&l.mems, "cpuset-mems", "", "memory nodes")
+	f.Uint16Var(&l.weight, "blkio-weight", 0, "relative weight of disk access, 10 to 1000")
+	f.Int64Var(&l.pids, "pids-limit", 0, "process limit, -1 is none")
 	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		r := &specs.LinuxResources{}
-		if file != "" {
-			in := c.InOrStdin()
-			if file != "-" {
-				open, err := os.Open(file)
-				if err != nil {
-					return fmt.Errorf("read limits: %w", err)
-				}
-				defer open.Close()
-				in = open
-			}
-			if err := json.NewDecoder(in).Decode(r); err != nil {
-				return fmt.Errorf("parse limits: %w", err)
-			}
-		} else {
-			r.Memory, r.CPU, r.Pids = &specs.LinuxMemory{}, &specs.LinuxCPU{Cpus: cpus, Mems: mems}, &specs.LinuxPids{}
-			setIf(f.Changed("memory"), &r.Memory.Limit, memory)
-			setIf(f.Changed("memory-swap"), &r.Memory.Swap, swap)
-			setIf(f.Changed("memory-reservation"), &r.Memory.Reservation, reservation)
-			setIf(f.Changed("cpu-quota"), &r.CPU.Quota, quota)
-			setIf(f.Changed("cpu-period"), &r.CPU.Period, period)
-			setIf(f.Changed("cpu-share"), &r.CPU.Shares, shares)
-			setIf(f.Changed("pids-limit"), &r.Pids.Limit, pids)
-		}
-		group, err := a.runtime.Cgroup(args[0])
+		r, err := l.resources(c.InOrStdin(), f.Changed)
 		if err != nil {
 			return err
 		}
-		return group.Update(r)
+		return a.runtime.Update(args[0], r)
 	})
 	return c
+}
+
+// resources are the file's, or the flags'.
+func (l *limits) resources(in io.Reader, given func(string) bool) (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{}
+	if l.file != "" {
+		if l.file != "-" {
+			open, err := os.Open(l.file)
+			if err != nil {
+				return nil, fmt.Errorf("read limits: %w", err)
+			}
+			defer open.Close()
+			in = open
+		}
+		if err := json.NewDecoder(in).Decode(r); err != nil {
+			return nil, fmt.Errorf("parse limits: %w", err)
+		}
+		return r, nil
+	}
+	r.Memory, r.CPU, r.Pids, r.BlockIO = &specs.LinuxMemory{}, &specs.LinuxCPU{Cpus: l.cpus, Mems: l.mems}, &specs.LinuxPids{}, &specs.LinuxBlockIO{}
+	setIf(given("memory"), &r.Memory.Limit, int64(l.memory))
+	setIf(given("memory-swap"), &r.Memory.Swap, int64(l.swap))
+	setIf(given("memory-reservation"), &r.Memory.Reservation, int64(l.reservation))
+	setIf(given("cpu-quota"), &r.CPU.Quota, l.quota)
+	setIf(given("cpu-burst"), &r.CPU.Burst, l.burst)
+	setIf(given("cpu-period"), &r.CPU.Period, l.period)
+	setIf(given("cpu-share"), &r.CPU.Shares, l.shares)
+	setIf(given("cpu-idle"), &r.CPU.Idle, l.idle)
+	setIf(given("blkio-weight"), &r.BlockIO.Weight, l.weight)
+	setIf(given("pids-limit"), &r.Pids.Limit, l.pids)
+	return r, nil
+}
+
+// memory is a flag's amount of memory: a number with k, m, g or t (of 1024), in either case, with or without b behind it.
+type memory int64
+
+func (m *memory) String() string { return strconv.FormatInt(int64(*m), 10) }
+
+// Type is what help calls it.
+func (m *memory) Type() string { return "bytes" }
+
+// Set parses a flag.
+func (m *memory) Set(text string) error {
+	number := strings.TrimSuffix(strings.ToLower(text), "b")
+	shift := 0
+	if i := strings.IndexAny(number, "kmgt"); i > 0 && i == len(number)-1 {
+		shift = 10 * (1 + strings.IndexByte("kmgt", number[i]))
+		number = number[:i]
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n > math.MaxInt64>>shift || n < -1 || n == -1 && shift > 0 {
+		return fmt.Errorf("%q is not an amount of memory", text)
+	}
+	*m = memory(n << shift)
+	return nil
 }
 
 func setIf[T any](given bool, field **T, value T) {
