@@ -16,6 +16,7 @@
 package cluster
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,7 +39,9 @@ type Host struct {
 
 // Record is what a cluster chose when it was first started. It never changes afterwards.
 type Record struct {
-	Name    string `json:"name"`
+	Name string `json:"name"`
+	// ID tells a cluster from one that was made later under the same name.
+	ID      string `json:"id,omitempty"`
 	DataDir string `json:"dataDir"`
 	RunDir  string `json:"runDir"`
 	// Index tells clusters of one host apart: ports and ranges follow from it.
@@ -250,7 +253,7 @@ func (r *Record) agrees(w Wish) error {
 }
 
 func (h Host) choose(w Wish, others []*Record) (*Record, error) {
-	r := &Record{Name: w.Name, DataDir: w.DataDir, Kubeconfig: w.Kubeconfig, Ephemeral: w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name)}
+	r := &Record{Name: w.Name, ID: rand.Text(), DataDir: w.DataDir, Kubeconfig: w.Kubeconfig, Ephemeral: w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name)}
 	if r.DataDir == "" {
 		r.DataDir = filepath.Join(h.varDir(), w.Name)
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -34,7 +35,7 @@ func TestClaimKeepsClustersApart(t *testing.T) {
 	if a.APIPort == b.APIPort || a.KubeletPort == b.KubeletPort || a.DataDir == b.DataDir {
 		t.Errorf("shared: %+v %+v", a, b)
 	}
-	if a.NodePorts != [2]int{30000, 32767} || b.NodePorts[0] <= a.NodePorts[1] {
+	if a.Index == 0 && a.NodePorts != [2]int{30000, 32767} || b.NodePorts[0] <= a.NodePorts[1] {
 		t.Errorf("node ports %v %v", a.NodePorts, b.NodePorts)
 	}
 	again, created, err := h.Claim(Wish{Name: "a"})
@@ -91,19 +92,79 @@ func TestLock(t *testing.T) {
 	if _, running := r.Server(); running {
 		t.Error("running before it was started")
 	}
-	unlock, err := r.Lock()
+	unlock, err := h.Lock(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if pid, running := r.Server(); !running || pid != os.Getpid() {
 		t.Error(pid, running)
 	}
-	if _, err := r.Lock(); err == nil || !strings.Contains(err.Error(), "already served by process") {
+	if _, err := h.Lock(r); err == nil || !strings.Contains(err.Error(), "already served by process") {
 		t.Error(err)
 	}
 	unlock()
 	if _, running := r.Server(); running {
 		t.Error("running after the end")
+	}
+}
+
+// A server that starts while its cluster is removed must not bring it back, nor one that was removed take away its successor.
+func TestRemovedMeanwhile(t *testing.T) {
+	h := host(t)
+	first := claim(t, h, Wish{Name: "a"})
+	if err := h.forget(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Lock(first); !errors.Is(err, ErrUnknown) {
+		t.Errorf("served a cluster that was removed: %v", err)
+	}
+	second := claim(t, h, Wish{Name: "a"})
+	if _, err := h.Lock(first); err == nil || !strings.Contains(err.Error(), "made again") {
+		t.Errorf("served the successor by the old record: %v", err)
+	}
+	told := func(step string) { t.Errorf("the successor was touched: %s", step) }
+	if err := h.Remove(t.Context(), first, false, told); err != nil {
+		t.Error(err)
+	}
+	if r, err := h.Find("a"); err != nil || *r != *second {
+		t.Errorf("the successor is gone: %v %v", r, err)
+	}
+}
+
+// Of two starts of one cluster the second waits; a start whose cluster is removed makes it anew.
+func TestStartingWaits(t *testing.T) {
+	h := host(t)
+	first, created, done, err := h.Starting(t.Context(), Wish{Name: "a"})
+	if err != nil || !created {
+		t.Fatal(created, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, _, err := h.Starting(ctx, Wish{Name: "a"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("did not wait for the first start: %v", err)
+	}
+	if _, _, other, err := h.Starting(ctx, Wish{Name: "b"}); err != nil {
+		t.Errorf("waited for the start of another cluster: %v", err)
+	} else {
+		other()
+	}
+	next := make(chan *Record)
+	go func() {
+		r, created, done, err := h.Starting(t.Context(), Wish{Name: "a"})
+		if err != nil || !created {
+			t.Errorf("after the removal: %v %v", created, err)
+			close(next)
+			return
+		}
+		done()
+		next <- r
+	}()
+	if err := h.forget(t.Context(), first); err != nil {
+		t.Error(err)
+	}
+	done()
+	if r := <-next; r == nil || r.ID == first.ID {
+		t.Errorf("not a new cluster: %+v", r)
 	}
 }
 

@@ -18,8 +18,8 @@ import (
 	"github.com/yare-dev/yare/pki"
 )
 
-// stopGrace is how long a server may take to end before it is killed.
-const stopGrace = 10 * time.Second
+// StopGrace is how long a server may take to end before it is killed.
+const StopGrace = 10 * time.Second
 
 // A step of Remove; each may be run again after a failure or a crash.
 type step struct {
@@ -29,14 +29,20 @@ type step struct {
 
 // Remove ends the cluster and removes exactly what it made. With keepData the data folder, the record and the
 // kubeconfig context stay, so that the next start resumes with the same objects. It may be repeated: the record goes last.
+// A cluster that was made later under the same name is left alone.
 func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(step string)) error {
 	unlock, err := h.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if now, err := h.Find(r.Name); err == nil && *now != *r {
+		return nil // somebody else removed it, and the name is another cluster's by now
+	} else if err != nil && !errors.Is(err, ErrUnknown) {
+		return err
+	}
 	steps := []step{
-		{"stop the server", func(ctx context.Context, r *Record) error { return r.Stop(ctx, stopGrace) }},
+		{"stop the server", func(ctx context.Context, r *Record) error { return r.Stop(ctx, StopGrace) }},
 		{"end the containers", endContainers},
 		{"remove the pod network", removePodNetwork},
 		{"remove the Services' rules", removeServices},

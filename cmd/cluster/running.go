@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,9 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock makes the calling process the cluster's server. It fails when another process is. The lock is given up when
-// the process ends, however it ends.
-func (r *Record) Lock() (unlock func(), err error) {
+// Lock makes the calling process the cluster's server. It fails when another process is, and with ErrUnknown when the
+// cluster was removed since its record was read: a server that starts late must not bring it back. The lock is given
+// up when the process ends, however it ends.
+func (h Host) Lock(r *Record) (unlock func(), err error) {
+	release, err := h.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if now, err := h.Find(r.Name); err != nil {
+		return nil, err
+	} else if *now != *r {
+		return nil, fmt.Errorf("cluster %q was removed and made again while this server started", r.Name)
+	}
 	if err := os.MkdirAll(r.RunDir, 0o711); err != nil {
 		return nil, err
 	}
@@ -39,6 +51,54 @@ func (r *Record) Lock() (unlock func(), err error) {
 		return nil, err
 	}
 	return func() { f.Close() }, nil
+}
+
+// startPoll is how often a start looks whether another start of the same cluster has ended.
+const startPoll = 20 * time.Millisecond
+
+// Starting claims the cluster as Claim does and keeps others from starting it until done is called: who comes second
+// waits, and finds the server of the first. It is an flock of the record's file, so that starts of different clusters
+// do not wait for each other and a removal waits for none.
+func (h Host) Starting(ctx context.Context, w Wish) (r *Record, created bool, done func(), err error) {
+	for {
+		r, made, err := h.Claim(w)
+		if err != nil {
+			return nil, false, nil, err
+		}
+		created = created || made
+		f, err := os.Open(h.recordFile(r.Name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile: claimed anew
+		}
+		if err != nil {
+			return nil, false, nil, err
+		}
+		if err := flockWithin(ctx, f); err != nil {
+			f.Close()
+			return nil, false, nil, fmt.Errorf("wait for another start of cluster %q: %w", r.Name, err)
+		}
+		held, err1 := f.Stat()
+		named, err2 := os.Stat(h.recordFile(r.Name))
+		if err1 == nil && err2 == nil && os.SameFile(held, named) {
+			return r, created, func() { f.Close() }, nil
+		}
+		f.Close()
+	}
+}
+
+// flockWithin waits for the file's lock until ctx ends.
+func flockWithin(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(startPoll):
+		}
+	}
 }
 
 func (r *Record) lockFile() string { return filepath.Join(r.RunDir, "server.lock") }

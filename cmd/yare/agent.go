@@ -57,7 +57,7 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 			if err != nil {
 				return err
 			}
-			unlock, err := a.record.Lock()
+			unlock, err := cluster.Host{}.Lock(a.record)
 			if err != nil {
 				return err
 			}

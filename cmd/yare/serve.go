@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
@@ -20,6 +21,7 @@ import (
 
 func serverCommand() *cobra.Command {
 	var file, name string
+	var existing bool
 	c := &cobra.Command{
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
@@ -35,21 +37,30 @@ func serverCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(c.Context(), config)
+			return serve(c.Context(), config, existing)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "YAML file with the settings")
 	c.Flags().StringVar(&name, "name", "", "name of the cluster (in place of the file's)")
+	c.Flags().BoolVar(&existing, "existing", false, "make no cluster: 'yare up' has, and it may have been removed since")
+	_ = c.Flags().MarkHidden("existing")
 	return c
 }
 
 // serve runs the cluster until ctx ends or a component fails.
-func serve(ctx context.Context, config Config) error {
-	r, _, err := cluster.Host{}.Claim(config.wish())
+func serve(ctx context.Context, config Config, existing bool) error {
+	h := cluster.Host{}
+	var r *cluster.Record
+	var err error
+	if existing {
+		r, err = h.Find(config.Name)
+	} else {
+		r, _, err = h.Claim(config.wish())
+	}
 	if err != nil {
 		return err
 	}
-	unlock, err := r.Lock()
+	unlock, err := h.Lock(r)
 	if err != nil {
 		return err
 	}
@@ -101,6 +112,7 @@ func openNotify() (*notifier, error) {
 	if err != nil || fd < 3 {
 		return nil, fmt.Errorf("%s=%q is not a file descriptor", notifyFD, text)
 	}
+	syscall.CloseOnExec(fd) // `yare up` hears of our end, not of a shim's
 	return &notifier{f: os.NewFile(uintptr(fd), "notify")}, nil
 }
 

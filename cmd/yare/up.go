@@ -58,18 +58,20 @@ func up(ctx context.Context, w cluster.Wish, p *progress) error {
 	if w.Kubeconfig, err = filepath.Abs(w.Kubeconfig); err != nil {
 		return err
 	}
-	r, created, err := cluster.Host{}.Claim(w)
+	r, created, done, err := cluster.Host{}.Starting(ctx, w)
 	if err != nil {
 		return err
 	}
+	defer done()
 	if pid, running := r.Server(); running {
 		p.done("cluster %q already runs (process %d)", r.Name, pid)
 		p.hint(r)
 		return nil
 	}
 	if err := start(ctx, r, p); err != nil {
-		if created {
-			// Nothing half done: a cluster that never came up is removed again, its log kept for the person.
+		if _, e := (cluster.Host{}).Find(r.Name); created || errors.Is(e, cluster.ErrUnknown) {
+			// Nothing half done: a cluster that never came up, or was removed meanwhile, is removed again, its log kept
+			// for the person.
 			err = keepLog(r, err)
 			err = errors.Join(err, cluster.Host{}.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
 		}
@@ -103,7 +105,7 @@ func start(ctx context.Context, r *cluster.Record, p *progress) error {
 		return err
 	}
 	defer hear.Close()
-	cmd := exec.Command("/proc/self/exe", "server", "--name", r.Name)
+	cmd := exec.Command("/proc/self/exe", "server", "--existing", "--name", r.Name)
 	cmd.Args[0] = os.Args[0]
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.ExtraFiles = []*os.File{tell}
@@ -114,7 +116,11 @@ func start(ctx context.Context, r *cluster.Record, p *progress) error {
 		return err
 	}
 	tell.Close()
-	stop := context.AfterFunc(ctx, func() { hear.Close() })
+	// Who gives up waits for the server's end, which is the end of what it has to say.
+	stop := context.AfterFunc(ctx, func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		time.AfterFunc(cluster.StopGrace, func() { _ = cmd.Process.Kill() })
+	})
 	defer stop()
 	lines := bufio.NewScanner(hear)
 	for lines.Scan() {
@@ -123,10 +129,10 @@ func start(ctx context.Context, r *cluster.Record, p *progress) error {
 		}
 		p.step(lines.Text())
 	}
-	if ctx.Err() != nil {
-		return errors.Join(ctx.Err(), r.Stop(context.WithoutCancel(ctx), 10*time.Second))
-	}
 	err = cmd.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return fmt.Errorf("the server ended (%v): %s", err, lastLines(logFile(r), from))
 }
 
