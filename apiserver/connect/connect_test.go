@@ -123,23 +123,27 @@ func populate(t *testing.T, c client.Client, node, pod string) {
 	n.Status.DaemonEndpoints.KubeletEndpoint.Port = port(t, node)
 	p := &corev1.Pod{ObjectMeta: meta("p")}
 	p.Spec = corev1.PodSpec{NodeName: "n", Containers: []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{{ContainerPort: port(t, pod)}}}}}
+	named := p.DeepCopy() // names that begin like the subresource
+	named.Namespace, named.Name = "proxy-1", "proxy"
 	two := &corev1.Pod{ObjectMeta: meta("two"), Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a"}, {Name: "b"}}, InitContainers: []corev1.Container{{Name: "i"}}}}
 	svc := &corev1.Service{ObjectMeta: meta("s"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "web", Port: 80}}}}
 	web, target := "web", port(t, pod)
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: meta("s-1"), Ports: []discoveryv1.EndpointPort{{Name: &web, Port: &target}},
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}}}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "s"}
-	for _, o := range []api.Object{n, p, two, svc, slice} {
+	for _, o := range []api.Object{n, p, named, two, svc, slice} {
 		if _, err := c.Create(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := client.Get[*corev1.Pod](t.Context(), c, api.Key{Namespace: "ns", Name: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := client.Mutate(t.Context(), c, got, "status", func(p *corev1.Pod) { p.Status.PodIP = "127.0.0.1" }); err != nil {
-		t.Fatal(err)
+	for _, key := range []api.Key{{Namespace: "ns", Name: "p"}, {Namespace: "proxy-1", Name: "proxy"}} {
+		got, err := client.Get[*corev1.Pod](t.Context(), c, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Mutate(t.Context(), c, got, "status", func(p *corev1.Pod) { p.Status.PodIP = "127.0.0.1" }); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -157,6 +161,7 @@ func TestRequests(t *testing.T) {
 		{"exec before it runs", "pods/two/exec?command=x&stdout=1&container=a", "u", "400 pod two does not have a host assigned"},
 		{"exec over GET is a creation", "pods/p/exec?command=x&stdout=1", "viewer", `403 pods "p" is forbidden: User "viewer" cannot create resource "pods/exec" in API group "" in the namespace "ns"`},
 		{"pod proxy", "pods/p/proxy/a/b?q=1", "u", "200 GET /a/b?q=1"},
+		{"pod proxy without slash", "pods/p/proxy?q=1", "u", "301 /api/v1/namespaces/ns/pods/p/proxy/?q=1"},
 		{"pod proxy to an unset address", "pods/two/proxy/", "u", "400 address not allowed"},
 		{"service proxy by port name", "services/s:web/proxy/x", "u", "200 GET /x"},
 		{"service proxy by number", "services/http:s:80/proxy/", "u", "200 GET /"},
@@ -168,6 +173,9 @@ func TestRequests(t *testing.T) {
 				t.Errorf("got %s", got)
 			}
 		})
+	}
+	if got := fetch(t, base+"/api/v1/namespaces/proxy-1/pods/proxy/proxy/proxy/x", "u"); got != "200 GET /proxy/x" {
+		t.Errorf("names that begin like the subresource: %s", got)
 	}
 	if got := fetch(t, base+"/api/v1/nodes/n/proxy/stats?x=y", "u"); got != "200 GET /stats?x=y" {
 		t.Error(got)

@@ -49,20 +49,40 @@ type aim struct {
 	prefix string // up to and with "proxy"
 }
 
+// parseAim reads the URL. The word "proxy" counts only where the subresource stands: namespaces and objects may be
+// called so, too.
 func parseAim(r *http.Request) (aim, error) {
-	before, after, ok := strings.Cut(r.URL.Path, "/proxy")
-	if !ok {
+	segments := strings.Split(r.URL.Path, "/") // "", "api", "v1", ["namespaces", namespace,] plural, name, "proxy", ...
+	at := 5
+	if len(segments) > 3 && segments[3] == "namespaces" {
+		at = 7
+	}
+	if len(segments) <= at || segments[at] != "proxy" {
 		return aim{}, apierrors.NewBadRequest("the path has no /proxy")
 	}
-	segments := strings.Split(before, "/")
-	scheme, _, port, ok := utilnet.SplitSchemeNamePort(segments[len(segments)-1])
+	scheme, _, port, ok := utilnet.SplitSchemeNamePort(segments[at-1])
 	if !ok {
-		return aim{}, apierrors.NewBadRequest(fmt.Sprintf("invalid proxy target %q", segments[len(segments)-1]))
+		return aim{}, apierrors.NewBadRequest(fmt.Sprintf("invalid proxy target %q", segments[at-1]))
 	}
-	if after == "" {
-		after = "/"
+	a := aim{scheme: scheme, port: port, prefix: strings.Join(segments[:at+1], "/")}
+	a.path = strings.TrimPrefix(r.URL.Path, a.prefix)
+	return a, nil
+}
+
+// toSlash answers a request for the root without its slash: relative links of the answer would lead out of the proxy.
+// Methods that a redirect would change go on to the root.
+func (a *aim) toSlash(w http.ResponseWriter, r *http.Request) (answered bool) {
+	if a.path != "" {
+		return false
 	}
-	return aim{scheme, port, after, before + "/proxy"}, nil
+	a.path = "/"
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" {
+		return false
+	}
+	to := url.URL{Path: r.URL.Path + "/", RawQuery: r.URL.RawQuery}
+	w.Header().Set("Location", to.String())
+	w.WriteHeader(http.StatusMovedPermanently)
+	return true
 }
 
 func (a aim) url(host, port string, r *http.Request) *url.URL {
@@ -89,7 +109,7 @@ func (b *bridge) outside(ctx context.Context, u *url.URL, a aim, w http.Response
 
 func (b *bridge) toNode(ctx context.Context, n *corev1.Node, w http.ResponseWriter, r *http.Request) error {
 	a, err := parseAim(r)
-	if err != nil {
+	if err != nil || a.toSlash(w, r) {
 		return err
 	}
 	kubelet, err := b.kubeletURL(n.Name)
@@ -105,7 +125,7 @@ func (b *bridge) toNode(ctx context.Context, n *corev1.Node, w http.ResponseWrit
 
 func (b *bridge) toPod(ctx context.Context, pod *corev1.Pod, w http.ResponseWriter, r *http.Request) error {
 	a, err := parseAim(r)
-	if err != nil {
+	if err != nil || a.toSlash(w, r) {
 		return err
 	}
 	if pod.Status.PodIP == "" {
@@ -125,7 +145,7 @@ func (b *bridge) toPod(ctx context.Context, pod *corev1.Pod, w http.ResponseWrit
 
 func (b *bridge) toService(ctx context.Context, svc *corev1.Service, w http.ResponseWriter, r *http.Request) error {
 	a, err := parseAim(r)
-	if err != nil {
+	if err != nil || a.toSlash(w, r) {
 		return err
 	}
 	var name string

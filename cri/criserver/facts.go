@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,7 +31,14 @@ func gatherFacts() (hostFacts, error) {
 	if err != nil {
 		return f, fmt.Errorf("read the kernel's capabilities: %w", err)
 	}
-	f.Capabilities = capability.Names(last)
+	held, err := heldCapabilities()
+	if err != nil {
+		return f, err
+	}
+	f.Capabilities = slices.DeleteFunc(capability.Names(last), func(name string) bool {
+		bit, ok := capability.Bit(name)
+		return !ok || held&(1<<bit) == 0
+	})
 	g, err := cgroup.Open("/yare-probe")
 	if err != nil {
 		return f, err
@@ -38,6 +46,16 @@ func gatherFacts() (hostFacts, error) {
 	f.Unified = g.Unified()
 	f.Swap = limitsSwap(g)
 	return f, nil
+}
+
+// heldCapabilities are those that we can give to others: a host may have taken some from all its processes.
+func heldCapabilities() (uint64, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return 0, fmt.Errorf("read own capabilities: %w", err)
+	}
+	return uint64(sets[1].Permitted)<<32 | uint64(sets[0].Permitted), nil
 }
 
 // limitsSwap looks for the file that a limit would be written to. On v2 the root

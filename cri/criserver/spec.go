@@ -20,7 +20,7 @@ const (
 // hostFacts are what a spec depends on beside the requests. They are gathered
 // before (see facts.go), so that deciding is pure.
 type hostFacts struct {
-	// Capabilities are all names that the kernel knows.
+	// Capabilities are all names that the kernel knows and that this host holds.
 	Capabilities []string
 	// Unified says that cgroup v2 has the controllers.
 	Unified bool

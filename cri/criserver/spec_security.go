@@ -70,7 +70,7 @@ func capabilityNames(names, known []string) ([]string, error) {
 			n = "CAP_" + n
 		}
 		if !slices.Contains(known, n) {
-			return nil, fmt.Errorf("capability %s is not known to this kernel", n)
+			return nil, fmt.Errorf("capability %s is not known to this kernel, or not held by this host", n)
 		}
 		out = append(out, n)
 	}

@@ -84,7 +84,8 @@ func bindMount(m plan.Mount, f Facts) ([]plan.Mount, error) {
 }
 
 // cgroupMount shows a container its own cgroup: the v2 file system, or on v1
-// and hybrid hosts a directory with one bind mount per hierarchy.
+// and hybrid hosts a directory with one bind mount per v1 hierarchy. A hybrid host's v2 hierarchy has no controllers; to
+// programs in a container its sight would mean that limits are to be found there.
 func cgroupMount(m plan.Mount, f Facts) []plan.Mount {
 	if f.Unified {
 		m.Type, m.Source, m.Options = "cgroup2", "cgroup", nil
@@ -95,10 +96,10 @@ func cgroupMount(m plan.Mount, f Facts) []plan.Mount {
 		Options: []plan.Setting{{Key: "mode", Value: "755"}}}
 	list := []plan.Mount{top}
 	for _, controller := range slices.Sorted(maps.Keys(f.CgroupDirs)) {
-		name := strings.TrimPrefix(controller, "name=")
 		if controller == "" {
-			name = "unified"
+			continue
 		}
+		name := strings.TrimPrefix(controller, "name=")
 		list = append(list, plan.Mount{Target: path.Join(m.Target, name), Source: f.CgroupDirs[controller],
 			Set: m.Set, Clear: m.Clear, RecSet: m.RecSet, RecClear: m.RecClear})
 	}

@@ -176,7 +176,7 @@ func TestTerminal(t *testing.T) {
 	}
 	status, log := s.finish("c")
 	log = strings.ReplaceAll(log, "\r", "")
-	if status.Code != 0 || !strings.Contains(log, "17 91\n") || !strings.Contains(log, "got hi\n") || !strings.HasSuffix(log, "F c\n") {
+	if status.Code != 0 || !strings.Contains(log, "17 91\n") || !strings.Contains(log, "got hi\n") || !strings.HasSuffix(log, "P c\n") {
 		t.Errorf("got %+v, %q", status, log)
 	}
 }
@@ -207,7 +207,7 @@ func TestLogPartialAndReopen(t *testing.T) {
 	if err := s.Attach(t.Context(), "c", shim.Streams{Stdin: strings.NewReader("\n")}); err != nil {
 		t.Error(err)
 	}
-	if _, log := s.finish("c"); log != "stdout F halfother\nstdout F tail\n" {
+	if _, log := s.finish("c"); log != "stdout F halfother\nstdout P tail\n" {
 		t.Errorf("after rotation: got %q", log)
 	}
 }

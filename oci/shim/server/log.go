@@ -63,12 +63,12 @@ func (l *log) write(o *output, data []byte) {
 	o.t.s.logLine = entries
 }
 
-// flush logs an unfinished line.
+// flush logs an unfinished line, as one that goes on: readers must not add a newline that was never written.
 func (l *log) flush(o *output) {
 	if l.fd < 0 || len(o.line) == 0 {
 		return
 	}
-	entries := appendEntry(o.t.s.logLine[:0], time.Now().UTC(), o.name, 'F', o.line, nil)
+	entries := appendEntry(o.t.s.logLine[:0], time.Now().UTC(), o.name, 'P', o.line, nil)
 	o.line = nil
 	l.put(entries)
 	o.t.s.logLine = entries
