@@ -83,7 +83,9 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	defer func() {
 		if err != nil {
 			p.Close()
-			err = errors.Join(err, group.Remove())
+			if !errors.Is(err, cgroup.ErrInUse) { // then it is somebody else's
+				err = errors.Join(err, group.Remove())
+			}
 		}
 	}()
 	if err := group.Create(o.Spec.Linux.Resources); err != nil {

@@ -117,11 +117,14 @@ func (g *Group) with(verb string, f func(cgroups.Manager) error) error {
 	return nil
 }
 
+// ErrInUse says that a group that is to be made has processes already.
+var ErrInUse = errors.New("it has processes")
+
 // Create makes the group and sets its limits; nil sets none. Missing parents
-// are made. An existing group that has processes is an error.
+// are made. An existing group that has processes is ErrInUse.
 func (g *Group) Create(r *specs.LinuxResources) error {
 	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
-		return fmt.Errorf("create cgroup %s: it has processes", g.path)
+		return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
 	}
 	return g.with("create", func(m cgroups.Manager) error {
 		if err := g.make(m); err != nil {

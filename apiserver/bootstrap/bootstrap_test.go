@@ -1,0 +1,139 @@
+package bootstrap
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/builtin"
+	"github.com/yare-dev/yare/apiserver/servertest"
+	"github.com/yare-dev/yare/client"
+)
+
+type late struct{ client.Client }
+
+func server(t testing.TB) client.Client {
+	t.Helper()
+	st := servertest.Store(t)
+	rbac := authz.NewRBAC(st)
+	self := &late{}
+	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: st, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Authorizer: rbac,
+		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16"),
+			Reserved: []netip.Addr{netip.MustParseAddr("10.43.0.1")}})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	self.Client = s.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})
+	return self.Client
+}
+
+// start runs the component until it is ready.
+func start(t testing.TB, c client.Client) (stop func()) {
+	t.Helper()
+	b := New(Config{APIServer: netip.MustParseAddrPort("192.0.2.1:6443"), APIService: netip.MustParseAddr("10.43.0.1")}, c,
+		slog.New(slog.NewTextHandler(t.Output(), nil)))
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- b.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		cancel()
+		t.Fatal(err)
+	}
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func get[T api.Object](t testing.TB, c client.Client, namespace, name string) T {
+	t.Helper()
+	o, err := client.Get[T](t.Context(), c, api.Key{Namespace: namespace, Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func TestBootstrap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		stop := start(t, c)
+		for _, ns := range Namespaces() {
+			get[*corev1.Namespace](t, c, "", ns)
+		}
+		get[*rbacv1.ClusterRole](t, c, "", "cluster-admin")
+		s := get[*corev1.Service](t, c, metav1.NamespaceDefault, "kubernetes")
+		if s.Spec.ClusterIP != "10.43.0.1" || s.Spec.Ports[0].Port != 443 || s.Spec.Ports[0].TargetPort.IntValue() != 6443 || s.Spec.Selector != nil {
+			t.Errorf("%+v", s.Spec)
+		}
+		slice := get[*discoveryv1.EndpointSlice](t, c, metav1.NamespaceDefault, "kubernetes")
+		if slice.Endpoints[0].Addresses[0] != "192.0.2.1" || *slice.Ports[0].Port != 6443 {
+			t.Errorf("%+v", slice)
+		}
+
+		// What somebody changes or deletes is mended.
+		if _, err := client.Mutate(t.Context(), c, s, "", func(s *corev1.Service) { s.Spec.Ports[0].Port = 444 }); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s = get[*corev1.Service](t, c, metav1.NamespaceDefault, "kubernetes")
+		if s.Spec.Ports[0].Port != 443 {
+			t.Errorf("not mended: %+v", s.Spec.Ports)
+		}
+		if err := c.Delete(t.Context(), s, client.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if again := get[*corev1.Service](t, c, metav1.NamespaceDefault, "kubernetes"); again.UID == s.UID {
+			t.Error("not deleted")
+		}
+		stop()
+	})
+}
+
+// A second start finds everything and writes nothing.
+func TestBootstrapTwiceWritesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		revisions := func() (all [4]api.Revision) {
+			for i, k := range []*api.Kind{api.NamespaceKind, api.ServiceKind, api.ClusterRoleKind, api.EndpointSliceKind} {
+				os, _, err := c.List(t.Context(), k, client.Query{})
+				if err != nil || len(os) == 0 {
+					t.Fatal(len(os), err)
+				}
+				for _, o := range os {
+					rev, err := api.ParseRevision(o.GetResourceVersion())
+					if err != nil {
+						t.Fatal(err)
+					}
+					all[i] = max(all[i], rev)
+				}
+			}
+			return all
+		}
+		start(t, c)()
+		before := revisions()
+		start(t, c)()
+		synctest.Wait()
+		if after := revisions(); after != before {
+			t.Errorf("%v before, %v after", before, after)
+		}
+	})
+}
