@@ -137,8 +137,21 @@ func (g *Group) Create(r *specs.LinuxResources) error {
 		if r == nil {
 			return nil
 		}
-		return m.Set(res)
+		return set(m, res)
 	})
+}
+
+// probed orders the first Set of the process before all others: in it the library notes, for the whole process and without a lock,
+// what the kernel calls the weight of block devices.
+var probed sync.Once
+
+func set(m cgroups.Manager, r *cgroups.Resources) (err error) {
+	first := false
+	probed.Do(func() { first, err = true, m.Set(r) })
+	if !first {
+		err = m.Set(r)
+	}
+	return err
 }
 
 // make makes the directories.
@@ -169,7 +182,7 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 			return err
 		}
 		res.SkipDevices = true
-		return m.Set(res)
+		return set(m, res)
 	})
 }
 
