@@ -97,6 +97,8 @@ func (f *apiServerFlags) server() (*server, error) {
 	if f.advertise != "" {
 		if f.config.AdvertiseAddress, err = netip.ParseAddr(f.advertise); err != nil {
 			errs = append(errs, fmt.Errorf("--advertise-address: %w", err))
+		} else if f.config.AdvertiseAddress.IsLoopback() {
+			errs = append(errs, errors.New("--advertise-address: pods and other hosts cannot reach a loopback address"))
 		}
 	}
 	f.config.LogLevel = f.logLevel

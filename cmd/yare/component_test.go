@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
+)
+
+// asYare makes the test binary the program.
+const asYare = "YARE_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asYare) == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "yare:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// process is a component that runs alone.
+type process struct {
+	testing.TB
+	*exec.Cmd
+	log string
+}
+
+// begin starts the program and waits until it is ready. In the end it is told to stop, and must, without an error.
+func begin(t testing.TB, args ...string) *process {
+	t.Helper()
+	hear, tell, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hear.Close()
+	p := &process{TB: t, Cmd: exec.Command("/proc/self/exe", args...), log: filepath.Join(t.TempDir(), args[0]+".log")}
+	log, err := os.Create(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Env = append(os.Environ(), asYare+"=1", notifyFD+"=3")
+	p.Stdout, p.Stderr, p.ExtraFiles = log, log, []*os.File{tell}
+	err = p.Start()
+	tell.Close()
+	log.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.end)
+	lines := bufio.NewScanner(hear)
+	for lines.Scan() {
+		if lines.Text() == "ready" {
+			return p
+		}
+	}
+	t.Fatalf("%v ended: %s", args, p.said())
+	return nil
+}
+
+func (p *process) said() string {
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// end stops the process; a second call does nothing.
+func (p *process) end() {
+	p.Helper()
+	if p.ProcessState != nil {
+		return
+	}
+	if err := p.Process.Signal(unix.SIGTERM); err != nil {
+		p.Error(err)
+	}
+	limit := time.AfterFunc(20*time.Second, func() { p.Process.Kill() })
+	err := p.Wait()
+	limit.Stop()
+	if err != nil || p.Failed() {
+		p.Errorf("%v: %v\n%s", p.Args[1:], err, p.said())
+	}
+}
+
+// freePort is one that nobody listens on now.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// apiServerForTest starts `yare apiserver` and returns its folder and an administrator's client.
+func apiServerForTest(t testing.TB) (dir string, c client.Client) {
+	t.Helper()
+	dir = t.TempDir()
+	begin(t, "apiserver", "--data-dir", dir, "--secure-port", freePort(t), "--ephemeral")
+	p := &peer{kubeconfig: filepath.Join(dir, "admin.kubeconfig"), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	cfg, err := p.rest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	access, err := p.dial(cfg, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, access
+}
+
+// eventually waits for an object of a kind for which ok is true.
+func eventually[T api.Object](t testing.TB, c client.Client, what string, ok func(T) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for e, err := range c.Watch(ctx, api.KindFor[T](), client.Query{}, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, is := e.Object.(T); is && e.Op != client.Deleted && ok(o) {
+			return
+		}
+	}
+	t.Fatalf("not seen: %s", what)
+}
+
+// The control plane out of single processes: a Deployment becomes pods that are bound to a node, with upstream's roles alone.
+func TestControlPlaneAlone(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	t.Parallel()
+	dir, c := apiServerForTest(t)
+	file := func(name string) string { return filepath.Join(dir, name+".kubeconfig") }
+	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16")
+	begin(t, "scheduler", "--kubeconfig", file("scheduler"))
+	room := corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("4Gi"), "pods": resource.MustParse("110")}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
+		Conditions:  []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
+		Allocatable: room, Capacity: room,
+	}}
+	if _, err := client.Create(t.Context(), c, node); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "a node with pod addresses", func(n *corev1.Node) bool { return n.Spec.PodCIDR == "10.99.0.0/24" })
+	eventually(t, c, "the service account", func(a *corev1.ServiceAccount) bool { return a.Namespace == "default" && a.Name == "default" })
+	one := int32(1)
+	labels := map[string]string{"app": "web"}
+	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: appsv1.DeploymentSpec{
+		Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
+			Containers: []corev1.Container{{Name: "c", Image: "web"}}}}}}
+	if _, err := client.Create(t.Context(), c, deployment); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "a bound pod", func(p *corev1.Pod) bool { return p.Spec.NodeName == "n1" })
+	// Another takes over when the first has gone.
+	first.end()
+	begin(t, "controller-manager", "--kubeconfig", file("admin"))
+	if _, err := client.Create(t.Context(), c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "the service account of a new namespace", func(a *corev1.ServiceAccount) bool { return a.Namespace == "later" })
+	if said := first.said(); strings.Contains(said, "forbidden") {
+		t.Errorf("roles do not suffice:\n%s", said)
+	}
+}
+
+// The runtime serves CRI, and leaves nothing when it ends without containers.
+func TestRuntimeAlone(t *testing.T) {
+	if testing.Short() || os.Geteuid() != 0 {
+		t.Skip("starts processes, as root")
+	}
+	if i, err := oci.OpenInit(); errors.Is(err, oci.ErrNoInit) || errors.Is(err, linux.ErrNotSupported) {
+		t.Skip(err)
+	} else if err == nil {
+		i.Close()
+	}
+	t.Parallel()
+	data, run := t.TempDir(), fmt.Sprintf("/run/yare-test-%d", os.Getpid())
+	t.Cleanup(func() { os.RemoveAll(run) })
+	socket := filepath.Join(run, "cri.sock")
+	p := begin(t, "runtime", "--socket", socket, "--data-dir", data, "--run-dir", run, "--cgroup-parent", fmt.Sprintf("/yare-test-%d", os.Getpid()),
+		"--cni-conf-dir", filepath.Join(data, "none"))
+	c, err := cri.Dial(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cond := range s.Status.Conditions {
+		if want := cond.Type == "RuntimeReady"; cond.Status != want { // there is no network
+			t.Errorf("%+v", cond)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	p.end()
+	if _, err := net.Dial("unix", socket); err == nil {
+		t.Error("the socket is still served")
+	}
+}
+
+// Mistakes on the command line are told by the flag's name, before anything is made.
+func TestComponentMistakes(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"scheduler", "--kubeconfig is required"},
+		{"scheduler --kubeconfig /nowhere", "/nowhere"},
+		{"controller-manager --kubeconfig /nowhere", "/nowhere"},
+		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range 10.0.0.0/30", "less than 16"},
+		{"apiserver --data-dir /nowhere/x --service-node-port-range 9", "FIRST-LAST"},
+		{"apiserver --data-dir /nowhere/x --advertise-address 127.0.0.1", "loopback"},
+		{"apiserver --data-dir /nowhere/x --etcd-servers 1.2.3.4", "https://HOST:PORT"},
+		{"apiserver --data-dir /nowhere/x --etcd-certfile x", "etcdKeyFile"},
+		{"proxy --cluster-cidr nonsense --kubeconfig /nowhere", "--cluster-cidr"},
+		{"kubelet --config /nowhere", "/nowhere"},
+		{"kubelet --join /nowhere", "/nowhere"},
+		{"agent --join /nowhere", "/nowhere"},
+		{"runtime --pod-cidr 10.0.0.0", "--pod-cidr"},
+		{"node-credentials n1 --data-dir /nowhere --cluster-cidr 10.0.0.0/16 --server https://x", "--address is required"},
+		{"node-credentials N! --data-dir /nowhere --cluster-cidr 10.0.0.0/16 --server https://x --address 1.1.1.1", "node name"},
+	} {
+		c := command()
+		c.SetArgs(strings.Fields(tt.args))
+		c.SetOut(new(strings.Builder))
+		if err := c.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v", tt.args, err)
+		}
+	}
+	if _, err := os.Stat("/nowhere"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("made: %v", err)
+	}
+}
