@@ -204,7 +204,7 @@ func (c *call) create(r *rest.Request) error {
 	if r.Sub == "" && r.Key.Name != "" {
 		return c.notAllowed(r.Any)
 	}
-	f, err := negotiate(c.r, true)
+	f, err := negotiate(c.r, r.Any.Stored()) // an answer that is only computed is no object that could be a row
 	if err != nil {
 		return err
 	}
