@@ -17,6 +17,26 @@ func PodCondition(p *corev1.Pod, t corev1.PodConditionType) *corev1.PodCondition
 	return nil
 }
 
+// SetPodCondition puts c in the place of the condition of its type. Where that has the same status, its transition time
+// stays.
+func SetPodCondition(s *corev1.PodStatus, c corev1.PodCondition) {
+	for i := range s.Conditions {
+		if old := &s.Conditions[i]; old.Type == c.Type {
+			if old.Status == c.Status {
+				c.LastTransitionTime = old.LastTransitionTime
+			}
+			*old = c
+			return
+		}
+	}
+	s.Conditions = append(s.Conditions, c)
+}
+
+// Sidecar says whether the init container c runs beside the pod's containers rather than before them.
+func Sidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
 // PodReady says whether the pod's Ready condition is true.
 func PodReady(p *corev1.Pod) bool {
 	c := PodCondition(p, corev1.PodReady)

@@ -60,3 +60,18 @@ func TestPodAvailable(t *testing.T) {
 		}
 	}
 }
+
+func TestSetPodCondition(t *testing.T) {
+	t.Parallel()
+	first, later := metav1.Unix(1, 0), metav1.Unix(2, 0)
+	var s corev1.PodStatus
+	SetPodCondition(&s, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, LastTransitionTime: first})
+	SetPodCondition(&s, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Again", LastTransitionTime: later})
+	if c := s.Conditions[0]; c.Reason != "Again" || c.LastTransitionTime != first {
+		t.Errorf("the same status again: %+v", c)
+	}
+	SetPodCondition(&s, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: later})
+	if c := s.Conditions[0]; len(s.Conditions) != 1 || c.Status != corev1.ConditionTrue || c.LastTransitionTime != later {
+		t.Errorf("another status: %+v", s.Conditions)
+	}
+}

@@ -83,10 +83,7 @@ func TargetPort(p *corev1.Pod, sp *corev1.ServicePort) (int32, bool) {
 	}
 	for i := range p.Spec.InitContainers { // sidecars serve too
 		c := &p.Spec.InitContainers[i]
-		if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
-			continue
-		}
-		if n, ok := of(c); ok {
+		if n, ok := of(c); ok && api.Sidecar(c) {
 			return n, true
 		}
 	}

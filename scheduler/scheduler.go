@@ -212,7 +212,7 @@ func (s *Scheduler) refuse(ctx context.Context, p *corev1.Pod, message string) e
 	s.c.Events.Event(p, corev1.EventTypeWarning, "FailedScheduling", message)
 	now := metav1.NewTime(time.Now())
 	_, err := client.Mutate(ctx, s.c.Client, p, "status", func(p *corev1.Pod) {
-		setCondition(p, corev1.PodCondition{
+		api.SetPodCondition(&p.Status, corev1.PodCondition{
 			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable,
 			Message: message, ObservedGeneration: p.Generation, LastTransitionTime: now,
 		})
@@ -221,19 +221,6 @@ func (s *Scheduler) refuse(ctx context.Context, p *corev1.Pod, message string) e
 		return nil // it is gone, or has changed and comes again
 	}
 	return err
-}
-
-func setCondition(p *corev1.Pod, c corev1.PodCondition) {
-	i := slices.IndexFunc(p.Status.Conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type })
-	if i < 0 {
-		p.Status.Conditions = append(p.Status.Conditions, c)
-		return
-	}
-	old := &p.Status.Conditions[i]
-	if old.Status == c.Status {
-		c.LastTransitionTime = old.LastTransitionTime
-	}
-	*old = c
 }
 
 // take takes a change into the cluster or the queue, and returns what it may make possible.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
@@ -126,28 +127,19 @@ func selectPods(j *batchv1.Job) {
 	}
 }
 
-func jobHas(j *batchv1.Job, t batchv1.JobConditionType) bool {
-	for _, c := range j.Status.Conditions {
-		if c.Type == t && c.Status == corev1.ConditionTrue {
-			return true
-		}
-	}
-	return false
-}
-
 func jobState(j *batchv1.Job) string {
 	switch {
-	case jobHas(j, batchv1.JobComplete):
+	case api.JobIs(j, batchv1.JobComplete):
 		return "Complete"
-	case jobHas(j, batchv1.JobFailed):
+	case api.JobIs(j, batchv1.JobFailed):
 		return "Failed"
 	case j.DeletionTimestamp != nil:
 		return "Terminating"
-	case jobHas(j, batchv1.JobSuspended):
+	case api.JobIs(j, batchv1.JobSuspended):
 		return "Suspended"
-	case jobHas(j, batchv1.JobFailureTarget):
+	case api.JobIs(j, batchv1.JobFailureTarget):
 		return "FailureTarget"
-	case jobHas(j, batchv1.JobSuccessCriteriaMet):
+	case api.JobIs(j, batchv1.JobSuccessCriteriaMet):
 		return "SuccessCriteriaMet"
 	}
 	return "Running"
@@ -170,10 +162,8 @@ func jobDuration(j *batchv1.Job) string {
 	case j.Status.CompletionTime != nil:
 		return duration.HumanDuration(j.Status.CompletionTime.Sub(j.Status.StartTime.Time))
 	}
-	for _, c := range j.Status.Conditions {
-		if c.Type == batchv1.JobFailed && c.Status == corev1.ConditionTrue {
-			return duration.HumanDuration(c.LastTransitionTime.Sub(j.Status.StartTime.Time))
-		}
+	if c := api.JobCondition(j, batchv1.JobFailed); c != nil && c.Status == corev1.ConditionTrue {
+		return duration.HumanDuration(c.LastTransitionTime.Sub(j.Status.StartTime.Time))
 	}
 	return duration.HumanDuration(time.Since(j.Status.StartTime.Time))
 }

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 )
 
@@ -308,14 +309,14 @@ func jobStatus(now, old *batchv1.Job) (errs field.ErrorList) {
 	errs = append(errs, notNegative(s.Failed, at.Child("failed"))...)
 	errs = append(errs, notNegativePtr(s.Ready, at.Child("ready"))...)
 	errs = append(errs, notNegativePtr(s.Terminating, at.Child("terminating"))...)
-	if jobHas(now, batchv1.JobComplete) && jobHas(now, batchv1.JobFailed) {
+	if api.JobIs(now, batchv1.JobComplete) && api.JobIs(now, batchv1.JobFailed) {
 		errs = append(errs, field.Invalid(at.Child("conditions"), field.OmitValueType{}, "cannot set Complete=True and Failed=true conditions"))
 	}
-	if s.CompletionTime != nil && !jobHas(now, batchv1.JobComplete) {
+	if s.CompletionTime != nil && !api.JobIs(now, batchv1.JobComplete) {
 		errs = append(errs, field.Invalid(at.Child("completionTime"), s.CompletionTime, "cannot set completionTime when there is no Complete=True condition"))
 	}
 	for _, t := range []batchv1.JobConditionType{batchv1.JobComplete, batchv1.JobFailed} {
-		if jobHas(old, t) && !jobHas(now, t) {
+		if api.JobIs(old, t) && !api.JobIs(now, t) {
 			errs = append(errs, field.Invalid(at.Child("conditions"), field.OmitValueType{}, fmt.Sprintf("cannot disable the terminal %s=True condition", t)))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
@@ -120,10 +121,7 @@ func nodeColumns() []rest.Column[*corev1.Node] {
 
 func nodeStatus(n *corev1.Node) string {
 	status := "Unknown"
-	for _, c := range n.Status.Conditions {
-		if c.Type != corev1.NodeReady {
-			continue
-		}
+	if c := api.NodeCondition(n, corev1.NodeReady); c != nil {
 		if status = "NotReady"; c.Status == corev1.ConditionTrue {
 			status = "Ready"
 		}

@@ -161,16 +161,9 @@ func podGates(p *corev1.Pod) string {
 	}
 	met := 0
 	for _, g := range p.Spec.ReadinessGates {
-		for _, c := range p.Status.Conditions {
-			if c.Type == g.ConditionType && c.Status == corev1.ConditionTrue {
-				met++
-			}
+		if c := api.PodCondition(p, g.ConditionType); c != nil && c.Status == corev1.ConditionTrue {
+			met++
 		}
 	}
 	return fraction(met, len(p.Spec.ReadinessGates))
-}
-
-// isSidecar says whether c runs beside the pod's containers although it is listed with those that run before.
-func isSidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }

@@ -97,23 +97,10 @@ func bound(pod *corev1.Pod, b *corev1.Binding) (*corev1.Pod, error) {
 		}
 		next.Labels[k] = v
 	}
-	setCondition(&next.Status, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue})
+	api.SetPodCondition(&next.Status, corev1.PodCondition{
+		Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(),
+	})
 	return next, nil
-}
-
-// setCondition sets a condition, its transition time only when the state changes.
-func setCondition(s *corev1.PodStatus, c corev1.PodCondition) {
-	c.LastTransitionTime = metav1.Now()
-	for i := range s.Conditions {
-		if s.Conditions[i].Type == c.Type {
-			if s.Conditions[i].Status == c.Status {
-				c.LastTransitionTime = s.Conditions[i].LastTransitionTime
-			}
-			s.Conditions[i] = c
-			return
-		}
-	}
-	s.Conditions = append(s.Conditions, c)
 }
 
 // evictPod deletes a pod as the owner of the node asks. There are no disruption budgets in this release, so that none

@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/duration"
+
+	"github.com/yare-dev/yare/api"
 )
 
 // The status column of `kubectl get pods`: one word for what holds the pod up, which people search for.
@@ -20,7 +22,7 @@ func podReady(p *corev1.Pod) string {
 	ready, total := 0, len(p.Spec.Containers)
 	sidecars := map[string]bool{}
 	for i := range p.Spec.InitContainers {
-		if c := &p.Spec.InitContainers[i]; isSidecar(c) {
+		if c := &p.Spec.InitContainers[i]; api.Sidecar(c) {
 			sidecars[c.Name] = true
 			total++
 		}
@@ -42,7 +44,7 @@ func podReady(p *corev1.Pod) string {
 func podRestarts(p *corev1.Pod) string {
 	sidecars := map[string]bool{}
 	for i := range p.Spec.InitContainers {
-		sidecars[p.Spec.InitContainers[i].Name] = isSidecar(&p.Spec.InitContainers[i])
+		sidecars[p.Spec.InitContainers[i].Name] = api.Sidecar(&p.Spec.InitContainers[i])
 	}
 	initial, main := count{}, count{}
 	for _, s := range p.Status.InitContainerStatuses {
@@ -84,10 +86,8 @@ func podReason(p *corev1.Pod) string {
 	if p.Status.Reason != "" {
 		reason = p.Status.Reason
 	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Reason == corev1.PodReasonSchedulingGated {
-			reason = corev1.PodReasonSchedulingGated
-		}
+	if c := api.PodCondition(p, corev1.PodScheduled); c != nil && c.Reason == corev1.PodReasonSchedulingGated {
+		reason = corev1.PodReasonSchedulingGated
 	}
 	initial, initializing := initReason(p)
 	switch {
@@ -120,7 +120,7 @@ func initReason(p *corev1.Pod) (string, bool) {
 		switch {
 		case t != nil && t.ExitCode == 0:
 			continue
-		case spec != nil && isSidecar(spec) && s.Started != nil && *s.Started:
+		case spec != nil && api.Sidecar(spec) && s.Started != nil && *s.Started:
 			continue
 		case t != nil:
 			return "Init:" + ended(t), true
@@ -159,10 +159,8 @@ func mainReason(p *corev1.Pod, reason string) string {
 	}
 	// Some containers have completed and others run: the pod runs.
 	if reason == "Completed" && running {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				return "Running"
-			}
+		if api.PodReady(p) {
+			return "Running"
 		}
 		return "NotReady"
 	}

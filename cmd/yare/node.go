@@ -92,14 +92,8 @@ func waitForNode(ctx context.Context, c client.Reader, name string) error {
 		if err != nil {
 			return err
 		}
-		node, ok := e.Object.(*corev1.Node)
-		if !ok {
-			continue
-		}
-		for _, cond := range node.Status.Conditions {
-			if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue {
-				return nil
-			}
+		if node, ok := e.Object.(*corev1.Node); ok && api.NodeReady(node) {
+			return nil
 		}
 	}
 	return context.Cause(ctx)
@@ -123,7 +117,7 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	return context.Cause(ctx)
 }
 
-// services are what makes Services reachable: rules and names.
+// services are what makes Services and other nodes' pods reachable: rules, names and routes.
 func (s *server) services() (run.Component, error) {
 	c := s.client("system:kube-proxy", authn.Masters)
 	rules, err := proxy.New(proxy.Config{
@@ -139,7 +133,8 @@ func (s *server) services() (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return run.Together("services", s.watch(rules), s.watch(names)), nil
+	others := newRoutes(s.config.NodeName, s.record.PodCIDR, c, s.log)
+	return run.Together("services", s.watch(rules), s.watch(names), s.watch(others)), nil
 }
 
 // criSocket is where crictl and others reach the runtime.

@@ -143,7 +143,7 @@ type pass struct {
 func (p *pass) begin(now time.Time) {
 	s := &p.job.Status
 	switch {
-	case has(p.job, batchv1.JobFailureTarget) || has(p.job, batchv1.JobSuccessCriteriaMet):
+	case api.JobIs(p.job, batchv1.JobFailureTarget) || api.JobIs(p.job, batchv1.JobSuccessCriteriaMet):
 	case suspended(p.job):
 		if setCondition(s, batchv1.JobSuspended, corev1.ConditionTrue, "JobSuspended", "Job suspended", now) {
 			p.Events.Event(p.job, corev1.EventTypeNormal, "Suspended", "Job suspended")

@@ -167,22 +167,8 @@ func (v *view) failedTotal() int {
 
 func suspended(job *batchv1.Job) bool { return job.Spec.Suspend != nil && *job.Spec.Suspend }
 
-func condition(job *batchv1.Job, t batchv1.JobConditionType) *batchv1.JobCondition {
-	for i := range job.Status.Conditions {
-		if job.Status.Conditions[i].Type == t {
-			return &job.Status.Conditions[i]
-		}
-	}
-	return nil
-}
-
-func has(job *batchv1.Job, t batchv1.JobConditionType) bool {
-	c := condition(job, t)
-	return c != nil && c.Status == corev1.ConditionTrue
-}
-
 func finished(job *batchv1.Job) bool {
-	return has(job, batchv1.JobComplete) || has(job, batchv1.JobFailed)
+	return api.JobIs(job, batchv1.JobComplete) || api.JobIs(job, batchv1.JobFailed)
 }
 
 // end is why a Job ends: FailureTarget or SuccessCriteriaMet first, Failed or Complete when its pods are gone.
@@ -200,10 +186,10 @@ func (v *view) outcome() *end {
 		return &end{batchv1.JobSuccessCriteriaMet, batchv1.JobComplete, reason, message}
 	}
 	spec := &v.job.Spec
-	if c := condition(v.job, batchv1.JobFailureTarget); c != nil {
+	if c := api.JobCondition(v.job, batchv1.JobFailureTarget); c != nil {
 		return fail(c.Reason, c.Message)
 	}
-	if c := condition(v.job, batchv1.JobSuccessCriteriaMet); c != nil {
+	if c := api.JobCondition(v.job, batchv1.JobSuccessCriteriaMet); c != nil {
 		return succeed(c.Reason, c.Message)
 	}
 	switch {

@@ -104,7 +104,7 @@ func (c *controller) reconcile(ctx context.Context, log *slog.Logger, n *corev1.
 		return res, err
 	}
 	patience := grace
-	if condition(n, corev1.NodeReady) == nil {
+	if api.NodeCondition(n, corev1.NodeReady) == nil {
 		patience = startupGrace
 	}
 	if left := patience - now.Sub(at); left > 0 {
@@ -138,7 +138,7 @@ func (c *controller) heartbeat(ctx context.Context, n *corev1.Node, now time.Tim
 	if err == nil && l.Spec.RenewTime != nil {
 		b.lease = *l.Spec.RenewTime
 	}
-	if r := condition(n, corev1.NodeReady); r != nil {
+	if r := api.NodeCondition(n, corev1.NodeReady); r != nil {
 		b.node = metav1.NewMicroTime(r.LastHeartbeatTime.Time)
 	}
 	c.mu.Lock()
@@ -169,7 +169,7 @@ func (c *controller) silent(ctx context.Context, log *slog.Logger, n *corev1.Nod
 // mayEvict says whether n may carry a taint that evicts its pods, given how disrupted its zone is, and when to
 // ask again if not now.
 func (c *controller) mayEvict(n *corev1.Node, all []*corev1.Node, now time.Time) (bool, time.Duration) {
-	if ready(n) == corev1.ConditionTrue || condition(n, corev1.NodeReady) == nil {
+	if ready(n) == corev1.ConditionTrue || api.NodeCondition(n, corev1.NodeReady) == nil {
 		return false, 0
 	}
 	rate, allDisrupted := evictionRate(n, all)

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/api"
 )
 
 // Upstream's figures: Nodes tainted NoExecute per second and zone, normally and in a partially disrupted zone of a large
@@ -17,18 +19,9 @@ const (
 	partialPercent = 55
 )
 
-func condition(n *corev1.Node, t corev1.NodeConditionType) *corev1.NodeCondition {
-	for i := range n.Status.Conditions {
-		if n.Status.Conditions[i].Type == t {
-			return &n.Status.Conditions[i]
-		}
-	}
-	return nil
-}
-
 // ready returns n's readiness; a Node that never reported is Unknown.
 func ready(n *corev1.Node) corev1.ConditionStatus {
-	if c := condition(n, corev1.NodeReady); c != nil {
+	if c := api.NodeCondition(n, corev1.NodeReady); c != nil {
 		return c.Status
 	}
 	return corev1.ConditionUnknown
@@ -39,7 +32,7 @@ func unknown(n *corev1.Node, now time.Time) {
 	for _, t := range []corev1.NodeConditionType{
 		corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure,
 	} {
-		c := condition(n, t)
+		c := api.NodeCondition(n, t)
 		if c == nil {
 			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{
 				Type: t, Status: corev1.ConditionUnknown, Reason: "NodeStatusNeverUpdated",
@@ -82,7 +75,7 @@ func ours(t corev1.Taint) bool {
 
 // health returns the taint key for n's readiness, empty when it is ready.
 func health(n *corev1.Node) string {
-	c := condition(n, corev1.NodeReady)
+	c := api.NodeCondition(n, corev1.NodeReady)
 	switch {
 	case c == nil: // it was admitted as not ready and has not reported yet
 		return corev1.TaintNodeNotReady

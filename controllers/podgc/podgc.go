@@ -182,8 +182,5 @@ func evicted(p *corev1.Pod) int {
 
 func outOfService(n *corev1.Node) bool {
 	tainted := slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
-	ready := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
-	return tainted && !ready
+	return tainted && !api.NodeReady(n)
 }

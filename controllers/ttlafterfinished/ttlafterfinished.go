@@ -47,8 +47,8 @@ func remaining(job *batchv1.Job, now time.Time) (time.Duration, bool) {
 	if job.Spec.TTLSecondsAfterFinished == nil {
 		return 0, false
 	}
-	for _, c := range job.Status.Conditions {
-		if (c.Type == batchv1.JobComplete || c.Type == batchv1.JobFailed) && c.Status == corev1.ConditionTrue {
+	for _, t := range []batchv1.JobConditionType{batchv1.JobComplete, batchv1.JobFailed} {
+		if c := api.JobCondition(job, t); c != nil && c.Status == corev1.ConditionTrue {
 			end := c.LastTransitionTime.Add(time.Duration(*job.Spec.TTLSecondsAfterFinished) * time.Second)
 			return end.Sub(now), true
 		}

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
@@ -77,7 +78,7 @@ type hostPort struct {
 
 func hostPorts(pod *corev1.Pod) (out []hostPort) {
 	spec.Each(pod, func(c *corev1.Container, k spec.Kind) {
-		if k == spec.Init && !spec.Sidecar(c) || k == spec.Ephemeral {
+		if k == spec.Init && !api.Sidecar(c) || k == spec.Ephemeral {
 			return
 		}
 		for _, p := range c.Ports {

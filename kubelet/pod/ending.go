@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
@@ -139,7 +140,7 @@ func nextToEnd(pod *corev1.Pod, alive []*Container) []*Container {
 	var now []*Container
 	sidecars := map[string]*Container{}
 	for _, c := range alive {
-		if of, kind := spec.Find(pod, c.Metadata.Name); of != nil && kind == spec.Init && spec.Sidecar(of) {
+		if of, kind := spec.Find(pod, c.Metadata.Name); of != nil && kind == spec.Init && api.Sidecar(of) {
 			sidecars[of.Name] = c
 		} else {
 			now = append(now, c)

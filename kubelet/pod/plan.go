@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
@@ -124,7 +125,7 @@ func doneForever(f Facts) bool {
 	for i := range f.Pod.Spec.InitContainers {
 		c := &f.Pod.Spec.InitContainers[i]
 		s := f.View.Latest(c.Name)
-		if !spec.Sidecar(c) && s.Exited() && s.ExitCode != 0 && !initRestarts(f.Pod, c, s.ExitCode) && !begun(f, "") {
+		if !api.Sidecar(c) && s.Exited() && s.ExitCode != 0 && !initRestarts(f.Pod, c, s.ExitCode) && !begun(f, "") {
 			return true
 		}
 	}
@@ -222,7 +223,7 @@ func (d *decision) initContainers() bool {
 	for i := range d.Pod.Spec.InitContainers {
 		c := &d.Pod.Spec.InitContainers[i]
 		next := false
-		if spec.Sidecar(c) {
+		if api.Sidecar(c) {
 			next = d.sidecar(c)
 		} else {
 			next = begun || d.ordinaryInit(c)

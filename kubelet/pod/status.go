@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
@@ -84,7 +85,7 @@ func (s *Situation) containers(st *corev1.PodStatus) {
 	for i := range s.Pod.Spec.InitContainers {
 		c := &s.Pod.Spec.InitContainers[i]
 		cs := s.container(c, spec.Init, s.previous(s.Pod.Status.InitContainerStatuses, c.Name), "PodInitializing")
-		if spec.Sidecar(c) {
+		if api.Sidecar(c) {
 			initialized = initialized && cs.Started != nil && *cs.Started
 		} else {
 			initialized = initialized && cs.State.Terminated != nil && cs.State.Terminated.ExitCode == 0
@@ -145,7 +146,7 @@ func (s *Situation) container(c *corev1.Container, kind spec.Kind, prev *corev1.
 			break
 		}
 		cs.State.Terminated = t
-		cs.Ready = kind == spec.Init && !spec.Sidecar(c) && t.ExitCode == 0
+		cs.Ready = kind == spec.Init && !api.Sidecar(c) && t.ExitCode == 0
 	default:
 		cs.State.Waiting = waiting(s.Waiting, c.Name, idle)
 	}
@@ -160,7 +161,7 @@ func (s *Situation) runningState(cs *corev1.ContainerStatus, now *Container, c *
 	}
 	cs.State.Running = &corev1.ContainerStateRunning{StartedAt: stamp(now.StartedAt)}
 	*cs.Started = h.Started
-	cs.Ready = h.Ready && h.Started && (kind == spec.Main || spec.Sidecar(c))
+	cs.Ready = h.Ready && h.Started && (kind == spec.Main || api.Sidecar(c))
 	if u := now.GetUser().GetLinux(); u != nil {
 		cs.User = &corev1.ContainerUser{Linux: &corev1.LinuxContainerUser{UID: u.Uid, GID: u.Gid, SupplementalGroups: u.SupplementalGroups}}
 	}
@@ -293,7 +294,7 @@ func (s *Situation) initPhase(st *corev1.PodStatus) (pending, failed, sidecarsRu
 	for i := range st.InitContainerStatuses {
 		cs := &st.InitContainerStatuses[i]
 		c, _ := spec.Find(s.Pod, cs.Name)
-		if spec.Sidecar(c) {
+		if api.Sidecar(c) {
 			sidecarsRun = sidecarsRun || cs.State.Running != nil
 			pending = pending || !begun && (cs.Started == nil || !*cs.Started)
 			continue
@@ -321,7 +322,7 @@ func (s *Situation) conditions(st *corev1.PodStatus) {
 	for _, cs := range st.InitContainerStatuses {
 		c, _ := spec.Find(s.Pod, cs.Name)
 		ok := cs.State.Terminated != nil && cs.State.Terminated.ExitCode == 0
-		if spec.Sidecar(c) {
+		if api.Sidecar(c) {
 			ok = cs.Started != nil && *cs.Started
 		}
 		if !ok && !begun(Facts{Pod: s.Pod, View: s.View}, "") {
@@ -340,7 +341,7 @@ func (s *Situation) conditions(st *corev1.PodStatus) {
 
 	var unready []string
 	for _, cs := range st.InitContainerStatuses {
-		if c, _ := spec.Find(s.Pod, cs.Name); spec.Sidecar(c) && !cs.Ready {
+		if c, _ := spec.Find(s.Pod, cs.Name); api.Sidecar(c) && !cs.Ready {
 			unready = append(unready, cs.Name)
 		}
 	}

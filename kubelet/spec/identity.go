@@ -80,11 +80,6 @@ func LogPath(container string, attempt uint32) string {
 	return filepath.Join(container, strconv.FormatUint(uint64(attempt), 10)+".log")
 }
 
-// Sidecar reports whether an init container stays beside the containers.
-func Sidecar(c *corev1.Container) bool {
-	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-}
-
 // Hostname returns the pod's host name and its domain ("" where it has none). The name is cut to what the kernel takes.
 func Hostname(pod *corev1.Pod, clusterDomain string) (name, domain string) {
 	if o := pod.Spec.HostnameOverride; o != nil && *o != "" {

@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-helpers/resource"
+
+	"github.com/yare-dev/yare/api"
 )
 
 // Pod is a pod as the scheduler sees it: what its spec means, worked out once.
@@ -125,7 +127,7 @@ func ports(p *corev1.Pod) []Port {
 	}
 	add(p.Spec.Containers)
 	for i := range p.Spec.InitContainers {
-		if r := p.Spec.InitContainers[i].RestartPolicy; r != nil && *r == corev1.ContainerRestartPolicyAlways {
+		if api.Sidecar(&p.Spec.InitContainers[i]) {
 			add(p.Spec.InitContainers[i : i+1])
 		}
 	}

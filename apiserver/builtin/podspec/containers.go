@@ -8,6 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/yare-dev/yare/api"
 )
 
 // maxRestartRules and maxRestartCodes bound a container's own restart rules.
@@ -74,7 +76,7 @@ func (v *check) container(c *corev1.Container, path *field.Path) (errs field.Err
 func (v *check) initContainer(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
 	errs = append(errs, v.container(c, path)...)
 	errs = append(errs, restarts(c, path, true)...)
-	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+	if api.Sidecar(c) {
 		return append(errs, v.lifecycle(c, path)...)
 	}
 	forbid := func(set bool, name string) {
