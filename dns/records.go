@@ -10,13 +10,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/yare-dev/yare/api"
 )
 
 // specification is the version of the DNS specification that is followed.
 const specification = "1.1.0"
-
-// key names a namespaced object.
-type key struct{ namespace, name string }
 
 // Zone answers from Services and EndpointSlices. It is not safe for concurrent
 // change.
@@ -24,24 +23,24 @@ type Zone struct {
 	domain string // with the trailing dot
 	ttl    uint32
 
-	services   map[key]*corev1.Service
-	slices     map[key]map[string]*discoveryv1.EndpointSlice // by Service, then by name
-	namespaces map[string]int                                // number of Services in each
-	byIP       map[netip.Addr]key                            // cluster IPs
-	endpoints  map[netip.Addr]map[key]string                 // headless endpoints: Service -> host name
+	services   map[api.Key]*corev1.Service
+	slices     map[api.Key]map[string]*discoveryv1.EndpointSlice // by Service, then by name
+	namespaces map[string]int                                    // number of Services in each
+	byIP       map[netip.Addr]api.Key                            // cluster IPs
+	endpoints  map[netip.Addr]map[api.Key]string                 // headless endpoints: Service -> host name
 }
 
 // NewZone returns an empty zone; ttl is in seconds.
 func NewZone(domain string, ttl uint32) *Zone {
-	return &Zone{domain: dns.Fqdn(strings.ToLower(domain)), ttl: ttl, services: map[key]*corev1.Service{},
-		slices: map[key]map[string]*discoveryv1.EndpointSlice{}, namespaces: map[string]int{}, byIP: map[netip.Addr]key{},
-		endpoints: map[netip.Addr]map[key]string{}}
+	return &Zone{domain: dns.Fqdn(strings.ToLower(domain)), ttl: ttl, services: map[api.Key]*corev1.Service{},
+		slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, namespaces: map[string]int{}, byIP: map[netip.Addr]api.Key{},
+		endpoints: map[netip.Addr]map[api.Key]string{}}
 }
 
 // PutService adds or replaces a Service.
 func (z *Zone) PutService(s *corev1.Service) {
 	z.DropService(s.Namespace, s.Name)
-	k := key{s.Namespace, s.Name}
+	k := api.KeyOf(s)
 	z.services[k] = s
 	z.namespaces[s.Namespace]++
 	for _, ip := range addrs(s.Spec.ClusterIPs) {
@@ -52,7 +51,7 @@ func (z *Zone) PutService(s *corev1.Service) {
 
 // DropService removes a Service.
 func (z *Zone) DropService(namespace, name string) {
-	k := key{namespace, name}
+	k := api.Key{Namespace: namespace, Name: name}
 	s := z.services[k]
 	if s == nil {
 		return
@@ -71,7 +70,7 @@ func (z *Zone) DropService(namespace, name string) {
 
 // PutSlice adds or replaces an EndpointSlice.
 func (z *Zone) PutSlice(s *discoveryv1.EndpointSlice) {
-	k := key{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	k := api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 	z.index(k, false)
 	if z.slices[k] == nil {
 		z.slices[k] = map[string]*discoveryv1.EndpointSlice{}
@@ -82,7 +81,7 @@ func (z *Zone) PutSlice(s *discoveryv1.EndpointSlice) {
 
 // DropSlice removes an EndpointSlice.
 func (z *Zone) DropSlice(s *discoveryv1.EndpointSlice) {
-	k := key{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+	k := api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 	z.index(k, false)
 	if delete(z.slices[k], s.Name); len(z.slices[k]) == 0 {
 		delete(z.slices, k)
@@ -91,7 +90,7 @@ func (z *Zone) DropSlice(s *discoveryv1.EndpointSlice) {
 }
 
 // index adds the endpoints of a headless Service to the reverse index, or takes them out.
-func (z *Zone) index(k key, in bool) {
+func (z *Zone) index(k api.Key, in bool) {
 	s := z.services[k]
 	if s == nil || !headless(s) {
 		return
@@ -104,7 +103,7 @@ func (z *Zone) index(k key, in bool) {
 			continue
 		}
 		if z.endpoints[e.ip] == nil {
-			z.endpoints[e.ip] = map[key]string{}
+			z.endpoints[e.ip] = map[api.Key]string{}
 		}
 		z.endpoints[e.ip][k] = e.host
 	}
@@ -131,7 +130,7 @@ type endpoint struct {
 	ports []discoveryv1.EndpointPort
 }
 
-func (z *Zone) endpointsOf(k key) []endpoint {
+func (z *Zone) endpointsOf(k api.Key) []endpoint {
 	var out []endpoint
 	for _, s := range z.slices[k] {
 		for i := range s.Endpoints {
@@ -198,7 +197,7 @@ func (z *Zone) Lookup(name string, typ uint16) Answer {
 	case labels[0] == "svc" && len(labels) == 2:
 		return Answer{Exists: z.namespaces[labels[1]] > 0}
 	case labels[0] == "svc":
-		return z.service(name, typ, key{labels[1], labels[2]}, labels[3:])
+		return z.service(name, typ, api.Key{Namespace: labels[1], Name: labels[2]}, labels[3:])
 	case labels[0] == "pod":
 		return z.pod(name, typ, labels[1:])
 	}
@@ -221,7 +220,7 @@ func (z *Zone) apex(name string, typ uint16) Answer {
 }
 
 // service answers for a Service and what is below it.
-func (z *Zone) service(name string, typ uint16, k key, below []string) Answer {
+func (z *Zone) service(name string, typ uint16, k api.Key, below []string) Answer {
 	s := z.services[k]
 	switch {
 	case s == nil:
@@ -276,7 +275,7 @@ func (z *Zone) address(name string, ip netip.Addr) dns.RR {
 }
 
 // port answers for _port._protocol.service; the labels below are from the right.
-func (z *Zone) port(name string, typ uint16, k key, s *corev1.Service, below []string) Answer {
+func (z *Zone) port(name string, typ uint16, k api.Key, s *corev1.Service, below []string) Answer {
 	if len(below) > 2 || len(below) == 2 && !strings.HasPrefix(below[1], "_") {
 		return Answer{}
 	}
@@ -295,7 +294,7 @@ func (z *Zone) port(name string, typ uint16, k key, s *corev1.Service, below []s
 			a.Extra = append(a.Extra, z.address(target, ip))
 		}
 	}
-	own := k.name + "." + k.namespace + ".svc." + z.domain
+	own := k.Name + "." + k.Namespace + ".svc." + z.domain
 	if !headless(s) {
 		for _, p := range s.Spec.Ports {
 			if match(port, proto, len(below), p.Name, p.Protocol) {
@@ -348,10 +347,10 @@ func (z *Zone) Reverse(name string, typ uint16) (a Answer, ok bool) {
 	}
 	var targets []string
 	if k, ok := z.byIP[ip]; ok {
-		targets = append(targets, k.name+"."+k.namespace+".svc."+z.domain)
+		targets = append(targets, k.Name+"."+k.Namespace+".svc."+z.domain)
 	}
 	for k, host := range z.endpoints[ip] {
-		targets = append(targets, host+"."+k.name+"."+k.namespace+".svc."+z.domain)
+		targets = append(targets, host+"."+k.Name+"."+k.Namespace+".svc."+z.domain)
 	}
 	if len(targets) == 0 {
 		return Answer{}, false

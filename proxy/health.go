@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -22,8 +23,8 @@ import (
 type health struct {
 	addrs []netip.Prefix
 	log   *slog.Logger
-	want  map[Key]healthPort
-	have  map[Key]*healthServer
+	want  map[api.Key]healthPort
+	have  map[api.Key]*healthServer
 }
 
 type healthPort struct {
@@ -39,11 +40,11 @@ type healthServer struct {
 }
 
 func newHealth(addrs []netip.Prefix, log *slog.Logger) *health {
-	return &health{addrs: addrs, log: log, want: map[Key]healthPort{}, have: map[Key]*healthServer{}}
+	return &health{addrs: addrs, log: log, want: map[api.Key]healthPort{}, have: map[api.Key]*healthServer{}}
 }
 
 // set notes what is wanted for a Service.
-func (h *health) set(k Key, svc *corev1.Service, f Facts, slices_ []*discoveryv1.EndpointSlice) {
+func (h *health) set(k api.Key, svc *corev1.Service, f Facts, slices_ []*discoveryv1.EndpointSlice) {
 	delete(h.want, k)
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Spec.HealthCheckNodePort == 0 ||
 		svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
@@ -62,7 +63,7 @@ func (h *health) set(k Key, svc *corev1.Service, f Facts, slices_ []*discoveryv1
 	h.want[k] = healthPort{svc.Spec.HealthCheckNodePort, int32(len(local))}
 }
 
-func (h *health) drop(k Key) { delete(h.want, k) }
+func (h *health) drop(k api.Key) { delete(h.want, k) }
 
 // apply starts and stops servers as wanted.
 func (h *health) apply() {
@@ -86,7 +87,7 @@ func (h *health) apply() {
 	}
 }
 
-func (h *health) start(k Key, port int32) (*healthServer, error) {
+func (h *health) start(k api.Key, port int32) (*healthServer, error) {
 	s := &healthServer{port: port}
 	hosts, err := h.hosts()
 	if err != nil {
@@ -134,7 +135,7 @@ func (h *health) hosts() ([]string, error) {
 }
 
 // answer writes upstream's JSON.
-func (s *healthServer) answer(w http.ResponseWriter, k Key) {
+func (s *healthServer) answer(w http.ResponseWriter, k api.Key) {
 	local := s.local.Load()
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

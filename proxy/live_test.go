@@ -295,7 +295,7 @@ func BenchmarkOneMore(b *testing.B) {
 	f := testFacts()
 	f.Table = "yare-test"
 	l := &loop{p: &Proxy{d: Deps{Log: slog.New(slog.DiscardHandler)}}, kernel: k, ready: func() {}, health: newHealth(nil, nil), state: newState(f),
-		services: map[Key]*corev1.Service{}, slices: map[Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[Key]bool{}}
+		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}}
 	for kind, os := range w.feed.objects {
 		for _, o := range os {
 			l.take(change{kind, client.Event{Op: client.Added, Object: o}})

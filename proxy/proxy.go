@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,7 +100,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{p: p, kernel: k, ready: ready, health: newHealth(p.c.NodePortAddresses, p.d.Log),
-		services: map[Key]*corev1.Service{}, slices: map[Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[Key]bool{}}
+		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}}
 	l.state = newState(Facts{Table: p.c.Table, NodeName: p.c.NodeName, PodCIDRs: p.c.ClusterCIDRs,
 		NodePortAddresses: p.c.NodePortAddresses, Mark: p.c.MasqueradeMark})
 	defer l.health.close()
@@ -162,9 +163,9 @@ type loop struct {
 	ready  func()
 	state  *state
 
-	services map[Key]*corev1.Service
-	slices   map[Key]map[string]*discoveryv1.EndpointSlice
-	dirty    map[Key]bool
+	services map[api.Key]*corev1.Service
+	slices   map[api.Key]map[string]*discoveryv1.EndpointSlice
+	dirty    map[api.Key]bool
 	synced   int  // kinds whose objects are all known
 	applied  bool // the kernel has had the whole table once
 	again    bool // the last transaction failed
@@ -181,7 +182,7 @@ func (l *loop) run(ctx context.Context, events <-chan change, errs <-chan error)
 			if ctx.Err() != nil {
 				return nil
 			}
-			return cmpErr(err, errors.New("a watch ended"))
+			return cmp.Or(err, errors.New("a watch ended"))
 		case e := <-events:
 			l.take(e)
 			for drained := false; !drained; {
@@ -207,13 +208,6 @@ func (l *loop) run(ctx context.Context, events <-chan change, errs <-chan error)
 	}
 }
 
-func cmpErr(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
-}
-
 // take notes what an event changes.
 func (l *loop) take(e change) {
 	if e.Op == client.Synced {
@@ -222,16 +216,16 @@ func (l *loop) take(e change) {
 	}
 	switch o := e.Object.(type) {
 	case *corev1.Service:
-		k := keyOf(o)
+		k := api.KeyOf(o)
 		_, foreign := o.Labels[serviceProxyName]
 		if delete(l.services, k); e.Op != client.Deleted && !foreign {
 			l.services[k] = o
 		}
 		l.dirty[k] = true
 	case *discoveryv1.EndpointSlice:
-		k := Key{o.Namespace, o.Labels[discoveryv1.LabelServiceName]}
+		k := api.Key{Namespace: o.Namespace, Name: o.Labels[discoveryv1.LabelServiceName]}
 		if old, ok := e.Old.(*discoveryv1.EndpointSlice); ok && e.Op == client.Modified {
-			l.drop(Key{old.Namespace, old.Labels[discoveryv1.LabelServiceName]}, old.Name)
+			l.drop(api.Key{Namespace: old.Namespace, Name: old.Labels[discoveryv1.LabelServiceName]}, old.Name)
 		}
 		l.drop(k, o.Name)
 		if e.Op != client.Deleted && k.Name != "" {
@@ -251,7 +245,7 @@ func (l *loop) take(e change) {
 	}
 }
 
-func (l *loop) drop(k Key, slice string) {
+func (l *loop) drop(k api.Key, slice string) {
 	if m := l.slices[k]; m != nil {
 		if delete(m, slice); len(m) == 0 {
 			delete(l.slices, k)
@@ -261,7 +255,7 @@ func (l *loop) drop(k Key, slice string) {
 }
 
 // partOf computes what a Service has in the table now, nil for one that is gone.
-func (l *loop) partOf(k Key) *nft.Table {
+func (l *loop) partOf(k api.Key) *nft.Table {
 	svc := l.services[k]
 	if svc == nil {
 		return nil

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -47,19 +48,14 @@ func families() []nft.Family { return []nft.Family{nft.IP4, nft.IP6} }
 
 // Ruleset returns the whole table. Services are taken in the order of their
 // names; an address and port that two of them claim is the first one's.
-func Ruleset(f Facts, services []*corev1.Service, bySvc map[Key][]*discoveryv1.EndpointSlice) *nft.Table {
+func Ruleset(f Facts, services []*corev1.Service, bySvc map[api.Key][]*discoveryv1.EndpointSlice) *nft.Table {
 	s := newState(f)
 	for _, svc := range services {
-		s.parts[keyOf(svc)] = part(f, svc, bySvc[keyOf(svc)])
+		s.parts[api.KeyOf(svc)] = part(f, svc, bySvc[api.KeyOf(svc)])
 	}
 	s.rebuild()
 	return s.table
 }
-
-// Key names a Service.
-type Key struct{ Namespace, Name string }
-
-func keyOf(s *corev1.Service) Key { return Key{s.Namespace, s.Name} }
 
 // sets adds the empty sets and maps of the table to t.
 func sets(t *nft.Table) {

@@ -13,6 +13,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/api"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -22,9 +24,9 @@ func testFacts() Facts {
 }
 
 // objects decodes YAML documents of Services and EndpointSlices.
-func objects(t testing.TB, text string) (services []*corev1.Service, bySvc map[Key][]*discoveryv1.EndpointSlice) {
+func objects(t testing.TB, text string) (services []*corev1.Service, bySvc map[api.Key][]*discoveryv1.EndpointSlice) {
 	t.Helper()
-	bySvc = map[Key][]*discoveryv1.EndpointSlice{}
+	bySvc = map[api.Key][]*discoveryv1.EndpointSlice{}
 	for _, doc := range strings.Split(text, "\n---\n") {
 		var kind metav1.TypeMeta
 		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
@@ -42,7 +44,7 @@ func objects(t testing.TB, text string) (services []*corev1.Service, bySvc map[K
 			if err := yaml.UnmarshalStrict([]byte(doc), s); err != nil {
 				t.Fatal(err)
 			}
-			k := Key{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+			k := api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 			bySvc[k] = append(bySvc[k], s)
 		default:
 			t.Fatalf("unknown kind %q", kind.Kind)

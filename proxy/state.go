@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -13,7 +14,7 @@ import (
 type state struct {
 	f     Facts
 	table *nft.Table
-	parts map[Key]*nft.Table
+	parts map[api.Key]*nft.Table
 	// elems and chains count the parts that have an element or a chain.
 	elems  map[string]map[string]int
 	chains map[string]int
@@ -23,7 +24,7 @@ type state struct {
 }
 
 func newState(f Facts) *state {
-	s := &state{f: f, parts: map[Key]*nft.Table{}}
+	s := &state{f: f, parts: map[api.Key]*nft.Table{}}
 	s.reset()
 	return s
 }
@@ -40,7 +41,7 @@ func (s *state) reset() {
 // rebuild makes the table from the parts, in the order of the Services' names.
 func (s *state) rebuild() {
 	s.reset()
-	keys := slices.SortedFunc(maps.Keys(s.parts), func(a, b Key) int {
+	keys := slices.SortedFunc(maps.Keys(s.parts), func(a, b api.Key) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	for _, k := range keys {
@@ -51,7 +52,7 @@ func (s *state) rebuild() {
 // replace puts next in the place of a Service's part; nil removes it. It returns
 // the difference as two tables for nft's Update, or ok false when the whole table has to be
 // rebuilt instead; then the parts are right already.
-func (s *state) replace(k Key, next *nft.Table) (old, new_ *nft.Table, ok bool) {
+func (s *state) replace(k api.Key, next *nft.Table) (old, new_ *nft.Table, ok bool) {
 	had := s.parts[k]
 	if delete(s.parts, k); next != nil {
 		s.parts[k] = next
