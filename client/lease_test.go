@@ -132,7 +132,8 @@ func TestLeaseIsLost(t *testing.T) {
 		a := stand(t, c, "a")
 		synctest.Wait()
 		b := stand(t, c, "b")
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + time.Second) // between two renewals
+		synctest.Wait()
 		a.cut.off = true
 		for range 400 {
 			time.Sleep(100 * time.Millisecond)
@@ -152,7 +153,8 @@ func TestLeaseIsTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := server(t)
 		a := stand(t, c, "a")
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + time.Second) // between two renewals
+		synctest.Wait()
 		l, err := client.Get[*coordinationv1.Lease](t.Context(), c, leaseKey)
 		if err != nil {
 			t.Fatal(err)
