@@ -31,7 +31,7 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if o.Process.Terminal != (o.ConsoleSocket != "") {
 		return 0, fmt.Errorf("exec in container %s: a console socket is needed with a terminal, and only then", id)
 	}
-	p, err := compile.Process(o.Process, c.Spec.Linux.Seccomp, LastCap())
+	p, err := compile.Process(o.Process, c.Spec.Linux.Seccomp, Grantable())
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}

@@ -75,7 +75,7 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 		return nil, fmt.Errorf("encode state: %w", err)
 	}
 	result, err := compile.Container(o.Spec, compile.Facts{Bundle: o.Bundle, CgroupDirs: group.Dirs(), Unified: group.Unified(),
-		LastCap: LastCap(), State: state, NoPivot: o.NoPivot, Preserve: o.Preserve})
+		Grantable: Grantable(), State: state, NoPivot: o.NoPivot, Preserve: o.Preserve})
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +113,16 @@ func (p *Prepared) Close() {
 	linux.CloseAll(p.Joins...)
 	linux.CloseAll(p.Plan)
 	p.Joins, p.Plan = nil, -1
+}
+
+// Grantable are the capabilities that this process has, and so can give to a container.
+func Grantable() uint64 {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if unix.Capget(&header, &sets[0]) != nil {
+		return 0
+	}
+	return uint64(sets[1].Permitted)<<32 | uint64(sets[0].Permitted)
 }
 
 // LastCap is the highest capability that this kernel knows.

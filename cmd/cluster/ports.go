@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/yare-dev/yare/linux/link"
 )
 
 const (
@@ -70,7 +72,7 @@ func free(port int) error {
 
 // hostPrefixes returns the networks that the host's addresses and routes use now, default routes left out.
 func hostPrefixes() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := link.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}

@@ -6,12 +6,14 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/yare-dev/yare/linux/link"
 )
 
 // hostAddress returns the address by which pods and other hosts reach this one: that of the default route's link, or else the
 // first global address of any link that is up.
 func hostAddress() (netip.Addr, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := link.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list routes: %w", err)
 	}
@@ -22,15 +24,15 @@ func hostAddress() (netip.Addr, error) {
 		if a, ok := netip.AddrFromSlice(r.Src.To4()); ok {
 			return a, nil
 		}
-		link, err := netlink.LinkByIndex(r.LinkIndex)
+		l, err := netlink.LinkByIndex(r.LinkIndex)
 		if err != nil {
 			continue
 		}
-		if a, ok := globalAddress(link); ok {
+		if a, ok := globalAddress(l); ok {
 			return a, nil
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := link.Dump(netlink.LinkList)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list links: %w", err)
 	}
@@ -43,7 +45,7 @@ func hostAddress() (netip.Addr, error) {
 }
 
 func globalAddress(l netlink.Link) (netip.Addr, bool) {
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addrs, err := link.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Addr{}, false
 	}

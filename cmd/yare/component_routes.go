@@ -17,6 +17,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/linux/link"
 )
 
 // routes lets this node's pods reach those of other nodes: a route to each other Node's range of pod addresses by way of the
@@ -130,7 +131,9 @@ func (r *routes) wanted() map[netip.Prefix]netip.Addr {
 
 // apply adds and changes routes to those of want, and removes others of ours.
 func (r *routes) apply(want map[netip.Prefix]netip.Addr) error {
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeOrigin}, netlink.RT_FILTER_PROTOCOL)
+	have, err := link.Dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeOrigin}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

@@ -63,9 +63,23 @@ func IsGone(err error) bool {
 		errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENOENT)
 }
 
+// dumps is how often a listing is begun anew that others' changes interrupt.
+const dumps = 50
+
+// Dump lists kernel objects, again when a change in the middle made the listing incomplete, which on a busy host is
+// common. After many such changes it takes the last listing as it is.
+func Dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumps {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
 // WithPrefix lists the names of the links that start with prefix.
 func WithPrefix(h *netlink.Handle, prefix string) ([]string, error) {
-	links, err := h.LinkList()
+	links, err := Dump(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -80,7 +94,9 @@ func WithPrefix(h *netlink.Handle, prefix string) ([]string, error) {
 
 // DefaultMTU returns the MTU of the link of the default route, 1500 if there is none.
 func DefaultMTU(h *netlink.Handle) (int, error) {
-	routes, err := h.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := Dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("list routes: %w", err)
 	}

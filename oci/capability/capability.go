@@ -36,6 +36,3 @@ func Bit(name string) (int, bool) {
 	}
 	return 0, false
 }
-
-// All is the mask of capabilities 0 to last.
-func All(last int) uint64 { return 1<<(last+1) - 1 }

@@ -28,8 +28,8 @@ type Facts struct {
 	// v2; Unified says that v2 has the controllers.
 	CgroupDirs map[string]string
 	Unified    bool
-	// LastCap is the kernel's highest capability.
-	LastCap int
+	// Grantable are the capabilities that the launcher has to give.
+	Grantable uint64
 	// State is the container's state as hooks read it.
 	State []byte
 	// NoPivot moves the root by MS_MOVE and chroot (for a root on initramfs).
@@ -63,7 +63,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	if err := r.namespaces(s); err != nil {
 		return nil, err
 	}
-	process, err := Process(s.Process, s.Linux.Seccomp, f.LastCap)
+	process, err := Process(s.Process, s.Linux.Seccomp, f.Grantable)
 	if err != nil {
 		return nil, err
 	}

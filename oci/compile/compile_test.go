@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/plan"
+
+	"github.com/yare-dev/yare/oci/capability"
 )
 
 func minimal() *specs.Spec {
@@ -52,7 +54,7 @@ func TestRejected(t *testing.T) {
 	} {
 		s := minimal()
 		change(s)
-		if _, err := Container(s, Facts{LastCap: 40}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Container(s, Facts{Grantable: 1<<41 - 1}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}
@@ -89,6 +91,32 @@ func TestMountOptions(t *testing.T) {
 		if g.Target != tc.want.Target || g.Source != tc.want.Source || g.Recursive != tc.want.Recursive || g.Set != tc.want.Set ||
 			g.Clear != tc.want.Clear || g.RecSet != tc.want.RecSet || g.Propagation != tc.want.Propagation || g.RecPropagation != tc.want.RecPropagation {
 			t.Errorf("%v: got %+v, want %+v", tc.options, g, tc.want)
+		}
+	}
+}
+
+// What the launcher has not, it does not ask for.
+func TestCapabilitiesOfAConfinedHost(t *testing.T) {
+	bit := func(name string) uint64 {
+		b, ok := capability.Bit(name)
+		if !ok {
+			t.Fatal(name)
+		}
+		return 1 << b
+	}
+	have := bit("CHOWN") | bit("KILL")
+	all := []string{"CAP_CHOWN", "CAP_SYS_RESOURCE"}
+	for name, tt := range map[string]struct {
+		caps *specs.LinuxCapabilities
+		want uint64
+	}{
+		"no sets":  {nil, have},
+		"sets":     {&specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}, bit("CHOWN")},
+		"none set": {&specs.LinuxCapabilities{}, 0},
+	} {
+		p, err := Process(&specs.Process{Cwd: "/", Args: []string{"a"}, Capabilities: tt.caps}, nil, have)
+		if err != nil || p.Bounding != tt.want || p.Permitted != tt.want || p.Effective != tt.want {
+			t.Errorf("%s: %v, %#x %#x %#x, want %#x", name, err, p.Bounding, p.Permitted, p.Effective, tt.want)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Process compiles one process, with the container's seccomp profile.
-func Process(s *specs.Process, profile *specs.LinuxSeccomp, lastCap int) (*plan.Process, error) {
+func Process(s *specs.Process, profile *specs.LinuxSeccomp, grantable uint64) (*plan.Process, error) {
 	switch {
 	case len(s.Args) == 0 || s.Args[0] == "":
 		return nil, errors.New("process.args: required")
@@ -44,7 +44,7 @@ func Process(s *specs.Process, profile *specs.LinuxSeccomp, lastCap int) (*plan.
 		score := int32(*n)
 		p.OOMScoreAdj = &score
 	}
-	if err := capabilities(p, s.Capabilities, lastCap); err != nil {
+	if err := capabilities(p, s.Capabilities, grantable); err != nil {
 		return nil, err
 	}
 	for i, l := range s.Rlimits {
@@ -75,11 +75,12 @@ func texts(s *specs.Process) error {
 	return nil
 }
 
-func capabilities(p *plan.Process, c *specs.LinuxCapabilities, lastCap int) error {
+// capabilities translates the sets. What the launcher has not, it cannot grant (a host that is itself confined, a kernel
+// that does not know one yet); the rest is granted, as other runtimes do.
+func capabilities(p *plan.Process, c *specs.LinuxCapabilities, grantable uint64) error {
 	if c == nil {
 		// No set given: the launcher's own, as the specification has it.
-		all := capability.All(lastCap)
-		p.Bounding, p.Permitted, p.Effective = all, all, all
+		p.Bounding, p.Permitted, p.Effective = grantable, grantable, grantable
 		return nil
 	}
 	for _, set := range []struct {
@@ -96,9 +97,7 @@ func capabilities(p *plan.Process, c *specs.LinuxCapabilities, lastCap int) erro
 			if !ok {
 				return fmt.Errorf("process.capabilities.%s %q: unknown", set.field, name)
 			}
-			if bit <= lastCap { // newer than this kernel: nothing there to grant
-				*set.bits |= 1 << bit
-			}
+			*set.bits |= 1 << bit & grantable
 		}
 	}
 	return nil

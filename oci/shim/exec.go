@@ -70,7 +70,7 @@ func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := compile.Process(r.Process, nil, oci.LastCap())
+	p, err := compile.Process(r.Process, nil, oci.Grantable())
 	if err != nil {
 		return nil, nil, err
 	}
