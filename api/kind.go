@@ -26,6 +26,14 @@ type Key struct {
 // KeyOf returns o's key.
 func KeyOf(o metav1.Object) Key { return Key{o.GetNamespace(), o.GetName()} }
 
+// Compare orders keys by namespace, then by name, as lists are; it is -1, 0 or 1.
+func (k Key) Compare(o Key) int {
+	if c := strings.Compare(k.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(k.Name, o.Name)
+}
+
 // ParseKey reads what Key.String prints.
 func ParseKey(s string) Key {
 	if ns, name, ok := strings.Cut(s, "/"); ok {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -41,10 +40,7 @@ func (s *state) reset() {
 // rebuild makes the table from the parts, in the order of the Services' names.
 func (s *state) rebuild() {
 	s.reset()
-	keys := slices.SortedFunc(maps.Keys(s.parts), func(a, b api.Key) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, k := range keys {
+	for _, k := range slices.SortedFunc(maps.Keys(s.parts), api.Key.Compare) {
 		s.add(s.parts[k], nil)
 	}
 }

@@ -124,7 +124,7 @@ func (s Snapshot) Get(key api.Key) *Entry {
 func (s Snapshot) All(namespace string, after api.Key) iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		from := after
-		if keyLess(from, api.Key{Namespace: namespace}) {
+		if from.Compare(api.Key{Namespace: namespace}) < 0 {
 			from = api.Key{Namespace: namespace}
 		}
 		s.v.objects.Ascend(&Entry{Key: from}, func(e *Entry) bool {

@@ -63,14 +63,7 @@ func newTable(k *api.Kind, window int, indexes map[string]func(api.Object) strin
 	}
 }
 
-func keyLess(a, b api.Key) bool {
-	if a.Namespace != b.Namespace {
-		return a.Namespace < b.Namespace
-	}
-	return a.Name < b.Name
-}
-
-func entryLess(a, b *Entry) bool { return keyLess(a.Key, b.Key) }
+func entryLess(a, b *Entry) bool { return a.Key.Compare(b.Key) < 0 }
 
 func refLess(a, b ref) bool {
 	if c := strings.Compare(a.value, b.value); c != 0 {
@@ -79,7 +72,7 @@ func refLess(a, b ref) bool {
 	if a.field != b.field {
 		return a.field < b.field
 	}
-	return keyLess(a.key, b.key)
+	return a.key.Compare(b.key) < 0
 }
 
 // key splits what follows the kind's prefix; nil where it is not the key of an object.

@@ -132,7 +132,7 @@ func (c *selector) candidates(s store.Snapshot, namespaced bool, after api.Key) 
 	switch {
 	case c.key.Name != "" && (c.key.Namespace != "" || !namespaced):
 		return func(yield func(*store.Entry) bool) {
-			if e := s.Get(c.key); e != nil && e.Err() == nil && less(after, e.Key) {
+			if e := s.Get(c.key); e != nil && e.Err() == nil && after.Compare(e.Key) < 0 {
 				yield(e)
 			}
 		}
@@ -148,14 +148,9 @@ func (c *selector) candidates(s store.Snapshot, namespaced bool, after api.Key) 
 func beyond(es iter.Seq[*store.Entry], after api.Key) iter.Seq[*store.Entry] {
 	return func(yield func(*store.Entry) bool) {
 		for e := range es {
-			if e.Err() == nil && less(after, e.Key) && !yield(e) {
+			if e.Err() == nil && after.Compare(e.Key) < 0 && !yield(e) {
 				return
 			}
 		}
 	}
-}
-
-// less orders keys as the store does.
-func less(a, b api.Key) bool {
-	return a.Namespace < b.Namespace || a.Namespace == b.Namespace && a.Name < b.Name
 }

@@ -38,7 +38,7 @@ type subscriber struct {
 }
 
 func newTable(c *Client, w Watched) *table {
-	less := func(a, b api.Object) bool { return compareKeys(api.KeyOf(a), api.KeyOf(b)) < 0 }
+	less := func(a, b api.Object) bool { return api.KeyOf(a).Compare(api.KeyOf(b)) < 0 }
 	return &table{
 		c: c, w: w, objects: btree.NewBTreeGOptions(less, btree.Options{NoLocks: true}),
 		own: map[api.Key]api.Object{}, gone: map[types.UID]bool{}, subs: map[*subscriber]struct{}{},

@@ -146,10 +146,6 @@ func (w *watcher) relist(ctx context.Context) error {
 	return nil
 }
 
-func compareKeys(a, b api.Key) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}
-
 // follow watches from w.rev on. It returns nil when the server ended the watch in order.
 func (w *watcher) follow(ctx context.Context) error {
 	v := values(w.query)

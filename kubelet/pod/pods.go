@@ -1,12 +1,10 @@
 package pod
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -172,7 +170,7 @@ func (p *Pods) All() []*corev1.Pod {
 		out = append(out, w.current())
 	}
 	slices.SortFunc(out, func(a, b *corev1.Pod) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+		return api.KeyOf(a).Compare(api.KeyOf(b))
 	})
 	return out
 }
