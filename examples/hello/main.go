@@ -50,8 +50,15 @@ func hello(w http.ResponseWriter, r *http.Request) {
 	fmt.Println(r.Method, r.URL, r.RemoteAddr)
 }
 
-// client fetches URLs: `hello get URL` once, `hello load URL SECONDS` as fast as it can, counting failures.
+// client fetches URLs: `hello get URL` once, `hello load URL DURATION` as fast as it can, counting failures. `hello idle` does
+// nothing until it is told to end.
 func client(args []string) int {
+	if len(args) == 1 && args[0] == "idle" {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		<-ctx.Done()
+		return 0
+	}
 	c := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	switch {
 	case len(args) == 2 && args[0] == "get":
@@ -70,7 +77,7 @@ func client(args []string) int {
 		}
 		return load(c, args[1], d)
 	}
-	fmt.Fprintln(os.Stderr, "usage: hello | hello get URL | hello load URL DURATION")
+	fmt.Fprintln(os.Stderr, "usage: hello | hello get URL | hello load URL DURATION | hello idle")
 	return 2
 }
 

@@ -143,8 +143,11 @@ func list(accept string) func(context.Context, *bench) ([]float64, error) {
 			}
 			n, err := io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
-			if err != nil || resp.StatusCode != http.StatusOK || n < configMaps*50 {
-				return nil, fmt.Errorf("%s, %d bytes: %w", resp.Status, n, err)
+			if err != nil {
+				return nil, err
+			}
+			if resp.StatusCode != http.StatusOK || n < configMaps*50 {
+				return nil, fmt.Errorf("%s, %d bytes", resp.Status, n)
 			}
 			v = append(v, millis(time.Since(begin)))
 		}

@@ -20,12 +20,10 @@ const (
 )
 
 func pod(name string) *corev1.Pod {
-	grace := int64(1)
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"bench": "pod"}},
 		Spec: corev1.PodSpec{
-			TerminationGracePeriodSeconds: &grace,
-			Containers:                    []corev1.Container{{Name: "hello", Image: "hello:1"}},
+			Containers: []corev1.Container{{Name: "hello", Image: "hello:1", Args: []string{"idle"}}},
 		},
 	}
 }
