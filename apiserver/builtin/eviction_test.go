@@ -2,6 +2,7 @@ package builtin_test
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,5 +50,10 @@ func TestEviction(t *testing.T) {
 	}
 	if now.DeletionTimestamp == nil || *now.DeletionGracePeriodSeconds != seconds {
 		t.Errorf("after the eviction: %v %v", now.DeletionTimestamp, now.DeletionGracePeriodSeconds)
+	}
+	if i := slices.IndexFunc(now.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue && c.Reason == "EvictionByEvictionAPI"
+	}); i < 0 {
+		t.Errorf("the pod does not say that it is evicted: %v", now.Status.Conditions)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/proxy"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/store"
@@ -114,15 +115,19 @@ type session struct {
 	transport http.RoundTripper
 	// explain turns error answers of the other end into the API's.
 	explain bool
-	// prefix is the path of the proxy subresource, put before the other end's own absolute redirects.
+	// prefix is the path of the proxy subresource, put before the absolute paths in the other end's redirects and pages.
 	prefix string
 }
 
 // proxy passes the request on and its answer back. It returns an error only while nothing was answered.
 func (b *bridge) proxy(ctx context.Context, s session, w http.ResponseWriter, r *http.Request) error {
 	var failed error
+	transport := s.transport
+	if s.prefix != "" {
+		transport = &proxy.Transport{PathPrepend: s.prefix, RoundTripper: transport}
+	}
 	p := &httputil.ReverseProxy{
-		Transport: s.transport,
+		Transport: transport,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL = s.to
 			pr.Out.Host = s.to.Host
@@ -131,9 +136,6 @@ func (b *bridge) proxy(ctx context.Context, s session, w http.ResponseWriter, r 
 		},
 		FlushInterval: -1,
 		ModifyResponse: func(resp *http.Response) error {
-			if loc := resp.Header.Get("Location"); s.prefix != "" && strings.HasPrefix(loc, "/") {
-				resp.Header.Set("Location", s.prefix+loc)
-			}
 			if s.explain && resp.StatusCode >= http.StatusBadRequest {
 				return explain(resp)
 			}

@@ -52,6 +52,9 @@ func kubelet(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "container not found", http.StatusBadRequest)
 	case strings.HasSuffix(r.URL.Path, "/away"):
 		http.Redirect(w, r, "/elsewhere", http.StatusFound)
+	case strings.HasSuffix(r.URL.Path, "/page"):
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprint(w, `<a href="/x">x</a><a href="y">y</a>`)
 	case r.Header.Get("Upgrade") == "":
 		fmt.Fprintf(w, "%s %s", r.Method, r.URL.RequestURI())
 	default:
@@ -166,6 +169,7 @@ func TestRequests(t *testing.T) {
 		{"service proxy by port name", "services/s:web/proxy/x", "u", "200 GET /x"},
 		{"service proxy by number", "services/http:s:80/proxy/", "u", "200 GET /"},
 		{"service proxy to no port", "services/s:81/proxy/", "u", `503 no service port "81" found for service "s"`},
+		{"links of a page stay below the proxy", "pods/p/proxy/page", "u", `200 <a href="/api/v1/namespaces/ns/pods/p/proxy/x">x</a><a href="y">y</a>`},
 		{"redirect stays below the proxy", "pods/p/proxy/away", "u", "302 /api/v1/namespaces/ns/pods/p/proxy/elsewhere"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
