@@ -28,6 +28,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/yare-dev/yare/test/conformance/suite"
 )
 
 // Key is the digest of everything that the images are made of, the versions in module's go.sum included.
@@ -68,7 +70,7 @@ func Build(ctx context.Context, module, cache, dir string, out io.Writer) error 
 	}
 	defer os.RemoveAll(scratch)
 	w := &workshop{module: module, scratch: scratch, out: out, layers: map[string]v1.Layer{}}
-	found, err := goTool(ctx, module, out, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	found, err := suite.Go(ctx, module, out, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	if err != nil {
 		return err
 	}
@@ -150,7 +152,7 @@ func (w *workshop) compile(ctx context.Context, pkg, path string) error {
 
 // compileIn builds a static program of the module in a folder of this one.
 func (w *workshop) compileIn(ctx context.Context, folder, pkg, path string) error {
-	_, err := goTool(ctx, filepath.Join(w.module, folder), w.out, "build", "-ldflags=-s -w", "-o", path, pkg)
+	_, err := suite.Go(ctx, filepath.Join(w.module, folder), w.out, "build", "-ldflags=-s -w", "-o", path, pkg)
 	return err
 }
 
@@ -204,18 +206,6 @@ func (w *workshop) nestedRegistry(ctx context.Context, dir, tag string) error {
 	return errors.Join(put("blobs", names(config), config), put("manifests", names(manifest), manifest),
 		put("manifests", names(index), index),
 		writeFiles(dir, map[string]string{"/manifests/" + tag: names(index).String() + "\n"}))
-}
-
-// goTool runs the go command in dir and returns what it prints; its complaints go to out.
-func goTool(ctx context.Context, dir string, out io.Writer, args ...string) (string, error) {
-	c := exec.CommandContext(ctx, "go", args...)
-	c.Dir, c.Stderr = dir, out
-	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	printed, err := c.Output()
-	if err != nil {
-		return "", fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
-	}
-	return string(printed), nil
 }
 
 func copyFile(from, to string, mode fs.FileMode) error {

@@ -45,15 +45,20 @@ func Build(ctx context.Context, module, cache string, out io.Writer) (*Program, 
 		return p, err
 	}
 	fmt.Fprintln(out, "building upstream's test program (once for each version; minutes)")
+	version, err := Go(ctx, module, out, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	if err != nil {
+		return nil, err
+	}
+	// Released programs are told their version by the linker; some tests go by it.
+	numbers := strings.Split(strings.TrimPrefix(strings.TrimSpace(version), "v"), ".")
+	flags := fmt.Sprintf("-ldflags=-s -w -X %[1]s.gitVersion=v%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s",
+		"k8s.io/component-base/version", strings.Join(numbers, "."), numbers[0], numbers[1])
 	for _, args := range [][]string{
-		{"test", "-c", "-ldflags=-s -w", "-o", p.Tests, upstreamTests},
+		{"test", "-c", flags, "-o", p.Tests, upstreamTests},
 		{"build", "-ldflags=-s -w", "-o", p.Ginkgo, ginkgoCommand},
 	} {
-		c := exec.CommandContext(ctx, "go", args...)
-		c.Dir, c.Stdout, c.Stderr = module, out, out
-		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-		if err := c.Run(); err != nil {
-			return nil, fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+		if _, err := Go(ctx, module, out, args...); err != nil {
+			return nil, err
 		}
 	}
 	// The list comes last: its file says that the folder is complete.
@@ -62,6 +67,18 @@ func Build(ctx context.Context, module, cache string, out io.Writer) (*Program, 
 	}
 	p.Names, err = readNames(dir)
 	return p, err
+}
+
+// Go runs the go command in dir and returns what it prints; its complaints go to out.
+func Go(ctx context.Context, dir string, out io.Writer, args ...string) (string, error) {
+	c := exec.CommandContext(ctx, "go", args...)
+	c.Dir, c.Stderr = dir, out
+	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	printed, err := c.Output()
+	if err != nil {
+		return "", fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return string(printed), nil
 }
 
 var listed = regexp.MustCompile(`^\s+\S+\.go:\d+: (.*\[Conformance\].*)$`)
