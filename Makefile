@@ -49,7 +49,7 @@ crash: build setup ## kill -9 the server 100 times under load: nothing acknowled
 	go test -C test/cluster -count=1 -timeout 60m -run TestCrash -kills 100 -v ./...
 
 .PHONY: bench
-bench: build setup ## the rows of doc/PERFORMANCE.md, measured on this machine
+bench: build setup ## measure this machine beside the budgets and goals
 	go run -C test/bench . -yare $(CURDIR)/bin/yare
 
 # Upstream's conformance suite, doc/conformance.md. KUBECONFIG counts only when it is given to make itself: tests must

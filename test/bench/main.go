@@ -1,4 +1,4 @@
-// Command bench measures the rows of doc/PERFORMANCE.md on this machine, from the outside: it runs the program as a
+// Command bench measures start, pods, requests and memory on this machine, from the outside: it runs the program as a
 // user does. Figures are printed as median and p99 with the number of runs, beside this release's budget and the goal.
 // Absolute times differ from machine to machine and hour to hour: compare within a run.
 package main
