@@ -22,6 +22,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/yare-dev/yare/run"
 )
 
 // Config says where state is kept. Exactly one of DataDir and Endpoints is given.
@@ -130,9 +132,7 @@ func (e *Etcd) connect(ctx context.Context, ready func()) error {
 			break
 		}
 		e.c.Log.Warn("etcd does not answer", "endpoints", e.c.Endpoints, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if run.Pause(ctx, wait) != nil {
 			return nil
 		}
 	}

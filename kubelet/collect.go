@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ func (k *Kubelet) rotateLogs(ctx context.Context) {
 					continue
 				}
 				path := filepath.Join(spec.LogDirectory(k.config.LogDir, p), spec.LogPath(s.Name, uint32(s.RestartCount)))
-				id := runtimeID(s.ContainerID)
+				_, id, _ := strings.Cut(s.ContainerID, "://")
 				_, err := k.rotation.Apply(path, func() error {
 					_, err := k.deps.CRI.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 					return err
@@ -66,15 +67,6 @@ func (k *Kubelet) rotateLogs(ctx context.Context) {
 			}
 		}
 	}
-}
-
-func runtimeID(containerID string) string {
-	for i := range containerID {
-		if len(containerID) > i+3 && containerID[i:i+3] == "://" {
-			return containerID[i+3:]
-		}
-	}
-	return containerID
 }
 
 // usage is what the collector remembers of one.

@@ -221,8 +221,6 @@ func clusterBinding(role string, subjects []rbacv1.Subject) *rbacv1.ClusterRoleB
 
 // ClusterRoleBindings returns the bindings of ClusterRoles that every cluster has.
 func ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
-	node := clusterBinding("system:node", nil)
-	node.Name = "system:node"
 	bindings := []*rbacv1.ClusterRoleBinding{
 		clusterBinding("cluster-admin", to(rbacv1.GroupKind, authn.Masters)),
 		clusterBinding("system:monitoring", to(rbacv1.GroupKind, "system:monitoring")),
@@ -234,7 +232,7 @@ func ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
 		clusterBinding("system:kube-controller-manager", to(rbacv1.UserKind, "system:kube-controller-manager")),
 		clusterBinding("system:kube-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")),
 		clusterBinding("system:kube-dns", account(metav1.NamespaceSystem, "kube-dns")),
-		node,
+		clusterBinding("system:node", nil),
 	}
 	for _, r := range controllerRoles() {
 		bindings = append(bindings, clusterBinding(r.Name, account(metav1.NamespaceSystem, r.Name[len(controller):])))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -225,9 +226,8 @@ func (r *Request) uniqueOwners(o api.Object) {
 		if id := string(ref.UID); seen[id] {
 			r.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", id))
 			continue
-		} else {
-			seen[id] = true
 		}
+		seen[string(ref.UID)] = true
 		kept = append(kept, ref)
 	}
 	if len(kept) < len(refs) {
@@ -244,12 +244,5 @@ const (
 
 // pause waits before attempt n (counted from zero) of a contended write.
 func pause(ctx context.Context, n int) error {
-	t := time.NewTimer(firstPause << min(n, 9))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return run.Pause(ctx, firstPause<<min(n, 9))
 }

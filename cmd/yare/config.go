@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -107,7 +108,7 @@ func (c Config) validate() error {
 	if c.MaxPods < 1 || c.MaxPods > 250 {
 		problem("maxPods", "%d: from 1 to 250, a node has a range of 256 addresses", c.MaxPods)
 	}
-	if !oneOf(strings.ToLower(c.LogLevel), "debug", "info", "warn", "error") {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(c.LogLevel)) {
 		problem("logLevel", "%q: use debug, info, warn or error", c.LogLevel)
 	}
 	for i, e := range c.EtcdEndpoints {
@@ -122,15 +123,6 @@ func (c Config) validate() error {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
 	}
 	return errors.Join(errs...)
-}
-
-func oneOf(s string, all ...string) bool {
-	for _, a := range all {
-		if s == a {
-			return true
-		}
-	}
-	return false
 }
 
 // wish is what the settings ask of the cluster's record.
