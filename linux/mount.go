@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,4 +92,20 @@ func SetMountAttr(mount int, recursive bool, attr unix.MountAttr, name string) e
 // and writes through it reach the kernel and nothing else.
 func PrivateProc() (int, error) {
 	return NewFS("proc", "proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// MountPoints returns where something is mounted in this process's mount namespace, in the order of mounting. The
+// paths have no symbolic links in them.
+func MountPoints() ([]string, error) {
+	b, err := ReadFile(unix.AT_FDCWD, "/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			points = append(points, Unescape(f[4]))
+		}
+	}
+	return points, nil
 }

@@ -1,14 +1,13 @@
 package cluster
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,28 +111,10 @@ func unmountBelow(dirs ...string) error {
 
 // mountsBelow returns the mount points below the folders in order of mounting.
 func mountsBelow(dirs ...string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var points []string
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		p := linux.Unescape(fields[4])
-		for _, d := range dirs {
-			if p != d && within(p, d) {
-				points = append(points, p)
-				break
-			}
-		}
-	}
-	return points, lines.Err()
+	points, err := linux.MountPoints()
+	return slices.DeleteFunc(points, func(p string) bool {
+		return !slices.ContainsFunc(dirs, func(d string) bool { return p != d && within(p, d) })
+	}), err
 }
 
 // removeTree removes a folder, but never through a mount: whatever is mounted below it is not ours to delete.

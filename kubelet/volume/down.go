@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -66,20 +67,6 @@ func mountsBelow(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", dir, err)
 	}
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		point := linux.Unescape(f[4])
-		if point == real || strings.HasPrefix(point, real+"/") {
-			out = append(out, point)
-		}
-	}
-	return out, nil
+	points, err := linux.MountPoints()
+	return slices.DeleteFunc(points, func(p string) bool { return p != real && !strings.HasPrefix(p, real+"/") }), err
 }
