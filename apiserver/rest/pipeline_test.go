@@ -254,10 +254,15 @@ func TestFutureRevision(t *testing.T) {
 		if !apierrors.IsTimeout(err) || !apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge) || time.Since(begin) != 3*time.Second {
 			t.Error(err, time.Since(begin))
 		}
-		time.AfterFunc(time.Second, func() { b.create(configMaps, configMap("c")) })
+		var creating sync.WaitGroup
+		creating.Go(func() {
+			time.Sleep(time.Second)
+			b.create(configMaps, configMap("c"))
+		})
 		if _, err := b.Get(b.ctx, request(configMaps, "c"), "2"); err != nil {
 			t.Error(err)
 		}
+		creating.Wait()
 	})
 }
 
