@@ -371,7 +371,7 @@ func (c *call) delete(r *rest.Request) error {
 		return err
 	}
 	code := http.StatusOK
-	if !d.Gone && o.OrphanDependents != nil && !*o.OrphanDependents { //nolint:staticcheck // old clients send it
+	if !d.Gone && o.OrphanDependents != nil && !*o.OrphanDependents { // deprecated, but old clients send it
 		code = http.StatusAccepted
 	}
 	if d.Answer {

@@ -145,8 +145,8 @@ func finalizersFor(o api.Object, opts *metav1.DeleteOptions, orphanByDefault boo
 	has := o.GetFinalizers()
 	orphan, foreground := orphanByDefault, false
 	switch {
-	case opts.OrphanDependents != nil: //nolint:staticcheck // old clients send it
-		orphan = *opts.OrphanDependents //nolint:staticcheck // as above
+	case opts.OrphanDependents != nil: // deprecated, but old clients send it
+		orphan = *opts.OrphanDependents
 	case opts.PropagationPolicy != nil:
 		orphan = *opts.PropagationPolicy == metav1.DeletePropagationOrphan
 		foreground = *opts.PropagationPolicy == metav1.DeletePropagationForeground
