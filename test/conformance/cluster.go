@@ -11,11 +11,9 @@ import (
 	"strings"
 )
 
-// clusterName is the name of the cluster under test. One run at a time: a second finds it taken and ends.
-const clusterName = "conformance"
-
 // cluster is a fresh cluster of ours.
 type cluster struct {
+	name       string
 	yare       string
 	dir        string
 	kubeconfig string
@@ -23,14 +21,14 @@ type cluster struct {
 }
 
 // upCluster starts a cluster with its data below dir. What a killed run left of one is removed first.
-func upCluster(ctx context.Context, yare, dir string, out io.Writer) (*cluster, error) {
-	c := &cluster{yare: yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
-	if err := exec.CommandContext(ctx, yare, "status", "--name", clusterName).Run(); err == nil {
-		if err := c.yareDo(ctx, "down", "--name", clusterName); err != nil {
+func upCluster(ctx context.Context, name, yare, dir string, out io.Writer) (*cluster, error) {
+	c := &cluster{name: name, yare: yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
+	if err := exec.CommandContext(ctx, yare, "status", "--name", c.name).Run(); err == nil {
+		if err := c.yareDo(ctx, "down", "--name", c.name); err != nil {
 			return nil, err
 		}
 	}
-	err := c.yareDo(ctx, "up", "--name", clusterName, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral")
+	err := c.yareDo(ctx, "up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral")
 	return c, err
 }
 
@@ -52,7 +50,7 @@ func (c *cluster) down(ctx context.Context) error {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(c.dir, "server.log"), log, 0o600)
 	}
-	return errors.Join(err, c.yareDo(ctx, "down", "--name", clusterName))
+	return errors.Join(err, c.yareDo(ctx, "down", "--name", c.name))
 }
 
 func (c *cluster) yareDo(ctx context.Context, args ...string) error {

@@ -30,6 +30,7 @@ import (
 // wish is the command line.
 type wish struct {
 	module     string
+	cluster    string
 	yare       string
 	kubectl    string
 	focus      string
@@ -56,6 +57,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	var w wish
 	f := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	f.StringVar(&w.module, "module", ".", "folder of this module")
+	f.StringVar(&w.cluster, "cluster", "conformance", "name of the fresh cluster; one that has it is removed")
 	f.StringVar(&w.yare, "yare", "yare", "program under test")
 	f.StringVar(&w.kubectl, "kubectl", "kubectl", "kubectl that the tests call")
 	f.StringVar(&w.focus, "focus", "", "run the tests whose names match this expression")
@@ -138,7 +140,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 // against runs the tests against the cluster that is asked for. A cluster of ours is gone when it returns.
 func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, names []string, r *report.Run) (err error) {
 	if w.kubeconfig == "" {
-		c, err := upCluster(ctx, w.yare, o.Dir, o.Log)
+		c, err := upCluster(ctx, w.cluster, w.yare, o.Dir, o.Log)
 		if err != nil {
 			return err
 		}

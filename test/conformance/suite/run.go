@@ -123,11 +123,20 @@ func (p *Program) phase(ctx context.Context, o Options, name string, procs int, 
 		}
 	}
 	// Failing tests make ginkgo fail; what is true is in its report.
-	e := read(filepath.Join(o.Dir, name+".json"), found)
-	if e != nil && !(errors.Is(e, os.ErrNotExist) && ctx.Err() != nil) { // its time was too short for a report
-		return errors.Join(err, e)
+	told, e := read(filepath.Join(o.Dir, name+".json"), found)
+	switch {
+	case e == nil && told:
+		return nil
+	case e == nil || errors.Is(e, os.ErrNotExist):
+		if e := errors.Join(log.Sync(), readLog(log.Name(), tests, found)); e != nil {
+			return errors.Join(err, e)
+		}
+		if len(found) == 0 && ctx.Err() == nil {
+			return errors.Join(err, fmt.Errorf("no test has a result: see %s", log.Name()))
+		}
+		return nil
 	}
-	return nil
+	return errors.Join(err, e)
 }
 
 func (p *Program) arguments(ctx context.Context, o Options, name string, procs int, tests []string) []string {
@@ -136,7 +145,7 @@ func (p *Program) arguments(ctx context.Context, o Options, name string, procs i
 		quoted[i] = regexp.QuoteMeta(t)
 	}
 	args := []string{
-		"run", "--procs=" + strconv.Itoa(procs), "--no-color", "--keep-going", "--focus=" + strings.Join(quoted, "|"),
+		"run", "--procs=" + strconv.Itoa(procs), "--no-color", "-v", "--keep-going", "--focus=" + strings.Join(quoted, "|"),
 		"--output-dir=" + o.Dir, "--json-report=" + name + ".json", "--junit-report=" + name + ".xml", "--timeout=24h",
 		"--grace-period=" + (o.Grace / 2).String(), "--silence-skips", "--poll-progress-after=0",
 	}
@@ -149,15 +158,15 @@ func (p *Program) arguments(ctx context.Context, o Options, name string, procs i
 		"--node-schedulable-timeout=1m", "--system-pods-startup-timeout=1m", "--system-daemonsets-startup-timeout=1m")
 }
 
-// read adds the results of one of ginkgo's reports.
-func read(path string, found map[string]Result) error {
+// read adds the results of one of ginkgo's reports and tells whether it has any.
+func read(path string, found map[string]Result) (told bool, err error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("the suite left no report: %w", err)
+		return false, fmt.Errorf("the suite left no report: %w", err)
 	}
 	var reports []types.Report
 	if err := json.Unmarshal(raw, &reports); err != nil {
-		return fmt.Errorf("read report %s: %w", path, err)
+		return false, fmt.Errorf("read report %s: %w", path, err)
 	}
 	var before string // why the suite's own preparation failed, if it did
 	for _, r := range reports {
@@ -168,15 +177,16 @@ func read(path string, found map[string]Result) error {
 			if s.LeafNodeType != types.NodeTypeIt || s.State == types.SpecStateSkipped && s.Failure.Message == "" {
 				continue
 			}
+			told = true
 			found[s.FullText()] = Result{
 				Name: s.FullText(), Outcome: outcome(s.State), Time: s.RunTime, Message: s.Failure.Message,
 			}
 		}
 	}
 	if before != "" {
-		return fmt.Errorf("the suite could not begin: %s", before)
+		return false, fmt.Errorf("the suite could not begin: %s", before)
 	}
-	return nil
+	return told, nil
 }
 
 func outcome(s types.SpecState) Outcome {

@@ -56,7 +56,7 @@ func TestRun(t *testing.T) {
 func TestRunCannotJudge(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ script, want string }{
-		"no report": {"exit 2", "the suite left no report"},
+		"no report": {"exit 2", "no test has a result"},
 		"no suite": {`echo '[{"SpecReports":[{"LeafNodeType":"SynchronizedBeforeSuite","State":"failed","Failure":{"Message":"no node"}}]}]' >parallel.json`,
 			"the suite could not begin: no node"},
 	} {
@@ -103,6 +103,55 @@ func TestArguments(t *testing.T) {
 	for _, want := range []string{"--procs=1", `--focus=a \[x\]|b\.`, "--json-report=serial.json", "/e2e.test -- --kubeconfig=/k"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("%q is not in %q", want, line)
+		}
+	}
+}
+
+// A process that ended takes ginkgo's report with it; what was printed of each test still counts.
+func TestRunWithoutReport(t *testing.T) {
+	t.Parallel()
+	p, o := ginkgo(t, `echo '[]' >parallel.json; cat <<'X'
+------------------------------
+• [1.5 seconds]
+[sig-a] passes [Conformance] [sig-a, Conformance]
+/a.go:1
+------------------------------
+• [FAILED] [0.1 seconds]
+[sig-a] fails [BeforeEach] [Conformance] [sig-a, Conformance]
+  Timeline >>
+  In [It] not yet
+  << Timeline
+
+  [FAILED] not found
+  at all
+  In [It] at: /a.go:2
+------------------------------
+S [SKIPPED] [0.0 seconds]
+[sig-a] skips [It] [Conformance] [sig-a, Conformance]
+  << Timeline
+
+  [SKIPPED] needs more
+  In [It] at: /a.go:3
+------------------------------
+• [9.0 seconds]
+[sig-a] not chosen [sig-a]
+X
+exit 2
+`)
+	lost := "[sig-a] took its process with it [Conformance]"
+	rs, err := p.Run(t.Context(), o, []string{passing, failing, skipped, lost})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Result{
+		{Name: passing, Outcome: Passed, Time: 1500 * time.Millisecond},
+		{Name: failing, Outcome: Failed, Time: 100 * time.Millisecond, Message: "not found\n  at all"},
+		{Name: skipped, Outcome: Skipped, Message: "needs more"},
+		{Name: lost, Outcome: NotRun, Message: "the run ended before it"},
+	}
+	for i := range want {
+		if rs[i] != want[i] {
+			t.Errorf("got %+v, want %+v", rs[i], want[i])
 		}
 	}
 }
