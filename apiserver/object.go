@@ -33,6 +33,9 @@ func (c *call) object() error {
 	if !ok || !a.Has(t.sub) {
 		return c.nothing()
 	}
+	if t.watchOnly && t.verb != "watch" {
+		return c.notAllowed(a)
+	}
 	r := c.request(a)
 	if sub := a.Sub(t.sub); sub != nil && sub.Connect != nil {
 		return c.connect(r, sub)

@@ -24,6 +24,7 @@ type target struct {
 	rest      string // the path after the subresource, for proxies, without the leading slash
 	path      string
 	watch     bool
+	watchOnly bool // the path is of the form /watch/..., which nothing but a watch is asked by
 }
 
 // parse reads the URL. It accepts every path; what does not look like an API object is a plain path.
@@ -40,7 +41,7 @@ func parse(r *http.Request) *target {
 	}
 	t.isObject = true
 	if len(segments) > 1 && segments[0] == "watch" { // the form before ?watch=1, still served
-		t.watch, segments = true, segments[1:]
+		t.watch, t.watchOnly, segments = true, true, segments[1:]
 	}
 	// namespaces/x/pods is a collection in x; namespaces/x/status is a part of the Namespace x.
 	if segments[0] == "namespaces" && len(segments) > 2 && segments[2] != "status" && segments[2] != "finalize" {

@@ -27,6 +27,13 @@ import (
 // maxPatchOperations bounds a JSON patch, as upstream does.
 const maxPatchOperations = 10000
 
+// What the "copy" operations of a JSON patch may make of an object: each can double it, so thirty of them would take all
+// memory. maxCopiedSize bounds the document after each copy, maxCopyWork the sum of that over all copies.
+const (
+	maxCopiedSize = 3 << 20
+	maxCopyWork   = 16 << 20
+)
+
 // Strictness says what happens to fields that are unknown or given twice (fieldValidation).
 type Strictness string
 
@@ -135,12 +142,35 @@ func (r *Request) jsonPatcher(patch Patch) (func(old, now api.Object) (api.Objec
 		if err != nil {
 			return nil, err
 		}
-		doc, err = ops.Apply(doc)
+		doc, err = applyBounded(ops, doc)
 		if err != nil {
 			return nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 		}
 		return r.patched(doc, now, patch.Strict, strict)
 	}, nil
+}
+
+// applyBounded applies the operations in pieces that end with a copy, and gives up when copies make too much of the document.
+func applyBounded(ops jsonpatch.Patch, doc []byte) ([]byte, error) {
+	work := 0
+	for begin, i := 0, 0; i < len(ops); i++ {
+		isCopy := ops[i].Kind() == "copy"
+		if !isCopy && i < len(ops)-1 {
+			continue
+		}
+		var err error
+		if doc, err = ops[begin : i+1].Apply(doc); err != nil {
+			return nil, err
+		}
+		begin = i + 1
+		if !isCopy {
+			continue
+		}
+		if work += len(doc); len(doc) > maxCopiedSize || work > maxCopyWork {
+			return nil, fmt.Errorf("operation %d: the copies of this patch make the object too large", i)
+		}
+	}
+	return doc, nil
 }
 
 // patched decodes a patched document. Strict are the errors of the patch itself.
