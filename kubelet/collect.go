@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,6 +175,16 @@ func (k *Kubelet) removeStrangers(ctx context.Context) {
 	}
 	for _, uid := range dirs {
 		if !k.pods.Has(uid) {
+			gone[uid] = true
+		}
+	}
+	// A kubelet that was killed may have left nothing of a pod but its logs.
+	logDirs, err := os.ReadDir(k.config.LogDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		k.log.Warn("pods' logs stay", "err", err)
+	}
+	for _, d := range logDirs {
+		if uid, ok := spec.LogDirectoryUID(d.Name()); ok && !k.pods.Has(uid) {
 			gone[uid] = true
 		}
 	}

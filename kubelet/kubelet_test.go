@@ -176,8 +176,20 @@ func TestPodDeletedWhileAway(t *testing.T) {
 		synctest.Wait()
 		h.stop()
 		h.api.DeletePod(api.Key{Namespace: "default", Name: "a"}, 0)
+		// A kubelet that was killed while it removed a pod leaves its logs; what is not a pod's folder is not ours.
+		for _, name := range []string{"default_gone_gone-uid", "foreign"} {
+			if err := os.MkdirAll(filepath.Join(h.config.LogDir, name, "app"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 		<-h.start()
 		time.Sleep(4 * time.Second)
+		if _, err := os.Stat(filepath.Join(h.config.LogDir, "default_gone_gone-uid")); !os.IsNotExist(err) {
+			t.Error("logs of a pod that is gone stay:", err)
+		}
+		if _, err := os.Stat(filepath.Join(h.config.LogDir, "foreign", "app")); err != nil {
+			t.Error(err)
+		}
 		if left := h.runtime.Left(); len(left) != 2 {
 			t.Error("left:", left)
 		}

@@ -6,8 +6,10 @@ import (
 	"maps"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Labels by which sandboxes and containers are found again.
@@ -73,6 +75,15 @@ func podLabels(pod *corev1.Pod) map[string]string {
 // LogDirectory is the folder of the pod's logs below root (/var/log/pods).
 func LogDirectory(root string, pod *corev1.Pod) string {
 	return filepath.Join(root, pod.Namespace+"_"+pod.Name+"_"+string(pod.UID))
+}
+
+// LogDirectoryUID tells whose logs a folder of LogDirectory's form holds; ok is false for any other name.
+func LogDirectoryUID(name string) (uid types.UID, ok bool) {
+	parts := strings.Split(name, "_") // in none of the three parts
+	if len(parts) != 3 || parts[2] == "" {
+		return "", false
+	}
+	return types.UID(parts[2]), true
 }
 
 // LogPath is the path of one attempt's log, relative to LogDirectory.
