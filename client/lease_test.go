@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,11 +50,11 @@ var leaseKey = api.Key{Namespace: "kube-system", Name: "kube-scheduler"}
 // cut is a client whose way to the server can be cut.
 type cut struct {
 	client.Client
-	off bool
+	off atomic.Bool
 }
 
 func (c *cut) Get(ctx context.Context, k *api.Kind, key api.Key) (api.Object, error) {
-	if c.off {
+	if c.off.Load() {
 		return nil, apierrors.NewTimeoutError("no way to the server", 1)
 	}
 	return c.Client.Get(ctx, k, key)
@@ -71,7 +72,7 @@ func holder(t testing.TB, c client.Client) string {
 // member is a process that stands for election.
 type member struct {
 	cut    *cut
-	leads  bool
+	leads  atomic.Bool
 	err    error
 	stop   context.CancelFunc
 	exited chan struct{}
@@ -82,10 +83,10 @@ func stand(t testing.TB, c client.Client, name string) *member {
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(t.Context())
 	work := run.Func("work", func(ctx context.Context, ready func()) error {
-		m.leads = true
+		m.leads.Store(true)
 		ready()
 		<-ctx.Done()
-		m.leads = false
+		m.leads.Store(false)
 		return nil
 	})
 	go func() {
@@ -105,8 +106,8 @@ func TestLeaseIsHeldByOne(t *testing.T) {
 		b := stand(t, c, "b")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if !a.leads || b.leads || holder(t, c) != "a" {
-			t.Fatal(a.leads, b.leads, holder(t, c))
+		if !a.leads.Load() || b.leads.Load() || holder(t, c) != "a" {
+			t.Fatal(a.leads.Load(), b.leads.Load(), holder(t, c))
 		}
 		a.stop()
 		<-a.exited
@@ -115,8 +116,8 @@ func TestLeaseIsHeldByOne(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second) // one retry
 		synctest.Wait()
-		if !b.leads || holder(t, c) != "b" {
-			t.Error(b.leads, holder(t, c))
+		if !b.leads.Load() || holder(t, c) != "b" {
+			t.Error(b.leads.Load(), holder(t, c))
 		}
 		l, err := client.Get[*coordinationv1.Lease](t.Context(), c, leaseKey)
 		if err != nil || *l.Spec.LeaseTransitions < 1 || *l.Spec.LeaseDurationSeconds != 15 {
@@ -134,16 +135,17 @@ func TestLeaseIsLost(t *testing.T) {
 		b := stand(t, c, "b")
 		time.Sleep(time.Minute + time.Second) // between two renewals
 		synctest.Wait()
-		a.cut.off = true
+		a.cut.off.Store(true)
 		for range 400 {
 			time.Sleep(100 * time.Millisecond)
 			synctest.Wait()
-			if a.leads && b.leads {
+			if a.leads.Load() && b.leads.Load() {
 				t.Fatal("two leaders")
 			}
 		}
-		if a.err == nil || !b.leads || holder(t, c) != "b" {
-			t.Error(a.err, b.leads, holder(t, c))
+		<-a.exited
+		if a.err == nil || !b.leads.Load() || holder(t, c) != "b" {
+			t.Error(a.err, b.leads.Load(), holder(t, c))
 		}
 	})
 }
@@ -166,8 +168,8 @@ func TestLeaseIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-a.exited
-		if a.err == nil || a.leads || holder(t, c) != other {
-			t.Error(a.err, a.leads, holder(t, c))
+		if a.err == nil || a.leads.Load() || holder(t, c) != other {
+			t.Error(a.err, a.leads.Load(), holder(t, c))
 		}
 	})
 }

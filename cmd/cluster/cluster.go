@@ -58,8 +58,10 @@ type Record struct {
 	Made string `json:"made,omitempty"`
 	// Forwarding is the host's net.ipv4.ip_forward before the first cluster of the host switched it on; the last one to go restores it.
 	Forwarding string `json:"forwarding"`
-	// Kubeconfig is the file that a context was merged into.
-	Kubeconfig string `json:"kubeconfig"`
+	// Kubeconfig is the file that a context was merged into; KubeconfigMade the outermost folder, or the file itself, that had
+	// to be created for it.
+	Kubeconfig     string `json:"kubeconfig"`
+	KubeconfigMade string `json:"kubeconfigMade,omitempty"`
 }
 
 // Table is the prefix of the names of the cluster's nft tables.
@@ -266,8 +268,19 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 			return nil, fmt.Errorf("data folder %s is used by cluster %q (%s): choose another --data-dir", r.DataDir, o.Name, o.DataDir)
 		}
 	}
+	if err := checkEmpty(r.DataDir); err != nil {
+		return nil, err
+	}
 	if r.Made, err = outermostMissing(r.DataDir); err != nil {
 		return nil, err
+	}
+	if r.KubeconfigMade, err = outermostMissing(r.Kubeconfig); err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		if o.Kubeconfig == r.Kubeconfig { // the last one to go removes what the first one made
+			r.KubeconfigMade = o.KubeconfigMade
+		}
 	}
 	if len(others) > 0 {
 		r.Forwarding = others[0].Forwarding
@@ -291,27 +304,32 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 	return r, r.choosePorts(w, others)
 }
 
-// outermostMissing returns the first folder on the way to dir that does not exist, "" when dir does and is empty.
-func outermostMissing(dir string) (string, error) {
+// checkEmpty says why a folder that exists cannot become a cluster's data folder.
+func checkEmpty(dir string) error {
 	entries, err := os.ReadDir(dir)
-	if err == nil {
-		if len(entries) > 0 {
-			return "", fmt.Errorf("data folder %s is not empty and belongs to no cluster of this host: choose another --data-dir or empty it", dir)
-		}
+	if err == nil && len(entries) > 0 {
+		return fmt.Errorf("data folder %s is not empty and belongs to no cluster of this host: choose another --data-dir or empty it", dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return nil
+}
+
+// outermostMissing returns what has to be created first on the way to path, "" when path exists.
+func outermostMissing(path string) (string, error) {
+	if _, err := os.Stat(path); err == nil {
 		return "", nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("data folder: %w", err)
-	}
 	for {
-		parent := filepath.Dir(dir)
+		parent := filepath.Dir(path)
 		if st, err := os.Stat(parent); err == nil {
 			if !st.IsDir() {
-				return "", fmt.Errorf("data folder %s: %s is not a folder", dir, parent)
+				return "", fmt.Errorf("%s: %s is not a folder", path, parent)
 			}
-			return dir, nil
+			return path, nil
 		}
-		dir = parent
+		path = parent
 	}
 }
 

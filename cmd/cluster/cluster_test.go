@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/yare-dev/yare/pki"
 )
 
 func host(t *testing.T) Host {
@@ -208,6 +211,39 @@ func TestRemoveFiles(t *testing.T) {
 				t.Errorf("left: %v %v", entries, err)
 			}
 		})
+	}
+}
+
+// The kubeconfig goes when it was made for clusters and the last of them goes, and stays when somebody else's entries are in it.
+func TestRemoveContext(t *testing.T) {
+	write := func(path, name string) {
+		t.Helper()
+		c := clientcmdapi.NewConfig()
+		c.Clusters[name], c.AuthInfos[name], c.Contexts[name] = clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo(), clientcmdapi.NewContext()
+		if err := pki.MergeKubeconfig(t.Context(), path, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, foreign := range []bool{false, true} {
+		h := host(t)
+		home := t.TempDir()
+		file := filepath.Join(home, ".kube", "config")
+		a := claim(t, h, Wish{Name: "a", Kubeconfig: file})
+		write(file, a.Context())
+		b := claim(t, h, Wish{Name: "b", Kubeconfig: file})
+		write(file, b.Context())
+		if foreign {
+			write(file, "mine")
+		}
+		for _, r := range []*Record{a, b} {
+			if err := removeContext(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		entries, err := os.ReadDir(home)
+		if err != nil || (len(entries) > 0) != foreign {
+			t.Errorf("foreign entries %v: left %v, %v", foreign, entries, err)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/cgroup"
@@ -146,9 +147,14 @@ func removeData(_ context.Context, r *Record) error {
 	if err := removeTree(r.DataDir); err != nil {
 		return err
 	}
-	for d := r.DataDir; d != r.Made; {
-		d = filepath.Dir(d)
-		if err := os.Remove(d); errors.Is(err, unix.ENOTEMPTY) {
+	return removeParents(r.DataDir, r.Made)
+}
+
+// removeParents removes the folders above path up to the outermost that was made for it, as long as nobody else uses them.
+func removeParents(path, made string) error {
+	for path != made {
+		path = filepath.Dir(path)
+		if err := os.Remove(path); errors.Is(err, unix.ENOTEMPTY) {
 			return nil
 		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -157,8 +163,22 @@ func removeData(_ context.Context, r *Record) error {
 	return nil
 }
 
+// removeContext takes the cluster out of the kubeconfig, and removes the file if that was made for it and nothing else is in it.
 func removeContext(ctx context.Context, r *Record) error {
-	return pki.RemoveContext(ctx, r.Kubeconfig, r.Context())
+	if err := pki.RemoveContext(ctx, r.Kubeconfig, r.Context()); err != nil || r.KubeconfigMade == "" {
+		return err
+	}
+	left, err := clientcmd.LoadFromFile(r.Kubeconfig)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(left.Clusters)+len(left.AuthInfos)+len(left.Contexts) > 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(r.Kubeconfig); err != nil {
+		return err
+	}
+	return removeParents(r.Kubeconfig, r.KubeconfigMade)
 }
 
 func (h Host) forget(_ context.Context, r *Record) error {

@@ -81,7 +81,6 @@ func newClusterAt(t *testing.T, name, data string) *cluster {
 			t.Errorf("down: %v\n%s", err, out)
 			return
 		}
-		os.Remove(c.kubeconfig)
 		if d := hoststate.Diff(before, c.hostState()); len(d) > 0 {
 			t.Errorf("left behind or taken away by the cluster:\n%s", strings.Join(d, "\n"))
 		}
