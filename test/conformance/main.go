@@ -134,6 +134,11 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 		return err
 	}
 	r.Took = time.Since(r.Began)
+	reasons, err := report.ReadReasons(filepath.Join(w.module, "reasons.txt"))
+	if err != nil {
+		return err
+	}
+	report.Discount(r.Results, reasons)
 	return judge(r, ratchet, cache, dir, out)
 }
 

@@ -130,6 +130,7 @@ func accept(ctx context.Context, w wish, cache string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	report.Discount(r.Results, reasons)
 	fresh := ratchet.New(r.Results)
 	if err := ratchet.Add(fresh); err != nil {
 		return err

@@ -89,6 +89,24 @@ func TestDocument(t *testing.T) {
 	golden(t, "document.md", string(text))
 }
 
+func TestDiscount(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "reasons.txt")
+	if err := os.WriteFile(path, []byte("empty /should a/: returns early\nenvironment /should b/: no\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reasons, err := ReadReasons(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs := sample().Results
+	rs[1].Outcome = suite.Passed
+	Discount(rs, reasons)
+	if rs[0].Outcome != suite.Skipped || rs[0].Message != "returns early" || rs[1].Outcome != suite.Passed {
+		t.Errorf("got %+v", rs[:2])
+	}
+}
+
 func TestReasonsRefused(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"theirs /a/: b", "ours /(/: b", "ours a: b"} {

@@ -50,7 +50,8 @@ func readLog(path string, tests []string, found map[string]Result) error {
 		if _, err := fmt.Sscanf(text[at[4]:at[5]], "%g", &seconds); err != nil {
 			return fmt.Errorf("read time of %s: %w", name, err)
 		}
-		found[name] = Result{Name: name, Outcome: logged(state), Time: time.Duration(seconds * float64(time.Second)), Message: messageIn(block, state)}
+		message := messageIn(block, state)
+		found[name] = Result{Name: name, Outcome: logged(state, message), Time: time.Duration(seconds * float64(time.Second)), Message: message}
 	}
 	return nil
 }
@@ -68,7 +69,7 @@ func nameIn(heading string, tests []string) string {
 }
 
 // logged is the outcome for what ginkgo prints of a state, nothing for a test that passed.
-func logged(state string) Outcome {
+func logged(state, message string) Outcome {
 	if state == "" {
 		return Passed
 	}
@@ -76,10 +77,10 @@ func logged(state string) Outcome {
 		types.SpecStatePending, types.SpecStateSkipped, types.SpecStateInterrupted, types.SpecStateAborted, types.SpecStateTimedout,
 	} {
 		if strings.EqualFold(s.String(), state) {
-			return outcome(s)
+			return outcome(s, message)
 		}
 	}
-	return Failed
+	return outcome(types.SpecStateFailed, message)
 }
 
 // messageIn is the failure that a block ends with.

@@ -179,7 +179,7 @@ func read(path string, found map[string]Result) (told bool, err error) {
 			}
 			told = true
 			found[s.FullText()] = Result{
-				Name: s.FullText(), Outcome: outcome(s.State), Time: s.RunTime, Message: s.Failure.Message,
+				Name: s.FullText(), Outcome: outcome(s.State, s.Failure.Message), Time: s.RunTime, Message: s.Failure.Message,
 			}
 		}
 	}
@@ -189,8 +189,13 @@ func read(path string, found map[string]Result) (told bool, err error) {
 	return told, nil
 }
 
-func outcome(s types.SpecState) Outcome {
+// timeUp is what ginkgo says of the tests that were under way when the time of the run was up.
+const timeUp = "A suite timeout occurred"
+
+func outcome(s types.SpecState, message string) Outcome {
 	switch {
+	case strings.HasPrefix(message, timeUp):
+		return NotRun
 	case s == types.SpecStatePassed:
 		return Passed
 	case s.Is(types.SpecStateSkipped | types.SpecStatePending):
