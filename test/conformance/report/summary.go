@@ -145,6 +145,7 @@ var varying = []struct {
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "UID"},
 	{regexp.MustCompile(`0x[0-9a-f]{6,}`), "0x"},
 	{regexp.MustCompile(`-[0-9]{2,5}\b`), "-N"},
+	{regexp.MustCompile(`\([0-9]{4,6}\)`), "(N)"},
 	{regexp.MustCompile(`\b([0-9]+)\.[0-9]+s\b`), "${1}s"},
 	{regexp.MustCompile(`\b127\.0\.0\.1:[0-9]+`), "127.0.0.1:N"},
 }
