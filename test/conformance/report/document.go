@@ -79,6 +79,11 @@ func UpdateDocument(path string, names []string, run *Run, reasons []Reason) err
 	return os.WriteFile(path, []byte(text), 0o644)
 }
 
+// lastFull begins the line that tells of the last run of most of the suite. Results of smaller runs are newer.
+const lastFull = "The last run of most of the tests: "
+
+var oldHead = regexp.MustCompile(`(?m)^` + lastFull + `.*$`)
+
 // render is the kept part after a run.
 func render(names []string, kept string, run *Run, reasons []Reason) string {
 	latest := parseRows(kept)
@@ -95,8 +100,12 @@ func render(names []string, kept string, run *Run, reasons []Reason) string {
 		all = append(all, cmp.Or(latest[n], suite.Result{Name: n, Outcome: suite.NotRun, Message: "in no run yet"}))
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nThe last run that was taken up: %s, Yare %s, %d tests in %s with %d processes.\n\n",
+	head := fmt.Sprintf(lastFull+"%s, Yare %s, %d tests in %s with %d processes.",
 		run.Began.UTC().Format("2006-01-02 15:04 MST"), run.Version, len(run.Results), run.Took.Round(time.Second), run.Procs)
+	if old := oldHead.FindString(kept); old != "" && 2*len(run.Results) < len(names) {
+		head = old
+	}
+	fmt.Fprintf(&b, "\n%s\n\n", head)
 	b.WriteString("| area | tests | passed | failed | skipped | not run |\n|---|---|---|---|---|---|\n")
 	areas := byArea(all)
 	total := tally{count: map[suite.Outcome]int{}}
