@@ -96,7 +96,6 @@ func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error
 
 // precondition says that the object is not the one that the client means.
 func (r *Request) precondition(field, want, have string) error {
-	//lint:ignore ST1005 clients know upstream's text
 	err := fmt.Errorf("Precondition failed: %s in precondition: %s, %s in object meta: %s", field, want, field, have)
 	return apierrors.NewConflict(r.group(), r.Key.Name, err)
 }

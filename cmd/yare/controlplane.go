@@ -84,7 +84,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 
 // controllers are the loops of the controller manager, with the events that they record.
 func (s *server) controllers() run.Component {
-	c := s.client("system:kube-controller-manager", authn.Masters)
+	c := localAccounts{Reader: s.admin(), manager: s.client("system:kube-controller-manager"), server: s}
 	recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
 	all := controllers.All(controllers.Deps{
 		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log},
@@ -96,7 +96,7 @@ func (s *server) controllers() run.Component {
 
 // scheduler gives pods their nodes.
 func (s *server) scheduler() run.Component {
-	c := s.client("system:kube-scheduler", authn.Masters)
+	c := s.client("system:kube-scheduler")
 	recorder := events.New(c, "default-scheduler", s.config.NodeName, s.log)
 	return s.watch(run.Together("scheduler", scheduler.New(scheduler.Config{Client: c, Events: recorder, Log: s.log, Seed: rand.Uint64()}), recorder))
 }

@@ -119,7 +119,7 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 
 // services are what makes Services and other nodes' pods reachable: rules, names and routes.
 func (s *server) services() (run.Component, error) {
-	c := s.client("system:kube-proxy", authn.Masters)
+	c := s.client("system:kube-proxy")
 	rules, err := proxy.New(proxy.Config{
 		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: []netip.Prefix{s.record.PodCIDR},
 	}, proxy.Deps{Client: c, Log: s.log})
