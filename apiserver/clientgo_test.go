@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/cli-runtime/pkg/resource"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
@@ -231,5 +232,35 @@ func TestDiscoveryAndOpenAPI(t *testing.T) {
 	c := spec.Properties["containers"]
 	if c.Extensions["x-kubernetes-patch-merge-key"] != "name" || c.Extensions["x-kubernetes-list-type"] != "map" || c.Description == "" {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestUnknownKind sees that kubectl's question whether an unknown kind is a custom one is answered with no.
+func TestUnknownKind(t *testing.T) {
+	t.Parallel()
+	cfg := overTLS(t, serve(t))
+	cs, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dyn, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	list, err := dyn.Resource(definitions).List(t.Context(), metav1.ListOptions{})
+	if err != nil || list.GetKind() != "CustomResourceDefinitionList" || len(list.Items) != 0 {
+		t.Errorf("list of definitions: %v, %v", list, err)
+	}
+	if _, err := dyn.Resource(definitions).Get(t.Context(), "foos.example.com", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("one definition: %v", err)
+	}
+	if _, err := dyn.Resource(definitions).Watch(t.Context(), metav1.ListOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("watch of definitions: %v", err)
+	}
+	verifier := resource.NewQueryParamVerifier(dyn, cs.Discovery(), resource.QueryParamFieldValidation)
+	err = verifier.HasSupport(schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "StatefulSet"})
+	if !resource.IsParamUnsupportedError(err) {
+		t.Errorf("unknown kind: %v", err)
 	}
 }
