@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"text/tabwriter"
 
 	"golang.org/x/term"
 
@@ -47,10 +48,11 @@ func (p *progress) hint(r *cluster.Record) {
 	if r.Name != cluster.DefaultName {
 		flag = " --name " + r.Name
 	}
-	fmt.Fprintf(p.w, `
-  yare kubectl --context %[2]s get nodes       the cluster's objects (or your own kubectl)
-  yare image build-from DIR --tag NAME%[1]s    an image from a folder
-  yare status%[1]s                             components, health, memory
-  yare down%[1]s                               end it and remove every trace
-`, flag, r.Context())
+	fmt.Fprintln(p.w)
+	w := tabwriter.NewWriter(p.w, 0, 0, 3, ' ', 0)
+	fmt.Fprintf(w, "  yare kubectl --context %s get nodes\tthe cluster's objects (or your own kubectl)\n", r.Context())
+	fmt.Fprintf(w, "  yare image build-from DIR --tag NAME%s\tan image from a folder\n", flag)
+	fmt.Fprintf(w, "  yare status%s\tcomponents, health, memory\n", flag)
+	fmt.Fprintf(w, "  yare down%s\tend it and remove every trace\n", flag)
+	w.Flush()
 }

@@ -131,6 +131,9 @@ func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 		if err != nil {
 			continue // it has ended meanwhile
 		}
+		if pid == s.PID {
+			p.Name = "yare" // to the kernel it is "exe", for the link that it was started by
+		}
 		s.Processes = append(s.Processes, p)
 		s.MemoryMB += p.MemoryMB
 		if p.age > 0 {

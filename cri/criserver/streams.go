@@ -69,7 +69,7 @@ func (st *streams) Exec(ctx context.Context, id string, cmd []string, in io.Read
 		ID: c.id, Process: process, Streams: shimStreams(ctx, in, out, err, resize),
 	})
 	if execErr != nil {
-		return fmt.Errorf("exec in container %s: %w", c.id, execErr)
+		return execErr // which names the container
 	}
 	if exit.Code != 0 {
 		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", exit.Code), Code: exit.Code}
