@@ -134,7 +134,11 @@ func TestDiskFull(t *testing.T) {
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=400m"); err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	c := newClusterAt(t, "diskfull", filepath.Join(dir, "data"))
 	c.kubectl("create", "configmap", "before", "--from-literal=k=v")
 	ballast := filepath.Join(dir, "ballast")

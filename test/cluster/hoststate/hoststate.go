@@ -143,6 +143,9 @@ func processes(s State) error {
 			}
 		}
 		b, err := os.ReadFile(filepath.Join(d, "comm"))
+		if stat, _ := os.ReadFile(filepath.Join(d, "stat")); strings.Contains(string(stat), ") Z ") {
+			continue // ended; when it is reaped is its parent's affair, the host's init
+		}
 		if exe, _ := os.Readlink(filepath.Join(d, "exe")); err == nil && (strings.HasPrefix(string(b), "yare") || filepath.Base(exe) == "yare") {
 			s.add("process %s %s", filepath.Base(d), strings.TrimSpace(string(b)))
 		}
