@@ -220,7 +220,7 @@ func makeBundle(bundle, runtime string) error {
 			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},
 		},
 		"linux": map[string]any{
-			"cgroupsPath": "/yare-bench/" + runtime,
+			"cgroupsPath": "/yare-bench-" + runtime, // one level: what the runtime removes is all that was made
 			"namespaces":  []any{map[string]any{"type": "pid"}, map[string]any{"type": "mount"}, map[string]any{"type": "ipc"}, map[string]any{"type": "uts"}, map[string]any{"type": "network"}},
 		},
 	}
