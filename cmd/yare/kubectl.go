@@ -2,8 +2,10 @@ package main
 
 import (
 	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/component-base/cli"
@@ -32,8 +34,9 @@ func kubectlCommand() *cobra.Command {
 	}
 }
 
-// runKubectl runs upstream's kubectl, which prints its own errors.
+// runKubectl runs upstream's kubectl, which prints its own errors and is ended by signals as any program is.
 func runKubectl(args []string) int {
+	signal.Reset(unix.SIGINT, unix.SIGTERM)
 	os.Args = append([]string{"kubectl"}, args...)
 	return cli.Run(kubectl.NewDefaultKubectlCommandWithArgs(kubectl.KubectlOptions{
 		PluginHandler: kubectl.NewDefaultPluginHandler([]string{"kubectl"}),

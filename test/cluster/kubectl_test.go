@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -105,6 +106,7 @@ func TestKubectl(t *testing.T) {
 	t.Run("exec -it", func(t *testing.T) { execTTY(t, c) })
 	t.Run("cp", func(t *testing.T) { copyFiles(t, c) })
 	t.Run("port-forward", func(t *testing.T) { forwardPort(t, c) })
+	t.Run("yare kubectl ends when it is told to", func(t *testing.T) { endKubectl(t, c) })
 
 	c.kubectl("delete", "-f", "../../examples/hello/hello.yaml", "--timeout=60s")
 	c.kubectl("wait", "--for=delete", "pod", "-l", "app=hello", "--timeout=60s")
@@ -250,6 +252,32 @@ func forwardPort(t *testing.T, c *cluster) {
 		if !strings.Contains(string(b), "from hello-") {
 			t.Errorf("%s: %s", r.Status, b)
 		}
+	}
+}
+
+// endKubectl checks that the kubectl inside our program takes signals as the one outside does.
+func endKubectl(t *testing.T, c *cluster) {
+	cmd := exec.Command(bin.yare, "kubectl", "--kubeconfig", c.kubeconfig, "proxy", "--port=0")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil { // "Starting to serve on ..."
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	kill := time.AfterFunc(5*time.Second, func() {
+		t.Error("it goes on after SIGTERM")
+		cmd.Process.Kill()
+	})
+	defer kill.Stop()
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended as if by itself")
 	}
 }
 
