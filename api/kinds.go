@@ -1,23 +1,39 @@
 package api
 
 import (
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	storagemigrationv1 "k8s.io/api/storagemigration/v1"
 )
 
 const (
-	apps           = "apps"
-	authentication = "authentication.k8s.io"
-	authorization  = "authorization.k8s.io"
-	rbac           = "rbac.authorization.k8s.io"
+	admissionregistration = "admissionregistration.k8s.io"
+	apps                  = "apps"
+	authentication        = "authentication.k8s.io"
+	authorization         = "authorization.k8s.io"
+	certificates          = "certificates.k8s.io"
+	dra                   = "resource.k8s.io"
+	flowcontrol           = "flowcontrol.apiserver.k8s.io"
+	networking            = "networking.k8s.io"
+	rbac                  = "rbac.authorization.k8s.io"
+	storage               = "storage.k8s.io"
 )
 
 // The stored kinds. Adding one: doc/checklists/kind.md.
@@ -62,6 +78,86 @@ var (
 		Group: rbac, Version: "v1", Kind: "ClusterRole", Plural: "clusterroles"})
 	ClusterRoleBindingKind = define[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList](Kind{
 		Group: rbac, Version: "v1", Kind: "ClusterRoleBinding", Plural: "clusterrolebindings"})
+	ReplicationControllerKind = define[corev1.ReplicationController, corev1.ReplicationControllerList](Kind{
+		Version: "v1", Kind: "ReplicationController", Plural: "replicationcontrollers", Short: []string{"rc"}, Categories: []string{"all"}, Namespaced: true, Prefix: "controllers"})
+	PodTemplateKind = define[corev1.PodTemplate, corev1.PodTemplateList](Kind{
+		Version: "v1", Kind: "PodTemplate", Plural: "podtemplates", Namespaced: true})
+	LimitRangeKind = define[corev1.LimitRange, corev1.LimitRangeList](Kind{
+		Version: "v1", Kind: "LimitRange", Plural: "limitranges", Short: []string{"limits"}, Namespaced: true})
+	ResourceQuotaKind = define[corev1.ResourceQuota, corev1.ResourceQuotaList](Kind{
+		Version: "v1", Kind: "ResourceQuota", Plural: "resourcequotas", Short: []string{"quota"}, Namespaced: true})
+	PersistentVolumeKind = define[corev1.PersistentVolume, corev1.PersistentVolumeList](Kind{
+		Version: "v1", Kind: "PersistentVolume", Plural: "persistentvolumes", Short: []string{"pv"}})
+	PersistentVolumeClaimKind = define[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](Kind{
+		Version: "v1", Kind: "PersistentVolumeClaim", Plural: "persistentvolumeclaims", Short: []string{"pvc"}, Namespaced: true})
+	StatefulSetKind = define[appsv1.StatefulSet, appsv1.StatefulSetList](Kind{
+		Group: apps, Version: "v1", Kind: "StatefulSet", Plural: "statefulsets", Short: []string{"sts"}, Categories: []string{"all"}, Namespaced: true})
+	CronJobKind = define[batchv1.CronJob, batchv1.CronJobList](Kind{
+		Group: "batch", Version: "v1", Kind: "CronJob", Plural: "cronjobs", Short: []string{"cj"}, Categories: []string{"all"}, Namespaced: true})
+	HorizontalPodAutoscalerKind = define[autoscalingv2.HorizontalPodAutoscaler, autoscalingv2.HorizontalPodAutoscalerList](Kind{
+		Group: "autoscaling", Version: "v2", Kind: "HorizontalPodAutoscaler", Plural: "horizontalpodautoscalers", Short: []string{"hpa"}, Categories: []string{"all"}, Namespaced: true})
+	PodDisruptionBudgetKind = define[policyv1.PodDisruptionBudget, policyv1.PodDisruptionBudgetList](Kind{
+		Group: "policy", Version: "v1", Kind: "PodDisruptionBudget", Plural: "poddisruptionbudgets", Short: []string{"pdb"}, Namespaced: true})
+	IngressKind = define[networkingv1.Ingress, networkingv1.IngressList](Kind{
+		Group: networking, Version: "v1", Kind: "Ingress", Plural: "ingresses", Short: []string{"ing"}, Namespaced: true, Prefix: "ingress"})
+	IngressClassKind = define[networkingv1.IngressClass, networkingv1.IngressClassList](Kind{
+		Group: networking, Version: "v1", Kind: "IngressClass", Plural: "ingressclasses"})
+	NetworkPolicyKind = define[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList](Kind{
+		Group: networking, Version: "v1", Kind: "NetworkPolicy", Plural: "networkpolicies", Short: []string{"netpol"}, Namespaced: true})
+	IPAddressKind = define[networkingv1.IPAddress, networkingv1.IPAddressList](Kind{
+		Group: networking, Version: "v1", Kind: "IPAddress", Plural: "ipaddresses", Short: []string{"ip"}})
+	ServiceCIDRKind = define[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList](Kind{
+		Group: networking, Version: "v1", Kind: "ServiceCIDR", Plural: "servicecidrs"})
+	PriorityClassKind = define[schedulingv1.PriorityClass, schedulingv1.PriorityClassList](Kind{
+		Group: "scheduling.k8s.io", Version: "v1", Kind: "PriorityClass", Plural: "priorityclasses", Short: []string{"pc"}})
+	RuntimeClassKind = define[nodev1.RuntimeClass, nodev1.RuntimeClassList](Kind{
+		Group: "node.k8s.io", Version: "v1", Kind: "RuntimeClass", Plural: "runtimeclasses"})
+	StorageClassKind = define[storagev1.StorageClass, storagev1.StorageClassList](Kind{
+		Group: storage, Version: "v1", Kind: "StorageClass", Plural: "storageclasses", Short: []string{"sc"}})
+	CSIDriverKind = define[storagev1.CSIDriver, storagev1.CSIDriverList](Kind{
+		Group: storage, Version: "v1", Kind: "CSIDriver", Plural: "csidrivers"})
+	CSINodeKind = define[storagev1.CSINode, storagev1.CSINodeList](Kind{
+		Group: storage, Version: "v1", Kind: "CSINode", Plural: "csinodes"})
+	CSIStorageCapacityKind = define[storagev1.CSIStorageCapacity, storagev1.CSIStorageCapacityList](Kind{
+		Group: storage, Version: "v1", Kind: "CSIStorageCapacity", Plural: "csistoragecapacities", Namespaced: true})
+	VolumeAttachmentKind = define[storagev1.VolumeAttachment, storagev1.VolumeAttachmentList](Kind{
+		Group: storage, Version: "v1", Kind: "VolumeAttachment", Plural: "volumeattachments"})
+	VolumeAttributesClassKind = define[storagev1.VolumeAttributesClass, storagev1.VolumeAttributesClassList](Kind{
+		Group: storage, Version: "v1", Kind: "VolumeAttributesClass", Plural: "volumeattributesclasses", Short: []string{"vac"}})
+	CertificateSigningRequestKind = define[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList](Kind{
+		Group: certificates, Version: "v1", Kind: "CertificateSigningRequest", Plural: "certificatesigningrequests", Short: []string{"csr"}})
+	ClusterTrustBundleKind = define[certificatesv1.ClusterTrustBundle, certificatesv1.ClusterTrustBundleList](Kind{
+		Group: certificates, Version: "v1", Kind: "ClusterTrustBundle", Plural: "clustertrustbundles"})
+	PodCertificateRequestKind = define[certificatesv1.PodCertificateRequest, certificatesv1.PodCertificateRequestList](Kind{
+		Group: certificates, Version: "v1", Kind: "PodCertificateRequest", Plural: "podcertificaterequests", Namespaced: true})
+	MutatingWebhookConfigurationKind = define[admissionregistrationv1.MutatingWebhookConfiguration, admissionregistrationv1.MutatingWebhookConfigurationList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "MutatingWebhookConfiguration", Plural: "mutatingwebhookconfigurations", Categories: []string{"api-extensions"}})
+	ValidatingWebhookConfigurationKind = define[admissionregistrationv1.ValidatingWebhookConfiguration, admissionregistrationv1.ValidatingWebhookConfigurationList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "ValidatingWebhookConfiguration", Plural: "validatingwebhookconfigurations", Categories: []string{"api-extensions"}})
+	MutatingAdmissionPolicyKind = define[admissionregistrationv1.MutatingAdmissionPolicy, admissionregistrationv1.MutatingAdmissionPolicyList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "MutatingAdmissionPolicy", Plural: "mutatingadmissionpolicies", Categories: []string{"api-extensions"}})
+	MutatingAdmissionPolicyBindingKind = define[admissionregistrationv1.MutatingAdmissionPolicyBinding, admissionregistrationv1.MutatingAdmissionPolicyBindingList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "MutatingAdmissionPolicyBinding", Plural: "mutatingadmissionpolicybindings", Categories: []string{"api-extensions"}})
+	ValidatingAdmissionPolicyKind = define[admissionregistrationv1.ValidatingAdmissionPolicy, admissionregistrationv1.ValidatingAdmissionPolicyList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "ValidatingAdmissionPolicy", Plural: "validatingadmissionpolicies", Categories: []string{"api-extensions"}})
+	ValidatingAdmissionPolicyBindingKind = define[admissionregistrationv1.ValidatingAdmissionPolicyBinding, admissionregistrationv1.ValidatingAdmissionPolicyBindingList](Kind{
+		Group: admissionregistration, Version: "v1", Kind: "ValidatingAdmissionPolicyBinding", Plural: "validatingadmissionpolicybindings", Categories: []string{"api-extensions"}})
+	FlowSchemaKind = define[flowcontrolv1.FlowSchema, flowcontrolv1.FlowSchemaList](Kind{
+		Group: flowcontrol, Version: "v1", Kind: "FlowSchema", Plural: "flowschemas"})
+	PriorityLevelConfigurationKind = define[flowcontrolv1.PriorityLevelConfiguration, flowcontrolv1.PriorityLevelConfigurationList](Kind{
+		Group: flowcontrol, Version: "v1", Kind: "PriorityLevelConfiguration", Plural: "prioritylevelconfigurations"})
+	DeviceClassKind = define[resourcev1.DeviceClass, resourcev1.DeviceClassList](Kind{
+		Group: dra, Version: "v1", Kind: "DeviceClass", Plural: "deviceclasses"})
+	DeviceTaintRuleKind = define[resourcev1.DeviceTaintRule, resourcev1.DeviceTaintRuleList](Kind{
+		Group: dra, Version: "v1", Kind: "DeviceTaintRule", Plural: "devicetaintrules"})
+	ResourceClaimKind = define[resourcev1.ResourceClaim, resourcev1.ResourceClaimList](Kind{
+		Group: dra, Version: "v1", Kind: "ResourceClaim", Plural: "resourceclaims", Namespaced: true})
+	ResourceClaimTemplateKind = define[resourcev1.ResourceClaimTemplate, resourcev1.ResourceClaimTemplateList](Kind{
+		Group: dra, Version: "v1", Kind: "ResourceClaimTemplate", Plural: "resourceclaimtemplates", Namespaced: true})
+	ResourceSliceKind = define[resourcev1.ResourceSlice, resourcev1.ResourceSliceList](Kind{
+		Group: dra, Version: "v1", Kind: "ResourceSlice", Plural: "resourceslices"})
+	StorageVersionMigrationKind = define[storagemigrationv1.StorageVersionMigration, storagemigrationv1.StorageVersionMigrationList](Kind{
+		Group: "storagemigration.k8s.io", Version: "v1", Kind: "StorageVersionMigration", Plural: "storageversionmigrations"})
 )
 
 // The kinds that are only sent: subresource bodies and reviews.
@@ -92,9 +188,12 @@ var (
 var (
 	stored = []*Kind{
 		NamespaceKind, NodeKind, PodKind, ServiceKind, EndpointsKind, ConfigMapKind, SecretKind,
-		ServiceAccountKind, EventKind, DeploymentKind, ReplicaSetKind, DaemonSetKind,
-		ControllerRevisionKind, JobKind, LeaseKind, EndpointSliceKind, RoleKind, RoleBindingKind,
-		ClusterRoleKind, ClusterRoleBindingKind,
+		ServiceAccountKind, EventKind,
+		DeploymentKind, ReplicaSetKind, DaemonSetKind, ControllerRevisionKind,
+		JobKind,
+		LeaseKind,
+		EndpointSliceKind,
+		RoleKind, RoleBindingKind, ClusterRoleKind, ClusterRoleBindingKind,
 	}
 	sent = []*Kind{
 		BindingKind, EvictionKind, ScaleKind, TokenRequestKind, TokenReviewKind, SelfSubjectReviewKind,
