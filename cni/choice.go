@@ -3,28 +3,52 @@ package cni
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 )
 
 // Select is the network of a node that has a built-in one: as soon as there is a
-// configuration list in the folder, new pods get theirs from plugins. Pods stay with the network that set
-// them up.
+// configuration list in the folder whose plugins are there, new pods get theirs from plugins. Pods stay with the network
+// that set them up. A list without its plugins is somebody else's (podman leaves one on every host that it is installed
+// on, with its plugins in another folder): it is told of and passed over.
 type Select struct {
 	exec    *Exec
 	builtin Network
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	told string // what is passed over, once told
 }
 
 // NewSelect returns a Network of both. builtin may be nil: then there is none until a
 // configuration list appears.
-func NewSelect(exec *Exec, builtin Network) *Select { return &Select{exec, builtin} }
+func NewSelect(exec *Exec, builtin Network, log *slog.Logger) *Select {
+	return &Select{exec: exec, builtin: builtin, log: log}
+}
 
 // active is the network for new pods.
 func (s *Select) active() Network {
-	if s.builtin == nil || s.exec.Configured() {
+	if s.builtin == nil {
+		return s.exec
+	}
+	lacking, configured := s.exec.lacking()
+	s.tell(lacking)
+	if configured && lacking == "" {
 		return s.exec
 	}
 	return s.builtin
+}
+
+// tell logs what hinders a configuration list from being used, when that changes.
+func (s *Select) tell(lacking string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if lacking != s.told && lacking != "" {
+		s.log.Warn("network configuration passed over: install its plugins or remove it", "lacking", lacking)
+	}
+	s.told = lacking
 }
 
 // maker is the network that made a namespace, or the active one for somebody else's.

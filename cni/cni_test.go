@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -64,8 +65,9 @@ func TestRuntimeConf(t *testing.T) {
 func TestList(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	e := NewExec(ExecConfig{ConfDir: dir})
-	if e.Configured() {
+	bin := t.TempDir()
+	e := NewExec(ExecConfig{ConfDir: dir, BinDirs: []string{bin}})
+	if _, configured := e.lacking(); configured {
 		t.Error("an empty folder is a configuration")
 	}
 	write := func(file, text string) {
@@ -90,6 +92,15 @@ func TestList(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("twenty")
+	if what, configured := e.lacking(); !configured || !strings.Contains(what, `plugin "x" of `+dir+"/20.conflist, in "+bin) {
+		t.Errorf("lacking %q, %v", what, configured)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "x"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if what, configured := e.lacking(); !configured || what != "" {
+		t.Errorf("lacking %q, %v with the plugin there", what, configured)
+	}
 	write("00.conf", `{"cniVersion": "1.0.0", "name": "zero"}`)
 	if _, err := e.list(); err == nil {
 		t.Error("a configuration without type was taken")

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -40,10 +41,23 @@ func NewExec(c ExecConfig) *Exec {
 	return &Exec{c, libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, nil)}
 }
 
-// Configured reports whether there is a configuration list.
-func (e *Exec) Configured() bool {
+// lacking reports whether there is a configuration list and which of its plugins is not there, in words. A list that
+// cannot be read lacks nothing: Status says what is wrong with it.
+func (e *Exec) lacking() (what string, configured bool) {
 	files, err := e.files()
-	return err == nil && len(files) > 0
+	if err != nil || len(files) == 0 {
+		return "", false
+	}
+	l, err := load(files[0])
+	if err != nil {
+		return "", true
+	}
+	for _, p := range l.Plugins {
+		if _, err := invoke.FindInPath(p.Network.Type, e.c.BinDirs); err != nil {
+			return fmt.Sprintf("plugin %q of %s, in %s", p.Network.Type, files[0], strings.Join(e.c.BinDirs, ", ")), true
+		}
+	}
+	return "", true
 }
 
 func (e *Exec) files() ([]string, error) {

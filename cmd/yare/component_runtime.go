@@ -33,14 +33,14 @@ func (c *containerSide) open() (network run.Component, server *criserver.Server,
 		ConfDir: c.cniConfDir, BinDirs: []string{c.cniBinDir}, CacheDir: filepath.Join(c.runDir, "cni"),
 		NetNSDir: filepath.Join(c.runDir, "cni-netns"),
 	})
-	choice := cni.NewSelect(foreign, nil)
+	choice := cni.NewSelect(foreign, nil, c.log)
 	network = run.Together("network")
 	if len(c.network.Ranges) > 0 {
 		builtin, err := plugins.New(c.network, c.log)
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		choice, network = cni.NewSelect(foreign, builtin), builtin
+		choice, network = cni.NewSelect(foreign, builtin, c.log), builtin
 	}
 	images, err := image.Open(c.images, c.log)
 	if err != nil {

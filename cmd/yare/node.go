@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -86,17 +87,28 @@ func (s *server) nodeReady() run.Component {
 const readyLimit = 60 * time.Second
 
 func waitForNode(ctx context.Context, c client.Reader, name string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("node %s is not Ready after %v", name, readyLimit))
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
+	why := "it has not registered"
 	for e, err := range c.Watch(ctx, api.NodeKind, client.Query{Fields: fields.OneTermEqualSelector("metadata.name", name)}, 0) {
 		if err != nil {
 			return err
 		}
-		if node, ok := e.Object.(*corev1.Node); ok && api.NodeReady(node) {
+		node, ok := e.Object.(*corev1.Node)
+		if !ok {
+			continue
+		}
+		if api.NodeReady(node) {
 			return nil
 		}
+		if c := api.NodeCondition(node, corev1.NodeReady); c != nil {
+			why = c.Message
+		}
 	}
-	return context.Cause(ctx)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("node %s is not Ready after %v: %s", name, readyLimit, why)
+	}
+	return ctx.Err()
 }
 
 // waitForDNS asks for the API server's own name until an answer comes: the rules that lead to the DNS server are made at the same

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -160,12 +161,19 @@ func TestSelect(t *testing.T) {
 	w := newWorld(t)
 	c := folders(t, w, "")
 	builtin := w.network(t, func(c *Config) { c.Name, c.Dir = "b", w.state+"-b" })
-	s := cni.NewSelect(cni.NewExec(c), builtin)
+	var log strings.Builder
+	s := cni.NewSelect(cni.NewExec(c), builtin, slog.New(slog.NewTextHandler(&log, nil)))
 	ctx := t.Context()
 	w.in(t, w.host, func() error {
 		var pods []cni.Pod
 		for i, id := range []string{"one", "two"} {
-			if i == 1 {
+			switch i {
+			case 0: // as podman's, whose plugins are in another folder
+				configure(t, c, `{"cniVersion": "1.0.0", "name": "podman", "plugins": [{"type": "absent"}]}`)
+				if err := s.Status(ctx); err != nil {
+					t.Error("a list without its plugins takes over:", err)
+				}
+			case 1:
 				configure(t, c, strings.ReplaceAll(w.list(), "10.42.0.0", "10.42.1.0"))
 			}
 			ns, err := s.NewNamespace(ctx)
@@ -196,5 +204,8 @@ func TestSelect(t *testing.T) {
 		}
 		return builtin.Remove(ctx)
 	})
+	if n := strings.Count(log.String(), "passed over"); n != 1 || !strings.Contains(log.String(), "absent") {
+		t.Errorf("told %d times of the list without its plugins: %s", n, log.String())
+	}
 	w.empty(t, w.network(t, nil))
 }
