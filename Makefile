@@ -14,8 +14,9 @@ help: ## list the targets
 	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: init ## build bin/yare (and bin/kubectl, a link to it)
+build: init ## build bin/yare (and bin/kubectl, a link to it) and bin/yare-oci
 	go build -trimpath -ldflags='$(LDFLAGS)' -o bin/yare ./cmd/yare
+	go build -trimpath -ldflags='$(LDFLAGS)' -o bin/yare-oci ./cmd/yare-oci
 	@ln -sf yare bin/kubectl
 
 # The program that runs inside containers and holds them: built first, embedded in bin/yare.
@@ -44,6 +45,8 @@ test: build setup ## everything that must pass, real containers included
 	go test ./...
 	go test -C test/cluster -count=1 -timeout 20m ./...
 	go test -C test/conformance ./...
+	go test -C test/runtimevalidation ./...
+	$(MAKE) runtime-validation
 	$(MAKE) conformance-smoke
 
 .PHONY: crash
@@ -79,6 +82,17 @@ conformance-accept: ## keep what the last run passed, in the ratchet and in doc/
 .PHONY: conformance-images
 conformance-images: ## make the images of the suite anew
 	$(CONFORMANCE) images
+
+# Upstream's validation of OCI runtimes, doc/runtime-validation.md, against ours and Debian's runc.
+VALIDATION = go run -C test/runtimevalidation .
+
+.PHONY: runtime-validation
+runtime-validation: build setup ## runtime-tools' validation programs against yare-oci and runc: FOCUS=
+	$(VALIDATION) run -yare '$(CURDIR)/bin/yare-oci' -focus '$(FOCUS)'
+
+.PHONY: runtime-validation-accept
+runtime-validation-accept: ## keep what the last run passed in the ratchet
+	$(VALIDATION) accept
 
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does; read the difference

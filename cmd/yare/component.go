@@ -171,16 +171,5 @@ func exitCode(f func(*cobra.Command, []string) error) func(*cobra.Command, []str
 func runOCI(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	c := ociCommand()
-	c.SetArgs(args)
-	err := c.ExecuteContext(ctx)
-	var status exitStatus
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &status):
-		return int(status)
-	}
-	fmt.Fprintln(os.Stderr, "yare oci:", mend(err))
-	return 1
+	return cli.Main(ctx, version, args)
 }

@@ -7,6 +7,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,6 +75,29 @@ func command(version string, program func() (*oci.Init, error)) *cobra.Command {
 	c.AddCommand(a.create(), a.run(), a.start(), a.state(), a.kill(), a.delete(), a.exec(), a.list(), a.ps(), a.events(),
 		a.pause(), a.resume(), a.update(), a.spec(), a.features())
 	return c
+}
+
+// Main is the runtime as a program of its own: it does what args ask for, says on the standard error what went wrong, and
+// returns the exit code.
+func Main(ctx context.Context, version string, args []string) int {
+	return execute(ctx, Command(version), args)
+}
+
+func execute(ctx context.Context, c *cobra.Command, args []string) int {
+	c.SetArgs(args)
+	err := c.ExecuteContext(ctx)
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		if exit.Err != nil {
+			fmt.Fprintln(os.Stderr, "yare oci:", exit.Err)
+		}
+		return exit.Code
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "yare oci:", err)
+		return 1
+	}
+	return 0
 }
 
 func (a *app) open() error {

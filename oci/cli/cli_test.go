@@ -47,20 +47,7 @@ func program(init string) int {
 		}
 		return oci.NewInit(b)
 	})
-	c.SetArgs(os.Args[1:])
-	err := c.ExecuteContext(ctx)
-	var exit *ExitError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &exit):
-		if exit.Err != nil {
-			fmt.Fprintln(os.Stderr, exit.Err)
-		}
-		return exit.Code
-	}
-	fmt.Fprintln(os.Stderr, err)
-	return 1
+	return execute(ctx, c, os.Args[1:])
 }
 
 // box is a state directory with a bundle.

@@ -73,7 +73,7 @@ func (s *setup) become(p *plan.Process, c *plan.Container) error {
 		}
 	}
 	cwdErr := enter(p.Cwd)
-	if err := credentials(p); err != nil {
+	if err := s.credentials(p); err != nil {
 		return err
 	}
 	if cwdErr != nil { // a directory that only the user may enter
@@ -209,7 +209,7 @@ func enter(cwd string) error {
 
 // credentials drops from what we are to what the plan says. All calls are raw:
 // they change this thread alone, which is the one that execs.
-func credentials(p *plan.Process) error {
+func (s *setup) credentials(p *plan.Process) error {
 	for bit := uintptr(0); bit <= 63; bit++ {
 		if p.Bounding&(1<<bit) != 0 {
 			continue
@@ -241,10 +241,10 @@ func credentials(p *plan.Process) error {
 	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0); e != 0 {
 		return linux.Wrap("keep", "capabilities", e)
 	}
-	return capabilities(p)
+	return s.capabilities(p)
 }
 
-func capabilities(p *plan.Process) error {
+func (s *setup) capabilities(p *plan.Process) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	for i := range sets {
@@ -262,7 +262,10 @@ func capabilities(p *plan.Process) error {
 		if p.Ambient&(1<<bit) == 0 {
 			continue
 		}
-		if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0); e != 0 {
+		if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0); e == unix.EPERM {
+			// Not permitted and inheritable as well; the specification wants it known, not refused.
+			s.warn(linux.Wrap("raise ambient capability", strconv.Itoa(int(bit)), e))
+		} else if e != 0 {
 			return linux.Wrap("raise", "ambient capability", e)
 		}
 	}
