@@ -47,6 +47,7 @@ test: build setup ## everything that must pass, real containers included
 	go test -C test/conformance ./...
 	go test -C test/runtimevalidation ./...
 	$(MAKE) runtime-validation
+	$(MAKE) psa
 	$(MAKE) conformance-smoke
 
 .PHONY: crash
@@ -93,6 +94,14 @@ runtime-validation: build setup ## runtime-tools' validation programs against ya
 .PHONY: runtime-validation-accept
 runtime-validation-accept: ## keep what the last run passed in the ratchet
 	$(VALIDATION) accept
+
+.PHONY: psa
+psa: build ## upstream's fixtures of the Pod Security Standards, against our API server
+	go run -C test/psa . -yare '$(CURDIR)/bin/yare'
+
+.PHONY: psa-accept
+psa-accept: build ## the same, and keep what passes for the first time
+	go run -C test/psa . -yare '$(CURDIR)/bin/yare' -accept
 
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does; read the difference

@@ -41,26 +41,6 @@ func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	return errs
 }
 
-// retired are the names of the sources in v that Kubernetes itself has given up, or left to CSI drivers.
-func retired(v *corev1.VolumeSource) (names []string) {
-	for _, s := range []struct {
-		name string
-		set  bool
-	}{
-		{"gcePersistentDisk", v.GCEPersistentDisk != nil}, {"awsElasticBlockStore", v.AWSElasticBlockStore != nil},
-		{"gitRepo", v.GitRepo != nil}, {"iscsi", v.ISCSI != nil}, {"glusterfs", v.Glusterfs != nil}, {"rbd", v.RBD != nil},
-		{"flexVolume", v.FlexVolume != nil}, {"cinder", v.Cinder != nil}, {"cephfs", v.CephFS != nil}, {"flocker", v.Flocker != nil},
-		{"fc", v.FC != nil}, {"azureFile", v.AzureFile != nil}, {"vsphereVolume", v.VsphereVolume != nil}, {"quobyte", v.Quobyte != nil},
-		{"azureDisk", v.AzureDisk != nil}, {"photonPersistentDisk", v.PhotonPersistentDisk != nil},
-		{"portworxVolume", v.PortworxVolume != nil}, {"scaleIO", v.ScaleIO != nil}, {"storageos", v.StorageOS != nil},
-	} {
-		if s.set {
-			names = append(names, s.name)
-		}
-	}
-	return names
-}
-
 // Warnings are texts for whoever creates s: what is accepted and probably not meant.
 func Warnings(s *corev1.PodSpec, path *field.Path) (warnings []string) {
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }

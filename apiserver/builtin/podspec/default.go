@@ -125,6 +125,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 	if *v == (corev1.VolumeSource{}) {
 		v.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}
+	defaultForeign(v)
 	if v.HostPath != nil {
 		setPointer(&v.HostPath.Type, corev1.HostPathUnset)
 	}

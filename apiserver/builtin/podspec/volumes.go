@@ -69,10 +69,8 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 		return append(required(p.Child("reference"), v.Image.Reference),
 			oneOf(p.Child("pullPolicy"), v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)...)
 	})
-	for _, name := range retired(v) {
-		one(true, name, func(p *field.Path) field.ErrorList {
-			return field.ErrorList{field.Forbidden(p, "this volume type is not supported; use a CSI driver")}
-		})
+	for _, f := range foreignSources(v) {
+		one(f.given, f.name, f.check)
 	}
 	if n == 0 {
 		errs = append(errs, field.Required(at, "must specify a volume type"))
