@@ -189,8 +189,10 @@ var (
 	stored = []*Kind{
 		NamespaceKind, NodeKind, PodKind, ServiceKind, EndpointsKind, ConfigMapKind, SecretKind,
 		ServiceAccountKind, EventKind,
-		DeploymentKind, ReplicaSetKind, DaemonSetKind, ControllerRevisionKind,
-		JobKind,
+		ReplicationControllerKind, PodTemplateKind, LimitRangeKind, ResourceQuotaKind, PersistentVolumeKind, PersistentVolumeClaimKind,
+		DeploymentKind, ReplicaSetKind, DaemonSetKind, StatefulSetKind, ControllerRevisionKind,
+		JobKind, CronJobKind,
+		PodDisruptionBudgetKind,
 		LeaseKind,
 		EndpointSliceKind,
 		RoleKind, RoleBindingKind, ClusterRoleKind, ClusterRoleBindingKind,

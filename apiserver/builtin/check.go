@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -46,15 +47,28 @@ func texts(at *field.Path, value any, messages []string) (errs field.ErrorList) 
 // oneOf is Required for the empty value and NotSupported for one that is not in allowed, which is shown in
 // alphabetical order.
 func oneOf[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
-	switch {
-	case value == "":
+	if value == "" {
 		return field.ErrorList{field.Required(at, "")}
-	case slices.Contains(allowed, value):
+	}
+	return known(at, value, allowed...)
+}
+
+// known is NotSupported for a value that is not in allowed, the empty one too.
+func known[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
+	if slices.Contains(allowed, value) {
 		return nil
 	}
 	allowed = slices.Clone(allowed)
 	slices.Sort(allowed)
 	return field.ErrorList{field.NotSupported(at, value, allowed)}
+}
+
+// notBelowZero checks the amount of a resource.
+func notBelowZero(q resource.Quantity, at *field.Path) field.ErrorList {
+	if q.Value() < 0 {
+		return field.ErrorList{field.Invalid(at, q.Value(), "must be a valid resource quantity")}
+	}
+	return nil
 }
 
 func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, false) }
@@ -84,6 +98,22 @@ func or(s, otherwise string) string {
 		return otherwise
 	}
 	return s
+}
+
+// yesNo is a boolean as columns show it.
+func yesNo(b bool) string {
+	if b {
+		return "True"
+	}
+	return "False"
+}
+
+// shown is the value of an optional field as columns show it.
+func shown[T ~string](p *T) string {
+	if p == nil {
+		return unset
+	}
+	return string(*p)
 }
 
 // selectorText is a label selector as kubectl shows it.

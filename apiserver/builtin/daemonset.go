@@ -19,7 +19,7 @@ func daemonSets() *rest.Resource[*appsv1.DaemonSet] {
 	return &rest.Resource[set]{
 		Default: defaultDaemonSet,
 		Validate: func(s set) field.ErrorList {
-			return append(daemonSetSpec(s), workloadTemplate(&s.Spec.Template, s.Spec.Selector, field.NewPath("spec"), corev1.RestartPolicyAlways)...)
+			return append(daemonSetSpec(s), workloadTemplate(&s.Spec.Template, s.Spec.Selector, field.NewPath("spec"), "DaemonSet")...)
 		},
 		ValidateUpdate: func(now, old set) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))

@@ -5,7 +5,6 @@ import (
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -27,7 +26,7 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 	return &rest.Resource[deploy]{
 		Default: defaultDeployment,
 		Validate: func(d deploy) field.ErrorList {
-			return append(deploymentSpec(d), workloadTemplate(&d.Spec.Template, d.Spec.Selector, field.NewPath("spec"), corev1.RestartPolicyAlways)...)
+			return append(deploymentSpec(d), workloadTemplate(&d.Spec.Template, d.Spec.Selector, field.NewPath("spec"), "ReplicaSet")...)
 		},
 		ValidateUpdate: func(now, old deploy) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))

@@ -194,7 +194,7 @@ func TestGolden(t *testing.T) {
 				in, want, _ := strings.Cut(body, "----\n")
 				got := ""
 				// Each case has a cluster of its own.
-				t.Run(title, func(t *testing.T) { got = runCase(newCluster(t), title, base, in) })
+				t.Run(title, func(t *testing.T) { got = strings.TrimRight(runCase(newCluster(t), title, base, in), "\n") + "\n" })
 				if want = strings.TrimRight(want, "\n") + "\n"; !*update && got != want {
 					t.Errorf("%s\ngot:\n%s\nwant:\n%s", title, got, want)
 				}
@@ -274,6 +274,7 @@ func shown(t *testing.T, o api.Object) string {
 	if uid != "" {
 		text = strings.ReplaceAll(text, uid, "UID")
 	}
+	text = regexp.MustCompile(`(lastPhaseTransitionTime): .*`).ReplaceAllString(text, "$1: NOW")
 	return regexp.MustCompile(`kube-api-access-\w{5}`).ReplaceAllString(text, "kube-api-access-XXXXX")
 }
 

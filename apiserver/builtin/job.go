@@ -37,12 +37,11 @@ func jobs() *rest.Resource[*batchv1.Job] {
 		Validate:       validateJob,
 		ValidateUpdate: updateJob,
 		ValidateStatus: jobStatus,
-		Warn: func(j, _ job) []string {
-			var warnings []string
-			if len(j.Name) > 63 {
-				warnings = append(warnings, "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [must be no more than 63 characters]")
+		Warn: func(now, old job) []string {
+			if old != nil && now.Generation == old.Generation {
+				return nil
 			}
-			return append(warnings, podspec.Warnings(&j.Spec.Template.Spec, field.NewPath("spec", "template", "spec"))...)
+			return append(podNameWarnings(now, old == nil), jobWarnings(&now.Spec, field.NewPath("spec"))...)
 		},
 		Fields: func(j job) fields.Set {
 			return fields.Set{"status.successful": strconv.Itoa(int(j.Status.Succeeded))}
@@ -83,16 +82,32 @@ func defaultJob(j *batchv1.Job) {
 	setPtr(&s.Suspend, false)
 	setPtr(&s.ManualSelector, false)
 	replace := batchv1.TerminatingOrFailed
-	if p := s.PodFailurePolicy; p != nil {
+	if s.PodFailurePolicy != nil {
 		replace = batchv1.Failed
-		for i := range p.Rules {
-			for k := range p.Rules[i].OnPodConditions {
-				setDefault(&p.Rules[i].OnPodConditions[k].Status, corev1.ConditionTrue)
-			}
-		}
+		defaultFailurePolicy(s.PodFailurePolicy)
 	}
 	setPtr(&s.PodReplacementPolicy, replace)
 	podspec.Default(&s.Template.Spec)
+}
+
+func defaultFailurePolicy(p *batchv1.PodFailurePolicy) {
+	if p == nil {
+		return
+	}
+	for i := range p.Rules {
+		for k := range p.Rules[i].OnPodConditions {
+			setDefault(&p.Rules[i].OnPodConditions[k].Status, corev1.ConditionTrue)
+		}
+	}
+}
+
+// jobWarnings are texts for whoever writes a Job or a template of them.
+func jobWarnings(s *batchv1.JobSpec, at *field.Path) (warnings []string) {
+	if deref(s.CompletionMode) == batchv1.IndexedCompletion && deref(s.Completions) > manyCompletions && deref(s.Parallelism) > maxManyParallelism {
+		warnings = append(warnings, at.String()+": In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, "+
+			"Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
+	}
+	return append(warnings, podspec.Warnings(&s.Template.Spec, at.Child("template", "spec"))...)
 }
 
 // selectPods gives a new Job a selector that no other Job's pods match, unless its owner manages that.

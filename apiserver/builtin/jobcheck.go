@@ -29,13 +29,18 @@ const (
 
 func validateJob(j *batchv1.Job) (errs field.ErrorList) {
 	spec := field.NewPath("spec")
-	s := &j.Spec
-	if s.Selector == nil {
+	if j.Spec.Selector == nil {
 		errs = append(errs, field.Required(spec.Child("selector"), ""))
 	} else {
-		errs = append(errs, podspec.Selector(s.Selector, spec.Child("selector"))...)
+		errs = append(errs, podspec.Selector(j.Spec.Selector, spec.Child("selector"))...)
 	}
 	errs = append(errs, generatedSelector(j)...)
+	errs = append(errs, selectsTemplate(&j.Spec.Template, j.Spec.Selector, spec)...)
+	return append(errs, jobSpec(&j.Spec, spec)...)
+}
+
+// jobSpec checks the spec of a Job or of a template of them, which has no selector yet.
+func jobSpec(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) {
 	errs = append(errs, notNegativePtr(s.Parallelism, spec.Child("parallelism"))...)
 	errs = append(errs, notNegativePtr(s.Completions, spec.Child("completions"))...)
 	errs = append(errs, notNegativePtr(s.ActiveDeadlineSeconds, spec.Child("activeDeadlineSeconds"))...)
@@ -58,7 +63,7 @@ func validateJob(j *batchv1.Job) (errs field.ErrorList) {
 	if s.Scheduling != nil {
 		errs = append(errs, field.Forbidden(spec.Child("scheduling"), "not supported by this release"))
 	}
-	errs = append(errs, workloadTemplate(&s.Template, s.Selector, spec, "")...)
+	errs = append(errs, podspec.Template(&s.Template, spec.Child("template"))...)
 	at := spec.Child("template", "spec", "restartPolicy")
 	switch p := s.Template.Spec.RestartPolicy; {
 	case p == corev1.RestartPolicyAlways || p == "":
@@ -94,7 +99,9 @@ func generatedSelector(j *batchv1.Job) (errs field.ErrorList) {
 
 func completionMode(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) {
 	mode := deref(s.CompletionMode)
-	errs = oneOf(spec.Child("completionMode"), mode, batchv1.NonIndexedCompletion, batchv1.IndexedCompletion)
+	if s.CompletionMode != nil && mode != batchv1.NonIndexedCompletion && mode != batchv1.IndexedCompletion {
+		errs = append(errs, field.NotSupported(spec.Child("completionMode"), mode, []batchv1.CompletionMode{batchv1.NonIndexedCompletion, batchv1.IndexedCompletion}))
+	}
 	if mode != batchv1.IndexedCompletion {
 		if s.BackoffLimitPerIndex != nil {
 			errs = append(errs, field.Invalid(spec.Child("backoffLimitPerIndex"), *s.BackoffLimitPerIndex, "requires indexed completion mode"))

@@ -26,8 +26,9 @@ func namespaces() *rest.Resource[*corev1.Namespace] {
 		n.Labels[corev1.LabelMetadataName] = n.Name
 	}
 	return &rest.Resource[*corev1.Namespace]{
-		Default: label,
-		Name:    apivalidation.NameIsDNSLabel,
+		AnswerDeleted: true,
+		Default:       label,
+		Name:          apivalidation.NameIsDNSLabel,
 		Prepare: func(n *corev1.Namespace) {
 			n.Status.Phase = corev1.NamespaceActive
 			if !slices.Contains(n.Spec.Finalizers, corev1.FinalizerKubernetes) {

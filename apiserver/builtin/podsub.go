@@ -2,21 +2,17 @@ package builtin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
-	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -103,66 +99,4 @@ func bound(pod *corev1.Pod, b *corev1.Binding) (*corev1.Pod, error) {
 		Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(),
 	})
 	return next, nil
-}
-
-// evictPod deletes a pod as the owner of the node asks. There are no disruption budgets in this release, so that none
-// can forbid it.
-func (d Deps) evictPod(ctx context.Context, parent, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error) {
-	e := body.(*policyv1.Eviction)
-	pod := parent.(*corev1.Pod)
-	want := client.DeleteOptions{AnyRevision: true}
-	target := &corev1.Pod{TypeMeta: pod.TypeMeta, ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}}
-	if o := e.DeleteOptions; o != nil {
-		want.Grace = o.GracePeriodSeconds
-		if o.PropagationPolicy != nil {
-			want.Propagation = *o.PropagationPolicy
-		}
-		if p := o.Preconditions; p != nil {
-			if p.UID != nil && *p.UID != pod.UID {
-				return nil, apierrors.NewConflict(api.PodKind.GroupResource(), pod.Name, fmt.Errorf(
-					"Precondition failed: UID in precondition: %v, UID in object meta: %v", *p.UID, pod.UID))
-			}
-			if p.ResourceVersion != nil {
-				want.AnyRevision = false
-				target.ResourceVersion = *p.ResourceVersion
-			}
-		}
-		opts.DryRun = append(opts.DryRun, o.DryRun...)
-	}
-	if len(opts.DryRun) == 0 {
-		if err := d.markEvicted(ctx, pod, target); err != nil {
-			return nil, err
-		}
-		if err := d.Client.Delete(ctx, target, want); err != nil {
-			return nil, err
-		}
-	}
-	return &metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusSuccess, Code: http.StatusCreated}, nil
-}
-
-// markEvicted says in the pod's status why it will end: what a Job counts as a failure depends on it. The precondition
-// of target, if there is one, follows the write.
-func (d Deps) markEvicted(ctx context.Context, pod, target *corev1.Pod) error {
-	if api.PodTerminal(pod) || pod.DeletionTimestamp != nil {
-		return nil
-	}
-	meta := map[string]any{"uid": pod.UID}
-	if target.ResourceVersion != "" {
-		meta["resourceVersion"] = target.ResourceVersion
-	}
-	data, err := json.Marshal(map[string]any{"metadata": meta, "status": map[string]any{"conditions": []corev1.PodCondition{{
-		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "EvictionByEvictionAPI",
-		Message: "Eviction API: evicting", LastTransitionTime: metav1.Now(), ObservedGeneration: pod.Generation,
-	}}}})
-	if err != nil {
-		return fmt.Errorf("encode patch: %w", err)
-	}
-	marked, err := d.Client.Patch(ctx, api.PodKind, api.KeyOf(pod), client.Patch{Type: types.StrategicMergePatchType, Data: data, Sub: "status"})
-	if err != nil {
-		return err
-	}
-	if target.ResourceVersion != "" {
-		target.ResourceVersion = marked.GetResourceVersion()
-	}
-	return nil
 }

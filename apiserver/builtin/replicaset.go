@@ -2,7 +2,6 @@ package builtin
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -25,7 +24,7 @@ func replicaSets() *rest.Resource[*appsv1.ReplicaSet] {
 			errs = append(errs, notNegativePtr(s.Spec.Replicas, spec.Child("replicas"))...)
 			errs = append(errs, notNegative(s.Spec.MinReadySeconds, spec.Child("minReadySeconds"))...)
 			errs = append(errs, workloadSelector(s.Spec.Selector, spec.Child("selector"), "replicaset")...)
-			return append(errs, workloadTemplate(&s.Spec.Template, s.Spec.Selector, spec, corev1.RestartPolicyAlways)...)
+			return append(errs, workloadTemplate(&s.Spec.Template, s.Spec.Selector, spec, "ReplicaSet")...)
 		},
 		ValidateUpdate: func(now, old set) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))

@@ -26,7 +26,8 @@ const (
 
 func serviceAccounts(d Deps) *rest.Resource[*corev1.ServiceAccount] {
 	return &rest.Resource[*corev1.ServiceAccount]{
-		Prepare: func(s *corev1.ServiceAccount) { s.Secrets = dropEmpty(s.Secrets) },
+		AnswerDeleted: true,
+		Prepare:       func(s *corev1.ServiceAccount) { s.Secrets = dropEmpty(s.Secrets) },
 		Columns: []rest.Column[*corev1.ServiceAccount]{
 			{Name: "Secrets", Description: corev1.ServiceAccount{}.SwaggerDoc()["secrets"],
 				Cell: func(s *corev1.ServiceAccount) any { return len(s.Secrets) }},

@@ -1,6 +1,8 @@
 package builtin
 
 import (
+	"fmt"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -24,20 +26,38 @@ func workloadSelector(s *metav1.LabelSelector, at *field.Path, kind string) (err
 	return errs
 }
 
-// workloadTemplate checks that the selector finds the template's pods, and the template, whose restart policy is given.
-func workloadTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path, restart corev1.RestartPolicy) (errs field.ErrorList) {
-	at := spec.Child("template")
-	if s != nil && len(s.MatchLabels)+len(s.MatchExpressions) > 0 && len(podspec.Selector(s, spec)) == 0 && !podspec.SelectorMatches(s, t.Labels) {
-		errs = append(errs, field.Invalid(at.Child("metadata", "labels"), t.Labels, "`selector` does not match template `labels`"))
+// workloadTemplate checks the template of a workload that keeps its pods running, called kind in errors, and that the selector
+// finds them.
+func workloadTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path, kind string) field.ErrorList {
+	return append(selectsTemplate(t, s, spec), runningTemplate(t, spec.Child("template"), kind)...)
+}
+
+func selectsTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path) field.ErrorList {
+	if s == nil || len(s.MatchLabels)+len(s.MatchExpressions) == 0 || len(podspec.Selector(s, spec)) > 0 || podspec.SelectorMatches(s, t.Labels) {
+		return nil
 	}
-	errs = append(errs, podspec.Template(t, at)...)
-	if p := t.Spec.RestartPolicy; p != restart && restart != "" {
-		errs = append(errs, field.NotSupported(at.Child("spec", "restartPolicy"), p, []corev1.RestartPolicy{restart}))
+	return field.ErrorList{field.Invalid(spec.Child("template", "metadata", "labels"), t.Labels, "`selector` does not match template `labels`")}
+}
+
+// runningTemplate checks a template whose pods start again when they end.
+func runningTemplate(t *corev1.PodTemplateSpec, at *field.Path, kind string) field.ErrorList {
+	errs := podspec.Template(t, at)
+	if p := t.Spec.RestartPolicy; p != corev1.RestartPolicyAlways {
+		errs = append(errs, field.NotSupported(at.Child("spec", "restartPolicy"), p, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}
-	if t.Spec.ActiveDeadlineSeconds != nil && restart != "" {
-		errs = append(errs, field.Forbidden(at.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported"))
+	if t.Spec.ActiveDeadlineSeconds != nil {
+		errs = append(errs, field.Forbidden(at.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in "+kind+" is not Supported"))
 	}
 	return errs
+}
+
+// podNameWarnings tell that a new object's name will be part of its pods' names, which are host names as well.
+func podNameWarnings(o metav1.Object, create bool) []string {
+	messages := validation.IsDNS1123Label(o.GetName())
+	if !create || len(messages) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: %v", messages)}
 }
 
 func zero(v *intstr.IntOrString) bool {
@@ -59,15 +79,21 @@ func intOrPercent(v *intstr.IntOrString, at *field.Path) (errs field.ErrorList) 
 	return texts(at, v, validation.IsValidPercent(v.StrVal))
 }
 
+// notAboveAll refuses a percentage of more than everything.
+func notAboveAll(v *intstr.IntOrString, at *field.Path) field.ErrorList {
+	if v == nil || v.Type != intstr.String {
+		return nil
+	}
+	if n, err := intstr.GetScaledValueFromIntOrPercent(v, 100, false); err != nil || n <= 100 {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(at, v, "must not be greater than 100%")}
+}
+
 // surgeAndUnavailable checks how a rolling update may go beyond and below the wanted number.
 func surgeAndUnavailable(surge, unavailable *intstr.IntOrString, at *field.Path) (errs field.ErrorList) {
 	errs = append(intOrPercent(unavailable, at.Child("maxUnavailable")), intOrPercent(surge, at.Child("maxSurge"))...)
-	if unavailable != nil && unavailable.Type == intstr.String {
-		if n, err := intstr.GetScaledValueFromIntOrPercent(unavailable, 100, false); err == nil && n > 100 {
-			errs = append(errs, field.Invalid(at.Child("maxUnavailable"), unavailable, "must not be greater than 100%"))
-		}
-	}
-	return errs
+	return append(errs, notAboveAll(unavailable, at.Child("maxUnavailable"))...)
 }
 
 // count32 is a number of replicas in a status.
@@ -75,6 +101,8 @@ type count32 struct {
 	name string
 	n    int32
 }
+
+const aboveReady = "cannot be greater than readyReplicas"
 
 // replicaCounts checks numbers in a status: none is negative, and those after the first are not beyond it, unavailable ones
 // excepted.
@@ -98,7 +126,7 @@ func replicaCounts(at *field.Path, counts []count32, observed int64) (errs field
 			ready = c.n
 		}
 		if c.name == "availableReplicas" && ready >= 0 && c.n > ready {
-			errs = append(errs, field.Invalid(at.Child(c.name), c.n, "cannot be greater than readyReplicas"))
+			errs = append(errs, field.Invalid(at.Child(c.name), c.n, aboveReady))
 		}
 	}
 	return errs

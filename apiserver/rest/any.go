@@ -27,6 +27,7 @@ type erased struct {
 	prepare        func(o api.Object)
 	prepareUpdate  func(now, old api.Object)
 	validate       func(o api.Object) field.ErrorList
+	validateCreate func(o api.Object) field.ErrorList
 	validateUpdate func(now, old api.Object) field.ErrorList
 	warn           func(o, old api.Object) []string
 	name           func(name string, prefix bool) []string
@@ -72,7 +73,8 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		set:            one(r.Default),
 		prepare:        one(r.Prepare),
 		prepareUpdate:  two(r.PrepareUpdate),
-		validate:       func(api.Object) field.ErrorList { return nil },
+		validate:       oneErrs(r.Validate),
+		validateCreate: oneErrs(r.ValidateCreate),
 		validateUpdate: twoErrs(r.ValidateUpdate),
 		validateStatus: twoErrs(r.ValidateStatus),
 		prepareStatus:  two(r.PrepareStatus),
@@ -90,9 +92,6 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	}
 	if e.name == nil {
 		e.name = validation.NameIsDNSSubdomain
-	}
-	if r.Validate != nil {
-		e.validate = func(o api.Object) field.ErrorList { return r.Validate(o.(T)) }
 	}
 	if r.Warn != nil {
 		e.warn = func(o, old api.Object) []string { return r.Warn(as[T](o), as[T](old)) }
@@ -140,6 +139,13 @@ func one[T api.Object](f func(T)) func(api.Object) {
 		return func(api.Object) {}
 	}
 	return func(o api.Object) { f(o.(T)) }
+}
+
+func oneErrs[T api.Object](f func(T) field.ErrorList) func(api.Object) field.ErrorList {
+	if f == nil {
+		return func(api.Object) field.ErrorList { return nil }
+	}
+	return func(o api.Object) field.ErrorList { return f(o.(T)) }
 }
 
 func two[T api.Object](f func(now, old T)) func(now, old api.Object) {

@@ -110,6 +110,7 @@ func (p *Pipeline) prepareCreate(r *Request, o api.Object) error {
 	meta := field.NewPath("metadata")
 	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, validation.ValidateNameFunc(e.name), meta)
 	errs = append(errs, e.validate(o)...)
+	errs = append(errs, e.validateCreate(o)...)
 	if len(errs) == 0 {
 		errs = append(errs, segment(o.GetName(), meta.Child("name"))...)
 	}

@@ -33,6 +33,8 @@ type Resource[T api.Object] struct {
 	PrepareUpdate func(now, old T)
 	// Validate checks the whole object, after defaulting; also on update.
 	Validate func(o T) field.ErrorList
+	// ValidateCreate checks on create alone, in addition to Validate: rules that became stricter, fields that never change.
+	ValidateCreate func(o T) field.ErrorList
 	// ValidateUpdate checks what may not change, in addition to Validate.
 	ValidateUpdate func(now, old T) field.ErrorList
 	// Warn returns texts for the client that do not hinder the request.

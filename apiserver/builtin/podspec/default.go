@@ -39,7 +39,7 @@ func Default(s *corev1.PodSpec) {
 		defaultContainer(&c)
 		s.EphemeralContainers[i].EphemeralContainerCommon = corev1.EphemeralContainerCommon(c)
 	}
-	roundUp(s.Overhead)
+	RoundUp(s.Overhead)
 }
 
 // DefaultPod is Default and what is filled in in Pods alone, not in templates.
@@ -96,8 +96,8 @@ func defaultContainer(c *corev1.Container) {
 			}
 		}
 	}
-	roundUp(c.Resources.Limits)
-	roundUp(c.Resources.Requests)
+	RoundUp(c.Resources.Limits)
+	RoundUp(c.Resources.Requests)
 }
 
 func defaultProbe(p *corev1.Probe) {
@@ -155,7 +155,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 		setString(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
 	}
 	if e := v.Ephemeral; e != nil && e.VolumeClaimTemplate != nil {
-		setPointer(&e.VolumeClaimTemplate.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
+		DefaultClaim(&e.VolumeClaimTemplate.Spec)
 	}
 }
 
@@ -182,8 +182,8 @@ func pullPolicy(image string) corev1.PullPolicy {
 	return corev1.PullIfNotPresent
 }
 
-// roundUp brings quantities to the precision that is kept, thousandths.
-func roundUp(l corev1.ResourceList) {
+// RoundUp brings quantities to the precision that is kept, thousandths.
+func RoundUp(l corev1.ResourceList) {
 	for name, q := range l {
 		q.RoundUp(-3)
 		l[name] = q

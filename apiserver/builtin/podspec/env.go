@@ -191,10 +191,11 @@ func inside(p string, at *field.Path) (errs field.ErrorList) {
 	if path.IsAbs(p) {
 		errs = append(errs, field.Invalid(at, p, "must be a relative path"))
 	}
-	return append(errs, noBackstep(p, at)...)
+	return append(errs, NoBackstep(p, at)...)
 }
 
-func noBackstep(p string, at *field.Path) field.ErrorList {
+// NoBackstep refuses paths that lead out of where they begin.
+func NoBackstep(p string, at *field.Path) field.ErrorList {
 	if slices.Contains(strings.Split(p, "/"), "..") {
 		return field.ErrorList{field.Invalid(at, p, "must not contain '..'")}
 	}

@@ -109,7 +109,7 @@ func (v *check) devices(c *corev1.Container, path *field.Path) (errs field.Error
 		if d.DevicePath == "" {
 			errs = append(errs, field.Required(at.Child("devicePath"), ""))
 		} else {
-			errs = append(errs, noBackstep(d.DevicePath, at.Child("devicePath"))...)
+			errs = append(errs, NoBackstep(d.DevicePath, at.Child("devicePath"))...)
 			if slices.Contains(paths, d.DevicePath) {
 				errs = append(errs, field.Invalid(at.Child("devicePath"), d.DevicePath, "must be unique"))
 			}

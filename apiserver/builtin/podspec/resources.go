@@ -22,21 +22,21 @@ func requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.
 	for _, name := range sortedNames(r.Limits) {
 		q := r.Limits[name]
 		note(name)
-		errs = append(errs, containerResource(name, lim.Key(string(name)))...)
+		errs = append(errs, ContainerResource(name, lim.Key(string(name)))...)
 		errs = append(errs, Quantity(name, &q, lim.Key(string(name)))...)
 	}
 	for _, name := range sortedNames(r.Requests) {
 		q, at := r.Requests[name], req.Key(string(name))
 		note(name)
-		errs = append(errs, containerResource(name, at)...)
+		errs = append(errs, ContainerResource(name, at)...)
 		errs = append(errs, Quantity(name, &q, at)...)
 		limit, limited := r.Limits[name]
 		switch {
-		case limited && q.Cmp(limit) != 0 && !mayOvercommit(name):
+		case limited && q.Cmp(limit) != 0 && !MayOvercommit(name):
 			errs = append(errs, field.Invalid(req, q.String(), fmt.Sprintf("must be equal to %s limit of %s", name, limit.String())))
 		case limited && q.Cmp(limit) > 0:
 			errs = append(errs, field.Invalid(req, q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", name, limit.String())))
-		case !limited && !mayOvercommit(name):
+		case !limited && !MayOvercommit(name):
 			errs = append(errs, field.Required(lim, "Limit must be set for non overcommitable resources"))
 		}
 	}
@@ -64,13 +64,14 @@ func ResourceName(name corev1.ResourceName, at *field.Path) field.ErrorList {
 	return errs
 }
 
-func containerResource(name corev1.ResourceName, at *field.Path) field.ErrorList {
+// ContainerResource checks the name of a resource that containers can ask for.
+func ContainerResource(name corev1.ResourceName, at *field.Path) field.ErrorList {
 	errs := texts(at, name, validation.IsQualifiedName(string(name)))
 	if len(errs) > 0 {
 		return errs
 	}
 	if strings.Contains(string(name), "/") {
-		if !native(name) && !Extended(name) {
+		if !Native(name) && !Extended(name) {
 			errs = append(errs, field.Invalid(at, name, "doesn't follow extended resource name standard"))
 		}
 		return errs
@@ -98,14 +99,14 @@ func Quantity(name corev1.ResourceName, q *resource.Quantity, at *field.Path) (e
 
 // Extended says whether name is a resource that Kubernetes itself does not know, such as a device.
 func Extended(name corev1.ResourceName) bool {
-	if native(name) || strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix) {
+	if Native(name) || strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix) {
 		return false
 	}
 	return len(validation.IsQualifiedName(corev1.DefaultResourceRequestsPrefix+string(name))) == 0
 }
 
-// native names have no domain, or kubernetes.io.
-func native(name corev1.ResourceName) bool {
+// Native says whether name has no domain, or kubernetes.io.
+func Native(name corev1.ResourceName) bool {
 	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
 }
 
@@ -113,14 +114,19 @@ func isHuge(name corev1.ResourceName) bool {
 	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }
 
-func mayOvercommit(name corev1.ResourceName) bool { return native(name) && !isHuge(name) }
+// MayOvercommit says whether more of the resource can be promised than there is.
+func MayOvercommit(name corev1.ResourceName) bool { return Native(name) && !isHuge(name) }
 
 func standard(name corev1.ResourceName) bool {
 	switch name {
-	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage, corev1.ResourcePods:
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage, corev1.ResourcePods,
+		corev1.ResourceRequestsCPU, corev1.ResourceRequestsMemory, corev1.ResourceRequestsEphemeralStorage, corev1.ResourceRequestsStorage,
+		corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory, corev1.ResourceLimitsEphemeralStorage, corev1.ResourceQuotas,
+		corev1.ResourceServices, corev1.ResourceReplicationControllers, corev1.ResourceSecrets, corev1.ResourceConfigMaps,
+		corev1.ResourcePersistentVolumeClaims, corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers:
 		return true
 	}
-	return isHuge(name) || strings.HasPrefix(string(name), corev1.ResourceAttachableVolumesPrefix)
+	return isHuge(name) || strings.HasPrefix(string(name), corev1.ResourceRequestsHugePagesPrefix)
 }
 
 // resizePolicies checks what happens to a container when its resources change.

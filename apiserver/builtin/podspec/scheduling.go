@@ -34,7 +34,7 @@ func (v *check) scheduling(meta *metav1.ObjectMeta, path *field.Path) (errs fiel
 	}
 	for _, name := range sortedNames(s.Overhead) {
 		at := path.Child("overhead").Key(string(name))
-		errs = append(errs, containerResource(name, at)...)
+		errs = append(errs, ContainerResource(name, at)...)
 		q := s.Overhead[name]
 		errs = append(errs, Quantity(name, &q, at)...)
 	}
@@ -48,13 +48,7 @@ func affinity(a *corev1.Affinity, path *field.Path) (errs field.ErrorList) {
 	if n := a.NodeAffinity; n != nil {
 		p := path.Child("nodeAffinity")
 		if r := n.RequiredDuringSchedulingIgnoredDuringExecution; r != nil {
-			at := p.Child("requiredDuringSchedulingIgnoredDuringExecution")
-			if len(r.NodeSelectorTerms) == 0 {
-				errs = append(errs, field.Required(at.Child("nodeSelectorTerms"), "must have at least one node selector term"))
-			}
-			for i := range r.NodeSelectorTerms {
-				errs = append(errs, nodeTerm(&r.NodeSelectorTerms[i], at.Child("nodeSelectorTerms").Index(i))...)
-			}
+			errs = append(errs, NodeSelector(r, p.Child("requiredDuringSchedulingIgnoredDuringExecution"))...)
 		}
 		for i := range n.PreferredDuringSchedulingIgnoredDuringExecution {
 			t := &n.PreferredDuringSchedulingIgnoredDuringExecution[i]
@@ -77,6 +71,18 @@ func weight(w int32, at *field.Path) field.ErrorList {
 		return field.ErrorList{field.Invalid(at.Child("weight"), w, "must be in the range 1-100")}
 	}
 	return nil
+}
+
+// NodeSelector checks terms that are alternatives.
+func NodeSelector(s *corev1.NodeSelector, path *field.Path) (errs field.ErrorList) {
+	at := path.Child("nodeSelectorTerms")
+	if len(s.NodeSelectorTerms) == 0 {
+		return field.ErrorList{field.Required(at, "must have at least one node selector term")}
+	}
+	for i := range s.NodeSelectorTerms {
+		errs = append(errs, nodeTerm(&s.NodeSelectorTerms[i], at.Index(i))...)
+	}
+	return errs
 }
 
 func nodeTerm(t *corev1.NodeSelectorTerm, path *field.Path) (errs field.ErrorList) {
@@ -247,4 +253,36 @@ func spread(cs []corev1.TopologySpreadConstraint, path *field.Path) (errs field.
 func SelectorMatches(s *metav1.LabelSelector, l map[string]string) bool {
 	sel, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && sel.Matches(labels.Set(l))
+}
+
+// NodeTermWarnings tell of labels of nodes that have other names now.
+func NodeTermWarnings(t *corev1.NodeSelectorTerm, path *field.Path) (warnings []string) {
+	for i, r := range t.MatchExpressions {
+		if text := retiredLabel(r.Key); text != "" {
+			warnings = append(warnings, fmt.Sprintf("%s: %s is %s", path.Child("matchExpressions").Index(i).Child("key"), r.Key, text))
+		}
+	}
+	return warnings
+}
+
+func retiredLabel(key string) string {
+	switch key {
+	case "beta.kubernetes.io/arch":
+		return `deprecated since v1.14; use "kubernetes.io/arch" instead`
+	case "beta.kubernetes.io/os":
+		return `deprecated since v1.14; use "kubernetes.io/os" instead`
+	case corev1.LabelFailureDomainBetaRegion:
+		return `deprecated since v1.17; use "topology.kubernetes.io/region" instead`
+	case corev1.LabelFailureDomainBetaZone:
+		return `deprecated since v1.17; use "topology.kubernetes.io/zone" instead`
+	case corev1.LabelInstanceType:
+		return `deprecated since v1.17; use "node.kubernetes.io/instance-type" instead`
+	case "app.kubernetes.io/created-by":
+		return "deprecated since v1.9"
+	case "scheduler.alpha.kubernetes.io/preferAvoidPods":
+		return "deprecated since v1.22; use Taints and Tolerations instead"
+	case "node-role.kubernetes.io/master":
+		return `use "node-role.kubernetes.io/control-plane" instead`
+	}
+	return ""
 }

@@ -124,7 +124,7 @@ func seccomp(s *corev1.SeccompProfile, p *field.Path) field.ErrorList {
 	if path.IsAbs(*s.LocalhostProfile) || strings.HasPrefix(path.Clean(*s.LocalhostProfile), "..") {
 		errs = append(errs, field.Invalid(at, *s.LocalhostProfile, "must be a relative path"))
 	}
-	return append(errs, noBackstep(*s.LocalhostProfile, at)...)
+	return append(errs, NoBackstep(*s.LocalhostProfile, at)...)
 }
 
 func appArmor(a *corev1.AppArmorProfile, p *field.Path) field.ErrorList {

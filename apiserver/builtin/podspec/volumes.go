@@ -41,7 +41,7 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 		errs = append(errs, check(at.Child(name))...)
 	}
 	one(v.EmptyDir != nil, "emptyDir", func(p *field.Path) field.ErrorList { return emptyDir(v.EmptyDir, p) })
-	one(v.HostPath != nil, "hostPath", func(p *field.Path) field.ErrorList { return hostPath(v.HostPath, p) })
+	one(v.HostPath != nil, "hostPath", func(p *field.Path) field.ErrorList { return HostPath(v.HostPath, p) })
 	one(v.Secret != nil, "secret", func(p *field.Path) field.ErrorList {
 		s := v.Secret
 		return append(required(p.Child("secretName"), s.SecretName), files(s.Items, s.DefaultMode, p)...)
@@ -58,13 +58,14 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 		return required(p.Child("claimName"), v.PersistentVolumeClaim.ClaimName)
 	})
 	one(v.Ephemeral != nil, "ephemeral", func(p *field.Path) field.ErrorList {
-		if v.Ephemeral.VolumeClaimTemplate == nil {
+		t := v.Ephemeral.VolumeClaimTemplate
+		if t == nil {
 			return field.ErrorList{field.Required(p.Child("volumeClaimTemplate"), "")}
 		}
-		return nil
+		return append(templateMeta(&t.ObjectMeta, p.Child("volumeClaimTemplate", "metadata")), Claim(&t.Spec, p.Child("volumeClaimTemplate", "spec"))...)
 	})
 	one(v.CSI != nil, "csi", func(p *field.Path) field.ErrorList { return csi(v.CSI, p) })
-	one(v.NFS != nil, "nfs", func(p *field.Path) field.ErrorList { return nfs(v.NFS, p) })
+	one(v.NFS != nil, "nfs", func(p *field.Path) field.ErrorList { return NFS(v.NFS, p) })
 	one(v.Image != nil, "image", func(p *field.Path) field.ErrorList {
 		return append(required(p.Child("reference"), v.Image.Reference),
 			oneOf(p.Child("pullPolicy"), v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)...)
@@ -103,34 +104,42 @@ func emptyDir(e *corev1.EmptyDirVolumeSource, p *field.Path) (errs field.ErrorLi
 var hostPathTypes = []corev1.HostPathType{corev1.HostPathUnset, corev1.HostPathDirectoryOrCreate, corev1.HostPathDirectory,
 	corev1.HostPathFileOrCreate, corev1.HostPathFile, corev1.HostPathSocket, corev1.HostPathCharDev, corev1.HostPathBlockDev}
 
-func hostPath(h *corev1.HostPathVolumeSource, p *field.Path) (errs field.ErrorList) {
+// HostPath checks a directory or file of the node.
+func HostPath(h *corev1.HostPathVolumeSource, p *field.Path) (errs field.ErrorList) {
 	if h.Path == "" {
 		return field.ErrorList{field.Required(p.Child("path"), "")}
 	}
-	errs = noBackstep(h.Path, p.Child("path"))
+	errs = NoBackstep(h.Path, p.Child("path"))
 	if h.Type != nil && *h.Type != "" {
 		errs = append(errs, oneOf(p.Child("type"), *h.Type, hostPathTypes...)...)
 	}
 	return errs
 }
 
-func csi(c *corev1.CSIVolumeSource, p *field.Path) field.ErrorList {
-	errs := required(p.Child("driver"), c.Driver)
-	if c.Driver != "" {
-		if len(c.Driver) > 63 {
-			errs = append(errs, field.TooLong(p.Child("driver"), c.Driver, 63))
-		}
-		errs = append(errs, texts(p.Child("driver"), c.Driver, validation.IsDNS1123Subdomain(strings.ToLower(c.Driver)))...)
+// Driver checks the name of a CSI driver.
+func Driver(name string, p *field.Path) field.ErrorList {
+	if name == "" {
+		return field.ErrorList{field.Required(p, "")}
 	}
+	errs := texts(p, name, validation.IsDNS1123Subdomain(strings.ToLower(name)))
+	if len(name) > 63 {
+		errs = append(field.ErrorList{field.TooLong(p, name, 63)}, errs...)
+	}
+	return errs
+}
+
+func csi(c *corev1.CSIVolumeSource, p *field.Path) field.ErrorList {
+	errs := Driver(c.Driver, p.Child("driver"))
 	if r := c.NodePublishSecretRef; r != nil {
 		errs = append(errs, required(p.Child("nodePublishSecretRef", "name"), r.Name)...)
 	}
 	return errs
 }
 
-func nfs(n *corev1.NFSVolumeSource, p *field.Path) field.ErrorList {
+// NFS checks a share of an NFS server.
+func NFS(n *corev1.NFSVolumeSource, p *field.Path) field.ErrorList {
 	errs := append(required(p.Child("server"), n.Server), required(p.Child("path"), n.Path)...)
-	if n.Path != "" && !path.IsAbs(n.Path) {
+	if !path.IsAbs(n.Path) {
 		errs = append(errs, field.Invalid(p.Child("path"), n.Path, "must be an absolute path"))
 	}
 	return errs
