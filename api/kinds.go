@@ -196,6 +196,10 @@ var (
 		LeaseKind,
 		EndpointSliceKind,
 		RoleKind, RoleBindingKind, ClusterRoleKind, ClusterRoleBindingKind,
+		PriorityClassKind, RuntimeClassKind,
+		StorageClassKind, CSIDriverKind, CSINodeKind, CSIStorageCapacityKind, VolumeAttachmentKind, VolumeAttributesClassKind,
+		CertificateSigningRequestKind, ClusterTrustBundleKind, PodCertificateRequestKind,
+		FlowSchemaKind, PriorityLevelConfigurationKind,
 	}
 	sent = []*Kind{
 		BindingKind, EvictionKind, ScaleKind, TokenRequestKind, TokenReviewKind, SelfSubjectReviewKind,

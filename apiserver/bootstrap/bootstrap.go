@@ -1,5 +1,5 @@
-// Package bootstrap puts into an empty API server what every cluster has: the system namespaces, upstream's roles, and
-// the Service by which pods reach the API server. It replaces kube-apiserver's post-start hooks.
+// Package bootstrap puts into an empty API server what every cluster has: the system namespaces and priority
+// classes, upstream's roles and levels of fairness, and the Service by which pods reach the API server. It replaces kube-apiserver's post-start hooks.
 //
 // Fields are given whole, defaults included, so that nothing is written when nothing differs.
 // Everything is level-triggered and idempotent: what is missing is created, what differs is mended, at each start and every time
@@ -8,8 +8,10 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/run"
 )
@@ -62,38 +65,52 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	if err := authz.Bootstrap(ctx, b.client); err != nil {
 		return err
 	}
+	if err := errors.Join(b.classes(ctx), b.flow(ctx)); err != nil {
+		return err
+	}
 	if err := b.service(ctx); err != nil {
 		return err
 	}
 	ready()
-	for ctx.Err() == nil {
-		b.watch(ctx)
-	}
+	var wg sync.WaitGroup
+	mine := func(o api.Object) bool { return api.KeyOf(o) == apiService }
+	wg.Go(func() { b.keep(ctx, api.ServiceKind, mine, b.service) })
+	any := func(api.Object) bool { return true }
+	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.flow) })
+	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.flow) })
+	wg.Wait()
 	return nil
 }
 
-// watch mends the Services when somebody touches them; it ends with ctx or when the watch breaks.
-func (b *Bootstrap) watch(ctx context.Context) {
-	synced := false
-	for e, err := range b.client.Watch(ctx, api.ServiceKind, client.Query{}, 0) {
-		if err != nil {
-			b.log.Warn("watch of services ended", "err", err)
-			break
-		}
-		switch e.Op {
-		case client.Synced:
-			synced = true
-			continue
-		case client.Added:
-			continue
-		}
-		if synced && api.KeyOf(e.Object) == apiService {
-			if err := b.service(ctx); err != nil && ctx.Err() == nil {
-				b.log.Warn("the service of the API server could not be mended", "err", err)
+// keep mends what somebody changes of kind, until ctx ends. A watch that breaks is begun anew.
+func (b *Bootstrap) keep(ctx context.Context, kind *api.Kind, mine func(api.Object) bool, mend func(context.Context) error) {
+	for ctx.Err() == nil {
+		synced := false
+		for e, err := range b.client.Watch(ctx, kind, client.Query{}, 0) {
+			if err != nil {
+				b.log.Warn("watch ended", "kind", kind.String(), "err", err)
+				break
+			}
+			synced = synced || e.Op == client.Synced
+			// When the watch has caught up, something may have changed since the last look.
+			if e.Op != client.Synced && (!synced || e.Op == client.Added || !mine(e.Object)) {
+				continue
+			}
+			if err := mend(ctx); err != nil && ctx.Err() == nil {
+				b.log.Warn("what every cluster has could not be mended", "kind", kind.String(), "err", err)
 			}
 		}
+		_ = run.Pause(ctx, time.Second)
 	}
-	_ = run.Pause(ctx, time.Second)
+}
+
+// classes ensures the priority classes of the system's pods.
+func (b *Bootstrap) classes(ctx context.Context) error {
+	var errs []error
+	for _, c := range builtin.SystemPriorityClasses() {
+		errs = append(errs, ensure(ctx, b.client, c, nil))
+	}
+	return errors.Join(errs...)
 }
 
 var apiService = api.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}

@@ -10,7 +10,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -108,12 +110,61 @@ func TestBootstrap(t *testing.T) {
 	})
 }
 
+// Priority levels and flow schemas are as upstream's, unless somebody took one into their own hands.
+func TestFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		stop := start(t, c)
+		level := func(name string) *flowcontrolv1.PriorityLevelConfiguration {
+			return get[*flowcontrolv1.PriorityLevelConfiguration](t, c, "", name)
+		}
+		change := func(name, note string, shares int32) {
+			t.Helper()
+			_, err := client.Mutate(t.Context(), c, level(name), "", func(l *flowcontrolv1.PriorityLevelConfiguration) {
+				if note != "" {
+					l.Annotations[flowcontrolv1.AutoUpdateAnnotationKey] = note
+				}
+				l.Spec.Limited.NominalConcurrencyShares = &shares
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		change("system", "", 7)
+		if n := *level("system").Spec.Limited.NominalConcurrencyShares; n != 30 {
+			t.Errorf("system has %d shares", n)
+		}
+		change("node-high", "false", 7)
+		if n := *level("node-high").Spec.Limited.NominalConcurrencyShares; n != 7 {
+			t.Errorf("node-high has %d shares", n)
+		}
+		exempt := get[*flowcontrolv1.FlowSchema](t, c, "", "exempt")
+		if err := c.Delete(t.Context(), exempt, client.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		get[*flowcontrolv1.FlowSchema](t, c, "", "exempt")
+		former := level("system").DeepCopy()
+		former.ObjectMeta = metav1.ObjectMeta{Name: "former", Annotations: map[string]string{flowcontrolv1.AutoUpdateAnnotationKey: "true"}}
+		if _, err := client.Create(t.Context(), c, former); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		start(t, c)()
+		if _, err := client.Get[*flowcontrolv1.PriorityLevelConfiguration](t.Context(), c, api.Key{Name: "former"}); !apierrors.IsNotFound(err) {
+			t.Errorf("a level of a former release: %v", err)
+		}
+	})
+}
+
 // A second start finds everything and writes nothing.
 func TestBootstrapTwiceWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := server(t)
-		revisions := func() (all [4]api.Revision) {
-			for i, k := range []*api.Kind{api.NamespaceKind, api.ServiceKind, api.ClusterRoleKind, api.EndpointSliceKind} {
+		revisions := func() (all [7]api.Revision) {
+			for i, k := range []*api.Kind{api.NamespaceKind, api.ServiceKind, api.ClusterRoleKind, api.EndpointSliceKind,
+				api.PriorityClassKind, api.FlowSchemaKind, api.PriorityLevelConfigurationKind} {
 				os, _, err := c.List(t.Context(), k, client.Query{})
 				if err != nil || len(os) == 0 {
 					t.Fatal(len(os), err)

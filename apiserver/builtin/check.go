@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +25,28 @@ const (
 // immutable is the error of a changed field that may not change.
 func immutable(now, old any, at *field.Path) field.ErrorList {
 	return apivalidation.ValidateImmutableField(now, old, at)
+}
+
+// sealed is immutable for the fields that upstream checks by generated rules, which do not show the value.
+func sealed(now, old any, at *field.Path) field.ErrorList {
+	if equality.Semantic.DeepEqual(now, old) {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(at, nil, apivalidation.FieldImmutableErrorMsg)}
+}
+
+// newErrors drops from errs those that the object had before: what was accepted once does not stop other changes.
+func newErrors(errs, before field.ErrorList) (out field.ErrorList) {
+	had := map[string]bool{}
+	for _, e := range before {
+		had[e.Error()] = true
+	}
+	for _, e := range errs {
+		if !had[e.Error()] {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 func notNegative[T ~int32 | ~int64](v T, at *field.Path) field.ErrorList {
@@ -72,6 +95,42 @@ func notBelowZero(q resource.Quantity, at *field.Path) field.ErrorList {
 }
 
 func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, false) }
+
+func isLabel(s string) []string { return apivalidation.NameIsDNSLabel(s, false) }
+
+// keepMeta sets back what a status write may not change of the metadata, for the kinds that are strict about it.
+func keepMeta(now, old metav1.Object) {
+	now.SetLabels(old.GetLabels())
+	now.SetAnnotations(old.GetAnnotations())
+	now.SetFinalizers(old.GetFinalizers())
+	now.SetOwnerReferences(old.GetOwnerReferences())
+}
+
+// deprecatedLabel is what users of a node label that is going away are told; it is empty for other labels.
+func deprecatedLabel(label string) string {
+	use := func(since, instead string) string {
+		return "deprecated since " + since + `; use "` + instead + `" instead`
+	}
+	switch label {
+	case "beta.kubernetes.io/arch":
+		return use("v1.14", corev1.LabelArchStable)
+	case "beta.kubernetes.io/os":
+		return use("v1.14", corev1.LabelOSStable)
+	case corev1.LabelFailureDomainBetaRegion:
+		return use("v1.17", corev1.LabelTopologyRegion)
+	case corev1.LabelFailureDomainBetaZone:
+		return use("v1.17", corev1.LabelTopologyZone)
+	case corev1.LabelInstanceType:
+		return use("v1.17", corev1.LabelInstanceTypeStable)
+	case "app.kubernetes.io/created-by":
+		return "deprecated since v1.9"
+	case "scheduler.alpha.kubernetes.io/preferAvoidPods":
+		return "deprecated since v1.22; use Taints and Tolerations instead"
+	case "node-role.kubernetes.io/master":
+		return `use "node-role.kubernetes.io/control-plane" instead`
+	}
+	return ""
+}
 
 func setDefault[T comparable](p *T, v T) {
 	var zero T

@@ -25,6 +25,7 @@ type Any struct {
 type erased struct {
 	set            func(o api.Object)
 	prepare        func(o api.Object)
+	prepareFor     func(ctx context.Context, o api.Object)
 	prepareUpdate  func(now, old api.Object)
 	validate       func(o api.Object) field.ErrorList
 	validateCreate func(o api.Object) field.ErrorList
@@ -73,6 +74,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		set:            one(r.Default),
 		prepare:        one(r.Prepare),
 		prepareUpdate:  two(r.PrepareUpdate),
+		prepareFor:     func(context.Context, api.Object) {},
 		validate:       oneErrs(r.Validate),
 		validateCreate: oneErrs(r.ValidateCreate),
 		validateUpdate: twoErrs(r.ValidateUpdate),
@@ -92,6 +94,9 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	}
 	if e.name == nil {
 		e.name = validation.NameIsDNSSubdomain
+	}
+	if r.PrepareFor != nil {
+		e.prepareFor = func(ctx context.Context, o api.Object) { r.PrepareFor(ctx, o.(T)) }
 	}
 	if r.Warn != nil {
 		e.warn = func(o, old api.Object) []string { return r.Warn(as[T](o), as[T](old)) }

@@ -85,7 +85,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	}
 	o = a.Object
 	r.uniqueOwners(o)
-	if err := p.prepareCreate(r, o); err != nil {
+	if err := p.prepareCreate(ctx, r, o); err != nil {
 		return nil, err
 	}
 	if err := p.validate(ctx, a); err != nil {
@@ -95,7 +95,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 }
 
 // prepareCreate sets what clients may not choose and checks the whole.
-func (p *Pipeline) prepareCreate(r *Request, o api.Object) error {
+func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) error {
 	e := r.Any.r
 	if err := r.matchNamespace(o); err != nil {
 		return err
@@ -106,6 +106,7 @@ func (p *Pipeline) prepareCreate(r *Request, o api.Object) error {
 	if e.hasSpec && !e.noGeneration {
 		o.SetGeneration(1)
 	}
+	e.prepareFor(ctx, o)
 	e.prepare(o)
 	meta := field.NewPath("metadata")
 	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, validation.ValidateNameFunc(e.name), meta)

@@ -55,7 +55,7 @@ func (m *managers) get(a Any, sub string) (*managedfields.FieldManager, error) {
 
 // resetFields are those that a write cannot own since it cannot change them.
 func resetFields(a Any, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
-	if !a.r.hasStatus {
+	if !a.Has(status) {
 		return nil
 	}
 	reset := fieldpath.NewSet()

@@ -29,6 +29,8 @@ type Resource[T api.Object] struct {
 	Default func(o T)
 	// Prepare clears or sets, on create, what clients may not choose (status and metadata are done generically).
 	Prepare func(o T)
+	// PrepareFor sets, on create, what follows from who asks, before Prepare.
+	PrepareFor func(ctx context.Context, o T)
 	// PrepareUpdate does the same on update: carries over fields that only a subresource may change.
 	PrepareUpdate func(now, old T)
 	// Validate checks the whole object, after defaulting; also on update.

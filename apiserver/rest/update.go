@@ -209,7 +209,7 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 	var errs fieldErrors
 	sub := e.sub[r.Sub]
 	switch {
-	case r.Sub == status:
+	case r.Sub == status && e.hasStatus:
 		restoreAllButStatus(now, old)
 		e.prepareStatus(now, old)
 		errs = e.validateStatus(now, old)

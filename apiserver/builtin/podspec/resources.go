@@ -11,8 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// requirements checks the limits and requests of a container.
-func requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
+// Requirements checks the limits and requests of a container.
+func Requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
 	lim, req := path.Child("limits"), path.Child("requests")
 	huge, main := false, false
 	note := func(name corev1.ResourceName) {
