@@ -22,6 +22,8 @@ type Deps struct {
 	Store *store.Store
 	// Roles decides what a user may grant; made over Store when nil.
 	Roles *authz.RBAC
+	// Access says who may sign, approve and attest; Roles when nil.
+	Access authz.Authorizer
 }
 
 // All returns every plug-in.
@@ -29,17 +31,31 @@ func All(d Deps) []rest.Admission {
 	if d.Roles == nil {
 		d.Roles = authz.NewRBAC(d.Store)
 	}
+	if d.Access == nil {
+		d.Access = d.Roles
+	}
 	get := authn.Stored(d.Store)
 	return []rest.Admission{
 		namespaceLifecycle(get),
+		limitRanger(d.Store),
 		serviceAccount(d.Store),
-		nodeRestriction(get),
+		nodeRestriction(get, d.Access),
 		taintNodesByCondition(),
-		priority(),
+		podSecurity(d.Store),
+		priority(d.Store),
 		defaultTolerationSeconds(),
-		runtimeClass(),
-		podSecurity(get),
+		defaultStorageClass(d.Store),
+		storageObjectInUseProtection(),
+		claimResize(d.Store),
+		runtimeClass(d.Store),
+		certificateApproval(d.Access),
+		certificateSigning(d.Access),
+		clusterTrustBundleAttest(d.Access),
+		certificateSubjectRestriction(),
+		defaultIngressClass(d.Store),
+		podResize(get),
 		escalation(d.Roles),
+		resourceQuota(d.Store),
 	}
 }
 

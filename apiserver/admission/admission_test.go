@@ -32,7 +32,7 @@ type chain struct {
 
 func newChain(t *testing.T) *chain {
 	t.Helper()
-	s := servertest.Store(t)
+	s := servertest.Store(t, api.LimitRangeKind, api.ResourceQuotaKind, api.PriorityClassKind, api.RuntimeClassKind, api.StorageClassKind, api.IngressClassKind)
 	servertest.Put(t, s,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Status: corev1.NamespaceStatus{Phase: corev1.NamespaceActive}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-node-lease"}},
@@ -307,7 +307,10 @@ func TestNodeRestriction(t *testing.T) {
 	on := func(name, node string) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "uid-p"}, Spec: corev1.PodSpec{NodeName: node}}
 	}
-	servertest.Put(t, c.store, on("mine", "n1"), on("theirs", "n2"), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "uid-n"}})
+	mine := on("mine", "n1")
+	mine.Spec.Volumes = []corev1.Volume{{Name: "t", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "t"}}}}}}}
+	servertest.Put(t, c.store, mine, on("theirs", "n2"), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "uid-n"}})
 	mirror := func(node string, change func(*corev1.Pod)) *corev1.Pod {
 		p := on("m", node)
 		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
@@ -343,23 +346,24 @@ func TestNodeRestriction(t *testing.T) {
 		a    rest.Admitting
 		want string
 	}{
-		{"mirror pod", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", nil)}, ""},
+		{"mirror pod", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", nil)}, "with an owner reference set to itself"},
 		{"mirror pod with owner", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", owner("n"))}, ""},
 		{"mirror pod with another owner", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", owner("x"))}, "UID mismatch"},
-		{"mirror pod elsewhere", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n2", nil)}, "spec.nodeName set to itself"},
+		{"mirror pod elsewhere", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n2", owner("n"))}, "spec.nodeName set to itself"},
 		{"mirror pod with a secret", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", func(p *corev1.Pod) {
+			owner("n")(p)
 			p.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}}}
-		})}, "can not create pods that reference secrets"},
+		})}, "a mirror pod may not reference secrets"},
 		{"mirror pod with an account", rest.Admitting{Operation: rest.OpCreate, Object: mirror("n1", func(p *corev1.Pod) { p.Spec.ServiceAccountName = "x" })}, "a mirror pod may not reference service accounts"},
 		{"plain pod", rest.Admitting{Operation: rest.OpCreate, Object: on("p", "n1")}, "can only create mirror pods"},
 		{"delete own", rest.Admitting{Operation: rest.OpDelete, Kind: api.PodKind, Old: on("mine", "n1")}, ""},
 		{"delete another", rest.Admitting{Operation: rest.OpDelete, Kind: api.PodKind, Old: on("theirs", "n2")}, "can only delete pods"},
 		{"status of own", rest.Admitting{Operation: rest.OpUpdate, Sub: "status", Object: on("mine", "n1"), Old: on("mine", "n1")}, ""},
 		{"status of another", rest.Admitting{Operation: rest.OpUpdate, Sub: "status", Object: on("theirs", "n2"), Old: on("theirs", "n2")}, "can only update pod status"},
-		{"update own", rest.Admitting{Operation: rest.OpUpdate, Object: on("mine", "n1"), Old: on("mine", "n1")}, "can only create, delete and report"},
+		{"update own", rest.Admitting{Operation: rest.OpUpdate, Object: on("mine", "n1"), Old: on("mine", "n1")}, "can only create and delete mirror pods"},
 		{"own node", rest.Admitting{Operation: rest.OpCreate, Object: node("n1", map[string]string{"kubernetes.io/hostname": "x", "example.org/a": "b", "node.kubernetes.io/b": "c"})}, ""},
 		{"another node", rest.Admitting{Operation: rest.OpCreate, Object: node("n2", nil)}, "is not allowed to modify node"},
-		{"restricted label", rest.Admitting{Operation: rest.OpCreate, Object: node("n1", map[string]string{"node-restriction.kubernetes.io/a": "b"})}, "is not allowed to modify labels: node-restriction.kubernetes.io/a"},
+		{"restricted label", rest.Admitting{Operation: rest.OpCreate, Object: node("n1", map[string]string{"node-restriction.kubernetes.io/a": "b"})}, "is not allowed to set the following labels: node-restriction.kubernetes.io/a"},
 		{"role label", rest.Admitting{Operation: rest.OpUpdate, Object: node("n1", map[string]string{"node-role.kubernetes.io/x": ""}), Old: node("n1", nil)}, "is not allowed to modify labels"},
 		{"label that was there", rest.Admitting{Operation: rest.OpUpdate, Object: node("n1", map[string]string{"node-role.kubernetes.io/x": ""}), Old: node("n1", map[string]string{"node-role.kubernetes.io/x": ""})}, ""},
 		{"taints", rest.Admitting{Operation: rest.OpUpdate, Object: node("n1", nil), Old: node("n1", nil, corev1.Taint{Key: "a"})}, "is not allowed to modify taints"},
@@ -367,6 +371,11 @@ func TestNodeRestriction(t *testing.T) {
 		{"another lease", rest.Admitting{Operation: rest.OpCreate, Object: lease("kube-node-lease", "n2")}, "same name as the requesting node"},
 		{"lease elsewhere", rest.Admitting{Operation: rest.OpCreate, Object: lease("default", "n1")}, "can only access leases"},
 		{"token of own pod", rest.Admitting{Operation: rest.OpCreate, Kind: api.ServiceAccountKind, Sub: "token", Key: sa, Object: token("mine", "uid-p")}, ""},
+		{"token for an audience", rest.Admitting{Operation: rest.OpCreate, Kind: api.ServiceAccountKind, Sub: "token", Key: sa, Object: func() api.Object {
+			r := token("mine", "uid-p")
+			r.Spec.Audiences = []string{"vault"}
+			return r
+		}()}, `system:node:n1 is not authorized to request tokens for audience "vault"`},
 		{"token of another pod", rest.Admitting{Operation: rest.OpCreate, Kind: api.ServiceAccountKind, Sub: "token", Key: sa, Object: token("theirs", "uid-p")}, "on a different node"},
 		{"token of nothing", rest.Admitting{Operation: rest.OpCreate, Kind: api.ServiceAccountKind, Sub: "token", Key: sa, Object: token("", "")}, "not bound to a pod"},
 		{"token of an old pod", rest.Admitting{Operation: rest.OpCreate, Kind: api.ServiceAccountKind, Sub: "token", Key: sa, Object: token("mine", "uid-q")}, "does not match the UID"},

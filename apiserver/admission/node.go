@@ -18,10 +18,13 @@ import (
 )
 
 // nodeRestriction holds kubelets to writes about their own node and its pods. What they may read is authz.Node's.
-func nodeRestriction(get authn.Getter) rest.Admission {
+func nodeRestriction(get authn.Getter, access authz.Authorizer) rest.Admission {
 	return onValidate("NodeRestriction", func(ctx context.Context, a *rest.Admitting) error {
 		node, ok := authz.NodeName(a.User)
 		if !ok {
+			if a.User.In(authn.Nodes) {
+				return forbidden(a, "could not determine node from user %q", a.User.Name)
+			}
 			return nil
 		}
 		switch a.Kind {
@@ -33,8 +36,18 @@ func nodeRestriction(get authn.Getter) rest.Admission {
 			return nodeLease(a, node)
 		case api.ServiceAccountKind:
 			if a.Sub == "token" {
-				return nodeToken(ctx, get, a, node)
+				return nodeToken(ctx, get, access, a, node)
 			}
+		case api.PersistentVolumeClaimKind:
+			return nodeClaim(a, node)
+		case api.CSINodeKind:
+			return nodeCSI(a, node)
+		case api.ResourceSliceKind:
+			return nodeSlice(a, node)
+		case api.CertificateSigningRequestKind:
+			return nodeCertificate(a, node)
+		case api.PodCertificateRequestKind:
+			return nodePodCertificate(ctx, get, access, a, node)
 		}
 		return nil
 	})
@@ -53,8 +66,15 @@ func nodePod(ctx context.Context, get authn.Getter, a *rest.Admitting, node stri
 		if old.Spec.NodeName != node {
 			return forbidden(a, "node %q can only update pod status for pods with spec.nodeName set to itself", node)
 		}
-		if !maps.Equal(old.Labels, now.Labels) {
+		switch was, is := &old.Status, &now.Status; {
+		case !maps.Equal(old.Labels, now.Labels):
 			return forbidden(a, "node %q cannot update labels through pod status", node)
+		case !equality.Semantic.DeepEqual(was.ResourceClaimStatuses, is.ResourceClaimStatuses):
+			return forbidden(a, "node %q cannot update resource claim statues", node)
+		case !equality.Semantic.DeepEqual(was.ExtendedResourceClaimStatus, is.ExtendedResourceClaimStatus):
+			return forbidden(a, "node %q cannot update extended resource claim status", node)
+		case !equality.Semantic.DeepEqual(was.NodeAllocatableResourceClaimStatuses, is.NodeAllocatableResourceClaimStatuses):
+			return forbidden(a, "node %q cannot update node allocatable resource claim statuses", node)
 		}
 	case a.Operation == rest.OpCreate && a.Sub == "eviction":
 		o, err := get.Get(ctx, api.PodKind, a.Key)
@@ -64,8 +84,12 @@ func nodePod(ctx context.Context, get authn.Getter, a *rest.Admitting, node stri
 		if o.(*corev1.Pod).Spec.NodeName != node {
 			return forbidden(a, "node %s can only evict pods with spec.nodeName set to itself", node)
 		}
+	case a.Sub == "":
+		return forbidden(a, "unexpected operation %q, node %q can only create and delete mirror pods", a.Operation, node)
+	case a.Sub != "status" && a.Sub != "eviction":
+		return forbidden(a, "unexpected pod subresource %q, only 'status' and 'eviction' are allowed", a.Sub)
 	default:
-		return forbidden(a, "unexpected operation %q, node %q can only create, delete and report pods", a.Operation, node)
+		return forbidden(a, "unexpected operation %q", a.Operation)
 	}
 	return nil
 }
@@ -78,40 +102,31 @@ func mirrorPod(ctx context.Context, get authn.Getter, a *rest.Admitting, p *core
 	if p.Spec.NodeName != node {
 		return forbidden(a, "node %q can only create pods with spec.nodeName set to itself", node)
 	}
-	if p.Spec.ServiceAccountName != "" {
-		return forbidden(a, "node %q can not create pods that reference a service account", node)
+	if err := ownedByNode(ctx, get, a, p, node); err != nil {
+		return err
 	}
-	uses := ""
-	for i := range p.Spec.Volumes {
-		v := &p.Spec.Volumes[i]
-		switch {
-		case v.Secret != nil:
-			uses = "secrets"
-		case v.ConfigMap != nil:
-			uses = "configmaps"
-		case v.PersistentVolumeClaim != nil:
-			uses = "persistentvolumeclaims"
-		case v.Projected != nil:
-			for _, src := range v.Projected.Sources {
-				if src.Secret != nil {
-					uses = "secrets"
-				}
-				if src.ConfigMap != nil {
-					uses = "configmaps"
-				}
-			}
-		}
-	}
-	if uses != "" {
+	if uses := referred(p); uses != "" {
 		return forbidden(a, "node %q can not create pods that reference %s", node, uses)
 	}
-	if len(p.OwnerReferences) == 0 {
-		return nil
-	}
-	ref := p.OwnerReferences[0]
-	if len(p.OwnerReferences) > 1 || ref.APIVersion != "v1" || ref.Kind != "Node" || ref.Name != node || ref.Controller == nil || !*ref.Controller ||
-		ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion {
+	return nil
+}
+
+// ownedByNode checks that a mirror pod goes with its node.
+func ownedByNode(ctx context.Context, get authn.Getter, a *rest.Admitting, p *corev1.Pod, node string) error {
+	switch n := len(p.OwnerReferences); {
+	case n > 1:
+		return forbidden(a, "node %q can only create pods with a single owner reference set to itself", node)
+	case n == 0:
 		return forbidden(a, "node %q can only create pods with an owner reference set to itself", node)
+	}
+	ref := &p.OwnerReferences[0]
+	switch {
+	case ref.APIVersion != "v1" || ref.Kind != "Node" || ref.Name != node:
+		return forbidden(a, "node %q can only create pods with an owner reference set to itself", node)
+	case ref.Controller == nil || !*ref.Controller:
+		return forbidden(a, "node %q can only create pods with a controller owner reference set to itself", node)
+	case ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion:
+		return forbidden(a, "node %q must not set blockOwnerDeletion on an owner reference", node)
 	}
 	o, err := get.Get(ctx, api.NodeKind, api.Key{Name: node})
 	if err != nil {
@@ -123,6 +138,44 @@ func mirrorPod(ctx context.Context, get authn.Getter, a *rest.Admitting, p *core
 	return nil
 }
 
+// referred is the sort of API object that a pod needs, empty where it needs none.
+func referred(p *corev1.Pod) (what string) {
+	if p.Spec.ServiceAccountName != "" {
+		return "serviceaccounts"
+	}
+	authz.SecretsOf(p, func(string) { what = "secrets" })
+	if what == "" {
+		authz.ConfigMapsOf(p, func(string) { what = "configmaps" })
+	}
+	if what == "" && len(p.Spec.ResourceClaims) > 0 {
+		what = "resourceclaims"
+	}
+	for i := 0; i < len(p.Spec.Volumes) && what == ""; i++ {
+		switch v := &p.Spec.Volumes[i]; {
+		case v.CSI != nil:
+			what = "csidrivers (via CSI volumes)"
+		case v.Glusterfs != nil:
+			what = "endpoints (via glusterFS volumes)"
+		case v.PersistentVolumeClaim != nil:
+			what = "persistentvolumeclaims"
+		case v.Ephemeral != nil:
+			what = "persistentvolumeclaims (via ephemeral volumes)"
+		case v.Projected != nil:
+			for _, s := range v.Projected.Sources {
+				switch {
+				case s.ServiceAccountToken != nil:
+					what = "serviceaccounts (via projected volumes)"
+				case s.ClusterTrustBundle != nil:
+					what = "clustertrustbundles"
+				case s.PodCertificate != nil:
+					what = "podcertificates"
+				}
+			}
+		}
+	}
+	return what
+}
+
 func nodeNode(a *rest.Admitting, node string) error {
 	if a.Object == nil || a.Object.GetName() != node {
 		return forbidden(a, "node %q is not allowed to modify node %q", node, a.Key.Name)
@@ -130,6 +183,14 @@ func nodeNode(a *rest.Admitting, node string) error {
 	now, ok := a.Object.(*corev1.Node)
 	if !ok {
 		return nil
+	}
+	if c := now.Spec.ConfigSource; c != nil { // names a ConfigMap, which the node could read then
+		if a.Operation == rest.OpCreate {
+			return forbidden(a, "node %q is not allowed to create pods with a non-nil configSource", node)
+		}
+		if old, ok := a.Old.(*corev1.Node); ok && !equality.Semantic.DeepEqual(old.Spec.ConfigSource, c) {
+			return forbidden(a, "node %q is not allowed to update configSource to a new non-nil configSource", node)
+		}
 	}
 	var had map[string]string
 	if old, ok := a.Old.(*corev1.Node); ok {
@@ -141,7 +202,11 @@ func nodeNode(a *rest.Admitting, node string) error {
 			return forbidden(a, "node %q is not allowed to modify ownerReferences", node)
 		}
 	}
-	if bad := changedLabels(had, now.Labels); len(bad) > 0 {
+	bad := changedLabels(had, now.Labels)
+	if len(bad) > 0 && a.Operation == rest.OpCreate {
+		return forbidden(a, "node %q is not allowed to set the following labels: %s", node, strings.Join(bad, ", "))
+	}
+	if len(bad) > 0 {
 		return forbidden(a, "is not allowed to modify labels: %s", strings.Join(bad, ", "))
 	}
 	return nil
@@ -204,7 +269,7 @@ func nodeLease(a *rest.Admitting, node string) error {
 }
 
 // nodeToken lets a kubelet have tokens only for pods that it runs.
-func nodeToken(ctx context.Context, get authn.Getter, a *rest.Admitting, node string) error {
+func nodeToken(ctx context.Context, get authn.Getter, access authz.Authorizer, a *rest.Admitting, node string) error {
 	req, ok := a.Object.(*authenticationv1.TokenRequest)
 	if !ok || a.Operation != rest.OpCreate {
 		return nil
@@ -223,8 +288,9 @@ func nodeToken(ctx context.Context, get authn.Getter, a *rest.Admitting, node st
 	if o.GetUID() != ref.UID {
 		return forbidden(a, "the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID)
 	}
-	if o.(*corev1.Pod).Spec.NodeName != node {
+	pod := o.(*corev1.Pod)
+	if pod.Spec.NodeName != node {
 		return forbidden(a, "node requested token bound to a pod scheduled on a different node")
 	}
-	return nil
+	return nodeAudience(ctx, get, access, a, req, pod)
 }

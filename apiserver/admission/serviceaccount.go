@@ -2,6 +2,8 @@ package admission
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
@@ -20,6 +23,8 @@ const (
 	// tokenSeconds is an hour and a bit: kubelets and libraries recognise it as the default.
 	tokenSeconds int64 = 60*60 + 7
 	rootCA             = "kube-root-ca.crt"
+	// enforceMountable is the annotation of accounts whose pods may only have the secrets that it names.
+	enforceMountable = "kubernetes.io/enforce-mountable-secrets"
 	// accountWait is for how long the default account of a new namespace is waited for: its controller makes it as soon as it
 	// sees the namespace.
 	accountWait = 2 * time.Second
@@ -28,39 +33,72 @@ const (
 // serviceAccount gives each pod its service account: the name, a token for each container, and the account's secrets for
 // pulling images.
 func serviceAccount(s *store.Store) rest.Admission {
-	return onMutate("ServiceAccount", func(ctx context.Context, a *rest.Admitting) error {
-		pod := newPod(a)
-		if pod == nil {
+	look := func(ctx context.Context, a *rest.Admitting, pod *corev1.Pod) (*corev1.ServiceAccount, error) {
+		name := pod.Spec.ServiceAccountName
+		if name == "" {
+			return nil, forbidden(a, "no service account specified for pod %s/%s", a.Key.Namespace, pod.Name)
+		}
+		sa, err := account(ctx, s, api.Key{Namespace: a.Key.Namespace, Name: name})
+		if err == nil && sa == nil {
+			err = forbidden(a, "error looking up service account %s/%s: serviceaccount %q not found", a.Key.Namespace, name, name)
+		}
+		return sa, err
+	}
+	return rest.Admission{
+		Name: "ServiceAccount",
+		Mutate: func(ctx context.Context, a *rest.Admitting) error {
+			pod := newPod(a)
+			if pod == nil || isMirror(pod) {
+				return nil
+			}
+			if pod.Spec.ServiceAccountName == "" {
+				pod.Spec.ServiceAccountName = defaultAccount
+			}
+			pod.Spec.DeprecatedServiceAccount = pod.Spec.ServiceAccountName
+			sa, err := look(ctx, a, pod)
+			if err != nil {
+				return err
+			}
+			if automount(pod, sa) {
+				mountToken(&pod.Spec)
+			}
+			if len(pod.Spec.ImagePullSecrets) == 0 {
+				pod.Spec.ImagePullSecrets = append([]corev1.LocalObjectReference(nil), sa.ImagePullSecrets...)
+			}
 			return nil
-		}
-		if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
-			return checkMirror(a, pod)
-		}
-		if pod.Spec.ServiceAccountName == "" {
-			pod.Spec.ServiceAccountName = defaultAccount
-		}
-		pod.Spec.DeprecatedServiceAccount = pod.Spec.ServiceAccountName
-		sa, err := account(ctx, s, api.Key{Namespace: a.Key.Namespace, Name: pod.Spec.ServiceAccountName})
-		if err != nil {
-			return err
-		}
-		if sa == nil {
-			return forbidden(a, "error looking up service account %s/%s: serviceaccount %q not found", a.Key.Namespace, pod.Spec.ServiceAccountName, pod.Spec.ServiceAccountName)
-		}
-		if automount(pod, sa) {
-			mountToken(&pod.Spec)
-		}
-		if len(pod.Spec.ImagePullSecrets) == 0 {
-			pod.Spec.ImagePullSecrets = append([]corev1.LocalObjectReference(nil), sa.ImagePullSecrets...)
-		}
-		return nil
-	})
+		},
+		Validate: func(ctx context.Context, a *rest.Admitting) error {
+			pod, ok := a.Object.(*corev1.Pod)
+			created := newPod(a) != nil
+			if !ok || !created && (a.Sub != "ephemeralcontainers" || a.Operation != rest.OpUpdate) {
+				return nil
+			}
+			if created && isMirror(pod) {
+				return checkMirror(a, pod)
+			}
+			sa, err := look(ctx, a, pod)
+			if err != nil {
+				return err
+			}
+			return mountable(a, pod, sa, created)
+		},
+	}
+}
+
+func isMirror(p *corev1.Pod) bool {
+	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
 }
 
 // checkMirror refuses what a pod from a file, which no API server admitted, cannot have.
 func checkMirror(a *rest.Admitting, pod *corev1.Pod) error {
 	if pod.Spec.ServiceAccountName != "" {
 		return forbidden(a, "a mirror pod may not reference service accounts")
+	}
+	secret := false
+	authz.SecretsOf(pod, func(string) { secret = true })
+	if secret {
+		return forbidden(a, "a mirror pod may not reference secrets")
 	}
 	for i := range pod.Spec.Volumes {
 		if p := pod.Spec.Volumes[i].Projected; p != nil {
@@ -69,6 +107,62 @@ func checkMirror(a *rest.Admitting, pod *corev1.Pod) error {
 					return forbidden(a, "a mirror pod may not use ServiceAccountToken volume projections")
 				}
 			}
+		}
+	}
+	return nil
+}
+
+// mountable holds the pods of an account that has the annotation to the secrets that the account names.
+func mountable(a *rest.Admitting, p *corev1.Pod, sa *corev1.ServiceAccount, created bool) error {
+	if only, err := strconv.ParseBool(sa.Annotations[enforceMountable]); err != nil || !only {
+		return nil
+	}
+	allowed := map[string]bool{}
+	for _, ref := range sa.Secrets {
+		allowed[ref.Name] = true
+	}
+	env := func(what, name string, vars []corev1.EnvVar, from []corev1.EnvFromSource) error {
+		for _, v := range vars {
+			if f := v.ValueFrom; f != nil && f.SecretKeyRef != nil && !allowed[f.SecretKeyRef.Name] {
+				return forbidden(a, "%s %s with envVar %s referencing secret.secretName=\"%s\" is not allowed because service account %s does not reference that secret", what, name, v.Name, f.SecretKeyRef.Name, sa.Name)
+			}
+		}
+		for _, f := range from {
+			if f.SecretRef != nil && !allowed[f.SecretRef.Name] {
+				return forbidden(a, "%s %s with envFrom referencing secret.secretName=\"%s\" is not allowed because service account %s does not reference that secret", what, name, f.SecretRef.Name, sa.Name)
+			}
+		}
+		return nil
+	}
+	if !created {
+		for i := range p.Spec.EphemeralContainers {
+			c := &p.Spec.EphemeralContainers[i]
+			if err := env("ephemeral container", c.Name, c.Env, c.EnvFrom); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for i := range p.Spec.Volumes {
+		if v := p.Spec.Volumes[i].Secret; v != nil && !allowed[v.SecretName] {
+			return forbidden(a, "volume with secret.secretName=\"%s\" is not allowed because service account %s does not reference that secret", v.SecretName, sa.Name)
+		}
+	}
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		if err := env("init container", c.Name, c.Env, c.EnvFrom); err != nil {
+			return err
+		}
+	}
+	for i := range p.Spec.Containers {
+		c := &p.Spec.Containers[i]
+		if err := env("container", c.Name, c.Env, c.EnvFrom); err != nil {
+			return err
+		}
+	}
+	for i, ref := range p.Spec.ImagePullSecrets {
+		if !slices.Contains(sa.ImagePullSecrets, ref) {
+			return forbidden(a, `imagePullSecrets[%d].name="%s" is not allowed because service account %s does not reference that imagePullSecret`, i, ref.Name, sa.Name)
 		}
 	}
 	return nil

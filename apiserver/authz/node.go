@@ -40,9 +40,9 @@ func (n *Node) Authorize(ctx context.Context, a *Attributes) (bool, string, erro
 	}
 	switch a.Group + "/" + a.Resource {
 	case "/secrets":
-		return n.referenced(ctx, a, name, "secret", secretsOf)
+		return n.referenced(ctx, a, name, "secret", SecretsOf)
 	case "/configmaps":
-		return n.referenced(ctx, a, name, "configmap", configMapsOf)
+		return n.referenced(ctx, a, name, "configmap", ConfigMapsOf)
 	case "/serviceaccounts":
 		return n.tokens(ctx, a, name)
 	case "/nodes":
@@ -164,7 +164,8 @@ func (n *Node) reaches(ctx context.Context, a *Attributes, node, what string, us
 	return false, fmt.Sprintf("no relationship found between node '%s' and this object", node), nil
 }
 
-func secretsOf(p *corev1.Pod, visit func(string)) {
+// SecretsOf visits the names of the Secrets that a pod needs.
+func SecretsOf(p *corev1.Pod, visit func(string)) {
 	for _, r := range p.Spec.ImagePullSecrets {
 		visit(r.Name)
 	}
@@ -173,8 +174,13 @@ func secretsOf(p *corev1.Pod, visit func(string)) {
 		if v.Secret != nil {
 			visit(v.Secret.SecretName)
 		}
-		if v.CSI != nil && v.CSI.NodePublishSecretRef != nil {
-			visit(v.CSI.NodePublishSecretRef.Name)
+		if v.AzureFile != nil {
+			visit(v.AzureFile.SecretName)
+		}
+		for _, ref := range volumeSecrets(v) {
+			if ref != nil {
+				visit(ref.Name)
+			}
 		}
 		if v.Projected != nil {
 			for _, s := range v.Projected.Sources {
@@ -195,7 +201,31 @@ func secretsOf(p *corev1.Pod, visit func(string)) {
 	})
 }
 
-func configMapsOf(p *corev1.Pod, visit func(string)) {
+// volumeSecrets are the references of v to Secrets with credentials; some are nil.
+func volumeSecrets(v *corev1.Volume) []*corev1.LocalObjectReference {
+	switch {
+	case v.CSI != nil:
+		return []*corev1.LocalObjectReference{v.CSI.NodePublishSecretRef}
+	case v.CephFS != nil:
+		return []*corev1.LocalObjectReference{v.CephFS.SecretRef}
+	case v.Cinder != nil:
+		return []*corev1.LocalObjectReference{v.Cinder.SecretRef}
+	case v.FlexVolume != nil:
+		return []*corev1.LocalObjectReference{v.FlexVolume.SecretRef}
+	case v.RBD != nil:
+		return []*corev1.LocalObjectReference{v.RBD.SecretRef}
+	case v.ScaleIO != nil:
+		return []*corev1.LocalObjectReference{v.ScaleIO.SecretRef}
+	case v.ISCSI != nil:
+		return []*corev1.LocalObjectReference{v.ISCSI.SecretRef}
+	case v.StorageOS != nil:
+		return []*corev1.LocalObjectReference{v.StorageOS.SecretRef}
+	}
+	return nil
+}
+
+// ConfigMapsOf visits the names of the ConfigMaps that a pod needs.
+func ConfigMapsOf(p *corev1.Pod, visit func(string)) {
 	for i := range p.Spec.Volumes {
 		v := &p.Spec.Volumes[i]
 		if v.ConfigMap != nil {

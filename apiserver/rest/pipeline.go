@@ -50,6 +50,8 @@ type Request struct {
 	Manager string
 	// Warn tells the client something that does not hinder the request. It may be nil.
 	Warn func(text string)
+	// Audit adds an annotation to the request's audit event. It may be nil.
+	Audit func(key, value string)
 	// MayCreate says whether the user may also create, for updates and patches of an object that does not exist. nil
 	// allows it.
 	MayCreate func(ctx context.Context) error
@@ -164,7 +166,7 @@ func admissionError(name string, a *Admitting, err error) error {
 func (p *Pipeline) admitting(ctx context.Context, r *Request, op Operation, now, old api.Object) *Admitting {
 	return &Admitting{
 		User: authn.UserFrom(ctx), Operation: op, Kind: r.Any.Kind, Sub: r.Sub, Key: r.Key,
-		Object: now, Old: old, DryRun: r.DryRun, Warn: r.warn,
+		Object: now, Old: old, DryRun: r.DryRun, Warn: r.warn, Audit: r.Audit,
 	}
 }
 

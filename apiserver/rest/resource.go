@@ -155,6 +155,14 @@ type Admitting struct {
 	Old       api.Object // nil on create
 	DryRun    bool
 	Warn      func(text string)
+	Audit     func(key, value string) // adds an annotation to the audit event; may be nil
+}
+
+// Annotate notes something in the audit log.
+func (a *Admitting) Annotate(key, value string) {
+	if a.Audit != nil {
+		a.Audit(key, value)
+	}
 }
 
 // Admission is one admission plug-in. Either function may be nil. Errors are API status errors (Forbidden mostly).

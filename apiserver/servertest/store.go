@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -14,10 +15,17 @@ import (
 	"github.com/yare-dev/yare/store/memory"
 )
 
-// Store returns a running store in memory that fails the test when a published object is changed.
-func Store(t testing.TB) *store.Store {
+// Store returns a running store in memory, of the built-in kinds and of more, that fails the test when a published object is
+// changed.
+func Store(t testing.TB, more ...*api.Kind) *store.Store {
 	t.Helper()
-	s := store.New(memory.New(false), api.Stored(), store.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Keep: -1, Detect: true})
+	kinds := api.Stored()
+	for _, k := range more {
+		if !slices.Contains(kinds, k) {
+			kinds = append(kinds, k)
+		}
+	}
+	s := store.New(memory.New(false), kinds, store.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Keep: -1, Detect: true})
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- s.Run(ctx, func() { close(ready) }) }()
@@ -35,7 +43,14 @@ func Store(t testing.TB) *store.Store {
 func Put(t testing.TB, s *store.Store, os ...api.Object) {
 	t.Helper()
 	for _, o := range os {
-		k := api.KindOf(o)
+		PutAs(t, s, api.KindOf(o), o)
+	}
+}
+
+// PutAs stores objects of kind k as they are.
+func PutAs(t testing.TB, s *store.Store, k *api.Kind, os ...api.Object) {
+	t.Helper()
+	for _, o := range os {
 		o.GetObjectKind().SetGroupVersionKind(k.GVK())
 		if o.GetUID() == "" {
 			o.SetUID(uuid.NewUUID())

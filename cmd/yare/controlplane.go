@@ -72,7 +72,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths,
 		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), tokens, authn.AnonymousHealth()},
 		Authorizer:     access,
-		Admission:      admission.All(admission.Deps{Store: s.store}),
+		Admission:      admission.All(admission.Deps{Store: s.store, Roles: rbac, Access: access}),
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Authorizer: rbac, Access: access,
 			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
