@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -65,6 +66,8 @@ func newCluster(t *testing.T) *cluster {
 		c.must(c.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}))
 		c.must(c.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}))
 	}
+	grows := true
+	c.must(c.create(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "gold"}, Provisioner: "example.com/disk", AllowVolumeExpansion: &grows}))
 	return c
 }
 
