@@ -50,6 +50,15 @@ test: build setup ## everything that must pass, real containers included
 	$(MAKE) psa
 	$(MAKE) conformance-smoke
 
+# Upstream's programs come from the Go module proxy and are built once; containerd needs Debian's runc and CNI plugins.
+.PHONY: test-peers
+test-peers: build setup ## each component alone among upstream's programs, and upstream's alone
+	go test -C test/peers -count=1 -timeout 30m ./...
+
+.PHONY: peers
+peers: build setup ## a cluster of upstream's programs until Ctrl-C, for make conformance KUBECONFIG=: NAME= DIR= OURS=
+	go run -C test/peers . $(if $(NAME),-name '$(NAME)') $(if $(DIR),-dir '$(abspath $(DIR))') -ours '$(OURS)'
+
 .PHONY: crash
 crash: build setup ## kill -9 the server 100 times under load: nothing acknowledged is lost
 	go test -C test/cluster -count=1 -timeout 60m -run TestCrash -kills 100 -v ./...
@@ -66,10 +75,11 @@ SKIP ?=
 PROCS ?= 4
 TIMEOUT ?= 90m
 CONFORMANCE_RUN = -yare '$(CURDIR)/bin/yare' -kubectl '$(CURDIR)/bin/kubectl' -procs '$(PROCS)' -timeout '$(TIMEOUT)' \
-	$(if $(filter command,$(firstword $(origin KUBECONFIG))),-kubeconfig '$(abspath $(KUBECONFIG))') $(if $(IMAGES),-images '$(IMAGES)')
+	$(if $(filter command,$(firstword $(origin KUBECONFIG))),-kubeconfig '$(abspath $(KUBECONFIG))') $(if $(IMAGES),-images '$(IMAGES)') \
+	$(if $(REGISTRY),-registry '$(REGISTRY)')
 
 .PHONY: conformance
-conformance: build setup ## upstream's conformance suite: FOCUS= SKIP= PROCS= TIMEOUT= KUBECONFIG= IMAGES=
+conformance: build setup ## upstream's conformance suite: FOCUS= SKIP= PROCS= TIMEOUT= KUBECONFIG= IMAGES= REGISTRY=
 	$(CONFORMANCE) run $(CONFORMANCE_RUN) -focus '$(FOCUS)' -skip '$(SKIP)'
 
 .PHONY: conformance-smoke

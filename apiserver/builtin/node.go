@@ -61,6 +61,9 @@ func validateNode(n *corev1.Node) field.ErrorList {
 		errs = append(errs, podspec.ResourceName(name, at)...)
 		errs = append(errs, podspec.Quantity(name, &q, at)...)
 	}
+	if swap := n.Status.NodeInfo.Swap; swap != nil && swap.Capacity != nil && *swap.Capacity <= 0 {
+		errs = append(errs, field.Invalid(field.NewPath("metadata", "nodeSwapStatus", "capacity"), *swap.Capacity, "must be greater than zero"))
+	}
 	return errs
 }
 

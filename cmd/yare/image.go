@@ -20,22 +20,26 @@ import (
 
 // imageCommand works on a cluster's image store directly: the store's own locking makes that safe beside the server.
 func imageCommand() *cobra.Command {
-	var name string
+	var name, dir string
 	c := &cobra.Command{
 		Use: "image", GroupID: "use",
-		Short: "The images of a cluster",
+		Short: "The images of a cluster, or of a runtime that runs alone",
 		Example: `  yare image pull debian:12
   yare image import app.tar                            # docker save, or an OCI layout
   yare image build-from ./rootfs --tag app:1 --entrypoint /app`,
 	}
 	c.PersistentFlags().StringVar(&name, "name", cluster.DefaultName, "name of the cluster")
+	c.PersistentFlags().StringVar(&dir, "data-dir", "", "data folder of a 'yare runtime', in place of --name")
 	store := func() (*image.Store, error) {
 		if err := requireRoot(); err != nil {
 			return nil, err
 		}
-		r, err := cluster.Host{}.Find(name)
-		if err != nil {
-			return nil, err
+		r := &cluster.Record{DataDir: dir}
+		if dir == "" {
+			var err error
+			if r, err = (cluster.Host{}).Find(name); err != nil {
+				return nil, err
+			}
 		}
 		return image.Open(imageConfig(r), slog.New(slog.DiscardHandler))
 	}

@@ -44,7 +44,7 @@ func gatherFacts() (hostFacts, error) {
 		return f, err
 	}
 	f.Unified = g.Unified()
-	f.Swap = limitsSwap(g)
+	f.Swap, f.Hugepages = limitsSwap(g), limitsHugepages(g)
 	return f, nil
 }
 
@@ -68,6 +68,15 @@ func limitsSwap(g *cgroup.Group) bool {
 	}
 	found, err := filepath.Glob(filepath.Join(root, file))
 	return err == nil && len(found) > 0
+}
+
+// limitsHugepages looks for the controller, which hosts may be built without.
+func limitsHugepages(g *cgroup.Group) bool {
+	if !g.Unified() {
+		return g.Dirs()["hugetlb"] != ""
+	}
+	controllers, err := os.ReadFile(filepath.Join(filepath.Dir(g.Dirs()[""]), "cgroup.controllers"))
+	return err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 }
 
 // hostDevices looks up the devices that a container asks for. A host path may

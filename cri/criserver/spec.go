@@ -26,6 +26,8 @@ type hostFacts struct {
 	Unified bool
 	// Swap says that the kernel limits swap.
 	Swap bool
+	// Hugepages says that the kernel limits huge pages.
+	Hugepages bool
 	// Seccomp is the default profile for a capability set.
 	Seccomp func(capabilities []string) *specs.LinuxSeccomp
 	// Rlimits apply to every container.

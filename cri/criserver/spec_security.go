@@ -154,6 +154,9 @@ func resourcesSpec(r *runtimeapi.LinuxContainerResources, facts hostFacts) (*spe
 	}
 	out.Memory = memory
 	for _, h := range r.HugepageLimits {
+		if h.Limit == 0 && !facts.Hugepages {
+			continue // upstream's kubelet forbids every size that the container did not ask for, whatever the host can limit
+		}
 		out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.PageSize, Limit: h.Limit})
 	}
 	if len(r.Unified) > 0 {

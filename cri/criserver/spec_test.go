@@ -143,6 +143,18 @@ func TestSpecRefusals(t *testing.T) {
 	}
 }
 
+// A host that cannot limit huge pages need not forbid them, but does not pretend to hold a limit.
+func TestHugepagesWithoutController(t *testing.T) {
+	t.Parallel()
+	limits := &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "1GB"}, {PageSize: "2MB", Limit: 4 << 20}}}
+	for can, want := range map[bool]int{true: 2, false: 1} {
+		r, err := resourcesSpec(limits, hostFacts{Hugepages: can})
+		if err != nil || len(r.HugepageLimits) != want {
+			t.Errorf("%v: %v, %v", can, r.HugepageLimits, err)
+		}
+	}
+}
+
 func TestArguments(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ command, args, want string }{

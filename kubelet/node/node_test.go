@@ -46,6 +46,9 @@ func TestStatus(t *testing.T) {
 	if len(st.Addresses) != 3 || st.Addresses[2].Type != corev1.NodeHostName || st.DaemonEndpoints.KubeletEndpoint.Port != 10250 {
 		t.Error(st.Addresses, st.DaemonEndpoints)
 	}
+	if st.NodeInfo.Swap != nil {
+		t.Error("no swap is told, which upstream's API server refuses")
+	}
 	want := "MemoryPressure=False KubeletHasSufficientMemory, DiskPressure=False KubeletHasNoDiskPressure, PIDPressure=False KubeletHasSufficientPID, Ready=True KubeletReady"
 	if got := conditions(st); got != want {
 		t.Error(got)

@@ -58,7 +58,9 @@ func Status(c Config, f Facts, rt Runtime, old *corev1.NodeStatus, now time.Time
 	st.NodeInfo = corev1.NodeSystemInfo{
 		MachineID: f.MachineID, SystemUUID: f.SystemUUID, BootID: f.BootID, KernelVersion: f.Kernel, OSImage: f.OSImage,
 		ContainerRuntimeVersion: rt.Version, KubeletVersion: kubeletVersion, KubeProxyVersion: "", OperatingSystem: "linux", Architecture: f.Architecture,
-		Swap: &corev1.NodeSwapStatus{Capacity: &f.Swap},
+	}
+	if f.Swap > 0 { // the API refuses none
+		st.NodeInfo.Swap = &corev1.NodeSwapStatus{Capacity: &f.Swap}
 	}
 	st.Images = images(rt.Images)
 	st.RuntimeHandlers = handlers(rt.Status)

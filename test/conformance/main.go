@@ -40,6 +40,7 @@ type wish struct {
 	timeout    time.Duration
 	kubeconfig string
 	images     string
+	registry   string
 	document   string
 }
 
@@ -67,6 +68,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.DurationVar(&w.timeout, "timeout", 90*time.Minute, "end the run after this long")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "test this cluster instead of a fresh one")
 	f.StringVar(&w.images, "images", "", "local, upstream, or a file that maps registries (default local, upstream with -kubeconfig)")
+	f.StringVar(&w.registry, "registry", "127.0.0.1:0", "where to serve local images; the cluster must reach it, and take plain HTTP from it")
 	f.StringVar(&w.document, "document", "../../doc/conformance.md", "the document that accept keeps")
 	if len(args) == 0 {
 		return errors.New("say what to do: run, accept or images")

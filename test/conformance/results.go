@@ -41,7 +41,7 @@ func serveImages(ctx context.Context, w wish, cache string, o *suite.Options, ou
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", w.registry)
 	if err != nil {
 		return nil, fmt.Errorf("serve images: %w", err)
 	}
