@@ -4,8 +4,9 @@
 //
 //	client ── SPDY, WebSocket or HTTP ──> API server ── the same, with its own certificate ──> kubelet, pod
 //
-// Bytes are passed on as they are: who speaks which stream protocol is settled between the two ends. A session ends
-// when either end closes, or the request's context ends.
+// Bytes are passed on as they are: who speaks which stream protocol is settled between the two ends. Only where a kubelet
+// does not declare that it knows the newer protocols over WebSocket, package stream brings them to it. A session ends when
+// either end closes, or the request's context ends.
 //
 // Invariant: credentials of the client never leave the API server.
 package connect
@@ -49,8 +50,8 @@ const dialTimeout = 10 * time.Second
 // bridge is the proxying half that the subresources share. It is read-only once made.
 type bridge struct {
 	d       Deps
-	kubelet http.RoundTripper // to kubelets
-	plain   http.RoundTripper // to pods and services; their certificates are their own affair
+	kubelet *http.Transport // to kubelets
+	plain   *http.Transport // to pods and services; their certificates are their own affair
 }
 
 func newBridge(d Deps) *bridge {
@@ -70,13 +71,17 @@ func newBridge(d Deps) *bridge {
 	}
 }
 
-// kubeletURL returns where the kubelet of a node listens.
-func (b *bridge) kubeletURL(node string) (*url.URL, error) {
-	e := b.d.Store.Snapshot(api.NodeKind).Get(api.Key{Name: node})
+// node returns a Node.
+func (b *bridge) node(name string) (*corev1.Node, error) {
+	e := b.d.Store.Snapshot(api.NodeKind).Get(api.Key{Name: name})
 	if e == nil || e.Err() != nil {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "nodes"}, node)
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "nodes"}, name)
 	}
-	n := e.Object.(*corev1.Node)
+	return e.Object.(*corev1.Node), nil
+}
+
+// kubeletURL returns where the kubelet of a node listens.
+func kubeletURL(n *corev1.Node) (*url.URL, error) {
 	host, err := address(n)
 	if err != nil {
 		return nil, err

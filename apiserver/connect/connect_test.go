@@ -75,6 +75,18 @@ func kubelet(w http.ResponseWriter, r *http.Request) {
 // node, and a service.
 func cluster(t *testing.T) string {
 	t.Helper()
+	node := httptest.NewTLSServer(http.HandlerFunc(kubelet))
+	t.Cleanup(node.Close)
+	pod := httptest.NewServer(http.HandlerFunc(kubelet))
+	t.Cleanup(pod.Close)
+	front, c := serve(t, &tls.Config{InsecureSkipVerify: true})
+	populate(t, c, node.URL, pod.URL)
+	return front
+}
+
+// serve returns the address of an API server that shows kubelets the certificate of tls, and a client of it.
+func serve(t *testing.T, kubelet *tls.Config) (string, client.Client) {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	st := store.New(memory.New(true), api.Stored(), store.Options{Log: log})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -82,11 +94,7 @@ func cluster(t *testing.T) string {
 	go func() { done <- st.Run(ctx, func() { close(up) }) }()
 	t.Cleanup(func() { cancel(); <-done })
 	<-up
-	node := httptest.NewTLSServer(http.HandlerFunc(kubelet))
-	t.Cleanup(node.Close)
-	pod := httptest.NewServer(http.HandlerFunc(kubelet))
-	t.Cleanup(pod.Close)
-	d := connect.Deps{Store: st, Kubelet: &tls.Config{InsecureSkipVerify: true}, Reachable: func(ip net.IP) bool { return ip.IsLoopback() }}
+	d := connect.Deps{Store: st, Kubelet: kubelet, Reachable: func(ip net.IP) bool { return ip.IsLoopback() }}
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{
 		Store: st, Log: log, Authorizer: allow{}, Authenticators: []authn.Authenticator{byHeader{}},
 		Resources: []rest.Any{
@@ -99,10 +107,9 @@ func cluster(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	populate(t, s.ClientAs(&authn.User{Name: "admin"}), node.URL, pod.URL)
 	front := httptest.NewServer(s)
 	t.Cleanup(front.Close)
-	return front.URL
+	return front.URL, s.ClientAs(&authn.User{Name: "admin"})
 }
 
 func anyName(string, bool) []string { return nil }

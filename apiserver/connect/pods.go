@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/stream"
 )
 
 // methods are all of them, for proxies.
@@ -23,7 +25,7 @@ func methods() []string {
 // Pods returns the streaming subresources of pods: log, exec, attach, portforward and proxy.
 func Pods(d Deps) map[string]*rest.Subresource {
 	b := newBridge(d)
-	stream := func(kind string, path func(*corev1.Pod, url.Values) (string, url.Values, error)) *rest.Subresource {
+	session := func(kind string, path func(*corev1.Pod, url.Values) (string, url.Values, error)) *rest.Subresource {
 		return &rest.Subresource{
 			Kind: kind, Methods: []string{http.MethodGet, http.MethodPost},
 			Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
@@ -32,9 +34,9 @@ func Pods(d Deps) map[string]*rest.Subresource {
 		}
 	}
 	return map[string]*rest.Subresource{
-		"exec":        stream("PodExecOptions", execPath),
-		"attach":      stream("PodAttachOptions", attachPath),
-		"portforward": stream("PodPortForwardOptions", forwardPath),
+		"exec":        session("PodExecOptions", execPath),
+		"attach":      session("PodAttachOptions", attachPath),
+		"portforward": session("PodPortForwardOptions", forwardPath),
 		"log": {
 			Kind: "Pod", Methods: []string{http.MethodGet},
 			Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
@@ -64,13 +66,28 @@ func (b *bridge) toKubelet(ctx context.Context, pod *corev1.Pod, path func(*core
 		}
 		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
 	}
-	u, err := b.kubeletURL(pod.Spec.NodeName)
+	node, err := b.node(pod.Spec.NodeName)
+	if err != nil {
+		return err
+	}
+	u, err := kubeletURL(node)
 	if err != nil {
 		return err
 	}
 	u.Path, u.RawQuery = at, q.Encode()
-	if explain && wsstream.IsWebSocketRequest(r) {
+	knows := slices.Contains(node.Status.DeclaredFeatures, stream.NodeFeature)
+	switch r = r.WithContext(ctx); {
+	case explain && wsstream.IsWebSocketRequest(r):
 		return b.overWebSocket(ctx, u, w, r)
+	case !knows && stream.Translated(r):
+		has := stream.Streams{In: q.Has("input"), Out: q.Has("output"), Err: q.Has("error") && !q.Has("tty"), TTY: q.Has("tty")}
+		_ = stream.Translate(w, r, u, b.kubelet, has) // which answers the client itself
+		return nil
+	case !knows && stream.Tunnelled(r):
+		if err := stream.Tunnel(w, r, u, b.kubelet); err != nil {
+			return apierrors.NewInternalError(fmt.Errorf("error dialing backend: %w", err))
+		}
+		return nil
 	}
 	return b.proxy(ctx, session{to: u, transport: b.kubelet, explain: explain}, w, r)
 }

@@ -112,7 +112,7 @@ func (b *bridge) toNode(ctx context.Context, n *corev1.Node, w http.ResponseWrit
 	if err != nil || a.toSlash(w, r) {
 		return err
 	}
-	kubelet, err := b.kubeletURL(n.Name)
+	kubelet, err := kubeletURL(n)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,10 @@
 package connect
 
 import (
-	"bufio"
 	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -14,6 +12,8 @@ import (
 
 	"golang.org/x/net/websocket"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/stream"
 )
 
 // The protocols over which a log is sent: bytes as they are, or in base64 for clients that read text only.
@@ -37,15 +37,8 @@ func (b *bridge) overWebSocket(ctx context.Context, from *url.URL, w http.Respon
 		return explain(resp)
 	}
 	s := websocket.Server{Handshake: chooseProtocol, Handler: func(ws *websocket.Conn) { sendAll(ws, resp.Body) }}
-	s.ServeHTTP(hijacked{w}, r)
+	s.ServeHTTP(stream.Hijacked{ResponseWriter: w}, r)
 	return nil
-}
-
-// hijacked hands over the connection below the API server's own writers, which the WebSocket package does not look for.
-type hijacked struct{ http.ResponseWriter }
-
-func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(h.ResponseWriter).Hijack()
 }
 
 // chooseProtocol takes the first protocol of the client's that is known; a client that names none gets bytes.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming"
 )
 
 // Runtime is a CRI server without containers: it keeps the books. Its state survives a kubelet, as a runtime's does.
@@ -30,6 +31,8 @@ type Runtime struct {
 	RunSandbox func(*runtimeapi.PodSandboxConfig) error
 	Create     func(*runtimeapi.ContainerConfig) error
 	NotReady   bool
+	// Sessions prepares those of Exec, Attach and PortForward.
+	Sessions streaming.Server
 
 	mu         sync.Mutex
 	count      int
@@ -415,6 +418,21 @@ func (r *Runtime) ExecSync(_ context.Context, q *runtimeapi.ExecSyncRequest) (*r
 		return nil, err
 	}
 	return &runtimeapi.ExecSyncResponse{ExitCode: code, Stdout: []byte(out)}, nil
+}
+
+// Exec implements the CRI.
+func (r *Runtime) Exec(_ context.Context, q *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	return r.Sessions.GetExec(q)
+}
+
+// Attach implements the CRI.
+func (r *Runtime) Attach(_ context.Context, q *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	return r.Sessions.GetAttach(q)
+}
+
+// PortForward implements the CRI.
+func (r *Runtime) PortForward(_ context.Context, q *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	return r.Sessions.GetPortForward(q)
 }
 
 // ImageStatus implements the CRI.

@@ -9,7 +9,7 @@
 //	GET      /stats/summary, /metrics, /metrics/resource, /configz
 //
 // Exec, attach and port-forward sessions are passed on to the URL that the runtime names, and the kubelet does not look
-// into them, but for WebSocket's protocol v5, which it translates to SPDY.
+// into them, but for the protocols that package stream brings to runtimes which do not know them.
 //
 // Whoever asks must show a certificate of the cluster's CA; then Authorize decides. Sessions end with the server.
 package server
@@ -72,6 +72,7 @@ type Deps struct {
 type Server struct {
 	address string
 	Deps
+	runtime *http.Transport // to the sessions that the runtime serves
 }
 
 // New returns a Server for a host:port address.
@@ -82,7 +83,9 @@ func New(address string, d Deps) (*Server, error) {
 	if d.Authorize == nil {
 		d.Authorize = mastersOnly
 	}
-	return &Server{address, d}, nil
+	return &Server{address: address, Deps: d, runtime: &http.Transport{
+		DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, IdleConnTimeout: 90 * time.Second, DisableCompression: true,
+	}}, nil
 }
 
 func mastersOnly(_ context.Context, a Access) error {
@@ -103,6 +106,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	defer s.runtime.CloseIdleConnections()
 	config := s.TLS.Clone()
 	config.ClientAuth = tls.RequestClientCert // checked by us, so that /healthz needs none
 	config.NextProtos = []string{"http/1.1"}  // sessions take over their connection

@@ -7,6 +7,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/stream"
 )
 
 // on reads a boolean option of a session.
@@ -24,9 +26,9 @@ func on(q url.Values, name string) bool {
 }
 
 // wanted returns which streams a session shall have. A terminal has one output.
-func wanted(q url.Values) streams {
+func wanted(q url.Values) stream.Streams {
 	tty := on(q, "tty")
-	return streams{in: on(q, "input"), out: on(q, "output"), err: on(q, "error") && !tty, tty: tty}
+	return stream.Streams{In: on(q, "input"), Out: on(q, "output"), Err: on(q, "error") && !tty, TTY: tty}
 }
 
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
@@ -36,7 +38,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	has := wanted(r.URL.Query())
 	got, err := s.CRI.Runtime.Exec(r.Context(), &runtimeapi.ExecRequest{
-		ContainerId: id(c.ContainerID), Cmd: r.URL.Query()["command"], Tty: has.tty, Stdin: has.in, Stdout: has.out, Stderr: has.err})
+		ContainerId: id(c.ContainerID), Cmd: r.URL.Query()["command"], Tty: has.TTY, Stdin: has.In, Stdout: has.Out, Stderr: has.Err})
 	s.session(w, r, got.GetUrl(), err, has)
 }
 
@@ -47,7 +49,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 	}
 	has := wanted(r.URL.Query())
 	got, err := s.CRI.Runtime.Attach(r.Context(), &runtimeapi.AttachRequest{
-		ContainerId: id(c.ContainerID), Tty: has.tty, Stdin: has.in, Stdout: has.out, Stderr: has.err})
+		ContainerId: id(c.ContainerID), Tty: has.TTY, Stdin: has.In, Stdout: has.Out, Stderr: has.Err})
 	s.session(w, r, got.GetUrl(), err, has)
 }
 
@@ -57,18 +59,10 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("pod %q not found", r.PathValue("namespace")+"/"+r.PathValue("pod")), http.StatusNotFound)
 		return
 	}
-	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
-		http.Error(w, "port-forward over WebSocket is not served: use SPDY", http.StatusBadRequest) // as clients then do
+	ports, err := forwarded(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
-	}
-	var ports []int32
-	for _, text := range r.URL.Query()["port"] {
-		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil || n == 0 {
-			http.Error(w, fmt.Sprintf("port %q is not a port number", text), http.StatusBadRequest)
-			return
-		}
-		ports = append(ports, int32(n))
 	}
 	sandboxes, err := s.CRI.Runtime.ListPodSandbox(r.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
 		State:         &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
@@ -81,7 +75,30 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		got, err = s.CRI.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandboxes.Items[0].Id, Port: ports})
 	}
-	s.session(w, r, got.GetUrl(), err, streams{})
+	s.session(w, r, got.GetUrl(), err, stream.Streams{})
+}
+
+// forwarded returns the ports that a session is for. Over SPDY, tunnelled or not, each stream says its own; the channel
+// protocols need to know them beforehand.
+func forwarded(r *http.Request) (ports []int32, err error) {
+	texts := r.URL.Query()["port"]
+	if stream.Tunnelled(r) {
+		return nil, nil
+	}
+	if len(texts) == 0 && wsstream.IsWebSocketRequest(r) {
+		return nil, errors.New(`query parameter "port" is required`)
+	}
+	for _, text := range strings.Split(strings.Join(texts, ","), ",") {
+		if text == "" && len(texts) == 0 {
+			break
+		}
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || n == 0 {
+			return nil, fmt.Errorf("port %q is not a port number", text)
+		}
+		ports = append(ports, int32(n))
+	}
+	return ports, nil
 }
 
 // run executes a command and answers with its output.
@@ -112,7 +129,7 @@ func running(w http.ResponseWriter, c *corev1.ContainerStatus) bool {
 }
 
 // session passes the request on to where the runtime serves the session that it has prepared.
-func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err error, has streams) {
+func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err error, has stream.Streams) {
 	if err != nil {
 		refuse(w, err)
 		return
@@ -125,22 +142,33 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err 
 		refuse(w, err)
 		return
 	}
-	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
-		s.translate(w, r, u, has)
-		return
-	}
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL, p.Out.Host = u, u.Host
-			p.Out.Header.Del("Authorization")
-		},
-		FlushInterval: -1,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+	switch {
+	case stream.Translated(r):
+		if err := stream.Translate(w, r, u, s.runtime, has); err != nil {
 			s.Log.Debug("session failed", "err", err)
-			http.Error(w, err.Error(), http.StatusBadGateway)
-		},
+		}
+	case stream.Tunnelled(r):
+		if err := stream.Tunnel(w, r, u, s.runtime); err != nil {
+			s.broken(w, r, err)
+		}
+	default:
+		proxy := &httputil.ReverseProxy{
+			Transport: s.runtime,
+			Rewrite: func(p *httputil.ProxyRequest) {
+				p.Out.URL, p.Out.Host = u, u.Host
+				p.Out.Header.Del("Authorization")
+			},
+			FlushInterval: -1,
+			ErrorHandler:  s.broken,
+		}
+		proxy.ServeHTTP(w, r)
 	}
-	proxy.ServeHTTP(w, r)
+}
+
+// broken answers when the runtime does not serve what it has promised.
+func (s *Server) broken(w http.ResponseWriter, _ *http.Request, err error) {
+	s.Log.Debug("session failed", "err", err)
+	http.Error(w, err.Error(), http.StatusBadGateway)
 }
 
 // refuse answers with an error of the runtime.

@@ -228,7 +228,9 @@ func forwardPort(t *testing.T, c *cluster) {
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
-	cmd := exec.Command(bin.kubectl, "--kubeconfig", c.kubeconfig, "port-forward", "service/hello", fmt.Sprintf("%d:80", port))
+	cmd := exec.Command(bin.kubectl, "--kubeconfig", c.kubeconfig, "port-forward", "-v=6", "service/hello", fmt.Sprintf("%d:80", port))
+	var told bytes.Buffer // what it does on the way; read after its end
+	cmd.Stderr = &told
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -236,8 +238,13 @@ func forwardPort(t *testing.T, c *cluster) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if text := told.String(); strings.Contains(text, "fallback") || !strings.Contains(text, "101 Switching Protocols") {
+			t.Errorf("the port was not forwarded over WebSocket:\n%s", text)
+		}
+	}()
 	if _, err := out.Read(make([]byte, 1)); err != nil { // "Forwarding from ..."
 		t.Fatal(err)
 	}

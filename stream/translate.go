@@ -1,9 +1,11 @@
-package server
+package stream
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,9 +13,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+	clientspdy "k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
@@ -30,55 +33,77 @@ const (
 const (
 	sessionIdle  = 4 * time.Hour
 	statusWithin = 10 * time.Second
+	pings        = 5 * time.Second
 	v5           = "v5.channel.k8s.io"
 )
 
-// streams says which streams a session has.
-type streams struct{ in, out, err, tty bool }
+// Streams says which streams a session of exec or attach has.
+type Streams struct{ In, Out, Err, TTY bool }
 
-// translate serves a session over WebSocket's protocol v5, which runtimes do not speak: it opens the same session at the
-// runtime over SPDY and copies.
-func (s *Server) translate(w http.ResponseWriter, r *http.Request, to *url.URL, has streams) {
+// Translate serves a session over WebSocket's protocol v5: it opens the same session at the other end over SPDY and
+// copies. It returns an error when the client got no session, or was not told how it ended.
+func Translate(w http.ResponseWriter, r *http.Request, to *url.URL, t http.RoundTripper, has Streams) error {
 	kinds := make([]wsstream.ChannelType, channels)
-	kinds[channelIn], kinds[channelOut], kinds[channelErr] = kind(has.in, wsstream.ReadChannel), kind(has.out, wsstream.WriteChannel), kind(has.err, wsstream.WriteChannel)
+	kinds[channelIn], kinds[channelOut], kinds[channelErr] = kind(has.In, wsstream.ReadChannel), kind(has.Out, wsstream.WriteChannel), kind(has.Err, wsstream.WriteChannel)
 	kinds[channelStatus], kinds[channelResize] = wsstream.WriteChannel, wsstream.ReadChannel
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{v5: {Binary: true, Channels: kinds}})
 	conn.SetIdleTimeout(sessionIdle)
-	_, chans, err := conn.Open(w, r)
+	_, chans, err := conn.Open(Hijacked{w}, r)
 	if err != nil {
-		s.Log.Debug("session was not opened", "err", err)
-		return
+		return fmt.Errorf("open a session: %w", err)
 	}
 	defer conn.Close()
 	// The client waits for a first message, which may be empty.
-	if _, err := chans[channelStatus].Write(nil); err != nil {
-		return
+	if _, err := chans[has.first()].Write(nil); err != nil {
+		return fmt.Errorf("open a session: %w", err)
 	}
-	e, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: to.Scheme + "://" + to.Host}, http.MethodPost, to)
-	if err == nil {
-		options := remotecommand.StreamOptions{Tty: has.tty}
-		if has.in {
-			options.Stdin = chans[channelIn]
-		}
-		if has.out {
-			options.Stdout = chans[channelOut]
-		}
-		if has.err {
-			options.Stderr = chans[channelErr]
-		}
-		if has.tty {
-			options.TerminalSizeQueue = &sizes{ctx: r.Context(), decoder: json.NewDecoder(chans[channelResize])}
-		}
-		err = e.StreamWithContext(r.Context(), options)
-	}
+	err = has.copy(r.Context(), to, t, chans)
 	b, merr := json.Marshal(outcome(err))
 	if merr != nil {
-		return
+		return fmt.Errorf("encode a session's outcome: %w", merr)
 	}
 	conn.SetWriteDeadline(statusWithin)
 	if _, err := chans[channelStatus].Write(b); err != nil {
-		s.Log.Debug("session's outcome was not told", "err", err)
+		return fmt.Errorf("tell a session's outcome: %w", err)
 	}
+	return nil
+}
+
+// first is the channel on which clients expect to hear first.
+func (has Streams) first() int {
+	switch {
+	case has.Out:
+		return channelOut
+	case has.Err:
+		return channelErr
+	}
+	return channelStatus
+}
+
+// copy opens the session at the other end and copies between it and the channels.
+func (has Streams) copy(ctx context.Context, to *url.URL, t http.RoundTripper, chans []io.ReadWriteCloser) error {
+	rt, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{UpgradeTransport: t, PingPeriod: pings})
+	if err != nil {
+		return fmt.Errorf("speak SPDY: %w", err)
+	}
+	e, err := remotecommand.NewSPDYExecutorRejectRedirects(rt, clientspdy.NewUpgraderForStreaming(rt), http.MethodPost, to)
+	if err != nil {
+		return fmt.Errorf("speak SPDY: %w", err)
+	}
+	options := remotecommand.StreamOptions{Tty: has.TTY}
+	if has.In {
+		options.Stdin = chans[channelIn]
+	}
+	if has.Out {
+		options.Stdout = chans[channelOut]
+	}
+	if has.Err {
+		options.Stderr = chans[channelErr]
+	}
+	if has.TTY {
+		options.TerminalSizeQueue = &sizes{ctx: ctx, decoder: json.NewDecoder(chans[channelResize])}
+	}
+	return e.StreamWithContext(ctx, options)
 }
 
 func kind(is bool, k wsstream.ChannelType) wsstream.ChannelType {
