@@ -48,6 +48,7 @@ func List(d Deps) []*reconcile.Controller {
 	list := []*reconcile.Controller{
 		endpoints.New(d.Deps),
 		endpointslice.New(d.Deps),
+		replicaset.NewReplicationController(d.Deps),
 		podgc.New(d.Deps, podgc.Threshold),
 		namespace.New(d.Deps, api.Stored()),
 		serviceaccount.New(d.Deps),

@@ -90,6 +90,8 @@ func accountOf(controller string) string {
 		return "service-account-controller"
 	case "garbage-collector-controller":
 		return "generic-garbage-collector"
+	case "replicationcontroller-controller":
+		return "replication-controller"
 	case "daemonset-controller":
 		return "daemon-set-controller"
 	case "node-ipam-controller", "node-lifecycle-controller", "taint-eviction-controller":

@@ -1,7 +1,8 @@
-// Package replicaset keeps the number of pods that a ReplicaSet asks for. It replaces upstream's
-// replicaset controller.
+// Package replicaset keeps the number of pods that a ReplicaSet or a ReplicationController asks for. It replaces upstream's
+// replicaset and replication controllers, which are one here too: a ReplicationController is looked at as a ReplicaSet.
 //
-// Vocabulary: a pod is active when it is neither terminal nor being deleted; only active pods count as replicas.
+// Vocabulary: a pod is active when it is neither terminal nor being deleted; only active pods count as replicas. A view is
+// an object as a ReplicaSet; the object itself, which owns the pods, is the owner.
 package replicaset
 
 import (
@@ -23,35 +24,52 @@ import (
 // burst is how many pods one pass creates or deletes at most.
 const burst = 500
 
-type controller struct{ reconcile.Deps }
+type controller[T api.Object] struct {
+	reconcile.Deps
+	view  func(T) *appsv1.ReplicaSet // which is only read
+	store func(T, *appsv1.ReplicaSetStatus)
+}
 
 // New returns the replicaset controller.
 func New(d reconcile.Deps) *reconcile.Controller {
-	c := controller{d.Named("replicaset-controller")}
-	return reconcile.New(c.Deps, reconcile.For[*appsv1.ReplicaSet]{
-		Controller: "replicaset-controller",
-		Also: []reconcile.Source{reconcile.Children[*corev1.Pod](func(rs *appsv1.ReplicaSet) *metav1.LabelSelector {
-			return rs.Spec.Selector
-		})},
+	return controller[*appsv1.ReplicaSet]{
+		Deps:  d.Named("replicaset-controller"),
+		view:  func(rs *appsv1.ReplicaSet) *appsv1.ReplicaSet { return rs },
+		store: func(rs *appsv1.ReplicaSet, s *appsv1.ReplicaSetStatus) { rs.Status = *s },
+	}.declare("replicaset-controller")
+}
+
+// NewReplicationController returns the replicationcontroller controller.
+func NewReplicationController(d reconcile.Deps) *reconcile.Controller {
+	return controller[*corev1.ReplicationController]{
+		Deps: d.Named("replication-controller"), view: viewOf, store: storeIn,
+	}.declare("replicationcontroller-controller")
+}
+
+func (c controller[T]) declare(name string) *reconcile.Controller {
+	return reconcile.New(c.Deps, reconcile.For[T]{
+		Controller: name,
+		Also:       []reconcile.Source{reconcile.Children[*corev1.Pod](func(o T) *metav1.LabelSelector { return c.view(o).Spec.Selector })},
 		Write: reconcile.Writes{
-			api.PodKind:        {"create", "delete", "patch"},
-			api.ReplicaSetKind: {"update/status"},
+			api.PodKind:      {"create", "delete", "patch"},
+			api.KindFor[T](): {"update/status"},
 		},
 		Reconcile: c.reconcile,
 	})
 }
 
-func (c controller) reconcile(ctx context.Context, log *slog.Logger, rs *appsv1.ReplicaSet) (reconcile.Result, error) {
-	pods, err := reconcile.Claim(ctx, c.Client, rs, reconcile.Selector(rs.Spec.Selector), api.PodActive)
+func (c controller[T]) reconcile(ctx context.Context, log *slog.Logger, owner T) (reconcile.Result, error) {
+	rs := c.view(owner)
+	pods, err := reconcile.Claim(ctx, c.Client, owner, reconcile.Selector(rs.Spec.Selector), api.PodActive)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	var failure *failed
 	if rs.DeletionTimestamp == nil {
-		failure = c.scale(ctx, log, rs, pods)
+		failure = c.scale(ctx, log, owner, rs, pods)
 	}
 	status, res := statusOf(rs, pods, failure, time.Now())
-	if _, err := client.Mutate(ctx, c.Client, rs, "status", func(rs *appsv1.ReplicaSet) { rs.Status = status }); err != nil {
+	if _, err := client.Mutate(ctx, c.Client, owner, "status", func(o T) { c.store(o, &status) }); err != nil {
 		return res, fmt.Errorf("write status: %w", err)
 	}
 	if failure != nil {
@@ -67,14 +85,14 @@ type failed struct {
 }
 
 // scale creates or deletes pods.
-func (c controller) scale(ctx context.Context, log *slog.Logger, rs *appsv1.ReplicaSet, pods []*corev1.Pod) *failed {
+func (c controller[T]) scale(ctx context.Context, log *slog.Logger, owner T, rs *appsv1.ReplicaSet, pods []*corev1.Pod) *failed {
 	active := filter(pods, api.PodActive)
 	switch diff := len(active) - int(*rs.Spec.Replicas); {
 	case diff < 0:
 		n := min(-diff, burst)
 		log.Debug("creating pods", "count", n)
 		_, err := reconcile.SlowStart(n, func(int) error {
-			return c.CreatePod(ctx, rs, reconcile.NewPod(&rs.Spec.Template, rs))
+			return c.CreatePod(ctx, owner, reconcile.NewPod(&rs.Spec.Template, owner))
 		})
 		if err != nil && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 			return &failed{"FailedCreate", err}
@@ -87,7 +105,7 @@ func (c controller) scale(ctx context.Context, log *slog.Logger, rs *appsv1.Repl
 		}
 		doomed := victims(active, siblings, n, time.Now())
 		log.Debug("deleting pods", "count", n)
-		if err := reconcile.Parallel(len(doomed), func(i int) error { return c.DeletePod(ctx, rs, doomed[i]) }); err != nil {
+		if err := reconcile.Parallel(len(doomed), func(i int) error { return c.DeletePod(ctx, owner, doomed[i]) }); err != nil {
 			return &failed{"FailedDelete", err}
 		}
 	}
@@ -96,9 +114,9 @@ func (c controller) scale(ctx context.Context, log *slog.Logger, rs *appsv1.Repl
 
 // siblings returns the active pods of all ReplicaSets that rs's controller (a Deployment) controls, rs's own
 // included: pods on a node with many of them go first.
-func (c controller) siblings(ctx context.Context, rs *appsv1.ReplicaSet) ([]*corev1.Pod, error) {
+func (c controller[T]) siblings(ctx context.Context, rs *appsv1.ReplicaSet) ([]*corev1.Pod, error) {
 	sets := []*appsv1.ReplicaSet{rs}
-	if ref := metav1.GetControllerOfNoCopy(rs); ref != nil {
+	if ref := metav1.GetControllerOfNoCopy(rs); ref != nil && api.KindFor[T]() == api.ReplicaSetKind {
 		all, err := client.List[*appsv1.ReplicaSet](ctx, c.Client, client.Query{Namespace: rs.Namespace, Owner: ref.UID})
 		if err != nil {
 			return nil, fmt.Errorf("list sibling replicasets: %w", err)
