@@ -1,6 +1,8 @@
 package apiserver
 
 import (
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +58,9 @@ func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
 	case metav1.FieldValidationIgnore:
 	default:
 		for _, e := range errs {
-			c.warn(e.Error())
+			for _, text := range rest.Warnings(e) {
+				c.warn(text)
+			}
 		}
 	}
 	return o, nil
@@ -65,28 +69,35 @@ func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
 // decode reads data as an object of kind k. Strict are unknown and duplicate fields.
 func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []error, err error) {
 	o = k.New()
-	if enc == asProtobuf {
+	sent := data
+	switch enc {
+	case asProtobuf:
 		return o, nil, decodeProto(data, o, k)
-	}
-	if enc == asYAML {
+	case asCBOR:
+		if strict, err = api.DecodeCBOR(data, o); err != nil {
+			return nil, nil, unrecognized(k, sent, unwrap(err))
+		}
+		return o, strict, sameKind(o, k)
+	case asYAML:
 		json, err := yaml.YAMLToJSONStrict(data)
 		if err != nil {
 			strict = append(strict, err)
 			if json, err = yaml.YAMLToJSON(data); err != nil {
-				return nil, nil, unfit(k, schema.GroupVersionKind{}, err)
+				return nil, nil, unrecognized(k, sent, err)
 			}
 		}
 		data = json
 	}
-	if len(data) == 0 {
-		return nil, nil, unfit(k, schema.GroupVersionKind{}, errors.New("the body is empty"))
-	}
 	more, err := api.DecodeJSON(data, o)
 	if err != nil {
-		if inner := errors.Unwrap(err); inner != nil {
-			err = inner // the client knows that it is about decoding
+		var named struct {
+			APIVersion string `json:"apiVersion,omitempty"`
+			Kind       string `json:"kind,omitempty"`
 		}
-		return nil, nil, unfit(k, k.GVK(), err)
+		if err := json.Unmarshal(data, &named); err != nil {
+			return nil, nil, unrecognized(k, sent, fmt.Errorf("couldn't get version/kind; json parse error: %w", err))
+		}
+		return nil, nil, unfit(k, k.GVK(), unwrap(err))
 	}
 	if err := sameKind(o, k); err != nil {
 		return nil, nil, err
@@ -94,10 +105,18 @@ func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []erro
 	return o, append(strict, more...), nil
 }
 
+// unwrap leaves out that an error is about decoding, which the client knows.
+func unwrap(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}
+
 func decodeProto(data []byte, o api.Object, k *api.Kind) error {
 	tm, err := api.ProtoType(data)
 	if err != nil {
-		return unfit(k, schema.GroupVersionKind{}, err)
+		return unrecognized(k, data, err)
 	}
 	if err := api.DecodeProto(data, o); err != nil {
 		return unfit(k, k.GVK(), err)
@@ -126,13 +145,26 @@ func sameKind(o api.Object, k *api.Kind) error {
 	return nil
 }
 
-// unfit is upstream's message for a body that cannot be read.
+// unfit is upstream's message for a body that is no object of the kind.
 func unfit(k *api.Kind, got schema.GroupVersionKind, err error) error {
-	if got.Kind == "" {
-		return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v", k.Kind, err))
+	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, k.Kind, err))
+}
+
+// unrecognized is upstream's message for a body that cannot be read at all. It shows how the body begins.
+func unrecognized(k *api.Kind, body []byte, err error) error {
+	const most = 30
+	head, more := body[:min(len(body), most)], ""
+	if len(body) > most {
+		more = " ..."
 	}
-	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v",
-		got.Kind, got.GroupVersion().String(), k.Kind, err))
+	summary := hex.EncodeToString(head) + more
+	switch {
+	case len(body) == 0:
+		summary = "<empty>"
+	case body[0] == '{':
+		summary = string(head) + more
+	}
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", k.Kind, err, summary))
 }
 
 // deleteOptions reads the options of a deletion from the body, or else from the query.
@@ -156,6 +188,8 @@ func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
 	switch enc {
 	case asProtobuf:
 		err = api.DecodeProto(data, o)
+	case asCBOR:
+		_, err = api.DecodeCBOR(data, o)
 	case asYAML:
 		err = yaml.Unmarshal(data, o)
 	default:

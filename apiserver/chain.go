@@ -95,7 +95,11 @@ func (c *call) serve() error {
 	}
 	defer release()
 	if !c.long() {
-		ctx, cancel := context.WithTimeout(c.r.Context(), requestTimeout)
+		limit, err := c.timeout()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(c.r.Context(), limit)
 		defer cancel()
 		c.r = c.r.WithContext(ctx)
 		if c.r.ContentLength != 0 { // a body that trickles in must not hold a place for ever
@@ -109,6 +113,25 @@ func (c *call) serve() error {
 		return c.object()
 	}
 	return c.plain()
+}
+
+// timeout is for how long a request is served: what the client asks for, up to requestTimeout.
+func (c *call) timeout() (time.Duration, error) {
+	if !strings.Contains(c.r.URL.RawQuery, "timeout") {
+		return requestTimeout, nil
+	}
+	text := c.r.URL.Query().Get("timeout")
+	if text == "" {
+		return requestTimeout, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, apierrors.NewBadRequest("invalid timeout specified in the request URL - " + err.Error())
+	}
+	if d <= 0 {
+		return requestTimeout, nil
+	}
+	return min(d, requestTimeout), nil
 }
 
 // long says that the request may go on for ever.

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"crypto/sha512"
 	"encoding/hex"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/apiserver/rest"
 )
@@ -21,7 +23,7 @@ type discovery struct {
 	kinds []rest.Any
 
 	once   sync.Once
-	groups []group // the core group first, others in the order of their first kind
+	groups []group // in the order of groupOrder
 
 	mu    sync.Mutex
 	whole map[string]answer // the aggregated form, by path and encoding
@@ -63,6 +65,25 @@ func (d *discovery) load() {
 		}
 		g.versions[vi].kinds = append(g.versions[vi].kinds, a)
 	}
+	slices.SortStableFunc(d.groups, func(a, b group) int { return cmp.Compare(rank(a.name), rank(b.name)) })
+	for _, g := range d.groups {
+		slices.SortStableFunc(g.versions, func(a, b groupVersion) int {
+			return version.CompareKubeAwareVersionStrings(b.Version, a.Version)
+		})
+	}
+}
+
+// groupOrder is upstream's order of the groups, by which clients choose between kinds of one name. Others come after.
+var groupOrder = [...]string{"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling",
+	"batch", "certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io",
+	"admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io",
+	"resource.k8s.io", "flowcontrol.apiserver.k8s.io", "internal.apiserver.k8s.io", "storagemigration.k8s.io"}
+
+func rank(group string) int {
+	if i := slices.Index(groupOrder[:], group); i >= 0 {
+		return i
+	}
+	return len(groupOrder)
 }
 
 // serve answers a path below /api or /apis that names no object.
@@ -88,9 +109,9 @@ func (d *discovery) serve(c *call, root, rest string) error {
 
 // find returns the document at the path, nil where there is none.
 func (d *discovery) find(c *call, root, rest string) runtime.Object {
-	name, version, _ := strings.Cut(rest, "/")
+	name, number, _ := strings.Cut(rest, "/")
 	if root == "api" {
-		name, version = "", rest
+		name, number = "", rest
 		if rest == "" {
 			return d.coreVersions(c.r.Host)
 		}
@@ -107,13 +128,13 @@ func (d *discovery) find(c *call, root, rest string) runtime.Object {
 		if g.name != name || (root == "apis" && name == "") {
 			continue
 		}
-		if version == "" {
+		if number == "" {
 			doc := g.document()
 			doc.TypeMeta = metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}
 			return &doc
 		}
 		for _, v := range g.versions {
-			if v.Version == version {
+			if v.Version == number {
 				return v.document()
 			}
 		}
@@ -159,15 +180,14 @@ func (v groupVersion) document() *metav1.APIResourceList {
 // aggregated says whether the client asks for everything in one document, which is served as v2 only.
 func aggregated(r *http.Request) (format, string, bool) {
 	for _, a := range parseAccept(strings.Join(r.Header["Accept"], ",")) {
-		enc, ok := mediaEncoding(a.media)
-		if !ok || enc == asYAML {
-			continue
-		}
-		if a.params["as"] == "" {
-			return format{}, "", false // what the client likes best is the old form
-		}
-		if a.params["g"] == "apidiscovery.k8s.io" && a.params["v"] == "v2" && a.params["as"] == "APIGroupDiscoveryList" {
-			return format{encoding: enc}, enc.String() + ";g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", true
+		for _, enc := range a.offers() {
+			switch {
+			case enc == asYAML:
+			case a.params["as"] == "":
+				return format{}, "", false // what the client likes best is the old form
+			case a.params["g"] == "apidiscovery.k8s.io" && a.params["v"] == "v2" && a.params["as"] == "APIGroupDiscoveryList":
+				return format{encoding: enc}, enc.String() + ";g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", true
+			}
 		}
 	}
 	return format{}, "", false
@@ -243,13 +263,13 @@ func describe(a rest.Any) apidiscoveryv2.APIResourceDiscovery {
 		d.Scope = apidiscoveryv2.ScopeNamespace
 	}
 	for _, s := range all[1:] {
-		group, version := k.Group, k.Version
+		gv := k.GroupVersion()
 		if s.Version != "" {
-			group, version = s.Group, s.Version
+			gv = schema.GroupVersion{Group: s.Group, Version: s.Version}
 		}
 		d.Subresources = append(d.Subresources, apidiscoveryv2.APISubresourceDiscovery{
 			Subresource: strings.TrimPrefix(s.Name, main.Name+"/"), Verbs: s.Verbs,
-			ResponseKind: &metav1.GroupVersionKind{Group: group, Version: version, Kind: s.Kind},
+			ResponseKind: &metav1.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: s.Kind},
 		})
 	}
 	return d

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"fmt"
 	"mime"
 	"net/http"
@@ -10,7 +11,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	metav1beta1 "k8s.io/apimachinery/pkg/apis/meta/v1beta1"
 )
 
 // encoding is how bytes stand for an object.
@@ -20,6 +22,7 @@ const (
 	asJSON encoding = iota
 	asYAML
 	asProtobuf
+	asCBOR
 )
 
 // Media types of the encodings.
@@ -27,9 +30,17 @@ const (
 	typeJSON     = "application/json"
 	typeYAML     = "application/yaml"
 	typeProtobuf = "application/vnd.kubernetes.protobuf"
+	typeCBOR     = "application/cbor"
+	typeCBORSeq  = "application/cbor-seq" // of a watch
 )
 
-func (e encoding) String() string { return [...]string{typeJSON, typeYAML, typeProtobuf}[e] }
+// encodings are in the order in which they are offered to a client that takes anything.
+var encodings = [...]string{typeJSON, typeYAML, typeProtobuf, typeCBOR}
+
+func (e encoding) String() string { return encodings[e] }
+
+// streams says that watches can be sent in the encoding.
+func (e encoding) streams() bool { return e != asYAML }
 
 // shape is what of an object is sent.
 type shape uint8
@@ -37,14 +48,25 @@ type shape uint8
 const (
 	whole shape = iota
 	table
-	metadataOnly
+	metadataOnly // of one object
+	metadataList
 )
 
 // format is an encoding with a shape.
 type format struct {
 	encoding encoding
 	shape    shape
+	beta     bool // the shape is of meta.k8s.io/v1beta1
 	pretty   bool
+	table    metav1.TableOptions
+}
+
+// version is that of the shape.
+func (f format) version() string {
+	if f.beta {
+		return metav1beta1.SchemeGroupVersion.String()
+	}
+	return metav1.SchemeGroupVersion.String()
 }
 
 // accepted is one entry of an Accept header.
@@ -53,6 +75,9 @@ type accepted struct {
 	params map[string]string
 	weight float64
 }
+
+// vague counts the asterisks of the media type: more exact ones count first.
+func (a accepted) vague() int { return strings.Count(a.media, "*") }
 
 func parseAccept(h string) []accepted {
 	var as []accepted
@@ -72,88 +97,105 @@ func parseAccept(h string) []accepted {
 		as = append(as, a)
 	}
 	slices.SortStableFunc(as, func(a, b accepted) int {
-		switch {
-		case a.weight > b.weight:
-			return -1
-		case a.weight < b.weight:
-			return 1
-		}
-		return 0
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.vague(), b.vague()))
 	})
 	return as
 }
 
-// mediaTypes are what the server can send, by what a client may call them.
-func mediaEncoding(media string) (encoding, bool) {
-	switch media {
-	case typeJSON, "application/*", "*/*":
-		return asJSON, true
-	case typeYAML:
-		return asYAML, true
-	case typeProtobuf:
-		return asProtobuf, true
+// offers are the encodings that a media type of an Accept header takes.
+func (a accepted) offers() []encoding {
+	switch a.media {
+	case "application/*", "*/*":
+		return []encoding{asJSON, asYAML, asProtobuf, asCBOR}
+	case typeCBORSeq:
+		return []encoding{asCBOR}
 	}
-	return 0, false
+	if i := slices.Index(encodings[:], a.media); i >= 0 {
+		return []encoding{encoding(i)}
+	}
+	return nil
 }
 
-// negotiate finds the first format of the Accept header that the server has. List says that the answer is a list;
-// shapes that it may have other than whole.
+// negotiate finds the first format of the Accept header that the server has. Shapes says that the answer may have others
+// than the whole.
 func negotiate(r *http.Request, shapes bool) (format, error) {
+	f, ok := choose(r, shapes)
+	if !ok {
+		return f, notAcceptable(encodings[:])
+	}
+	if f.shape != table {
+		return f, nil
+	}
+	q := r.URL.Query()
+	f.table.NoHeaders = q.Has("noHeaders") && !slices.Contains([]string{"false", "0"}, strings.ToLower(q.Get("noHeaders")))
+	f.table.IncludeObject = metav1.IncludeObjectPolicy(q.Get("includeObject"))
+	if errs := metavalidation.ValidateTableOptions(&f.table); len(errs) > 0 {
+		return f, apierrors.NewBadRequest(fmt.Sprintf("Unable to convert to Table as requested: %v", errs[0]))
+	}
+	return f, nil
+}
+
+func choose(r *http.Request, shapes bool) (format, bool) {
 	f := format{pretty: pretty(r)}
-	as := parseAccept(strings.Join(r.Header["Accept"], ","))
-	if len(as) == 0 {
-		return f, nil
+	if len(r.Header["Accept"]) == 0 || r.Header.Get("Accept") == "" {
+		return f, true
 	}
-	for _, a := range as {
-		enc, ok := mediaEncoding(a.media)
-		if !ok {
-			continue
-		}
-		sh, ok := a.shape(enc, shapes)
-		if !ok {
-			continue
-		}
-		f.encoding, f.shape = enc, sh
-		return f, nil
+	if r.Header["Accept"][0] == typeProtobuf { // the usual one of components, without parsing
+		f.encoding = asProtobuf
+		return f, true
 	}
-	return f, notAcceptable()
+	for _, a := range parseAccept(strings.Join(r.Header["Accept"], ",")) {
+		for _, enc := range a.offers() {
+			sh, ok := a.shape(enc, shapes)
+			if !ok {
+				continue
+			}
+			f.encoding, f.shape = enc, sh
+			f.beta = sh != whole && a.params["v"] == "v1beta1"
+			f.pretty = f.pretty || a.params["pretty"] == "1"
+			return f, true
+		}
+	}
+	return f, false
 }
 
 func (a accepted) shape(enc encoding, shapes bool) (shape, bool) {
-	if s := a.params["stream"]; s != "" && s != "watch" {
+	if s := a.params["stream"]; s != "" && (s != "watch" || !enc.streams()) {
 		return 0, false
 	}
-	as := a.params["as"]
-	if as == "" {
+	as, group, version := a.params["as"], a.params["g"], a.params["v"]
+	if as == "" && group == "" && version == "" {
 		return whole, true
 	}
-	if !shapes || a.params["g"] != metav1.GroupName || a.params["v"] != "v1" {
+	if !shapes || group != metav1.GroupName || version != "v1" && version != "v1beta1" {
 		return 0, false
 	}
 	switch as {
 	case "Table":
-		return table, enc != asProtobuf
-	case "PartialObjectMetadata", "PartialObjectMetadataList":
+		return table, enc == asJSON || enc == asYAML
+	case "PartialObjectMetadata":
 		return metadataOnly, true
+	case "PartialObjectMetadataList":
+		return metadataList, true
 	}
 	return 0, false
 }
 
-func notAcceptable() error {
+func notAcceptable(types []string) error {
+	return unacceptable("only the following media types are accepted: " + strings.Join(types, ", "))
+}
+
+func unacceptable(text string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
-		Message: "only the following media types are accepted: " + strings.Join([]string{typeJSON, typeYAML, typeProtobuf}, ", "),
+		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable, Message: text,
 	}}
 }
 
 // negotiateError is negotiate for answers that have to be sent in any case.
 func negotiateError(r *http.Request) format {
-	f := format{pretty: pretty(r)}
-	for _, a := range parseAccept(strings.Join(r.Header["Accept"], ",")) {
-		if enc, ok := mediaEncoding(a.media); ok {
-			f.encoding = enc
-			break
-		}
+	f, ok := choose(r, false)
+	if !ok {
+		f.pretty = true
 	}
 	return f
 }
@@ -161,9 +203,9 @@ func negotiateError(r *http.Request) format {
 // pretty says whether a person reads the answer.
 func pretty(r *http.Request) bool {
 	if strings.Contains(r.URL.RawQuery, "pretty") {
-		if p, given := r.URL.Query()["pretty"]; given {
-			on, err := strconv.ParseBool(p[0])
-			return p[0] == "" || err == nil && on
+		if p := r.URL.Query().Get("pretty"); p != "" {
+			on, err := strconv.ParseBool(p)
+			return err == nil && on
 		}
 	}
 	ua := r.UserAgent()
@@ -178,22 +220,16 @@ func bodyEncoding(r *http.Request) (encoding, error) {
 	}
 	media, _, err := mime.ParseMediaType(ct)
 	if err == nil {
-		switch media {
-		case typeJSON:
-			return asJSON, nil
-		case typeYAML:
-			return asYAML, nil
-		case typeProtobuf:
-			return asProtobuf, nil
+		if i := slices.Index(encodings[:], media); i >= 0 {
+			return encoding(i), nil
 		}
 	}
-	return 0, unsupportedMedia(fmt.Sprintf("the body of the request was in an unknown format - accepted media types include: %s, %s, %s",
-		typeJSON, typeYAML, typeProtobuf))
+	return 0, unknownBody(encodings[:])
 }
 
-func unsupportedMedia(text string) error {
-	err := apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "", schema.GroupResource{}, "", text, 0, false)
-	err.ErrStatus.Message = text
-	err.ErrStatus.Details = nil
-	return err
+func unknownBody(types []string) error {
+	text := "the body of the request was in an unknown format - accepted media types include: " + strings.Join(types, ", ")
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusUnsupportedMediaType, Reason: metav1.StatusReasonUnsupportedMediaType, Message: text,
+	}}
 }

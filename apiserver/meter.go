@@ -4,10 +4,15 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/store"
 )
 
 // meter counts requests, under upstream's names.
@@ -15,53 +20,162 @@ type meter struct {
 	registry *prometheus.Registry
 	total    *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
-	long     prometheus.Gauge
+	sizes    *prometheus.HistogramVec
+	long     *prometheus.GaugeVec
+	told     *prometheus.CounterVec
+	toldSize *prometheus.HistogramVec
+
+	// found keeps what a label set was resolved to, since that costs as much as a small request.
+	found sync.Map // labelled -> *counters
 }
 
-func newMeter() *meter {
+// labelled are the labels of a request's metrics.
+type labelled struct {
+	verb, dryRun, group, version, resource, sub, scope string
+	code                                               int
+}
+
+type counters struct {
+	total          prometheus.Counter
+	latency, sizes prometheus.Observer // sizes is nil for what writes
+}
+
+// served is the component that all requests are served by.
+const served = "apiserver"
+
+func newMeter(s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
+	of := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
+	dry := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
+	event := []string{"group", "version", "resource"}
 	m := &meter{
 		registry: prometheus.NewRegistry(),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total",
 			Help: "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.",
-		}, []string{"verb", "group", "version", "resource", "subresource", "scope", "code"}),
+		}, append(dry[:len(dry):len(dry)], "code")),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "apiserver_request_duration_seconds",
-			Help:    "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
-			Buckets: []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
-		}, []string{"verb", "group", "version", "resource", "subresource", "scope"}),
-		long: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "apiserver_request_duration_seconds",
+			Help: "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
+			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3,
+				4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
+		}, dry),
+		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "apiserver_response_sizes",
+			Help:    "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
+			Buckets: prometheus.ExponentialBuckets(1000, 10.0, 7),
+		}, of),
+		long: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "apiserver_longrunning_requests",
-			Help: "Gauge of all active long-running apiserver requests.",
-		}),
+			Help: "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way.",
+		}, of),
+		told: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "apiserver_watch_events_total",
+			Help: "Number of events sent in watch clients",
+		}, event),
+		toldSize: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "apiserver_watch_events_sizes",
+			Help:    "Watch event size distribution in bytes",
+			Buckets: prometheus.ExponentialBuckets(1024, 2.0, 8),
+		}, event),
 	}
-	m.registry.MustRegister(m.total, m.latency, m.long,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.total, m.latency, m.sizes, m.long, m.told, m.toldSize,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		inflight("readOnly", reads), inflight("mutating", writes), &amounts{s, kinds})
 	return m
 }
 
-// observe counts a finished request. Only kinds that are served become labels: others would be the client's choice.
-func (m *meter) observe(c *call, took time.Duration) {
+// inflight tells how many requests of a kind are being served.
+func inflight(kind string, l *limit) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "apiserver_current_inflight_requests",
+		Help:        "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
+		ConstLabels: prometheus.Labels{"request_kind": kind},
+	}, func() float64 { return float64(len(l.free)) })
+}
+
+// amounts tells how many objects are stored, when it is asked.
+type amounts struct {
+	store *store.Store
+	kinds []rest.Any
+}
+
+// The metric's name of today, and the one that older dashboards know.
+var (
+	resourceObjects = prometheus.NewDesc("apiserver_resource_objects", "Number of stored objects at the time of last check split by kind.", []string{"group", "resource"}, nil)
+	storageObjects  = prometheus.NewDesc("apiserver_storage_objects", "Number of stored objects at the time of last check split by kind.", []string{"resource"}, nil)
+)
+
+// Describe is part of prometheus.Collector.
+func (a *amounts) Describe(ch chan<- *prometheus.Desc) { ch <- resourceObjects; ch <- storageObjects }
+
+// Collect is part of prometheus.Collector.
+func (a *amounts) Collect(ch chan<- prometheus.Metric) {
+	seen := map[*api.Kind]bool{}
+	for _, k := range a.kinds {
+		if !k.Stored() || seen[k.Kind] {
+			continue
+		}
+		seen[k.Kind] = true
+		n := float64(a.store.Snapshot(k.Kind).Len())
+		ch <- prometheus.MustNewConstMetric(resourceObjects, prometheus.GaugeValue, n, k.Kind.Group, k.Kind.Plural)
+		ch <- prometheus.MustNewConstMetric(storageObjects, prometheus.GaugeValue, n, k.Kind.String())
+	}
+}
+
+// labels are the call's. Only kinds that are served become labels: others would be the client's choice.
+func (c *call) labels() labelled {
 	t := c.t
-	if c.w.code == 0 || !t.isObject {
+	l := labelled{verb: metricVerb(t.verb), group: t.group, version: t.version, resource: t.plural, sub: t.sub, scope: "cluster"}
+	if !c.known() {
+		l.group, l.version, l.resource, l.sub = "", "", "", ""
+	}
+	switch {
+	case t.name != "" || t.verb == "create":
+		l.scope = "resource"
+	case t.namespace != "":
+		l.scope = "namespace"
+	}
+	if strings.Contains(c.r.URL.RawQuery, "dryRun") {
+		if c.r.URL.Query().Get("dryRun") == "All" {
+			l.dryRun = "All"
+		}
+	}
+	if t.verb == "patch" && strings.HasPrefix(c.r.Header.Get("Content-Type"), "application/apply-patch") {
+		l.verb = "APPLY"
+	}
+	return l
+}
+
+// observe counts a finished request.
+func (m *meter) observe(c *call, took time.Duration) {
+	if c.w.code == 0 || !c.t.isObject {
 		return
 	}
-	group, version, resource, sub := t.group, t.version, t.plural, t.sub
-	if !c.known() {
-		group, version, resource, sub = "", "", "", ""
-	}
-	scope := "cluster"
-	switch {
-	case t.name != "":
-		scope = "resource"
-	case t.namespace != "":
-		scope = "namespace"
-	}
-	verb := metricVerb(t.verb)
-	m.total.WithLabelValues(verb, group, version, resource, sub, scope, strconv.Itoa(c.w.code)).Inc()
+	l := c.labels()
+	l.code = c.w.code
+	f := m.find(l)
+	f.total.Inc()
 	if !c.long() {
-		m.latency.WithLabelValues(verb, group, version, resource, sub, scope).Observe(took.Seconds())
+		f.latency.Observe(took.Seconds())
 	}
+	if f.sizes != nil {
+		f.sizes.Observe(float64(c.w.bytes))
+	}
+}
+
+func (m *meter) find(l labelled) *counters {
+	if f, ok := m.found.Load(l); ok {
+		return f.(*counters)
+	}
+	f := &counters{
+		total:   m.total.WithLabelValues(l.verb, l.dryRun, l.group, l.version, l.resource, l.sub, l.scope, served, strconv.Itoa(l.code)),
+		latency: m.latency.WithLabelValues(l.verb, l.dryRun, l.group, l.version, l.resource, l.sub, l.scope, served),
+	}
+	if l.verb == "GET" || l.verb == "LIST" {
+		f.sizes = m.sizes.WithLabelValues(l.verb, l.group, l.version, l.resource, l.sub, l.scope, served)
+	}
+	kept, _ := m.found.LoadOrStore(l, f)
+	return kept.(*counters)
 }
 
 // metricVerb is upstream's spelling.
@@ -74,23 +188,26 @@ func metricVerb(v string) string {
 	case "get", "list", "watch", "patch", "delete", "deletecollection":
 		return strings.ToUpper(v)
 	}
-	return "OTHER"
+	return "other"
 }
 
 // streams is the context key of a context that ends before the server does: streams and watches have to end for
 // other requests to be the last.
 type streams struct{}
 
-// stream returns ctx, ended also when the server stops, and counts it as a long request until cancel is called.
-func (m *meter) stream(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	m.long.Inc()
+// stream returns the call's context, ended also when the server stops, and counts it as a long request until cancel is
+// called.
+func (c *call) stream() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(c.r.Context())
+	l := c.labels()
+	long := c.s.meter.long.WithLabelValues(l.verb, l.group, l.version, l.resource, l.sub, l.scope, served)
+	long.Inc()
 	stop := func() bool { return true }
 	if open, ok := ctx.Value(streams{}).(context.Context); ok {
 		stop = context.AfterFunc(open, cancel)
 	}
 	return ctx, func() {
-		m.long.Dec()
+		long.Dec()
 		stop()
 		cancel()
 	}

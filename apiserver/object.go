@@ -3,7 +3,6 @@ package apiserver
 import (
 	"context"
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -37,7 +36,7 @@ func (c *call) object() error {
 		return c.nothing()
 	}
 	if t.watchOnly && t.verb != "watch" {
-		return c.notAllowed(a)
+		return c.notAllowed()
 	}
 	r := c.request(a)
 	if sub := a.Sub(t.sub); sub != nil && sub.Connect != nil {
@@ -47,7 +46,7 @@ func (c *call) object() error {
 	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a):
 		return c.nothing()
 	case a.Kind.Namespaced && t.namespace == "" && !c.acrossNamespaces(a):
-		return c.notAllowed(a)
+		return c.notAllowed()
 	}
 	switch t.verb {
 	case "get":
@@ -67,7 +66,7 @@ func (c *call) object() error {
 	case "deletecollection":
 		return c.deleteCollection(r)
 	}
-	return c.notAllowed(a)
+	return c.notAllowed()
 }
 
 // inNamespace says that the URL names a namespace; that of a Namespace is itself.
@@ -81,8 +80,8 @@ func (c *call) acrossNamespaces(a rest.Any) bool {
 	return a.Kind.Namespaced && c.t.name == "" && (c.t.verb == "list" || c.t.verb == "watch" || c.t.verb == "create" && !a.Stored())
 }
 
-func (c *call) notAllowed(a rest.Any) error {
-	return apierrors.NewMethodNotSupported(a.Kind.GroupResource(), strings.ToLower(c.r.Method))
+func (c *call) notAllowed() error {
+	return apierrors.NewGenericServerResponse(http.StatusMethodNotAllowed, "", schema.GroupResource{}, "", "405: Method Not Allowed", 0, false)
 }
 
 // request is what the pipeline is asked, as far as URL and query tell.
@@ -132,19 +131,23 @@ const maxWarnings = 64
 
 func (c *call) get(r *rest.Request) error {
 	if !r.Any.Stored() {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, r.Sub == "" || r.Sub == "status")
 	if err != nil {
 		return err
 	}
-	version := c.r.URL.Query().Get("resourceVersion")
+	q := c.r.URL.Query()
+	if v, given := q["export"]; given && v[0] != "0" && !strings.EqualFold(v[0], "false") {
+		return apierrors.NewBadRequest("the export parameter, deprecated since v1.14, is no longer supported")
+	}
+	version := q.Get("resourceVersion")
 	var e *store.Entry
 	switch sub := r.Any.Sub(r.Sub); {
 	case r.Sub == "scale":
 		e, err = c.s.pipe.GetScale(c.r.Context(), r, version)
 	case sub != nil && sub.Update == nil:
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	default:
 		e, err = c.s.pipe.Get(c.r.Context(), r, version)
 	}
@@ -184,7 +187,7 @@ func listOptions(q url.Values) (*metav1.ListOptions, rest.Selection, error) {
 
 func (c *call) listing(r *rest.Request) error {
 	if !r.Any.Stored() || r.Sub != "" {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
@@ -208,7 +211,7 @@ func dryRun(given []string) bool { return len(given) > 0 }
 
 func (c *call) create(r *rest.Request) error {
 	if r.Sub == "" && r.Key.Name != "" {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, r.Any.Stored()) // an answer that is only computed is no object that could be a row
 	if err != nil {
@@ -255,7 +258,7 @@ func badOptions(kind string, errs field.ErrorList) error {
 // post serves a creating subresource. A Status is its own answer's code.
 func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.CreateOptions) error {
 	if sub := r.Any.Sub(r.Sub); sub == nil || sub.Create == nil {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	out, err := c.s.pipe.Post(c.r.Context(), r, body, o)
 	if err != nil {
@@ -277,7 +280,7 @@ func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.Create
 
 func (c *call) update(r *rest.Request) error {
 	if r.Key.Name == "" || !c.updatable(r) {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
@@ -321,17 +324,17 @@ func (c *call) updatable(r *rest.Request) bool {
 
 func (c *call) patch(r *rest.Request) error {
 	if r.Key.Name == "" || !c.updatable(r) {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
 		return err
 	}
-	media, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
 	kind := types.PatchType(media)
-	known := []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType)}
-	if err != nil || !slices.Contains(known, media) {
-		return unsupportedMedia("the body of the request was in an unknown format - accepted media types include: " + strings.Join(known, ", "))
+	known := []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType), string(types.ApplyCBORPatchType)}
+	if !slices.Contains(known, media) {
+		return unknownBody(known)
 	}
 	var o metav1.PatchOptions
 	q := c.r.URL.Query()
@@ -362,7 +365,7 @@ func (c *call) patch(r *rest.Request) error {
 
 func (c *call) delete(r *rest.Request) error {
 	if !r.Any.Stored() || r.Sub != "" {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
@@ -393,8 +396,8 @@ func (c *call) delete(r *rest.Request) error {
 }
 
 func (c *call) deleteCollection(r *rest.Request) error {
-	if !r.Any.Stored() {
-		return c.notAllowed(r.Any)
+	if !r.Any.Stored() || r.Any.DeletedOneByOne() {
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
@@ -420,7 +423,7 @@ func (c *call) deleteCollection(r *rest.Request) error {
 // connect serves a stream or a proxied request.
 func (c *call) connect(r *rest.Request, sub *rest.Subresource) error {
 	if !slices.Contains(sub.Methods, c.r.Method) {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	// A stream that runs something is a creation, also where the client has to open it by GET.
 	if c.t.verb == "get" && opens(c.t.sub) {
@@ -444,7 +447,7 @@ func (c *call) connect(r *rest.Request, sub *rest.Subresource) error {
 	if err := c.s.pipe.Connect(c.r.Context(), r, e.Object); err != nil {
 		return err
 	}
-	ctx, cancel := c.s.meter.stream(c.r.Context())
+	ctx, cancel := c.stream()
 	defer cancel()
 	c.w.Header().Del("Cache-Control")
 	return sub.Connect(ctx, e.Object, c.w, c.r.WithContext(ctx))

@@ -96,6 +96,10 @@ func (c *call) plain() error {
 		return c.s.disco.serve(c, first, rest)
 	case "openapi":
 		return c.s.docs.serve(c, rest)
+	case "debug":
+		return c.debug(rest)
+	case "logs":
+		return c.logs()
 	}
 	return c.nothing()
 }
@@ -129,39 +133,51 @@ func (c *call) health(which, part string) {
 			checks = append(checks, check{h.Name, h.Ready || which != "readyz"})
 		}
 	}
-	q := c.r.URL.Query()
-	excluded := q["exclude"]
-	var text strings.Builder
-	failed, found := false, part == ""
-	for _, h := range checks {
-		if part != "" && part != h.name {
-			continue
+	if part != "" {
+		i := slices.IndexFunc(checks, func(k check) bool { return k.name == part })
+		switch h := c.w.Header(); {
+		case i < 0:
+			http.NotFound(c.w, c.r)
+		case !checks[i].ok:
+			http.Error(c.w, "internal server error: not ready", http.StatusInternalServerError)
+		default:
+			h.Set("Content-Type", "text/plain; charset=utf-8")
+			h.Set("X-Content-Type-Options", "nosniff")
+			writeAll(c.w, []byte("ok"))
 		}
-		found = true
+		return
+	}
+	q := c.r.URL.Query()
+	excluded := slices.Clone(q["exclude"])
+	var text strings.Builder
+	failed := false
+	for _, h := range checks {
+		i := slices.Index(excluded, h.name)
 		switch {
-		case slices.Contains(excluded, h.name):
+		case i >= 0:
+			excluded = slices.DeleteFunc(excluded, func(e string) bool { return e == h.name })
 			fmt.Fprintf(&text, "[+]%s excluded: ok\n", h.name)
 		case h.ok:
 			fmt.Fprintf(&text, "[+]%s ok\n", h.name)
 		default:
 			failed = true
-			fmt.Fprintf(&text, "[-]%s failed: not ready\n", h.name)
+			fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", h.name)
 		}
+	}
+	if len(excluded) > 0 {
+		slices.Sort(excluded)
+		fmt.Fprintf(&text, "warn: some health checks cannot be excluded: no matches for \"%s\"\n", strings.Join(slices.Compact(excluded), `","`))
+	}
+	if failed {
+		http.Error(c.w, text.String()+which+" check failed", http.StatusInternalServerError)
+		return
 	}
 	h := c.w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
-	_, verbose := q["verbose"]
-	switch {
-	case !found:
-		c.w.WriteHeader(http.StatusNotFound)
-		writeAll(c.w, []byte("404 page not found\n"))
-	case failed:
-		c.w.WriteHeader(http.StatusInternalServerError)
-		writeAll(c.w, []byte(text.String()+which+" check failed\n"))
-	case verbose:
+	if _, verbose := q["verbose"]; verbose {
 		writeAll(c.w, []byte(text.String()+which+" check passed\n"))
-	default:
-		writeAll(c.w, []byte("ok"))
+		return
 	}
+	writeAll(c.w, []byte("ok"))
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,6 +37,10 @@ type Config struct {
 	ReadsInFlight, WritesInFlight int
 	// Grace is how long requests may go on when the server stops. Zero: 2 seconds.
 	Grace time.Duration
+	// Debug serves profiles of the process below /debug/pprof, to users who may get that path.
+	Debug bool
+	// Logs are served below /logs; nil: nothing is.
+	Logs fs.FS
 }
 
 // Deps are what the server is built on.
@@ -86,10 +91,10 @@ func New(cfg Config, d Deps) (*Server, error) {
 		pipe:   rest.NewPipeline(d.Store, d.Admission),
 		kinds:  make(map[schema.GroupVersionResource]rest.Any, len(d.Resources)),
 		byKind: make(map[*api.Kind]rest.Any, len(d.Resources)),
-		meter:  newMeter(),
 		reads:  newLimit(cfg.ReadsInFlight),
 		writes: newLimit(cfg.WritesInFlight),
 	}
+	s.meter = newMeter(d.Store, d.Resources, s.reads, s.writes)
 	for _, a := range d.Resources {
 		if _, twice := s.kinds[a.Kind.GVR()]; twice {
 			return nil, fmt.Errorf("%v is registered twice", a.Kind)

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	"k8s.io/apimachinery/pkg/fields"
 
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -73,8 +74,8 @@ func split(path string) []string {
 }
 
 func (t *target) setVerb(method string, q url.Values) {
-	if w := q["watch"]; len(w) > 0 && w[0] != "0" && w[0] != "false" {
-		t.watch = true
+	if w := q["watch"]; len(w) > 0 && t.name == "" && w[0] != "0" && !strings.EqualFold(w[0], "false") {
+		t.watch = true // of one object it is /watch/... that asks; the parameter means nothing to a get
 	}
 	switch method {
 	case http.MethodGet, http.MethodHead:
@@ -115,7 +116,9 @@ func (t *target) attributes(u *authn.User, q url.Values) *authz.Attributes {
 	if a.Name == "" && (t.verb == "list" || t.verb == "watch" || t.verb == "deletecollection") {
 		if sel, err := fields.ParseSelector(q.Get("fieldSelector")); err == nil {
 			a.Fields = sel
-			a.Name, _ = sel.RequiresExactMatch("metadata.name")
+			if name, ok := sel.RequiresExactMatch("metadata.name"); ok && t.verb != "deletecollection" && len(path.IsValidPathSegmentName(name)) == 0 {
+				a.Name = name
+			}
 		}
 	}
 	return a

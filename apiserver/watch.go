@@ -1,19 +1,26 @@
 package apiserver
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/websocket"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
@@ -23,14 +30,14 @@ const watchLeast = 30 * time.Minute
 
 func (c *call) watching(r *rest.Request) error {
 	if !r.Any.Stored() {
-		return c.notAllowed(r.Any)
+		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
 	if err != nil {
 		return err
 	}
-	if f.encoding == asYAML {
-		return notAcceptable()
+	if !f.encoding.streams() {
+		return notAcceptable([]string{typeJSON + ";stream=watch", typeProtobuf + ";stream=watch", typeCBORSeq})
 	}
 	f.pretty = false
 	o, sel, err := listOptions(c.r.URL.Query())
@@ -41,31 +48,50 @@ func (c *call) watching(r *rest.Request) error {
 	if o.TimeoutSeconds != nil && *o.TimeoutSeconds > 0 {
 		life = time.Duration(*o.TimeoutSeconds) * time.Second
 	}
-	ctx, cancel := c.s.meter.stream(c.r.Context())
+	ctx, cancel := c.stream()
 	defer cancel()
 	ctx, stop := context.WithTimeout(ctx, life)
 	defer stop()
 	q := rest.WatchOptions{Selection: sel, Version: o.ResourceVersion, Initial: o.SendInitialEvents, Bookmarks: o.AllowWatchBookmarks}
 	q.Mark = q.Bookmarks && q.Initial != nil && *q.Initial
-	w, err := c.s.pipe.Watch(ctx, r, q)
+	out := &eventWriter{f: f, a: r.Any, told: c.s.meter.told.WithLabelValues(c.t.group, c.t.version, c.t.plural),
+		sizes: c.s.meter.toldSize.WithLabelValues(c.t.group, c.t.version, c.t.plural)}
+	next, err := c.events(ctx, r, q)
 	if err != nil {
 		return err
 	}
-	return c.stream(ctx, w, &eventWriter{f: f, a: r.Any, include: c.include(), headers: c.headers()})
+	if wsstream.IsWebSocketRequest(c.r) {
+		c.socket(ctx, next, out)
+		return nil
+	}
+	return c.follow(ctx, next, out)
 }
 
-// stream sends the watch's events until it ends. What can be sent at once is: the connection is flushed when there
+// events begins the watch. That a revision is too old or too new is told as the first event, as upstream does: the
+// request was well-formed.
+func (c *call) events(ctx context.Context, r *rest.Request, q rest.WatchOptions) (func(context.Context) ([]rest.Event, error), error) {
+	w, err := c.s.pipe.Watch(ctx, r, q)
+	if apierrors.IsResourceExpired(err) || apierrors.IsTimeout(err) {
+		return func(context.Context) ([]rest.Event, error) { return nil, err }, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w.Next, nil
+}
+
+// follow sends the watch's events until it ends. What can be sent at once is: the connection is flushed when there
 // is nothing more to tell.
-func (c *call) stream(ctx context.Context, w *rest.Watch, out *eventWriter) error {
+func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Event, error), out *eventWriter) error {
 	h := c.w.Header()
-	h.Set("Content-Type", out.f.encoding.String()+out.streamParam())
+	h.Set("Content-Type", out.mediaType())
 	c.w.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(c.w)
 	if err := flush.Flush(); err != nil {
 		return nil
 	}
 	for {
-		events, err := w.Next(ctx)
+		events, err := next(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -77,10 +103,7 @@ func (c *call) stream(ctx context.Context, w *rest.Watch, out *eventWriter) erro
 			return ignore(flush.Flush())
 		}
 		for _, ev := range events {
-			if err := out.event(ev); err != nil {
-				c.s.deps.Log.Error("watch event not encoded", "path", c.r.URL.Path, "err", err)
-				out.error(apierrors.NewInternalError(err))
-			}
+			c.encode(out, ev)
 			if len(out.buf) >= chunk {
 				if _, err := c.w.Write(out.buf); err != nil {
 					return nil
@@ -101,51 +124,109 @@ func (c *call) stream(ctx context.Context, w *rest.Watch, out *eventWriter) erro
 	}
 }
 
+// encode appends one event. One that cannot be encoded becomes an error for the client.
+func (c *call) encode(out *eventWriter, ev rest.Event) {
+	if err := out.event(ev); err != nil {
+		c.s.deps.Log.Error("watch event not encoded", "path", c.r.URL.Path, "err", err)
+		out.error(apierrors.NewInternalError(err))
+	}
+}
+
+// socket sends the watch's events as messages of a WebSocket, one each, until the watch ends or the client does.
+func (c *call) socket(ctx context.Context, next func(context.Context) ([]rest.Event, error), out *eventWriter) {
+	out.bare = true
+	c.w.Header().Set("Content-Type", out.mediaType())
+	websocket.Handler(func(ws *websocket.Conn) {
+		ctx, gone := context.WithCancel(ctx)
+		var reading sync.WaitGroup
+		reading.Go(func() { // nothing is expected of the client but its end
+			_, _ = io.Copy(io.Discard, ws)
+			gone()
+		})
+		defer reading.Wait()
+		defer ws.Close()
+		send := func() error {
+			defer func() { out.buf = out.buf[:0] }()
+			if out.f.encoding == asJSON {
+				return websocket.Message.Send(ws, string(out.buf))
+			}
+			return websocket.Message.Send(ws, out.buf)
+		}
+		for {
+			events, err := next(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					out.error(err)
+					_ = ignore(send())
+				}
+				return
+			}
+			for _, ev := range events {
+				c.encode(out, ev)
+				if send() != nil {
+					return
+				}
+			}
+		}
+	}).ServeHTTP(connection{c.w}, c.r)
+}
+
+// connection hands over the connection below the server's own writers, which the WebSocket package does not look for.
+type connection struct{ http.ResponseWriter }
+
+func (h connection) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(h.ResponseWriter).Hijack()
+}
+
 // ignore drops the error of a client that went away: the stream is over either way.
 func ignore(error) error { return nil }
 
 // eventWriter makes the bytes of watch events. Those of objects are shared by all watchers.
 type eventWriter struct {
-	f       format
-	a       rest.Any
-	include metav1.IncludeObjectPolicy
-	headers bool // whether the next Table has its columns
-	buf     []byte
+	f     format
+	a     rest.Any
+	bare  bool // messages have their own frames
+	told  prometheus.Counter
+	sizes prometheus.Observer
+	buf   []byte
 }
 
-func (w *eventWriter) streamParam() string {
-	if w.f.encoding == asProtobuf {
-		return ";stream=watch"
+// mediaType is that of the whole stream.
+func (w *eventWriter) mediaType() string {
+	switch w.f.encoding {
+	case asProtobuf:
+		return typeProtobuf + ";stream=watch"
+	case asCBOR:
+		return typeCBORSeq
 	}
-	return ""
+	return typeJSON
 }
 
 func (w *eventWriter) event(ev rest.Event) error {
+	before := len(w.buf)
+	defer func() {
+		if w.told != nil {
+			w.told.Inc()
+			w.sizes.Observe(float64(len(w.buf) - before))
+		}
+	}()
+	e := ev.Entry
 	if ev.Type == watch.Bookmark {
-		return w.object(ev.Type, w.shaped(&store.Entry{Object: ev.Bookmark(w.a.Kind)}))
+		e = &store.Entry{Object: ev.Bookmark(w.a.Kind)}
 	}
 	if w.f.shape == whole {
-		b, err := w.f.entry(ev.Entry)
+		b, err := w.f.entry(e)
 		if err != nil {
 			return err
 		}
-		w.raw(ev.Type, b)
-		return nil
+		return w.raw(ev.Type, b)
 	}
-	return w.object(ev.Type, w.shaped(ev.Entry))
-}
-
-func (w *eventWriter) shaped(e *store.Entry) runtime.Object {
-	switch w.f.shape {
-	case table:
-		t := w.a.Table([]*store.Entry{e}, w.include, w.headers)
-		t.ResourceVersion = e.Object.GetResourceVersion()
-		w.headers = false
-		return t
-	case metadataOnly:
-		return rest.Metadata(e.Object)
+	o, err := w.f.one(w.a, e)
+	if err != nil {
+		return err
 	}
-	return e.Object
+	w.f.table.NoHeaders = true // columns are sent once
+	return w.object(ev.Type, o)
 }
 
 func (w *eventWriter) object(t watch.EventType, o runtime.Object) error {
@@ -153,8 +234,7 @@ func (w *eventWriter) object(t watch.EventType, o runtime.Object) error {
 	if err != nil {
 		return err
 	}
-	w.raw(t, b)
-	return nil
+	return w.raw(t, b)
 }
 
 // error appends the event that ends a watch.
@@ -170,23 +250,31 @@ func (w *eventWriter) error(err error) {
 	}
 }
 
-// raw appends an event around the encoded object: in JSON a line, in protobuf a length and a WatchEvent
+// raw appends an event around the encoded object: in JSON a line, in CBOR an item, in protobuf a length and a WatchEvent
 // { 1: type, 2: RawExtension{ 1: object } }.
-func (w *eventWriter) raw(t watch.EventType, object []byte) {
-	if w.f.encoding != asProtobuf {
-		w.buf = append(w.buf, `{"type":"`...)
+func (w *eventWriter) raw(t watch.EventType, object []byte) error {
+	switch w.f.encoding {
+	case asProtobuf:
+		ext := 1 + uvarintLen(len(object)) + len(object)
+		size := 1 + uvarintLen(len(t)) + len(t) + 1 + uvarintLen(ext) + ext
+		if !w.bare {
+			w.buf = binary.BigEndian.AppendUint32(w.buf, uint32(size))
+		}
+		w.buf = binary.AppendUvarint(append(w.buf, tag1), uint64(len(t)))
 		w.buf = append(w.buf, t...)
-		w.buf = append(w.buf, `","object":`...)
-		w.buf = append(w.buf, bytes.TrimSuffix(object, []byte("\n"))...)
-		w.buf = append(w.buf, "}\n"...)
-		return
+		w.buf = binary.AppendUvarint(append(w.buf, tag2), uint64(ext))
+		w.buf = binary.AppendUvarint(append(w.buf, tag1), uint64(len(object)))
+		w.buf = append(w.buf, object...)
+		return nil
+	case asCBOR:
+		b, err := api.EncodeCBOREvent(string(t), object)
+		w.buf = append(w.buf, b...)
+		return err
 	}
-	ext := 1 + uvarintLen(len(object)) + len(object)
-	size := 1 + uvarintLen(len(t)) + len(t) + 1 + uvarintLen(ext) + ext
-	w.buf = binary.BigEndian.AppendUint32(w.buf, uint32(size))
-	w.buf = binary.AppendUvarint(append(w.buf, tag1), uint64(len(t)))
+	w.buf = append(w.buf, `{"type":"`...)
 	w.buf = append(w.buf, t...)
-	w.buf = binary.AppendUvarint(append(w.buf, tag2), uint64(ext))
-	w.buf = binary.AppendUvarint(append(w.buf, tag1), uint64(len(object)))
-	w.buf = append(w.buf, object...)
+	w.buf = append(w.buf, `","object":`...)
+	w.buf = append(w.buf, bytes.TrimSuffix(object, []byte("\n"))...)
+	w.buf = append(w.buf, "}\n"...)
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -30,8 +31,11 @@ const chunk = 256 << 10
 
 // encode returns o in the format's encoding.
 func (f format) encode(o runtime.Object) ([]byte, error) {
-	if f.encoding == asProtobuf {
+	switch f.encoding {
+	case asProtobuf:
 		return api.EncodeProto(o)
+	case asCBOR:
+		return api.EncodeCBOR(o)
 	}
 	b, err := api.EncodeJSON(o)
 	if err != nil {
@@ -60,6 +64,8 @@ func (f format) entry(e *store.Entry) ([]byte, error) {
 	switch {
 	case f.encoding == asProtobuf:
 		return e.Bytes(store.Protobuf)
+	case f.encoding == asCBOR:
+		return api.EncodeCBOR(e.Object)
 	case f.encoding == asJSON && !f.pretty:
 		return e.Bytes(store.JSON)
 	}
@@ -167,43 +173,77 @@ func (c *call) list(f format, a rest.Any, page *rest.Page) error {
 	meta := metav1.ListMeta{
 		ResourceVersion: page.Revision.String(), Continue: page.Continue, RemainingItemCount: page.Remaining,
 	}
-	switch {
-	case f.shape == table:
-		t := a.Table(page.Entries, c.include(), c.headers())
-		t.ListMeta = meta
-		c.write(f, http.StatusOK, t)
-		return nil
-	case f.shape == metadataOnly:
-		l := &metav1.PartialObjectMetadataList{
-			TypeMeta: metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: "PartialObjectMetadataList"},
-			ListMeta: meta, Items: make([]metav1.PartialObjectMetadata, len(page.Entries)),
-		}
-		for i, e := range page.Entries {
-			l.Items[i] = *rest.Metadata(e.Object)
-		}
-		c.write(f, http.StatusOK, l)
-		return nil
-	case f.encoding == asProtobuf:
-		parts, err := protoList(a.Kind, meta, page.Entries)
+	if f.shape != whole {
+		o, err := f.shaped(a, meta, page.Entries)
 		if err != nil {
 			return err
 		}
-		c.send(f, http.StatusOK, parts...)
+		c.write(f, http.StatusOK, o)
 		return nil
 	}
-	parts, err := jsonList(a.Kind, meta, page.Entries)
+	var parts [][]byte
+	var err error
+	switch f.encoding {
+	case asProtobuf:
+		parts, err = protoList(a.Kind, meta, page.Entries)
+	case asCBOR:
+		parts, err = cborList(a.Kind, meta, page.Entries)
+	default:
+		if parts, err = jsonList(a.Kind, meta, page.Entries); err != nil {
+			return err
+		}
+		if f.encoding == asYAML || f.pretty {
+			parts = [][]byte{bytes.Join(parts, nil)}
+			parts[0], err = f.dress(parts[0])
+		}
+	}
 	if err != nil {
 		return err
 	}
-	if f.encoding == asYAML || f.pretty {
-		b, err := f.dress(bytes.Join(parts, nil))
-		if err != nil {
-			return err
-		}
-		parts = [][]byte{b}
-	}
 	c.send(f, http.StatusOK, parts...)
 	return nil
+}
+
+// shaped returns a list of the entries as a Table or as metadata only.
+func (f format) shaped(a rest.Any, meta metav1.ListMeta, entries []*store.Entry) (runtime.Object, error) {
+	switch f.shape {
+	case table:
+		t := a.Table(entries, f.table.IncludeObject, !f.table.NoHeaders)
+		t.APIVersion, t.ListMeta = f.version(), meta
+		return t, nil
+	case metadataOnly:
+		return nil, unacceptable(fmt.Sprintf("you requested PartialObjectMetadata, but the requested object is a list (%s)", a.Kind.Kind+"List"))
+	}
+	l := &metav1.PartialObjectMetadataList{
+		TypeMeta: metav1.TypeMeta{APIVersion: f.version(), Kind: "PartialObjectMetadataList"},
+		ListMeta: meta, Items: make([]metav1.PartialObjectMetadata, len(entries)),
+	}
+	for i, e := range entries {
+		l.Items[i] = *f.metadata(e.Object)
+	}
+	return l, nil
+}
+
+func (f format) metadata(o api.Object) *metav1.PartialObjectMetadata {
+	m := rest.Metadata(o)
+	m.APIVersion = f.version()
+	return m
+}
+
+// cborList returns a list in CBOR. It is not put together from parts: CBOR is a format of the future that few ask for.
+func cborList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
+	l := k.NewList()
+	v := reflect.ValueOf(l).Elem()
+	v.FieldByName("ListMeta").Set(reflect.ValueOf(meta))
+	items := reflect.MakeSlice(v.FieldByName("Items").Type(), len(entries), len(entries))
+	for i, e := range entries {
+		item := items.Index(i)
+		item.Set(reflect.ValueOf(e.Object).Elem())
+		item.FieldByName("TypeMeta").SetZero()
+	}
+	v.FieldByName("Items").Set(items)
+	b, err := api.EncodeCBOR(l)
+	return [][]byte{b}, err
 }
 
 // jsonList returns the parts of a list in JSON. Its items are the entries' bytes without kind and apiVersion, as
@@ -302,27 +342,14 @@ func protoRaw(b []byte) ([]byte, error) {
 	return nil, api.ErrNotProtobuf
 }
 
-// include says how much of each object the rows of a Table carry.
-func (c *call) include() metav1.IncludeObjectPolicy {
-	if p := c.r.URL.Query().Get("includeObject"); p != "" {
-		return metav1.IncludeObjectPolicy(p)
-	}
-	return metav1.IncludeMetadata
-}
-
-// headers says whether a Table has its column definitions.
-func (c *call) headers() bool { return c.r.URL.Query().Get("noHeaders") == "" }
-
-// object answers with one entry.
+// entry answers with one object.
 func (c *call) entry(f format, code int, a rest.Any, e *store.Entry) error {
-	switch f.shape {
-	case table:
-		t := a.Table([]*store.Entry{e}, c.include(), c.headers())
-		t.ResourceVersion = e.Object.GetResourceVersion()
-		c.write(f, code, t)
-		return nil
-	case metadataOnly:
-		c.write(f, code, rest.Metadata(e.Object))
+	if f.shape != whole {
+		o, err := f.one(a, e)
+		if err != nil {
+			return err
+		}
+		c.write(f, code, o)
 		return nil
 	}
 	b, err := f.entry(e)
@@ -331,4 +358,17 @@ func (c *call) entry(f format, code int, a rest.Any, e *store.Entry) error {
 	}
 	c.send(f, code, b)
 	return nil
+}
+
+// one returns the entry as a Table or as metadata only.
+func (f format) one(a rest.Any, e *store.Entry) (runtime.Object, error) {
+	switch f.shape {
+	case table:
+		t := a.Table([]*store.Entry{e}, f.table.IncludeObject, !f.table.NoHeaders)
+		t.APIVersion, t.ResourceVersion = f.version(), e.Object.GetResourceVersion()
+		return t, nil
+	case metadataList:
+		return nil, unacceptable(fmt.Sprintf("you requested PartialObjectMetadataList, but the requested object is not a list (%s)", a.Kind.Kind))
+	}
+	return f.metadata(e.Object), nil
 }

@@ -27,6 +27,7 @@ func namespaces() *rest.Resource[*corev1.Namespace] {
 	}
 	return &rest.Resource[*corev1.Namespace]{
 		AnswerDeleted: true,
+		NoCollection:  true,
 		Default:       label,
 		Name:          apivalidation.NameIsDNSLabel,
 		Prepare: func(n *corev1.Namespace) {

@@ -49,6 +49,7 @@ type erased struct {
 	deleting        func(o api.Object)
 	answerDeleted   bool
 	orphan          bool
+	noCollection    bool
 	finalizing      func(o api.Object) bool
 	ttl             time.Duration
 	createOnUpdate  bool
@@ -88,6 +89,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		deleting:       one(r.Deleting),
 		answerDeleted:  r.AnswerDeleted,
 		orphan:         r.Orphan,
+		noCollection:   r.NoCollection,
 		finalizing:     func(api.Object) bool { return false },
 		ttl:            r.TTL,
 		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision,

@@ -75,7 +75,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	o.SetGeneration(0)
 	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	e.set(o)
-	r.uniqueOwners(o)
+	r.uniqueOwners(o, false)
 	if err := p.managers.track(r, nil, o); err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 		return nil, err
 	}
 	o = a.Object
-	r.uniqueOwners(o)
+	r.uniqueOwners(o, true)
 	if err := p.prepareCreate(ctx, r, o); err != nil {
 		return nil, err
 	}
@@ -143,20 +143,47 @@ func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (
 		case err != nil:
 			return nil, err
 		case old != nil:
-			return nil, apierrors.NewAlreadyExists(r.group(), o.GetName())
+			return nil, r.exists(old)
 		}
 		return &store.Entry{Object: o, Key: r.Key}, nil
 	}
+	again := r.slim(o)
 	entry, err := p.store.Create(ctx, r.Any.Kind, o, r.Any.r.ttl)
+	if errors.Is(err, store.ErrTooLarge) && again != nil {
+		entry, err = p.store.Create(ctx, r.Any.Kind, again, r.Any.r.ttl)
+	}
 	done(err == nil)
 	if errors.Is(err, store.ErrConflict) {
-		return nil, apierrors.NewAlreadyExists(r.group(), r.Key.Name)
+		return nil, r.exists(p.store.Snapshot(r.Any.Kind).Get(r.Key))
 	}
 	if err != nil {
 		return nil, storeError(err, r)
 	}
 	return entry, nil
 }
+
+// exists says that there is such an object already; old is it, as far as it is known.
+func (r *Request) exists(old *store.Entry) error {
+	err := apierrors.NewAlreadyExists(r.group(), r.Key.Name)
+	if old != nil && old.Err() == nil && old.Object.GetDeletionTimestamp() != nil {
+		err.ErrStatus.Message = "object is being deleted: " + err.ErrStatus.Message
+	}
+	return err
+}
+
+// slim returns a copy of a large object without its managedFields, to be stored where the database does not take the
+// whole; nil of an object that is not near any limit.
+func (r *Request) slim(o api.Object) api.Object {
+	if m, ok := o.(interface{ Size() int }); !ok || m.Size() < largeObject || r.owned || len(o.GetManagedFields()) == 0 {
+		return nil
+	}
+	o = o.DeepCopyObject().(api.Object)
+	o.SetManagedFields(nil)
+	return o
+}
+
+// largeObject is from where on a database may refuse an object.
+const largeObject = 1 << 20
 
 // Answer serves a kind that is not stored: the client posts a question and gets it back answered.
 func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Object, error) {

@@ -3,6 +3,7 @@ package rest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/store"
@@ -34,6 +36,9 @@ func (p *Pipeline) Delete(ctx context.Context, r *Request, opts *metav1.DeleteOp
 		return nil, apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
 	}
 	r.DryRun = r.DryRun || len(opts.DryRun) > 0
+	if opts.GracePeriodSeconds != nil && *opts.GracePeriodSeconds < 0 {
+		*opts.GracePeriodSeconds = 1
+	}
 	for n := 0; ; n++ {
 		d, err := p.deleteOnce(ctx, r, opts)
 		var again retry
@@ -76,7 +81,7 @@ func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.Dele
 	var e *store.Entry
 	gone := now == nil || r.released(now)
 	if gone {
-		e, err = p.commitDelete(ctx, r, entry, nil)
+		e, err = p.commitDelete(ctx, r, entry, now)
 	} else {
 		answer = true
 		e, err = p.commitUpdate(ctx, r, entry, now)
@@ -94,16 +99,22 @@ func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) 
 	if want == nil {
 		return nil
 	}
+	k := r.Any.Kind
+	named := schema.GroupResource{Group: k.Group, Resource: k.Kind} // as upstream names it here
 	if want.UID != nil && *want.UID != o.GetUID() {
-		return r.precondition("UID", string(*want.UID), string(o.GetUID()))
+		return apierrors.NewConflict(named, r.Key.Name, fmt.Errorf(
+			"the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated",
+			*want.UID, o.GetUID()))
 	}
 	if want.ResourceVersion != nil && *want.ResourceVersion != o.GetResourceVersion() {
-		return r.precondition("ResourceVersion", *want.ResourceVersion, o.GetResourceVersion())
+		return apierrors.NewConflict(named, r.Key.Name, fmt.Errorf(
+			"the ResourceVersion in the precondition (%s) does not match the ResourceVersion in record (%s). The object might have been modified",
+			*want.ResourceVersion, o.GetResourceVersion()))
 	}
 	return nil
 }
 
-// begin returns the state of old at the begin of its deletion, nil where nothing holds it. Pending says that a
+// begin returns the state of old at the begin of its deletion, nil where nothing holds it and the kind knows no grace. Pending says that a
 // deletion under way is not hastened by this one.
 func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions) (now api.Object, pending bool) {
 	e := r.Any.r
@@ -116,8 +127,11 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 		if opts.GracePeriodSeconds == nil || *opts.GracePeriodSeconds >= *waiting {
 			return nil, true
 		}
-		grace := max(*opts.GracePeriodSeconds, 0)
+		grace := *opts.GracePeriodSeconds
 		at := metav1.NewTime(begun.Add(time.Duration(grace-*waiting) * time.Second))
+		if soonest := time.Now().Truncate(time.Second); at.Time.Before(soonest) {
+			at, grace = metav1.NewTime(soonest), min(grace, 1) // whoever ends it still has to do so
+		}
 		now.SetDeletionTimestamp(&at)
 		now.SetDeletionGracePeriodSeconds(&grace)
 	case begun == nil:
@@ -126,7 +140,7 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 			grace = max(e.grace(old, opts), 0)
 		}
 		held := grace > 0 || len(now.GetFinalizers()) > 0 || e.finalizing(now)
-		if !held {
+		if !held && e.grace == nil {
 			return nil, false
 		}
 		at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second).Truncate(time.Second))

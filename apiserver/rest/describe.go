@@ -1,6 +1,8 @@
 package rest
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"slices"
 	"strings"
 
@@ -11,6 +13,9 @@ import (
 
 // Stored says that the kind's objects are kept, and not only answered.
 func (a Any) Stored() bool { return a.r.answer == nil }
+
+// DeletedOneByOne says that a collection cannot be deleted.
+func (a Any) DeletedOneByOne() bool { return a.r.noCollection }
 
 // Has says whether the kind has the subresource.
 func (a Any) Has(sub string) bool {
@@ -62,6 +67,11 @@ func (a Any) APIResources() []metav1.APIResource {
 	if !a.Stored() {
 		main.Verbs = metav1.Verbs{"create"}
 		return []metav1.APIResource{main}
+	}
+	sum := sha256.Sum256([]byte(k.Group + "/" + k.Version + "/" + k.Kind))
+	main.StorageVersionHash = base64.StdEncoding.EncodeToString(sum[:8])
+	if a.r.noCollection {
+		main.Verbs = slices.DeleteFunc(main.Verbs, func(v string) bool { return v == "deletecollection" })
 	}
 	out := []metav1.APIResource{main}
 	add := func(sub string, kind *api.Kind, name string, verbs ...string) {

@@ -41,8 +41,11 @@ func (m *managers) get(a Any, sub string) (*managedfields.FieldManager, error) {
 	if f := m.made[key]; f != nil {
 		return f, nil
 	}
-	one := single{a}
-	f, err := managedfields.NewDefaultFieldManager(m.types, one, one, one, a.Kind.GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
+	one, types := single{a}, m.types
+	if a.Kind == api.ScaleKind { // client-go has no schema of it, but scalars alone need none
+		types = managedfields.NewDeducedTypeConverter()
+	}
+	f, err := managedfields.NewDefaultFieldManager(types, one, one, one, a.Kind.GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
 	if err != nil {
 		return nil, fmt.Errorf("make the field manager of %v: %w", a.Kind, err)
 	}

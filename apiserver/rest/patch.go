@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/cbor/direct"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -34,22 +35,6 @@ const (
 	maxCopyWork   = 16 << 20
 )
 
-// Strictness says what happens to fields that are unknown or given twice (fieldValidation).
-type Strictness string
-
-// check tells the client of strict errors as far as s asks for it. It returns what is an error.
-func (s Strictness) check(r *Request, strict []error) []error {
-	switch s {
-	case metav1.FieldValidationStrict:
-		return strict
-	case metav1.FieldValidationWarn:
-		for _, e := range strict {
-			r.warn(e.Error())
-		}
-	}
-	return nil
-}
-
 // Patch is a patch as the client sent it.
 type Patch struct {
 	Type   types.PatchType
@@ -58,9 +43,23 @@ type Patch struct {
 	Strict Strictness
 }
 
+// wellFormed refuses what is not in the patch's format at all.
+func (p Patch) wellFormed() error {
+	switch p.Type {
+	case types.JSONPatchType, types.MergePatchType, types.StrategicMergePatchType:
+		if !json.Valid(p.Data) {
+			return apierrors.NewBadRequest("invalid JSON patch")
+		}
+	}
+	return nil
+}
+
 // Patch changes the object, or its subresource. It says whether an apply created the object.
 func (p *Pipeline) Patch(ctx context.Context, r *Request, patch Patch) (*store.Entry, bool, error) {
-	if patch.Type == types.ApplyYAMLPatchType {
+	if err := patch.wellFormed(); err != nil {
+		return nil, false, err
+	}
+	if patch.Type == types.ApplyYAMLPatchType || patch.Type == types.ApplyCBORPatchType {
 		return p.apply(ctx, r, patch)
 	}
 	if r.Sub == "scale" {
@@ -256,7 +255,7 @@ func (p *Pipeline) apply(ctx context.Context, r *Request, patch Patch) (*store.E
 		return nil, false, err
 	}
 	if r.Sub == "scale" {
-		e, err := p.applyScale(ctx, r, u)
+		e, err := p.applyScale(ctx, r, u, patch.Force)
 		return e, false, err
 	}
 	owned := *r
@@ -283,21 +282,26 @@ func (r *Request) applied(patch Patch) (*unstructured.Unstructured, error) {
 		})
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{}}
-	if err := yaml.Unmarshal(patch.Data, &u.Object); err != nil {
+	read := func(data []byte, into *map[string]any) error { return yaml.Unmarshal(data, into) }
+	if patch.Type == types.ApplyCBORPatchType { // a key given twice is an error there
+		read = func(data []byte, into *map[string]any) error { return direct.Unmarshal(data, into) }
+	}
+	if err := read(patch.Data, &u.Object); err != nil {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 	}
 	if u.Object == nil {
 		return nil, apierrors.NewBadRequest("error decoding patch: it is empty")
 	}
-	if err := yaml.UnmarshalStrict(patch.Data, &map[string]any{}); err != nil {
-		switch patch.Strict {
-		case metav1.FieldValidationStrict:
+	if patch.Type == types.ApplyYAMLPatchType {
+		if err := yaml.UnmarshalStrict(patch.Data, &map[string]any{}); err != nil && len(patch.Strict.check(r, []error{err})) > 0 {
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", err))
-		case metav1.FieldValidationWarn:
-			r.warn(err.Error())
 		}
 	}
-	if got, want := u.GroupVersionKind(), r.bodyKind().GVK(); got != want {
+	switch got, want := u.GroupVersionKind(), r.bodyKind().GVK(); {
+	case got.GroupVersion() != want.GroupVersion():
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("Incorrect version specified in apply patch. Specified patch version: %s, expected: %s",
+			got.GroupVersion(), want.GroupVersion()))
+	case got.Kind != want.Kind:
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the kind of the patch (%s, Kind=%s) does not match the kind at the URL (%s, Kind=%s)",
 			got.GroupVersion(), got.Kind, want.GroupVersion(), want.Kind))
 	}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -122,6 +125,8 @@ func storeError(err error, r *Request) error {
 		return r.conflict()
 	case errors.Is(err, store.ErrFull):
 		return full()
+	case errors.Is(err, store.ErrTooLarge):
+		return apierrors.NewRequestEntityTooLargeError("the object is too large for the database")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
 	}
@@ -215,25 +220,31 @@ func (r *Request) matchNamespace(o api.Object) error {
 	return nil
 }
 
-// uniqueOwners drops owner references given twice, with a warning.
-func (r *Request) uniqueOwners(o api.Object) {
+// uniqueOwners drops owner references given twice, with a warning. Admitted says that admission has seen the object.
+func (r *Request) uniqueOwners(o api.Object, admitted bool) {
 	refs := o.GetOwnerReferences()
 	if len(refs) < 2 {
 		return
 	}
-	seen := map[string]bool{}
 	var kept []metav1.OwnerReference
+	var twice []string
 	for _, ref := range refs {
-		if id := string(ref.UID); seen[id] {
-			r.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", id))
+		if slices.ContainsFunc(kept, func(k metav1.OwnerReference) bool { return equality.Semantic.DeepEqual(k, ref) }) {
+			twice = append(twice, string(ref.UID))
 			continue
 		}
-		seen[string(ref.UID)] = true
 		kept = append(kept, ref)
 	}
-	if len(kept) < len(refs) {
-		o.SetOwnerReferences(kept)
+	if len(twice) == 0 {
+		return
 	}
+	when := ""
+	if admitted {
+		when = " after mutating admission happens"
+	}
+	r.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries%s; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s",
+		when, strings.Join(twice, ", ")))
+	o.SetOwnerReferences(kept)
 }
 
 // attempts bounds how often a write that names no revision is tried again after another writer was faster. The pause

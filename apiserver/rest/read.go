@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
@@ -72,6 +73,9 @@ func (p *Pipeline) List(ctx context.Context, r *Request, q ListOptions) (*Page, 
 	if !sel.selective && sel.key == (api.Key{}) {
 		page.Entries = make([]*store.Entry, 0, size(snap.Len(), q.Limit))
 	}
+	if rev, err := parseVersion(q.Version); err == nil && rev == 0 && q.Version != "" && q.Continue == "" {
+		q.Limit = 0 // whoever takes any state gets it whole, as upstream's cache gives it
+	}
 	var more int64
 	for e := range sel.candidates(snap, r.Any.Kind.Namespaced, after) {
 		if !sel.match(e.Object) {
@@ -136,7 +140,7 @@ func (p *Pipeline) resume(ctx context.Context, r *Request, q ListOptions) (snap 
 	}
 	t, err := parseToken(q.Continue)
 	if err != nil {
-		return snap, after, apierrors.NewBadRequest(fmt.Sprintf("continue key is not valid: %v", err))
+		return snap, after, apierrors.NewBadRequest("continue key is not valid" + err.Error())
 	}
 	after = api.ParseKey(strings.TrimSuffix(t.Start, "\x00"))
 	if r.Key.Namespace != "" && after.Namespace != r.Key.Namespace {
@@ -189,18 +193,21 @@ func parseToken(s string) (token, error) {
 	var t token
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil {
-		return t, err
+		return t, fmt.Errorf(": %w", err)
 	}
 	if err := json.Unmarshal(b, &t); err != nil {
-		return t, err
+		return t, fmt.Errorf(": %w", err)
 	}
 	switch {
 	case t.Version != tokenVersion:
-		return t, fmt.Errorf("server does not recognize this encoded version %q", t.Version)
-	case t.Start == "":
-		return t, errors.New("it has no start")
+		return t, fmt.Errorf(": server does not recognize this encoded version %s", t.Version)
 	case t.Revision == 0:
-		return t, errors.New("incorrect encoded start resourceVersion")
+		return t, fmt.Errorf(": incorrect encoded start resourceVersion (version %s)", tokenVersion)
+	case t.Start == "":
+		return t, fmt.Errorf(": encoded start key empty (version %s)", tokenVersion)
+	}
+	if key := "/" + strings.TrimPrefix(t.Start, "/"); path.Clean(key) != key {
+		return t, fmt.Errorf(": %s", t.Start)
 	}
 	return t, nil
 }
@@ -247,7 +254,7 @@ func versionError(err error, r *Request, asked, have api.Revision) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, store.ErrCompacted):
-		return apierrors.NewResourceExpired(fmt.Sprintf("The resourceVersion for the provided list is too old: %d", asked))
+		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
 	case errors.Is(err, store.ErrFuture):
 		return tooLarge(asked, have)
 	}

@@ -76,6 +76,8 @@ type Resource[T api.Object] struct {
 	Orphan bool
 	// Finalizing says that the kind has a spec.finalizers of its own that hold the object (Namespace).
 	Finalizing func(o T) bool
+	// NoCollection says that objects are deleted one by one only (Namespace).
+	NoCollection bool
 	// TTL removes objects that long after their last write.
 	TTL time.Duration
 

@@ -7,8 +7,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/store"
@@ -42,13 +43,26 @@ func (r *Request) scaleEntry(e *store.Entry) *store.Entry {
 	return &store.Entry{Object: r.scaleOf(e.Object), Key: e.Key, Revision: e.Revision}
 }
 
-// scaleBy changes the object through change, which gets its present scale and returns the wanted one.
-func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(now *autoscalingv1.Scale) (*autoscalingv1.Scale, error)) (*store.Entry, error) {
+// scaleBy changes the object through change, which gets its present scale with the part of the managedFields that is about
+// it, and returns the wanted one. Who owns the replicas is settled as for any object, and carried over to the parent.
+func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *Request, now *autoscalingv1.Scale) (*autoscalingv1.Scale, error)) (*store.Entry, error) {
 	if r.Any.r.scale == nil {
 		return nil, r.notFound()
 	}
-	e, _, err := p.modify(ctx, r, false, func(old api.Object) (api.Object, error) {
-		want, err := change(r.scaleOf(old))
+	k := r.Any.Kind
+	mappings := managedfields.ResourcePathMappings{k.APIVersion(): fieldpath.MakePathOrDie("spec", "replicas")}
+	asScale := *r
+	asScale.Any = Any{Kind: api.ScaleKind, r: &erased{set: func(api.Object) {}}}
+	owned := *r
+	owned.owned = true
+	e, _, err := p.modify(ctx, &owned, false, func(old api.Object) (api.Object, error) {
+		owners := managedfields.NewScaleHandler(old.GetManagedFields(), k.GroupVersion(), mappings)
+		present := r.scaleOf(old)
+		var err error
+		if present.ManagedFields, err = owners.ToSubresource(); err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		want, err := change(&asScale, present.DeepCopy())
 		if err != nil {
 			return nil, err
 		}
@@ -63,12 +77,25 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(now *aut
 		now.SetResourceVersion(want.ResourceVersion)
 		now.SetUID(want.UID)
 		r.Any.r.scale.set(now, want.Spec.Replicas)
+		entries, err := owners.ToParent(want.ManagedFields)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		now.SetManagedFields(entries)
 		return now, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return r.scaleEntry(e), nil
+}
+
+// claim makes what want changes of now the manager's.
+func (p *Pipeline) claim(scale *Request, now, want *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	want = want.DeepCopy()
+	want.GetObjectKind().SetGroupVersionKind(api.ScaleKind.GVK())
+	want.ManagedFields = now.ManagedFields
+	return want, p.managers.track(scale, now, want)
 }
 
 func (p *Pipeline) updateScale(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
@@ -79,7 +106,9 @@ func (p *Pipeline) updateScale(ctx context.Context, r *Request, o api.Object) (*
 	if !ok {
 		return nil, apierrors.NewBadRequest("expected a Scale of autoscaling/v1")
 	}
-	return p.scaleBy(ctx, r, func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return want, nil })
+	return p.scaleBy(ctx, r, func(scale *Request, now *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+		return p.claim(scale, now, want)
+	})
 }
 
 func (p *Pipeline) patchScale(ctx context.Context, r *Request, patch Patch) (*store.Entry, error) {
@@ -87,7 +116,7 @@ func (p *Pipeline) patchScale(ctx context.Context, r *Request, patch Patch) (*st
 	if err != nil {
 		return nil, err
 	}
-	return p.scaleBy(ctx, r, func(now *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	return p.scaleBy(ctx, r, func(scale *Request, now *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
 		rv := now.ResourceVersion
 		o, err := change(now, api.ScaleKind.New())
 		if err != nil {
@@ -97,15 +126,22 @@ func (p *Pipeline) patchScale(ctx context.Context, r *Request, patch Patch) (*st
 		if s.ResourceVersion == rv { // the patch did not name one
 			s.ResourceVersion = ""
 		}
-		return s, nil
+		return p.claim(scale, now, s)
 	})
 }
 
 // applyScale serves server-side apply of a Scale: the replicas become the manager's.
-func (p *Pipeline) applyScale(ctx context.Context, r *Request, u *unstructured.Unstructured) (*store.Entry, error) {
-	want := api.ScaleKind.New().(*autoscalingv1.Scale)
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, want); err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
-	}
-	return p.scaleBy(ctx, r, func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return want, nil })
+func (p *Pipeline) applyScale(ctx context.Context, r *Request, u *unstructured.Unstructured, force bool) (*store.Entry, error) {
+	return p.scaleBy(ctx, r, func(scale *Request, now *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+		rv := now.ResourceVersion
+		o, err := p.managers.apply(scale, now, u, force)
+		if err != nil {
+			return nil, applyError(err)
+		}
+		s := o.(*autoscalingv1.Scale)
+		if s.ResourceVersion == rv && u.GetResourceVersion() == "" {
+			s.ResourceVersion = ""
+		}
+		return s, nil
+	})
 }

@@ -112,7 +112,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 	if err := r.preconditions(old, now); err != nil {
 		return nil, false, err
 	}
-	r.uniqueOwners(now)
+	r.uniqueOwners(now, false)
 	now.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	r.restore(now, old)
 	if err := p.managers.track(r, old, now); err != nil {
@@ -124,7 +124,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 		return nil, false, err
 	}
 	now = a.Object
-	r.uniqueOwners(now)
+	r.uniqueOwners(now, true)
 	if err := p.prepareUpdate(ctx, r, now, old); err != nil {
 		return nil, false, err
 	}
@@ -174,7 +174,7 @@ func (r *Request) preconditions(old, now api.Object) error {
 	rv := now.GetResourceVersion()
 	switch {
 	case rv == "" && r.Any.r.requireRevision:
-		return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), "", "must be specified for an update")})
+		return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), uint64(0), "must be specified for an update")})
 	case rv != "" && rv != old.GetResourceVersion():
 		if _, err := api.ParseRevision(rv); err != nil {
 			return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), rv, err.Error())})
@@ -310,7 +310,11 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 		done(false)
 		return &store.Entry{Object: now, Key: r.Key, Revision: entry.Revision}, nil
 	}
+	again := r.slim(now)
 	e, err := p.store.Update(ctx, r.Any.Kind, now, entry.Revision, r.Any.r.ttl)
+	if errors.Is(err, store.ErrTooLarge) && again != nil {
+		e, err = p.store.Update(ctx, r.Any.Kind, again, entry.Revision, r.Any.r.ttl)
+	}
 	done(err == nil)
 	return e, err
 }

@@ -48,11 +48,15 @@ type Watch struct {
 	bookmarks bool
 	first     []Event      // what exists at the beginning; told before feed is read
 	told      api.Revision // everything up to here was considered
+	mark      time.Time    // when the next bookmark is due; zero until the first event is waited for
 	shown     api.Revision // the last revision that the client can know
 }
 
 // bookmarkEvery is how often a client that allows it learns of the revision while nothing changes.
 const bookmarkEvery = time.Minute
+
+// lastMark is how long before the end of a watch it learns of it once more.
+const lastMark = 2 * time.Second
 
 // slow is how many events a reader may be behind before it is cut off; it then lists again.
 const slow = 10000
@@ -125,7 +129,10 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 	for {
 		wait, cancel := ctx, func() {}
 		if w.bookmarks {
-			wait, cancel = context.WithTimeout(ctx, bookmarkEvery)
+			if w.mark.IsZero() {
+				w.mark = nextMark(ctx)
+			}
+			wait, cancel = context.WithDeadline(ctx, w.mark)
 		}
 		events, rev, err := w.feed.Next(wait)
 		cancel()
@@ -136,20 +143,33 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 			return nil, ctx.Err()
 		case err != nil && !errors.Is(err, context.DeadlineExceeded):
 			return nil, apierrors.NewInternalError(err)
-		case err != nil:
-			w.told = rev
-			if rev > w.shown {
-				w.shown = rev
-				return []Event{{Type: watch.Bookmark, Revision: rev}}, nil
-			}
-			continue
 		}
 		w.told = rev
 		if out := w.selected(events); len(out) > 0 {
 			w.shown = out[len(out)-1].Revision
 			return out, nil
 		}
+		// What passes by unselected must not put off the bookmark, which tells of just that.
+		if w.bookmarks && !time.Now().Before(w.mark) {
+			w.mark = nextMark(ctx)
+			if rev > w.shown {
+				w.shown = rev
+				return []Event{{Type: watch.Bookmark, Revision: rev}}, nil
+			}
+		}
 	}
+}
+
+// nextMark is when a bookmark is due: every minute, and shortly before the end, from where the client then goes on.
+func nextMark(ctx context.Context) time.Time {
+	now := time.Now()
+	at := now.Add(bookmarkEvery)
+	if end, ok := ctx.Deadline(); ok {
+		if last := end.Add(-lastMark); last.After(now) && last.Before(at) {
+			return last
+		}
+	}
+	return at
 }
 
 // Told returns the revision up to which Next has told everything.

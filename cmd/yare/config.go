@@ -48,6 +48,8 @@ type Config struct {
 	StaticPodDir string `json:"staticPodDir,omitempty"`
 	// MaxPods of this node.
 	MaxPods int `json:"maxPods"`
+	// Debug serves profiles of the server below /debug/pprof, and the host's /var/log below /logs, to administrators.
+	Debug bool `json:"debug,omitempty"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel"`
 }

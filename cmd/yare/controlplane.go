@@ -1,10 +1,12 @@
 package main
 
 import (
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
 
 	apiversion "k8s.io/apimachinery/pkg/version"
@@ -37,7 +39,12 @@ func (s *server) apiServer() error {
 		l.Close()
 		return err
 	}
+	var logs fs.FS
+	if s.config.Debug {
+		logs = os.DirFS("/var/log")
+	}
 	s.api, err = apiserver.New(apiserver.Config{
+		Debug: s.config.Debug, Logs: logs,
 		Listeners: []net.Listener{l}, TLS: s.pki.ServerTLS(s.pki.Server),
 		Version: apiversion.Info{Major: "1", Minor: "37", GitVersion: kubernetesVersion + "+yare", Platform: "linux/" + runtime.GOARCH, GoVersion: runtime.Version(), Compiler: runtime.Compiler},
 	}, deps)
