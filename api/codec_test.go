@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,8 +16,8 @@ import (
 // what we write.
 func TestRoundTrip(t *testing.T) {
 	upstream := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
-	for _, k := range Stored() {
-		t.Run(k.Kind, func(t *testing.T) {
+	for _, k := range slices.Concat(Stored(), viewed) {
+		t.Run(k.Kind+k.Version, func(t *testing.T) {
 			o := k.New()
 			o.SetName("a")
 			o.SetUID("u")

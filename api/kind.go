@@ -96,6 +96,9 @@ type Kind struct {
 
 	newObject func() Object
 	newList   func() runtime.Object
+
+	of          *Kind                 // the stored kind that this one is another form of, or nil
+	store, show func(o Object) Object // to the stored kind's form and back
 }
 
 // New returns an empty object with its apiVersion and kind set.

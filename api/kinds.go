@@ -1,6 +1,8 @@
 package api
 
 import (
+	"slices"
+
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -192,6 +194,7 @@ var (
 		ReplicationControllerKind, PodTemplateKind, LimitRangeKind, ResourceQuotaKind, PersistentVolumeKind, PersistentVolumeClaimKind,
 		DeploymentKind, ReplicaSetKind, DaemonSetKind, StatefulSetKind, ControllerRevisionKind,
 		JobKind, CronJobKind,
+		HorizontalPodAutoscalerKind,
 		PodDisruptionBudgetKind,
 		LeaseKind,
 		EndpointSliceKind,
@@ -206,7 +209,7 @@ var (
 		SubjectAccessReviewKind, LocalSubjectAccessReviewKind, SelfSubjectAccessReviewKind,
 		SelfSubjectRulesReviewKind,
 	}
-	byType = index(append(append([]*Kind(nil), stored...), sent...))
+	byType = index(slices.Concat(stored, sent, viewed))
 )
 
 // Stored returns the built-in kinds that live in etcd.

@@ -200,7 +200,7 @@ func TestDiscoveryAndOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	groups, lists, err := cs.Discovery().ServerGroupsAndResources()
-	if err != nil || len(groups) != 3 {
+	if err != nil || len(groups) != 5 {
 		t.Fatal(groups, err)
 	}
 	var names []string
@@ -210,7 +210,7 @@ func TestDiscoveryAndOpenAPI(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if got, want := fmt.Sprint(names), "[configmaps deployments deployments/scale deployments/status namespaces namespaces/finalize namespaces/status pods pods/status selfsubjectreviews]"; got != want {
+	if got, want := fmt.Sprint(names), "[configmaps deployments deployments/scale deployments/status events events horizontalpodautoscalers horizontalpodautoscalers horizontalpodautoscalers/status horizontalpodautoscalers/status namespaces namespaces/finalize namespaces/status pods pods/status selfsubjectreviews]"; got != want {
 		t.Errorf("got %s", got)
 	}
 	if v, err := cs.Discovery().ServerVersion(); err != nil || v.GitVersion != "v1.37.2+yare" {

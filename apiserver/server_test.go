@@ -11,6 +11,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -93,8 +94,23 @@ var (
 	}
 )
 
+// autoscalers and events are kinds with two forms.
+var (
+	autoscalers = rest.Register(api.HorizontalPodAutoscalerKind, &rest.Resource[*autoscalingv2.HorizontalPodAutoscaler]{})
+	events      = rest.Register(api.EventKind, &rest.Resource[*corev1.Event]{
+		Fields: func(o *corev1.Event) fields.Set {
+			return fields.Set{"involvedObject.uid": string(o.InvolvedObject.UID)}
+		},
+	})
+)
+
 func resources() []rest.Any {
 	return []rest.Any{
+		events, autoscalers,
+		rest.RegisterView(api.HorizontalPodAutoscalerV1Kind, autoscalers, &rest.View[*autoscalingv2.HorizontalPodAutoscaler]{}),
+		rest.RegisterView(api.EventsEventKind, events, &rest.View[*corev1.Event]{Fields: func(o *corev1.Event) fields.Set {
+			return fields.Set{"regarding.uid": string(o.InvolvedObject.UID), "reportingController": o.ReportingController}
+		}}),
 		rest.Register(api.NamespaceKind, namespaces),
 		rest.Register(api.PodKind, pods),
 		rest.Register(api.ConfigMapKind, configMaps),

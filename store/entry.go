@@ -18,6 +18,10 @@ type Entry struct {
 	Revision api.Revision
 	Key      api.Key
 
+	// Of is the entry as it is stored where this one is another form of it, made by As.
+	Of *Entry
+
+	form atomic.Pointer[Entry]
 	err  error
 	mu   sync.Mutex // held while encoding, so that it is done once
 	made [formats]atomic.Pointer[[]byte]
@@ -46,6 +50,22 @@ func (e *Entry) Bytes(f Format) ([]byte, error) {
 	}
 	e.made[f].Store(&b)
 	return b, nil
+}
+
+// As returns the entry with its object in the form k, which keeps its own encodings. It is made at most once as long as nobody asks
+// for another form in between.
+func (e *Entry) As(k *api.Kind) *Entry {
+	if e == nil || e.err != nil || k.Of() == nil {
+		return e
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if f := e.form.Load(); f != nil && f.Object.GetObjectKind().GroupVersionKind() == k.GVK() {
+		return f
+	}
+	f := &Entry{Object: k.Show(e.Object), Revision: e.Revision, Key: e.Key, Of: e}
+	e.form.Store(f)
+	return f
 }
 
 func encode(o api.Object, f Format) ([]byte, error) {

@@ -8,6 +8,8 @@ package builtin
 import (
 	"net/netip"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -44,6 +46,8 @@ func All(d Deps) []rest.Any {
 	if d.Access == nil {
 		d.Access = d.Authorizer
 	}
+	event := rest.Register(api.EventKind, events())
+	hpa := rest.Register(api.HorizontalPodAutoscalerKind, horizontalPodAutoscalers())
 	return []rest.Any{
 		rest.Register(api.NamespaceKind, namespaces()),
 		rest.Register(api.NodeKind, nodes(d)),
@@ -53,7 +57,7 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.ConfigMapKind, configMaps()),
 		rest.Register(api.SecretKind, secrets()),
 		rest.Register(api.ServiceAccountKind, serviceAccounts(d)),
-		rest.Register(api.EventKind, events()),
+		event,
 		rest.Register(api.ReplicationControllerKind, replicationControllers()),
 		rest.Register(api.PodTemplateKind, podTemplates()),
 		rest.Register(api.LimitRangeKind, limitRanges()),
@@ -67,6 +71,9 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.ControllerRevisionKind, controllerRevisions()),
 		rest.Register(api.JobKind, jobs()),
 		rest.Register(api.CronJobKind, cronJobs()),
+		hpa,
+		rest.RegisterView(api.HorizontalPodAutoscalerV1Kind, hpa, &rest.View[*autoscalingv2.HorizontalPodAutoscaler]{}),
+		rest.RegisterView(api.EventsEventKind, event, eventsView()),
 		rest.Register(api.LeaseKind, leases()),
 		rest.Register(api.EndpointSliceKind, endpointSlices()),
 		rest.Register(api.PodDisruptionBudgetKind, podDisruptionBudgets()),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/duration"
@@ -24,8 +25,7 @@ func events() *rest.Resource[*corev1.Event] {
 	return &rest.Resource[event]{
 		CreateOnUpdate: true,
 		TTL:            eventLife,
-		Validate:       validateEvent,
-		ValidateUpdate: updateEvent,
+		Validate:       func(e event) field.ErrorList { return checkEvent(e, "reportingComponent") },
 		Fields: func(e event) fields.Set {
 			source := e.Source.Component
 			if source == "" {
@@ -99,50 +99,117 @@ func ago(t time.Time) string {
 	return duration.HumanDuration(time.Since(t))
 }
 
-func validateEvent(e *corev1.Event) (errs field.ErrorList) {
-	involved := field.NewPath("involvedObject", "namespace")
-	switch {
-	case e.InvolvedObject.Namespace == "" && e.Namespace != metav1.NamespaceDefault && e.Namespace != metav1.NamespaceSystem:
-		errs = append(errs, field.Invalid(involved, e.InvolvedObject.Namespace, "does not match event.namespace"))
-	case e.InvolvedObject.Namespace != "" && e.InvolvedObject.Namespace != e.Namespace:
-		errs = append(errs, field.Invalid(involved, e.InvolvedObject.Namespace, "does not match event.namespace"))
+// eventLimit bounds the short texts of an Event, noteLimit the long one.
+const (
+	eventLimit = 128
+	noteLimit  = 1024
+)
+
+// checkEvent checks what holds for Events of both groups. Controller is the name of reportingController in the client's form.
+func checkEvent(e *corev1.Event, controller string) (errs field.ErrorList) {
+	mismatch := func(bad bool) {
+		if bad {
+			errs = append(errs, field.Invalid(field.NewPath("involvedObject", "namespace"), e.InvolvedObject.Namespace, "does not match event.namespace"))
+		}
 	}
-	errs = append(errs, texts(field.NewPath("namespace"), e.Namespace, validation.IsDNS1123Subdomain(e.Namespace))...)
 	if e.EventTime.IsZero() {
+		if involved := e.InvolvedObject.Namespace; involved != "" {
+			mismatch(involved != e.Namespace)
+		} else {
+			mismatch(e.Namespace != "" && e.Namespace != metav1.NamespaceDefault)
+		}
 		return errs
 	}
 	// Events of the newer sort say more, and must.
-	need := func(name, value string, most int) {
-		at := field.NewPath(name)
-		if value == "" {
-			errs = append(errs, field.Required(at, ""))
-		} else if len(value) > most {
-			errs = append(errs, field.Invalid(at, value, fmt.Sprintf("can have at most %v characters", most)))
+	mismatch(e.InvolvedObject.Namespace == "" && e.Namespace != metav1.NamespaceDefault && e.Namespace != metav1.NamespaceSystem)
+	long := func(name, value string, most int) {
+		if len(value) > most {
+			errs = append(errs, field.Invalid(field.NewPath(name), "", fmt.Sprintf("can have at most %v characters", most)))
 		}
 	}
-	need("reportingController", e.ReportingController, 128)
-	if e.ReportingController != "" {
-		errs = append(errs, texts(field.NewPath("reportingController"), e.ReportingController, validation.IsQualifiedName(e.ReportingController))...)
+	need := func(name, value string) {
+		if value == "" {
+			errs = append(errs, field.Required(field.NewPath(name), ""))
+		}
 	}
-	need("reportingInstance", e.ReportingInstance, 128)
-	need("action", e.Action, 128)
-	need("reason", e.Reason, 128)
-	if len(e.Message) > 1024 {
-		errs = append(errs, field.Invalid(field.NewPath("message"), "", fmt.Sprintf("can have at most %v characters", 1024)))
-	}
-	errs = append(errs, oneOf(field.NewPath("type"), e.Type, corev1.EventTypeNormal, corev1.EventTypeWarning)...)
+	need(controller, e.ReportingController)
+	errs = append(errs, texts(field.NewPath(controller), e.ReportingController, validation.IsQualifiedName(e.ReportingController))...)
+	need("reportingInstance", e.ReportingInstance)
+	long("reportingInstance", e.ReportingInstance, eventLimit)
+	need("action", e.Action)
+	long("action", e.Action, eventLimit)
+	need("reason", e.Reason)
+	long("reason", e.Reason, eventLimit)
+	long("message", e.Message, noteLimit)
 	return errs
 }
 
-func updateEvent(now, old *corev1.Event) (errs field.ErrorList) {
-	if now.EventTime.IsZero() && old.EventTime.IsZero() {
+// eventsView is events.k8s.io/v1, which is stricter about what it lets in. Errors name the fields of the core form.
+func eventsView() *rest.View[*corev1.Event] {
+	return &rest.View[*corev1.Event]{
+		Validate:       func(e *corev1.Event) field.ErrorList { return checkEvent(e, "reportingController") },
+		ValidateCreate: createStrictEvent,
+		ValidateUpdate: updateStrictEvent,
+		Fields: func(e *corev1.Event) fields.Set {
+			o := &e.InvolvedObject
+			return fields.Set{"regarding.kind": o.Kind, "regarding.namespace": o.Namespace, "regarding.name": o.Name, "regarding.uid": string(o.UID),
+				"regarding.apiVersion": o.APIVersion, "regarding.resourceVersion": o.ResourceVersion, "regarding.fieldPath": o.FieldPath,
+				"reason": e.Reason, "reportingController": e.ReportingController, "type": e.Type}
+		},
+	}
+}
+
+func createStrictEvent(e *corev1.Event) field.ErrorList {
+	errs := series(e)
+	if e.EventTime.IsZero() {
+		errs = append(errs, field.Required(field.NewPath("eventTime"), ""))
+	}
+	if e.Type != corev1.EventTypeNormal && e.Type != corev1.EventTypeWarning {
+		errs = append(errs, field.Invalid(field.NewPath("type"), "", "has invalid value: "+e.Type))
+	}
+	unset := func(name string, ok bool) {
+		if !ok {
+			errs = append(errs, field.Invalid(field.NewPath(name), "", "needs to be unset"))
+		}
+	}
+	unset("firstTimestamp", e.FirstTimestamp.IsZero())
+	unset("lastTimestamp", e.LastTimestamp.IsZero())
+	unset("count", e.Count == 0)
+	unset("source", e.Source == corev1.EventSource{})
+	return errs
+}
+
+func series(e *corev1.Event) (errs field.ErrorList) {
+	if e.Series == nil {
 		return nil
+	}
+	if e.Series.Count < 2 {
+		errs = append(errs, field.Invalid(field.NewPath("series.count"), "", "should be at least 2"))
+	}
+	if e.Series.LastObservedTime.IsZero() {
+		errs = append(errs, field.Required(field.NewPath("series.lastObservedTime"), ""))
+	}
+	return errs
+}
+
+// updateStrictEvent lets nothing but the series change.
+func updateStrictEvent(now, old *corev1.Event) (errs field.ErrorList) {
+	if !equality.Semantic.DeepEqual(now.Series, old.Series) {
+		errs = series(now)
 	}
 	same := func(now, old any, name string) { errs = append(errs, immutable(now, old, field.NewPath(name))...) }
 	same(now.InvolvedObject, old.InvolvedObject, "involvedObject")
 	same(now.Reason, old.Reason, "reason")
+	same(now.Message, old.Message, "message")
+	same(now.Source, old.Source, "source")
+	same(now.FirstTimestamp, old.FirstTimestamp, "firstTimestamp")
+	same(now.LastTimestamp, old.LastTimestamp, "lastTimestamp")
+	same(now.Count, old.Count, "count")
 	same(now.Type, old.Type, "type")
-	same(now.EventTime.UnixMicro(), old.EventTime.UnixMicro(), "eventTime")
+	// Clients keep microseconds.
+	if !now.EventTime.Truncate(time.Microsecond).Equal(old.EventTime.Truncate(time.Microsecond)) {
+		same(now.EventTime, old.EventTime, "eventTime")
+	}
 	same(now.Action, old.Action, "action")
 	same(now.Related, old.Related, "related")
 	same(now.ReportingController, old.ReportingController, "reportingController")

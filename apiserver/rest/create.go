@@ -28,6 +28,13 @@ const (
 
 // Create stores o, which it takes over. An object without a name gets one from its generateName.
 func (p *Pipeline) Create(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	r = r.inside()
+	e, err := p.createNamed(ctx, r, r.as().Store(o))
+	return r.show(e), err
+}
+
+// createNamed stores o under its name or one that is made for it.
+func (p *Pipeline) createNamed(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
 	if err := r.matchNamespace(o); err != nil {
 		return nil, err
 	}
@@ -215,6 +222,7 @@ func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Ob
 
 // Post serves a creating subresource: it hands body to the kind's own function.
 func (p *Pipeline) Post(ctx context.Context, r *Request, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error) {
+	r = r.inside()
 	sub := r.Any.r.sub[r.Sub]
 	if sub == nil || sub.Create == nil {
 		return nil, r.notFound()

@@ -35,10 +35,20 @@ func (p *Pipeline) Delete(ctx context.Context, r *Request, opts *metav1.DeleteOp
 	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
 		return nil, apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
 	}
+	r = r.inside()
 	r.DryRun = r.DryRun || len(opts.DryRun) > 0
 	if opts.GracePeriodSeconds != nil && *opts.GracePeriodSeconds < 0 {
 		*opts.GracePeriodSeconds = 1
 	}
+	d, err := p.deleteStored(ctx, r, opts)
+	if d != nil {
+		d.Entry = r.show(d.Entry)
+	}
+	return d, err
+}
+
+// deleteStored is Delete of the stored form.
+func (p *Pipeline) deleteStored(ctx context.Context, r *Request, opts *metav1.DeleteOptions) (*Deleted, error) {
 	for n := 0; ; n++ {
 		d, err := p.deleteOnce(ctx, r, opts)
 		var again retry

@@ -46,7 +46,7 @@ func (a Any) Fields() []string {
 		fs = append(fs, byNamespace)
 	}
 	if a.r.fields != nil {
-		for f := range a.r.fields(a.Kind.New()) {
+		for f := range a.r.fields(a.stored().New()) {
 			if f != byName && f != byNamespace {
 				fs = append(fs, f)
 			}

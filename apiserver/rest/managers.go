@@ -3,6 +3,7 @@ package rest
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -27,25 +28,26 @@ type managers struct {
 }
 
 type managerKey struct {
-	kind *api.Kind
+	kind *api.Kind // what clients speak of
 	sub  string
 }
 
 func (m *managers) load() { m.types = applyconfigurations.NewTypeConverter(scheme.Scheme) }
 
-func (m *managers) get(a Any, sub string) (*managedfields.FieldManager, error) {
+func (m *managers) get(r *Request) (*managedfields.FieldManager, error) {
+	a, sub := r.Any, r.Sub
 	m.once.Do(m.load)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	key := managerKey{a.Kind, sub}
+	key := managerKey{r.as(), sub}
 	if f := m.made[key]; f != nil {
 		return f, nil
 	}
-	one, types := single{a}, m.types
+	fs, types := forms{a, r.as()}, m.types
 	if a.Kind == api.ScaleKind { // client-go has no schema of it, but scalars alone need none
 		types = managedfields.NewDeducedTypeConverter()
 	}
-	f, err := managedfields.NewDefaultFieldManager(types, one, one, one, a.Kind.GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
+	f, err := managedfields.NewDefaultFieldManager(types, fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
 	if err != nil {
 		return nil, fmt.Errorf("make the field manager of %v: %w", a.Kind, err)
 	}
@@ -70,9 +72,11 @@ func resetFields(a Any, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
 	default:
 		return nil
 	}
-	return fieldpath.NewExcludeFilterSetMap(map[fieldpath.APIVersion]*fieldpath.Set{
-		fieldpath.APIVersion(a.Kind.APIVersion()): reset,
-	})
+	sets := map[fieldpath.APIVersion]*fieldpath.Set{}
+	for _, k := range a.Kind.Forms() {
+		sets[fieldpath.APIVersion(k.APIVersion())] = reset
+	}
+	return fieldpath.NewExcludeFilterSetMap(sets)
 }
 
 // track notes in now, who changed what since old (nil on create). A change that cannot be attributed leaves the
@@ -81,7 +85,7 @@ func (m *managers) track(r *Request, old, now api.Object) error {
 	if r.owned {
 		return nil
 	}
-	f, err := m.get(r.Any, r.Sub)
+	f, err := m.get(r)
 	if err != nil {
 		return err
 	}
@@ -97,7 +101,7 @@ func (m *managers) track(r *Request, old, now api.Object) error {
 
 // apply merges the configuration given by patch into old (nil: into nothing) and returns a new object.
 func (m *managers) apply(r *Request, old api.Object, patch *unstructured.Unstructured, force bool) (api.Object, error) {
-	f, err := m.get(r.Any, r.Sub)
+	f, err := m.get(r)
 	if err != nil {
 		return nil, err
 	}
@@ -119,32 +123,62 @@ func (m *managers) apply(r *Request, old api.Object, patch *unstructured.Unstruc
 	return now, nil
 }
 
-// single is upstream's view of one kind with one version: creating, converting and defaulting of nothing else.
-type single struct{ a Any }
+// forms is upstream's view of one kind: creating, converting and defaulting its objects in each of their forms, the stored one being
+// the form that everything is converted through.
+type forms struct {
+	a  Any       // the stored kind
+	as *api.Kind // what the client speaks of
+}
 
-func (s single) New(schema.GroupVersionKind) (runtime.Object, error) { return s.a.Kind.New(), nil }
-func (s single) Default(o runtime.Object) {
-	if o, ok := o.(api.Object); ok {
-		s.a.r.set(o)
+func (f forms) New(schema.GroupVersionKind) (runtime.Object, error) { return f.as.New(), nil }
+
+func (f forms) Default(o runtime.Object) {
+	// What another form leaves out is filled in after it has been converted.
+	if o, ok := o.(api.Object); ok && api.KindOf(o) == f.a.Kind {
+		f.a.r.set(o)
 	}
 }
 
-func (s single) ConvertToVersion(in runtime.Object, _ runtime.GroupVersioner) (runtime.Object, error) {
+func (f forms) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
+	o, from, err := f.read(in)
+	if err != nil {
+		return nil, err
+	}
+	for _, to := range f.a.Kind.Forms() {
+		// A group and version accept other versions of the group and name their own.
+		if is, ok := target.KindForGroupVersionKinds([]schema.GroupVersionKind{to.GVK()}); !ok || is != to.GVK() {
+			continue
+		}
+		if to == from {
+			return o, nil
+		}
+		return to.Show(from.Store(o)), nil
+	}
+	return nil, runtime.NewNotRegisteredErrForTarget("", reflect.TypeOf(o), target)
+}
+
+// read returns in as an object of its form.
+func (f forms) read(in runtime.Object) (api.Object, *api.Kind, error) {
 	u, ok := in.(*unstructured.Unstructured)
-	if !ok {
-		return in, nil
+	for _, k := range f.a.Kind.Forms() {
+		switch {
+		case !ok && api.KindOf(in) == k:
+			return in.(api.Object), k, nil
+		case ok && u.GroupVersionKind() == k.GVK():
+			out := k.New()
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, out); err != nil {
+				return nil, nil, fmt.Errorf("read %s: %w", k.Kind, err)
+			}
+			return out, k, nil
+		}
 	}
-	out := s.a.Kind.New()
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, out); err != nil {
-		return nil, fmt.Errorf("read %s: %w", s.a.Kind.Kind, err)
-	}
-	return out, nil
+	return nil, nil, runtime.NewNotRegisteredErrForKind("", in.GetObjectKind().GroupVersionKind())
 }
 
-func (s single) Convert(_, _, _ any) error {
-	return errors.New("kinds of one version are not converted")
+func (f forms) Convert(_, _, _ any) error {
+	return errors.New("objects are converted to a version")
 }
 
-func (s single) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
+func (f forms) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
 	return label, value, nil
 }

@@ -56,6 +56,7 @@ func (p Patch) wellFormed() error {
 
 // Patch changes the object, or its subresource. It says whether an apply created the object.
 func (p *Pipeline) Patch(ctx context.Context, r *Request, patch Patch) (*store.Entry, bool, error) {
+	r = r.inside()
 	if err := patch.wellFormed(); err != nil {
 		return nil, false, err
 	}
@@ -71,10 +72,11 @@ func (p *Pipeline) Patch(ctx context.Context, r *Request, patch Patch) (*store.E
 		return nil, false, err
 	}
 	return p.modify(ctx, r, false, func(old api.Object) (api.Object, error) {
-		now, err := change(old, r.Any.Kind.New())
+		now, err := change(r.as().Show(old), r.as().New())
 		if err != nil {
 			return nil, err
 		}
+		now = r.as().Store(now)
 		if err := r.checkName(now); err != nil {
 			return nil, err
 		}
@@ -202,7 +204,7 @@ func (r *Request) bodyKind() *api.Kind {
 	if r.Sub == "scale" {
 		return api.ScaleKind
 	}
-	return r.Any.Kind
+	return r.as()
 }
 
 func (r *Request) strategicPatcher(patch Patch) (func(old, now api.Object) (api.Object, error), error) {

@@ -59,7 +59,8 @@ type Request struct {
 	// allows it.
 	MayCreate func(ctx context.Context) error
 
-	owned bool // the ownership of fields is settled: an apply
+	form  *api.Kind // what the client speaks of, where that is another form of Any's kind
+	owned bool      // the ownership of fields is settled: an apply
 }
 
 func (r *Request) warn(text string) {

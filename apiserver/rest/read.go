@@ -20,6 +20,7 @@ import (
 // Get returns the object. Version is the resourceVersion that the client knows to exist, empty for the newest state;
 // "0" for any.
 func (p *Pipeline) Get(ctx context.Context, r *Request, version string) (*store.Entry, error) {
+	r = r.inside()
 	if version == "" || version == "0" {
 		if version == "" {
 			if err := p.store.Sync(ctx); err != nil {
@@ -36,7 +37,7 @@ func (p *Pipeline) Get(ctx context.Context, r *Request, version string) (*store.
 	case e.Err() != nil:
 		return nil, apierrors.NewInternalError(e.Err())
 	}
-	return e, nil
+	return r.show(e), nil
 }
 
 // ListOptions are the options of a list.
@@ -61,6 +62,16 @@ type Page struct {
 
 // List returns the selected objects ordered by namespace and name, all of one revision.
 func (p *Pipeline) List(ctx context.Context, r *Request, q ListOptions) (*Page, error) {
+	r = r.inside()
+	page, err := p.list(ctx, r, q)
+	if err == nil {
+		page.Entries = r.showAll(page.Entries)
+	}
+	return page, err
+}
+
+// list is List of the stored form.
+func (p *Pipeline) list(ctx context.Context, r *Request, q ListOptions) (*Page, error) {
 	sel, err := r.compile(q.Selection)
 	if err != nil {
 		return nil, err

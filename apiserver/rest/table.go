@@ -29,7 +29,14 @@ func (a Any) Table(entries []*store.Entry, policy metav1.IncludeObjectPolicy, he
 	}
 	now := time.Now()
 	for _, e := range entries {
-		t.Rows = append(t.Rows, a.row(e.Object, policy, now))
+		from := e.Object
+		switch {
+		case e.Of != nil:
+			from = e.Of.Object
+		case a.Kind.Of() != nil: // a bookmark's
+			from = a.Kind.Store(from)
+		}
+		t.Rows = append(t.Rows, a.row(from, e.Object, policy, now))
 	}
 	return t
 }
@@ -57,7 +64,8 @@ func (a Any) namesItself() bool {
 	return slices.ContainsFunc(a.r.columns, func(c erasedColumn) bool { return c.Name == "Name" })
 }
 
-func (a Any) row(o api.Object, policy metav1.IncludeObjectPolicy, now time.Time) metav1.TableRow {
+// row makes the cells of o, in the stored form. Shown is what the client sees of the object itself.
+func (a Any) row(o, shown api.Object, policy metav1.IncludeObjectPolicy, now time.Time) metav1.TableRow {
 	row := metav1.TableRow{Cells: make([]any, 0, len(a.r.columns)+2)}
 	if !a.namesItself() {
 		row.Cells = append(row.Cells, o.GetName())
@@ -75,7 +83,7 @@ func (a Any) row(o api.Object, policy metav1.IncludeObjectPolicy, now time.Time)
 	switch policy {
 	case metav1.IncludeNone:
 	case metav1.IncludeObject:
-		row.Object = runtime.RawExtension{Object: o}
+		row.Object = runtime.RawExtension{Object: shown}
 	default:
 		row.Object = runtime.RawExtension{Object: Metadata(o)}
 	}

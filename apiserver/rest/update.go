@@ -28,6 +28,8 @@ func (p *Pipeline) Update(ctx context.Context, r *Request, o api.Object) (*store
 		e, err := p.updateScale(ctx, r, o)
 		return e, false, err
 	}
+	r = r.inside()
+	o = r.as().Store(o)
 	if err := r.checkName(o); err != nil {
 		return nil, false, err
 	}
@@ -68,9 +70,16 @@ func (r *Request) checkName(o api.Object) error {
 	}
 }
 
-// modify brings the object from its current state to the one that change makes, again when another writer was
-// faster and the new state names no revision.
+// modify brings the object from its current state to the one that change makes and returns it as the client knows it.
 func (p *Pipeline) modify(ctx context.Context, r *Request, mayCreate bool, change edit) (*store.Entry, bool, error) {
+	r = r.inside()
+	e, created, err := p.modifyStored(ctx, r, mayCreate, change)
+	return r.show(e), created, err
+}
+
+// modifyStored brings the object from its current state to the one that change makes, again when another writer was
+// faster and the new state names no revision.
+func (p *Pipeline) modifyStored(ctx context.Context, r *Request, mayCreate bool, change edit) (*store.Entry, bool, error) {
 	for n := 0; ; n++ {
 		e, created, err := p.modifyOnce(ctx, r, mayCreate, change)
 		var again retry

@@ -63,6 +63,7 @@ const slow = 10000
 
 // Watch begins a watch.
 func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watch, error) {
+	r = r.inside()
 	sel, err := r.compile(q.Selection)
 	if err != nil {
 		return nil, err
@@ -122,6 +123,17 @@ func (w *Watch) initial(snap store.Snapshot, mark bool) {
 
 // Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over.
 func (w *Watch) Next(ctx context.Context) ([]Event, error) {
+	events, err := w.next(ctx)
+	if w.r.form == nil {
+		return events, err
+	}
+	for i := range events { // the slice is this watch's own
+		events[i].Entry, events[i].Old = w.r.show(events[i].Entry), w.r.show(events[i].Old)
+	}
+	return events, err
+}
+
+func (w *Watch) next(ctx context.Context) ([]Event, error) {
 	if first := w.first; first != nil {
 		w.first = nil
 		return first, nil
