@@ -1,15 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -19,135 +20,140 @@ const (
 	configMaps = 20000
 	workers    = 16
 	namespace  = "bench"
+	inBench    = "/api/v1/namespaces/" + namespace + "/configmaps"
 )
 
-// protobuf returns a client that speaks protobuf, as Kubernetes' own components do.
-func (b *bench) protobuf() (kubernetes.Interface, error) {
-	c := rest.CopyConfig(b.config)
-	c.ContentType = "application/vnd.kubernetes.protobuf"
-	c.AcceptContentTypes = c.ContentType
-	return kubernetes.NewForConfig(c)
+// target is an API server that is measured: ours, or upstream's beside it.
+type target struct {
+	config *rest.Config
+	client kubernetes.Interface
+	pids   func() ([]int, error)
+	filled bool // 20,000 ConfigMaps are there
+	round  int  // of creates
+}
+
+// which returns a target, started if it is not.
+type which func(context.Context, *bench) (*target, error)
+
+func ours(_ context.Context, b *bench) (*target, error) {
+	if err := b.cluster(); err != nil {
+		return nil, err
+	}
+	if b.own == nil {
+		b.own = &target{config: b.config, client: b.client, pids: b.processes}
+	}
+	return b.own, b.own.namespace()
+}
+
+func (t *target) namespace() error {
+	for _, name := range []string{namespace, "default"} {
+		_, err := t.client.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 func configMap(name string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"key": "a value that is as long as small values are"}}
 }
 
-// spread calls f n times by the workers and returns how long that took.
-func spread(n int, f func(i int) error) (time.Duration, error) {
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	var once sync.Once
-	var failed error
-	begin := time.Now()
-	for range workers {
-		wg.Go(func() {
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				if err := f(int(i)); err != nil {
-					once.Do(func() { failed = err })
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return time.Since(begin), failed
-}
-
 // fill makes the ConfigMaps that reads are measured with.
-func (b *bench) fill() error {
-	if b.configs {
+func (t *target) fill(ctx context.Context) error {
+	if t.filled {
 		return nil
 	}
-	_, err := creates(context.Background(), b)
+	_, err := t.create(ctx, configMaps)
+	t.filled = err == nil
 	return err
 }
 
-func creates(ctx context.Context, b *bench) ([]float64, error) {
-	if err := b.cluster(); err != nil {
-		return nil, err
-	}
-	c, err := b.protobuf()
-	if err != nil {
-		return nil, err
-	}
-	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
-	if err != nil {
-		return nil, err
-	}
-	took, err := spread(configMaps, func(i int) error {
-		_, err := c.CoreV1().ConfigMaps(namespace).Create(ctx, configMap(fmt.Sprintf("c%05d", i)), metav1.CreateOptions{})
-		return err
+func (t *target) create(ctx context.Context, n int) (time.Duration, error) {
+	return load(ctx, t.config, n, func(w *wire, i int) ([]byte, error) {
+		body, err := encode(configMap(fmt.Sprintf("c%05d", i)))
+		return w.request("POST", inBench, protobuf, body), err
 	})
-	b.configs = err == nil
-	return []float64{configMaps / took.Seconds()}, err
 }
 
-func gets(ctx context.Context, b *bench) ([]float64, error) {
-	if err := b.fill(); err != nil {
-		return nil, err
-	}
-	c, err := b.protobuf()
-	if err != nil {
-		return nil, err
-	}
-	took, err := spread(configMaps, func(i int) error {
-		_, err := c.CoreV1().ConfigMaps(namespace).Get(ctx, fmt.Sprintf("c%05d", i), metav1.GetOptions{})
-		return err
-	})
-	return []float64{configMaps / took.Seconds()}, err
+// empty deletes what fill and create made.
+func (t *target) empty(ctx context.Context) error {
+	t.filled = false
+	return t.client.CoreV1().ConfigMaps(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
 }
 
-func singleCreate(ctx context.Context, b *bench) ([]float64, error) {
-	if err := b.cluster(); err != nil {
-		return nil, err
-	}
-	c, err := b.protobuf()
-	if err != nil {
-		return nil, err
-	}
-	var v []float64
-	for i := range 500 {
-		begin := time.Now()
-		_, err := c.CoreV1().ConfigMaps("default").Create(ctx, configMap(fmt.Sprintf("single-%d", i)), metav1.CreateOptions{})
-		if err != nil {
-			return nil, err
-		}
-		v = append(v, millis(time.Since(begin)))
-	}
-	return v, nil
-}
-
-// list measures until the last byte of the list has arrived; decoding is the client's affair.
-func list(accept string) func(context.Context, *bench) ([]float64, error) {
+func creates(of which) func(context.Context, *bench) ([]float64, error) {
 	return func(ctx context.Context, b *bench) ([]float64, error) {
-		if err := b.fill(); err != nil {
-			return nil, err
-		}
-		hc, err := rest.HTTPClientFor(b.config)
+		t, err := of(ctx, b)
 		if err != nil {
 			return nil, err
 		}
 		var v []float64
-		for range b.runs {
-			r, err := http.NewRequestWithContext(ctx, http.MethodGet, b.config.Host+"/api/v1/namespaces/"+namespace+"/configmaps", nil)
+		for range 3 {
+			if err := t.empty(ctx); err != nil {
+				return nil, err
+			}
+			took, err := t.create(ctx, configMaps)
 			if err != nil {
 				return nil, err
 			}
-			r.Header.Set("Accept", accept)
-			r.Header.Set("Accept-Encoding", "identity")
+			v = append(v, configMaps/took.Seconds())
+		}
+		t.filled = true
+		return v, nil
+	}
+}
+
+func gets(of which) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := filled(ctx, b, of)
+		if err != nil {
+			return nil, err
+		}
+		var v []float64
+		for range 3 {
+			took, err := load(ctx, t.config, configMaps, func(w *wire, i int) ([]byte, error) {
+				return w.request("GET", fmt.Sprintf("%s/c%05d", inBench, i), protobuf, nil), nil
+			})
+			if err != nil {
+				return nil, err
+			}
+			v = append(v, configMaps/took.Seconds())
+		}
+		return v, nil
+	}
+}
+
+func filled(ctx context.Context, b *bench, of which) (*target, error) {
+	t, err := of(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	return t, t.fill(ctx)
+}
+
+func singleCreate(of which) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := of(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		w, err := dial(ctx, t.config)
+		if err != nil {
+			return nil, err
+		}
+		defer w.Close()
+		t.round++
+		var v []float64
+		for i := range 500 {
+			body, err := encode(configMap(fmt.Sprintf("single-%d-%d", t.round, i)))
+			if err != nil {
+				return nil, err
+			}
+			r := w.request("POST", "/api/v1/namespaces/default/configmaps", protobuf, body)
 			begin := time.Now()
-			resp, err := hc.Do(r)
-			if err != nil {
+			if _, err := w.do(r); err != nil {
 				return nil, err
-			}
-			n, err := io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-			if err != nil {
-				return nil, err
-			}
-			if resp.StatusCode != http.StatusOK || n < configMaps*50 {
-				return nil, fmt.Errorf("%s, %d bytes", resp.Status, n)
 			}
 			v = append(v, millis(time.Since(begin)))
 		}
@@ -155,84 +161,155 @@ func list(accept string) func(context.Context, *bench) ([]float64, error) {
 	}
 }
 
-func watchers(ctx context.Context, b *bench) ([]float64, error) {
-	if err := b.cluster(); err != nil {
-		return nil, err
-	}
-	c, err := b.protobuf()
-	if err != nil {
-		return nil, err
-	}
-	const watching, updates = 100, 1000
-	o, err := c.CoreV1().ConfigMaps("default").Create(ctx, configMap("watched"), metav1.CreateOptions{})
-	if err != nil {
-		return nil, err
-	}
-	hc, err := rest.HTTPClientFor(b.config)
-	if err != nil {
-		return nil, err
-	}
-	var wg sync.WaitGroup
-	var first error
-	var once sync.Once
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var ready sync.WaitGroup
-	for range watching {
-		ready.Add(1)
-		wg.Go(func() {
-			n, err := countEvents(ctx, hc, fmt.Sprintf("%s/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=%s&fieldSelector=metadata.name%%3Dwatched", b.config.Host, o.ResourceVersion), updates, ready.Done)
+// list measures until the last byte of the list has arrived; decoding is the client's affair.
+func list(of which, accept string) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := filled(ctx, b, of)
+		if err != nil {
+			return nil, err
+		}
+		w, err := dial(ctx, t.config)
+		if err != nil {
+			return nil, err
+		}
+		defer w.Close()
+		r := w.request("GET", inBench, accept, nil)
+		var v []float64
+		for range b.runs {
+			begin := time.Now()
+			n, err := w.do(r)
 			if err != nil {
-				once.Do(func() { first = fmt.Errorf("after %d events: %w", n, err) })
+				return nil, err
+			}
+			if n < configMaps*50 {
+				return nil, fmt.Errorf("%d bytes", n)
+			}
+			v = append(v, millis(time.Since(begin)))
+		}
+		return v, nil
+	}
+}
+
+// watchers updates objects, each by a worker of its own, while 100 clients watch all of them.
+func watchers(of which) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := of(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		var v []float64
+		for range 3 {
+			rate, err := t.watched(ctx)
+			if err != nil {
+				return nil, err
+			}
+			v = append(v, rate)
+		}
+		return v, nil
+	}
+}
+
+func (t *target) watched(ctx context.Context) (float64, error) {
+	const watching, updates = 100, 1008 // a multiple of the workers
+	t.round++
+	for k := range workers {
+		_, err := t.client.CoreV1().ConfigMaps("default").Create(ctx, configMap(fmt.Sprintf("watched-%d-%d", t.round, k)), metav1.CreateOptions{})
+		if err != nil {
+			return 0, err
+		}
+	}
+	l, err := t.client.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return 0, err
+	}
+	var seen atomic.Int64
+	var all sync.WaitGroup
+	failed := make(chan error, watching)
+	for range watching {
+		w, err := dial(ctx, t.config)
+		if err != nil {
+			return 0, err
+		}
+		defer w.Close()
+		if _, err := w.Write(w.request("GET", "/api/v1/namespaces/default/configmaps?watch=1&resourceVersion="+l.ResourceVersion, "application/json", nil)); err != nil {
+			return 0, err
+		}
+		if status, _, err := w.head(); err != nil || status != 200 {
+			return 0, fmt.Errorf("watch: %d %v", status, err)
+		}
+		all.Go(func() {
+			n, err := w.events(updates)
+			seen.Add(int64(n))
+			if err != nil {
+				failed <- fmt.Errorf("after %d events: %w", n, err)
 			}
 		})
 	}
-	ready.Wait()
 	begin := time.Now()
-	for i := range updates {
-		o.Data["key"] = fmt.Sprint(i)
-		if o, err = c.CoreV1().ConfigMaps("default").Update(ctx, o, metav1.UpdateOptions{}); err != nil {
-			return nil, err
-		}
+	_, err = load(ctx, t.config, updates, func(w *wire, i int) ([]byte, error) {
+		name := fmt.Sprintf("watched-%d-%d", t.round, i%workers)
+		cm := configMap(name)
+		cm.Data["n"] = fmt.Sprint(i)
+		body, err := encode(cm)
+		return w.request("PUT", "/api/v1/namespaces/default/configmaps/"+name, protobuf, body), err
+	})
+	if err != nil {
+		return 0, err
 	}
-	wg.Wait()
-	return []float64{watching * updates / time.Since(begin).Seconds()}, first
+	all.Wait()
+	took := time.Since(begin)
+	select {
+	case err := <-failed:
+		return 0, err
+	default:
+		return float64(seen.Load()) / took.Seconds(), nil
+	}
 }
 
-// countEvents reads a JSON watch until it has seen n events, one a line.
-func countEvents(ctx context.Context, hc *http.Client, url string, n int, ready func()) (seen int, err error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		ready()
-		return 0, err
-	}
-	resp, err := hc.Do(r)
-	ready()
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
+// events reads a watch in JSON until it has brought n events.
+func (w *wire) events(n int) (seen int, err error) {
+	begin := []byte(`{"type":"`)
 	buf := make([]byte, 64<<10)
+	kept := 0
 	for seen < n {
-		m, err := resp.Body.Read(buf)
-		for _, c := range buf[:m] {
-			if c == '\n' {
-				seen++
-			}
-		}
-		if err != nil && seen < n {
+		m, err := io.ReadAtLeast(w.in, buf[kept:], 1)
+		if err != nil {
 			return seen, err
 		}
+		got := buf[:kept+m]
+		seen += bytes.Count(got, begin)
+		// An event's beginning may be cut by the end of what was read.
+		kept = copy(buf, got[max(0, len(got)-len(begin)+1):])
 	}
 	return seen, nil
 }
 
-func deleteCollection(ctx context.Context, b *bench) ([]float64, error) {
-	if err := b.fill(); err != nil {
-		return nil, err
+func memoryOf(of which) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := filled(ctx, b, of)
+		if err != nil {
+			return nil, err
+		}
+		m, err := memory(t.pids)
+		return []float64{m}, err
 	}
-	begin := time.Now()
-	err := b.client.CoreV1().ConfigMaps(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
-	b.configs = false
-	return []float64{seconds(time.Since(begin))}, err
+}
+
+func deleteCollection(of which) func(context.Context, *bench) ([]float64, error) {
+	return func(ctx context.Context, b *bench) ([]float64, error) {
+		t, err := filled(ctx, b, of)
+		if err != nil {
+			return nil, err
+		}
+		w, err := dial(ctx, t.config)
+		if err != nil {
+			return nil, err
+		}
+		defer w.Close()
+		r := w.request("DELETE", inBench, protobuf, nil)
+		begin := time.Now()
+		_, err = w.do(r)
+		t.filled = false
+		return []float64{seconds(time.Since(begin))}, err
+	}
 }

@@ -24,7 +24,9 @@ type bench struct {
 	dir     string
 	client  kubernetes.Interface
 	config  *rest.Config
-	configs bool // 20,000 ConfigMaps are there
+	own     *target // the cluster's API server
+	peer    *target // upstream's, beside it
+	endPeer func()
 	pods    []string
 }
 
@@ -75,6 +77,9 @@ func (b *bench) cluster() error {
 }
 
 func (b *bench) close() {
+	if b.endPeer != nil {
+		b.endPeer()
+	}
 	if b.client != nil {
 		if err := b.command("down", "--name", name); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -172,8 +177,8 @@ func (b *bench) processes() ([]int, error) {
 }
 
 // memory returns the sum of the proportional set sizes in MB.
-func (b *bench) memory() (float64, error) {
-	pids, err := b.processes()
+func memory(processes func() ([]int, error)) (float64, error) {
+	pids, err := processes()
 	if err != nil {
 		return 0, err
 	}
@@ -214,18 +219,10 @@ func (b *bench) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-func memoryNow(_ context.Context, b *bench) ([]float64, error) {
-	if err := b.fill(); err != nil {
-		return nil, err
-	}
-	m, err := b.memory()
-	return []float64{m}, err
-}
-
 // fresh replaces the shared cluster by an empty one and lets it come to rest.
 func (b *bench) fresh(ctx context.Context) error {
 	b.close()
-	b.client, b.configs, b.pods = nil, false, nil
+	b.client, b.own, b.peer, b.endPeer, b.pods = nil, nil, nil, nil, nil
 	if err := b.cluster(); err != nil {
 		return err
 	}
@@ -241,7 +238,7 @@ func idleMemory(ctx context.Context, b *bench) ([]float64, error) {
 	if err := b.fresh(ctx); err != nil {
 		return nil, err
 	}
-	m, err := b.memory()
+	m, err := memory(b.processes)
 	return []float64{m}, err
 }
 
