@@ -85,10 +85,10 @@ func (c *call) serve() error {
 	}
 	c.user = u
 	c.r.Header.Del("Authorization") // has served its purpose
-	c.r = c.r.WithContext(authn.WithUser(c.r.Context(), u))
 	if err := c.impersonate(); err != nil {
 		return err
 	}
+	ctx := authn.WithUser(c.r.Context(), c.user)
 	release, err := c.enter()
 	if err != nil {
 		return err
@@ -99,14 +99,15 @@ func (c *call) serve() error {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(c.r.Context(), limit)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
-		c.r = c.r.WithContext(ctx)
 		if c.r.ContentLength != 0 { // a body that trickles in must not hold a place for ever
 			_ = ignore(http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(requestTimeout)))
 		}
 	}
-	if err := c.s.authorize(c.r.Context(), c.t.attributes(c.user, c.r.URL.Query())); err != nil {
+	c.r = c.r.WithContext(ctx)
+	if err := c.s.authorize(ctx, c.t.attributes(c.user, c.r.URL.Query())); err != nil {
 		return err
 	}
 	if c.t.isObject {
@@ -214,11 +215,15 @@ func refusal(a *authz.Attributes) string {
 func (c *call) impersonate() error {
 	h := c.r.Header
 	name, groups, uid := h.Get("Impersonate-User"), h["Impersonate-Group"], h.Get("Impersonate-Uid")
-	extra := map[string][]string{}
+	var extra map[string][]string
 	for k, vs := range h {
-		if key, ok := strings.CutPrefix(strings.ToLower(k), "impersonate-extra-"); ok {
+		if key, ok := strings.CutPrefix(k, "Impersonate-Extra-"); ok {
+			key = strings.ToLower(key)
 			if name, err := url.PathUnescape(key); err == nil {
 				key = name
+			}
+			if extra == nil {
+				extra = map[string][]string{}
 			}
 			extra[key] = vs
 		}
@@ -249,7 +254,6 @@ func (c *call) impersonate() error {
 		}
 	}
 	c.user = u
-	c.r = c.r.WithContext(authn.WithUser(c.r.Context(), u))
 	return nil
 }
 

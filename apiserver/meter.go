@@ -23,7 +23,6 @@ type meter struct {
 	sizes    *prometheus.HistogramVec
 	long     *prometheus.GaugeVec
 	told     *prometheus.CounterVec
-	toldSize *prometheus.HistogramVec
 
 	// found keeps what a label set was resolved to, since that costs as much as a small request.
 	found sync.Map // labelled -> *counters
@@ -46,7 +45,6 @@ const served = "apiserver"
 func newMeter(s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
 	of := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	dry := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
-	event := []string{"group", "version", "resource"}
 	m := &meter{
 		registry: prometheus.NewRegistry(),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -71,14 +69,9 @@ func newMeter(s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
 		told: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_watch_events_total",
 			Help: "Number of events sent in watch clients",
-		}, event),
-		toldSize: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "apiserver_watch_events_sizes",
-			Help:    "Watch event size distribution in bytes",
-			Buckets: prometheus.ExponentialBuckets(1024, 2.0, 8),
-		}, event),
+		}, []string{"group", "version", "resource"}),
 	}
-	m.registry.MustRegister(m.total, m.latency, m.sizes, m.long, m.told, m.toldSize,
+	m.registry.MustRegister(m.total, m.latency, m.sizes, m.long, m.told,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		inflight("readOnly", reads), inflight("mutating", writes), &amounts{s, kinds})
 	return m

@@ -54,8 +54,7 @@ func (c *call) watching(r *rest.Request) error {
 	defer stop()
 	q := rest.WatchOptions{Selection: sel, Version: o.ResourceVersion, Initial: o.SendInitialEvents, Bookmarks: o.AllowWatchBookmarks}
 	q.Mark = q.Bookmarks && q.Initial != nil && *q.Initial
-	out := &eventWriter{f: f, a: r.Any, told: c.s.meter.told.WithLabelValues(c.t.group, c.t.version, c.t.plural),
-		sizes: c.s.meter.toldSize.WithLabelValues(c.t.group, c.t.version, c.t.plural)}
+	out := &eventWriter{f: f, a: r.Any, told: c.s.meter.told.WithLabelValues(c.t.group, c.t.version, c.t.plural)}
 	next, err := c.events(ctx, r, q)
 	if err != nil {
 		return err
@@ -102,6 +101,7 @@ func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Ev
 			}
 			return ignore(flush.Flush())
 		}
+		out.told.Add(float64(len(events)))
 		for _, ev := range events {
 			c.encode(out, ev)
 			if len(out.buf) >= chunk {
@@ -161,6 +161,7 @@ func (c *call) socket(ctx context.Context, next func(context.Context) ([]rest.Ev
 				}
 				return
 			}
+			out.told.Add(float64(len(events)))
 			for _, ev := range events {
 				c.encode(out, ev)
 				if send() != nil {
@@ -183,12 +184,11 @@ func ignore(error) error { return nil }
 
 // eventWriter makes the bytes of watch events. Those of objects are shared by all watchers.
 type eventWriter struct {
-	f     format
-	a     rest.Any
-	bare  bool // messages have their own frames
-	told  prometheus.Counter
-	sizes prometheus.Observer
-	buf   []byte
+	f    format
+	a    rest.Any
+	bare bool // messages have their own frames
+	told prometheus.Counter
+	buf  []byte
 }
 
 // mediaType is that of the whole stream.
@@ -203,19 +203,12 @@ func (w *eventWriter) mediaType() string {
 }
 
 func (w *eventWriter) event(ev rest.Event) error {
-	before := len(w.buf)
-	defer func() {
-		if w.told != nil {
-			w.told.Inc()
-			w.sizes.Observe(float64(len(w.buf) - before))
-		}
-	}()
 	e := ev.Entry
 	if ev.Type == watch.Bookmark {
 		e = &store.Entry{Object: ev.Bookmark(w.a.Kind)}
 	}
 	if w.f.shape == whole {
-		b, err := w.f.entry(e)
+		b, err := w.f.entry(e, e.Bytes)
 		if err != nil {
 			return err
 		}

@@ -59,17 +59,15 @@ func (f format) dress(b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// entry returns e's bytes in the format's encoding, shared ones where there are such.
-func (f format) entry(e *store.Entry) ([]byte, error) {
+// entry returns e's bytes in the format's encoding, made by encode, which is one of e's methods.
+func (f format) entry(e *store.Entry, encode func(store.Format) ([]byte, error)) ([]byte, error) {
 	switch {
 	case f.encoding == asProtobuf:
-		return e.Bytes(store.Protobuf)
+		return encode(store.Protobuf)
 	case f.encoding == asCBOR:
 		return api.EncodeCBOR(e.Object)
-	case f.encoding == asJSON && !f.pretty:
-		return e.Bytes(store.JSON)
 	}
-	b, err := e.Bytes(store.JSON)
+	b, err := encode(store.JSON)
 	if err != nil {
 		return nil, err
 	}
@@ -352,7 +350,11 @@ func (c *call) entry(f format, code int, a rest.Any, e *store.Entry) error {
 		c.write(f, code, o)
 		return nil
 	}
-	b, err := f.entry(e)
+	bytes := e.Encode
+	if c.r.Method == http.MethodGet {
+		bytes = e.Bytes
+	}
+	b, err := f.entry(e, bytes)
 	if err != nil {
 		return err
 	}

@@ -68,6 +68,18 @@ func (e *Entry) As(k *api.Kind) *Entry {
 	return f
 }
 
+// Encode is Bytes for who sends an object once, as the answer to its own write: bytes that nobody has asked for again are
+// not kept.
+func (e *Entry) Encode(f Format) ([]byte, error) {
+	if b := e.made[f].Load(); b != nil {
+		return *b, nil
+	}
+	if e.err != nil {
+		return nil, e.err
+	}
+	return encode(e.Object, f)
+}
+
 func encode(o api.Object, f Format) ([]byte, error) {
 	if f == Protobuf {
 		return api.EncodeProto(o)

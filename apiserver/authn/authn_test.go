@@ -376,3 +376,33 @@ func BenchmarkVerify(b *testing.B) {
 		}
 	}
 }
+
+// A certificate that was verified before is not any more when its time is over, nor because another was.
+func TestCertificateExpires(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p, err := pki.Ensure(dir, pki.Config{NodeName: "n1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := authn.Certificates(p.Pool())
+		ask := func(c *tls.Certificate) (*authn.User, error) {
+			r := httptest.NewRequestWithContext(t.Context(), "GET", "/api", nil)
+			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{c.Leaf}}
+			return a.Authenticate(r)
+		}
+		admin, kubelet := p.Admin.Certificate(), p.Kubelet.Certificate()
+		for range 2 {
+			if u, err := ask(admin); err != nil || u.Name != "kubernetes-admin" {
+				t.Fatal(u, err)
+			}
+			if u, err := ask(kubelet); err != nil || u.Name != "system:node:n1" {
+				t.Fatal(u, err)
+			}
+		}
+		time.Sleep(time.Until(admin.Leaf.NotAfter) + time.Second)
+		if u, err := ask(admin); err == nil {
+			t.Error("an expired certificate is taken:", u)
+		}
+	})
+}

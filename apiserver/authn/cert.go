@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"slices"
+	"sync"
+	"time"
 )
 
 // CredentialID is the extra key that names the credential that a user came with.
@@ -13,31 +16,71 @@ const CredentialID = "authentication.kubernetes.io/credential-id"
 
 // Certificates accepts client certificates that a CA of pool signed: the common name is the user, the organisations
 // are the groups.
-func Certificates(pool *x509.CertPool) Authenticator { return certificates{pool} }
+func Certificates(pool *x509.CertPool) Authenticator {
+	return &certificates{pool: pool, verified: map[[sha256.Size]byte]holder{}}
+}
 
-type certificates struct{ pool *x509.CertPool }
+type certificates struct {
+	pool *x509.CertPool
 
-func (c certificates) Authenticate(r *http.Request) (*User, error) {
+	mu sync.RWMutex
+	// verified are certificates whose signatures were found right: that is so for ever, and costs more than the rest of a
+	// small request. It is emptied when it grows.
+	verified map[[sha256.Size]byte]holder
+}
+
+// holder is the user of a certificate while its whole chain is valid.
+type holder struct {
+	user        *User
+	from, until time.Time
+}
+
+// maxVerified bounds certificates.verified.
+const maxVerified = 10000
+
+// Authenticate is part of Authenticator. The User that it returns is shared.
+func (c *certificates) Authenticate(r *http.Request) (*User, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil, nil
 	}
 	leaf := r.TLS.PeerCertificates[0]
-	between := x509.NewCertPool()
-	for _, cert := range r.TLS.PeerCertificates[1:] {
-		between.AddCert(cert)
-	}
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: c.pool, Intermediates: between,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	if err != nil {
-		return nil, fmt.Errorf("verify client certificate of %q: %w", leaf.Subject.CommonName, err)
-	}
 	if leaf.Subject.CommonName == "" {
 		return nil, nil
 	}
 	sum := sha256.Sum256(leaf.Raw)
-	return &User{
+	c.mu.RLock()
+	h, ok := c.verified[sum]
+	c.mu.RUnlock()
+	if now := time.Now(); ok && !now.Before(h.from) && !now.After(h.until) {
+		return h.user, nil
+	}
+	between := x509.NewCertPool()
+	for _, cert := range r.TLS.PeerCertificates[1:] {
+		between.AddCert(cert)
+	}
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: c.pool, Intermediates: between,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		return nil, fmt.Errorf("verify client certificate of %q: %w", leaf.Subject.CommonName, err)
+	}
+	h = holder{from: leaf.NotBefore, until: leaf.NotAfter, user: &User{
 		Name:   leaf.Subject.CommonName,
-		Groups: append(append([]string(nil), leaf.Subject.Organization...), Authenticated),
+		Groups: slices.Clip(append(slices.Clone(leaf.Subject.Organization), Authenticated)),
 		Extra:  map[string][]string{CredentialID: {"X509SHA256=" + hex.EncodeToString(sum[:])}},
-	}, nil
+	}}
+	for _, cert := range chains[0] {
+		if cert.NotBefore.After(h.from) {
+			h.from = cert.NotBefore
+		}
+		if cert.NotAfter.Before(h.until) {
+			h.until = cert.NotAfter
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.verified) >= maxVerified {
+		clear(c.verified)
+	}
+	c.verified[sum] = h
+	return h.user, nil
 }

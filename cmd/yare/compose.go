@@ -70,7 +70,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	return run.InOrder("yare",
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
-			containers, s.warm()),
+			containers, s.warm(), run.GiveBack()),
 		run.Together("loops", s.pki.Renewer(s.log), s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil

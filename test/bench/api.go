@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 const (
@@ -29,17 +30,28 @@ type target struct {
 	client kubernetes.Interface
 	pids   func() ([]int, error)
 	filled bool // 20,000 ConfigMaps are there
-	round  int  // of creates
 }
 
 // which returns a target, started if it is not.
 type which func(context.Context, *bench) (*target, error)
 
 func ours(_ context.Context, b *bench) (*target, error) {
-	if err := b.cluster(); err != nil {
-		return nil, err
+	if b.own == nil && b.given != "" {
+		config, err := clientcmd.BuildConfigFromFlags("", b.given)
+		if err != nil {
+			return nil, err
+		}
+		config.QPS = -1
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		b.own = &target{config: config, client: client, pids: func() ([]int, error) { return nil, errNoPeer }}
 	}
 	if b.own == nil {
+		if err := b.cluster(); err != nil {
+			return nil, err
+		}
 		b.own = &target{config: b.config, client: b.client, pids: b.processes}
 	}
 	return b.own, b.own.namespace()
@@ -63,6 +75,9 @@ func configMap(name string) *corev1.ConfigMap {
 func (t *target) fill(ctx context.Context) error {
 	if t.filled {
 		return nil
+	}
+	if err := t.empty(ctx); err != nil { // a cluster that was given may have some
+		return err
 	}
 	_, err := t.create(ctx, configMaps)
 	t.filled = err == nil
@@ -143,10 +158,9 @@ func singleCreate(of which) func(context.Context, *bench) ([]float64, error) {
 			return nil, err
 		}
 		defer w.Close()
-		t.round++
 		var v []float64
 		for i := range 500 {
-			body, err := encode(configMap(fmt.Sprintf("single-%d-%d", t.round, i)))
+			body, err := encode(configMap(fmt.Sprintf("single-%d-%d", time.Now().UnixNano(), i)))
 			if err != nil {
 				return nil, err
 			}
@@ -211,9 +225,9 @@ func watchers(of which) func(context.Context, *bench) ([]float64, error) {
 
 func (t *target) watched(ctx context.Context) (float64, error) {
 	const watching, updates = 100, 1008 // a multiple of the workers
-	t.round++
+	round := time.Now().UnixNano()
 	for k := range workers {
-		_, err := t.client.CoreV1().ConfigMaps("default").Create(ctx, configMap(fmt.Sprintf("watched-%d-%d", t.round, k)), metav1.CreateOptions{})
+		_, err := t.client.CoreV1().ConfigMaps("default").Create(ctx, configMap(fmt.Sprintf("watched-%d-%d", round, k)), metav1.CreateOptions{})
 		if err != nil {
 			return 0, err
 		}
@@ -247,7 +261,7 @@ func (t *target) watched(ctx context.Context) (float64, error) {
 	}
 	begin := time.Now()
 	_, err = load(ctx, t.config, updates, func(w *wire, i int) ([]byte, error) {
-		name := fmt.Sprintf("watched-%d-%d", t.round, i%workers)
+		name := fmt.Sprintf("watched-%d-%d", round, i%workers)
 		cm := configMap(name)
 		cm.Data["n"] = fmt.Sprint(i)
 		body, err := encode(cm)

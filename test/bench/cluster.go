@@ -20,6 +20,7 @@ import (
 // bench holds the cluster that rows share; it is made when the first row asks for it.
 type bench struct {
 	yare    string
+	given   string // kubeconfig of a cluster whose API is measured in place of one of our own
 	runs    int
 	dir     string
 	client  kubernetes.Interface

@@ -29,6 +29,7 @@ type row struct {
 func main() {
 	b := &bench{}
 	flag.StringVar(&b.yare, "yare", "bin/yare", "the program to measure")
+	flag.StringVar(&b.given, "kubeconfig", "", "measure the API of this cluster in place of one of our own, as when it is being profiled")
 	only := flag.String("run", "", "regular expression of the rows to run")
 	flag.IntVar(&b.runs, "runs", 10, "how often to repeat what is repeated")
 	flag.Parse()
