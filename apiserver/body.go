@@ -50,6 +50,7 @@ func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.record.Sent(o)
 	switch strict {
 	case metav1.FieldValidationStrict:
 		if len(errs) > 0 {
@@ -201,5 +202,6 @@ func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
 	if o.Kind != "" && o.Kind != "DeleteOptions" {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("decoded object cannot be converted to DeleteOptions: it is a %s", o.Kind))
 	}
+	c.record.Sent(o)
 	return o, nil
 }

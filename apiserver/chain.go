@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 )
@@ -25,6 +27,8 @@ type call struct {
 	r    *http.Request
 	t    *target
 	user *authn.User
+	// record is what the audit log gets; nil where it gets nothing.
+	record *audit.Record
 }
 
 // response notes what was answered.
@@ -32,11 +36,16 @@ type response struct {
 	http.ResponseWriter
 	code  int
 	bytes int64
+	// started is told the code of a long answer as it begins; it may be nil.
+	started func(code int)
 }
 
 func (w *response) WriteHeader(code int) {
 	if w.code == 0 && code >= 200 {
 		w.code = code
+		if w.started != nil {
+			w.started(code)
+		}
 	}
 	w.ResponseWriter.WriteHeader(code)
 }
@@ -44,6 +53,9 @@ func (w *response) WriteHeader(code int) {
 func (w *response) Write(b []byte) (int, error) {
 	if w.code == 0 {
 		w.code = http.StatusOK
+		if w.started != nil {
+			w.started(w.code)
+		}
 	}
 	n, err := w.ResponseWriter.Write(b)
 	w.bytes += int64(n)
@@ -61,7 +73,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{s: s, w: &response{ResponseWriter: w}, r: r, t: parse(r)}
 	begin := time.Now()
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		defer func() { c.record.Complete(c.w.code, p) }()
+		if p != nil {
 			if p == http.ErrAbortHandler {
 				panic(p) // net/http's own way to end a connection
 			}
@@ -73,17 +87,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.meter.observe(c, time.Since(begin))
 	}()
 	c.w.Header().Set("Cache-Control", "no-cache, private")
-	if err := c.serve(); err != nil {
+	if err := c.serve(begin); err != nil {
 		c.fail(err)
 	}
 }
 
-func (c *call) serve() error {
+func (c *call) serve(begin time.Time) error {
 	u, err := c.s.authenticate(c.r)
 	if err != nil {
+		c.audit(&authn.User{}, begin)
 		return err
 	}
 	c.user = u
+	c.audit(u, begin)
 	c.r.Header.Del("Authorization") // has served its purpose
 	if err := c.impersonate(); err != nil {
 		return err
@@ -107,7 +123,9 @@ func (c *call) serve() error {
 		}
 	}
 	c.r = c.r.WithContext(ctx)
-	if err := c.s.authorize(ctx, c.t.attributes(c.user, c.r.URL.Query())); err != nil {
+	reason, err := c.s.decide(ctx, c.t.attributes(c.user, c.r.URL.Query()))
+	c.decided(reason, err)
+	if err != nil {
 		return err
 	}
 	if c.t.isObject {
@@ -133,6 +151,30 @@ func (c *call) timeout() (time.Duration, error) {
 		return requestTimeout, nil
 	}
 	return min(d, requestTimeout), nil
+}
+
+// audit begins the record of the request.
+func (c *call) audit(u *authn.User, begin time.Time) {
+	if c.s.deps.Audit == nil {
+		return
+	}
+	c.record = c.s.deps.Audit.Begin(c.w, c.r, c.t.attributes(u, c.r.URL.Query()), begin)
+	if c.record != nil && c.long() {
+		c.w.started = c.record.Started
+	}
+}
+
+// decided notes what the authorizer said.
+func (c *call) decided(reason string, err error) {
+	if c.record == nil {
+		return
+	}
+	decision := "allow"
+	if err != nil {
+		decision = "forbid"
+	}
+	c.record.Annotate("authorization.k8s.io/decision", decision)
+	c.record.Annotate("authorization.k8s.io/reason", reason)
 }
 
 // long says that the request may go on for ever.
@@ -170,17 +212,26 @@ func (s *Server) authenticate(r *http.Request) (*authn.User, error) {
 		s.deps.Log.Debug("credentials refused", "path", r.URL.Path, "err", bad)
 		return nil, apierrors.NewUnauthorized("Unauthorized")
 	}
+	if s.deps.Anonymous != nil && !s.deps.Anonymous(r.URL.Path) {
+		return nil, apierrors.NewUnauthorized("Unauthorized")
+	}
 	return &authn.User{Name: authn.Anonymous, Groups: []string{authn.Unauthenticated}}, nil
 }
 
 // authorize returns Forbidden unless the user may.
 func (s *Server) authorize(ctx context.Context, a *authz.Attributes) error {
+	_, err := s.decide(ctx, a)
+	return err
+}
+
+// decide returns Forbidden unless the user may, and why.
+func (s *Server) decide(ctx context.Context, a *authz.Attributes) (reason string, err error) {
 	if a.User.In(authn.Masters) {
-		return nil
+		return "", nil
 	}
 	ok, reason, err := s.deps.Authorizer.Authorize(ctx, a)
 	if ok {
-		return nil
+		return reason, nil
 	}
 	text := refusal(a)
 	switch {
@@ -190,10 +241,9 @@ func (s *Server) authorize(ctx context.Context, a *authz.Attributes) error {
 		text += ": " + err.Error()
 	}
 	if a.Path != "" {
-		return apierrors.NewForbidden(schema.GroupResource{}, "", errors.New(text))
+		return reason, apierrors.NewForbidden(schema.GroupResource{}, "", errors.New(text))
 	}
-	resource := a.Resource
-	return apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: resource}, a.Name, errors.New(text))
+	return reason, apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(text))
 }
 
 func refusal(a *authz.Attributes) string {
@@ -243,11 +293,14 @@ func (c *call) impersonate() error {
 	if ns, _, ok := serviceAccount(name); ok && len(groups) == 0 {
 		u.Groups = []string{authn.ServiceAccounts, authn.ServiceAccounts + ":" + ns}
 	}
-	if name != authn.Anonymous && !u.In(authn.Authenticated) {
-		u.Groups = append(u.Groups, authn.Authenticated)
-	} else if name == authn.Anonymous && len(groups) == 0 {
-		u.Groups = []string{authn.Unauthenticated}
+	// Who takes somebody's part is authenticated, unless the groups say that this one is not.
+	switch known := u.In(authn.Authenticated); {
+	case name == authn.Anonymous && !u.In(authn.Unauthenticated):
+		u.Groups = append(slices.Clone(u.Groups), authn.Unauthenticated)
+	case name != authn.Anonymous && !known && !u.In(authn.Unauthenticated):
+		u.Groups = append(slices.Clone(u.Groups), authn.Authenticated)
 	}
+	c.record.Impersonate(u)
 	for k := range h {
 		if strings.HasPrefix(k, "Impersonate-") {
 			h.Del(k)
@@ -338,6 +391,7 @@ func (c *call) fail(err error) {
 	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {
 		c.w.Header().Set("Retry-After", strconv.Itoa(int(status.Details.RetryAfterSeconds)))
 	}
+	c.record.Failed(&status)
 	f := negotiateError(c.r)
 	c.write(f, code, &status)
 }

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -91,6 +92,9 @@ func (c *call) request(a rest.Any) *rest.Request {
 		key.Namespace = ""
 	}
 	r := &rest.Request{Any: a, Key: key, Sub: c.t.sub, Warn: c.warn, Manager: manager(c.r)}
+	if c.record != nil {
+		r.Audit = c.record.Annotate
+	}
 	r.MayCreate = func(ctx context.Context) error {
 		at := c.t.attributes(c.user, nil)
 		at.Verb = "create"
@@ -351,6 +355,13 @@ func (c *call) patch(r *rest.Request) error {
 	data, err := c.body()
 	if err != nil {
 		return err
+	}
+	if c.record != nil {
+		text, err := yaml.YAMLToJSON(data) // an apply may be YAML; JSON stays what it is
+		if err != nil {
+			text = data
+		}
+		c.record.SentText(text)
 	}
 	p := rest.Patch{Type: kind, Data: data, Force: o.Force != nil && *o.Force, Strict: rest.Strictness(o.FieldValidation)}
 	if p.Strict == "" {

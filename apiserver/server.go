@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -48,9 +49,13 @@ type Deps struct {
 	Store          *store.Store
 	Resources      []rest.Any
 	Authenticators []authn.Authenticator // asked in order; a request that none knows is anonymous
-	Authorizer     authz.Authorizer
-	Admission      []rest.Admission
-	Health         *run.Health // may be nil
+	// Anonymous says whether requests without credentials may be about a path; they may be about all when nil. What they may do
+	// there is the Authorizer's.
+	Anonymous  func(path string) bool
+	Authorizer authz.Authorizer
+	Audit      *audit.Log // may be nil
+	Admission  []rest.Admission
+	Health     *run.Health // may be nil
 	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
 	Paths map[string]http.Handler
 	Log   *slog.Logger
@@ -153,6 +158,11 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			}
 		})
 	}
+	wg.Go(func() {
+		if err := s.deps.Audit.Run(base); err != nil {
+			s.deps.Log.Error("audit log closed", "err", err)
+		}
+	})
 	ready()
 	var err error
 	select {
@@ -169,6 +179,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			err = cerr
 		}
 	}
+	stop() // the audit log ends when no request can add to it any more
 	wg.Wait()
 	return err
 }

@@ -76,6 +76,11 @@ func (f format) entry(e *store.Entry, encode func(store.Format) ([]byte, error))
 
 // write answers with o.
 func (c *call) write(f format, code int, o runtime.Object) {
+	if c.record.Answers() && code < http.StatusBadRequest {
+		if text, err := api.EncodeJSON(o); err == nil {
+			c.record.Answered(text)
+		}
+	}
 	b, err := f.encode(o)
 	if err != nil {
 		// Only what has no protobuf form comes here; the client gets it as JSON.
@@ -197,6 +202,13 @@ func (c *call) list(f format, a rest.Any, page *rest.Page) error {
 	}
 	if err != nil {
 		return err
+	}
+	if c.record.Answers() {
+		text, err := jsonList(a.Kind, meta, page.Entries)
+		if err != nil {
+			return err
+		}
+		c.record.Answered(bytes.Join(text, nil))
 	}
 	c.send(f, http.StatusOK, parts...)
 	return nil
@@ -357,6 +369,11 @@ func (c *call) entry(f format, code int, a rest.Any, e *store.Entry) error {
 	b, err := f.entry(e, bytes)
 	if err != nil {
 		return err
+	}
+	if c.record.Answers() {
+		if text, err := e.Bytes(store.JSON); err == nil {
+			c.record.Answered(text)
+		}
 	}
 	c.send(f, code, b)
 	return nil

@@ -316,7 +316,7 @@ func TestCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := authn.Union(authn.Certificates(p.Pool()), authn.AnonymousHealth())
+	a := authn.Union(authn.Certificates(p.Pool()))
 	request := func(path string, cert *tls.Certificate) *http.Request {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", path, nil)
 		if cert != nil {
@@ -332,10 +332,9 @@ func TestCertificates(t *testing.T) {
 	}{
 		"admin":             {r: request("/api", p.Admin.Certificate()), user: "kubernetes-admin", groups: []string{"system:masters", "system:authenticated"}},
 		"kubelet":           {r: request("/api", p.Kubelet.Certificate()), user: "system:node:n1", groups: []string{"system:nodes", "system:authenticated"}},
-		"another authority": {r: request("/healthz", other.Admin.Certificate()), bad: false, user: authn.Anonymous, groups: []string{authn.Unauthenticated}},
+		"another authority": {r: request("/healthz", other.Admin.Certificate()), bad: true},
 		"a server's":        {r: request("/api", p.Server.Certificate()), bad: true},
 		"nobody":            {r: request("/api", nil)},
-		"nobody's health":   {r: request("/readyz", nil), user: authn.Anonymous, groups: []string{authn.Unauthenticated}},
 	} {
 		u, err := a.Authenticate(tc.r)
 		switch {

@@ -25,22 +25,3 @@ func (u union) Authenticate(r *http.Request) (*User, error) {
 	}
 	return nil, errors.Join(errs...)
 }
-
-// anonymousPaths are what a request without credentials may be about: upstream's public-info-viewer, and what
-// load balancers and kubeadm probe.
-var anonymousPaths = [...]string{"/healthz", "/livez", "/readyz", "/version", "/version/"}
-
-// AnonymousHealth names requests without credentials system:anonymous, on health and version paths only:
-// elsewhere they stay without a user, which is 401.
-func AnonymousHealth() Authenticator { return anonymous{} }
-
-type anonymous struct{}
-
-func (anonymous) Authenticate(r *http.Request) (*User, error) {
-	for _, p := range anonymousPaths {
-		if r.URL.Path == p {
-			return &User{Name: Anonymous, Groups: []string{Unauthenticated}}, nil
-		}
-	}
-	return nil, nil
-}

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -208,7 +209,7 @@ func (r *RBAC) RoleRules(ref *rbacv1.RoleRef, namespace string) (rules []rbacv1.
 	return rules, ok, nil
 }
 
-// Union asks each of as in turn until one allows. Reasons of refusals and errors are joined.
+// Union asks each of as in turn until one allows, or denies by ErrDenied. Reasons of refusals and errors are joined.
 func Union(as ...Authorizer) Authorizer { return union(as) }
 
 type union []Authorizer
@@ -220,6 +221,9 @@ func (u union) Authorize(ctx context.Context, a *Attributes) (bool, string, erro
 		ok, reason, err := x.Authorize(ctx, a)
 		if ok {
 			return true, reason, nil
+		}
+		if errors.Is(err, ErrDenied) {
+			return false, reason, err
 		}
 		if err != nil && firstErr == nil {
 			firstErr = err

@@ -1,14 +1,13 @@
 package authz
 
 import (
+	"strings"
+
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 )
-
-// The roles that every cluster has, by upstream's names, so that what is written for Kubernetes finds them. They hold
-// rules for kinds that this release does not serve as well: manifests bind them in the hope of later ones.
 
 const (
 	bootstrapping = "kubernetes.io/bootstrapping"
@@ -17,28 +16,73 @@ const (
 	controller    = "system:controller:"
 )
 
-var (
-	read  = []string{"get", "list", "watch"}
-	write = []string{"create", "delete", "deletecollection", "patch", "update"}
-	all   = []string{"*"}
-)
+// namespaceRoleTable are the Roles that every cluster has; each name follows its namespace.
+const namespaceRoleTable = `
+kube-public system:controller:bootstrap-signer
+	get,list,watch - configmaps
+	update - configmaps cluster-info
+	create,patch,update -,events.k8s.io events
+kube-system extension-apiserver-authentication-reader
+	get,list,watch - configmaps extension-apiserver-authentication
+kube-system system::leader-locking-kube-controller-manager
+	create,get,list,update,watch coordination.k8s.io leases
+	create,get,list,update,watch coordination.k8s.io leasecandidates
+kube-system system::leader-locking-kube-scheduler
+	create,get,list,update,watch coordination.k8s.io leases
+	create,get,list,update,watch coordination.k8s.io leasecandidates
+kube-system system:controller:bootstrap-signer
+	get,list,watch - secrets
+kube-system system:controller:cloud-provider
+	create,get,list,watch - configmaps
+kube-system system:controller:token-cleaner
+	delete,get,list,watch - secrets
+	create,patch,update -,events.k8s.io events
+`
 
-// on is a rule for resources of one group.
-func on(verbs []string, group string, resources ...string) rbacv1.PolicyRule {
-	return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: resources}
+// role is one entry of a table.
+type role struct {
+	name  string
+	rules []rbacv1.PolicyRule
 }
 
-// paths is a rule for requests outside the API.
-func paths(verb string, urls ...string) rbacv1.PolicyRule {
-	return rbacv1.PolicyRule{Verbs: []string{verb}, NonResourceURLs: urls}
+// parseRoles reads a table: the name of a role, then its rules, a line each and indented:
+//
+//	VERBS GROUPS RESOURCES [NAMES]    "-" is the core group
+//	VERBS PATHS
+//
+// Lists are separated by commas.
+func parseRoles(table string) (roles []role) {
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) == 0:
+		case !strings.HasPrefix(line, "\t"):
+			roles = append(roles, role{name: strings.TrimSpace(line)})
+		default:
+			r := &roles[len(roles)-1]
+			r.rules = append(r.rules, parseRule(fields))
+		}
+	}
+	return roles
 }
 
-func verbs(vs ...string) []string { return vs }
-
-// named restricts a rule to objects.
-func named(r rbacv1.PolicyRule, names ...string) rbacv1.PolicyRule {
-	r.ResourceNames = names
-	return r
+func parseRule(fields []string) rbacv1.PolicyRule {
+	list := func(i int) []string {
+		if i >= len(fields) {
+			return nil
+		}
+		all := strings.Split(fields[i], ",")
+		for j := range all {
+			if all[j] == "-" {
+				all[j] = ""
+			}
+		}
+		return all
+	}
+	if len(fields) == 2 {
+		return rbacv1.PolicyRule{Verbs: list(0), NonResourceURLs: list(1)}
+	}
+	return rbacv1.PolicyRule{Verbs: list(0), APIGroups: list(1), Resources: list(2), ResourceNames: list(3)}
 }
 
 func meta(namespace, name string) metav1.ObjectMeta {
@@ -47,160 +91,30 @@ func meta(namespace, name string) metav1.ObjectMeta {
 		Annotations: map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"}}
 }
 
-func clusterRole(name string, rules ...rbacv1.PolicyRule) *rbacv1.ClusterRole {
-	return &rbacv1.ClusterRole{ObjectMeta: meta("", name), Rules: rules}
-}
-
-// part is a role whose rules go into another by the aggregation controller.
-func part(of string, rules ...rbacv1.PolicyRule) *rbacv1.ClusterRole {
-	r := clusterRole("system:aggregate-to-"+of, rules...)
-	r.Labels[aggregateTo+of] = "true"
-	return r
-}
-
-// whole is a role that is put together of those with the label of one of names; it is itself a part of into.
-func whole(name, into string, of ...string) *rbacv1.ClusterRole {
-	r := clusterRole(name)
+// whole is a role that is put together of those with the label of its name; it is itself a part of into.
+func whole(name, into string) *rbacv1.ClusterRole {
+	r := &rbacv1.ClusterRole{ObjectMeta: meta("", name), AggregationRule: &rbacv1.AggregationRule{
+		ClusterRoleSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{aggregateTo + name: "true"}}}}}
 	if into != "" {
 		r.Labels[aggregateTo+into] = "true"
-	}
-	r.AggregationRule = &rbacv1.AggregationRule{}
-	for _, n := range of {
-		r.AggregationRule.ClusterRoleSelectors = append(r.AggregationRule.ClusterRoleSelectors,
-			metav1.LabelSelector{MatchLabels: map[string]string{aggregateTo + n: "true"}})
 	}
 	return r
 }
 
 // ClusterRoles returns the cluster roles that every cluster has.
 func ClusterRoles() []*rbacv1.ClusterRole {
-	roles := []*rbacv1.ClusterRole{
-		clusterRole("cluster-admin", on(all, "*", "*"), paths("*", "*")),
-		clusterRole("system:discovery", paths("get", "/livez", "/readyz", "/healthz", "/version", "/version/", "/openapi", "/openapi/*", "/api", "/api/*", "/apis", "/apis/*")),
-		clusterRole("system:basic-user",
-			on(verbs("create"), "authorization.k8s.io", "selfsubjectaccessreviews", "selfsubjectrulesreviews"),
-			on(verbs("create"), "authentication.k8s.io", "selfsubjectreviews")),
-		clusterRole("system:public-info-viewer", paths("get", "/livez", "/readyz", "/healthz", "/version", "/version/")),
-		clusterRole("system:monitoring", paths("get", "/metrics", "/metrics/slis", "/livez", "/readyz", "/healthz", "/livez/*", "/readyz/*", "/healthz/*")),
-		clusterRole("system:service-account-issuer-discovery", paths("get", "/.well-known/openid-configuration", "/openid/v1/jwks")),
-		clusterRole("system:auth-delegator",
-			on(verbs("create"), "authentication.k8s.io", "tokenreviews"), on(verbs("create"), "authorization.k8s.io", "subjectaccessreviews")),
-		clusterRole("system:kubelet-api-admin",
-			on(verbs("get", "list", "watch", "proxy"), "", "nodes"),
-			on(all, "", "nodes/proxy", "nodes/log", "nodes/stats", "nodes/metrics", "nodes/configz", "nodes/healthz", "nodes/pods")),
-		whole("admin", "", "admin", "edit", "view"),
-		whole("edit", "admin", "edit", "view"),
-		whole("view", "edit", "view"),
-		part("admin",
-			on(verbs("create"), "authorization.k8s.io", "localsubjectaccessreviews"),
-			on(append(verbs("get", "list", "watch"), write...), rbacv1.GroupName, "roles", "rolebindings")),
-		editRules(),
-		viewRules(),
-		nodeRole(),
-		clusterRole("system:node-proxier",
-			on(verbs("list", "watch"), "", "services", "endpoints"), on(verbs("get", "list", "watch"), "", "nodes"),
-			on(verbs("list", "watch"), "discovery.k8s.io", "endpointslices"), recordEvents(), recordNewEvents(),
-			on(verbs("list", "watch"), "networking.k8s.io", "servicecidrs")),
-		clusterRole("system:kube-dns",
-			on(verbs("list", "watch"), "", "endpoints", "services", "namespaces", "pods"),
-			on(verbs("list", "watch"), "discovery.k8s.io", "endpointslices")),
-		schedulerRole(),
-		managerRole(),
+	roles := []*rbacv1.ClusterRole{whole("admin", ""), whole("edit", "admin"), whole("view", "edit")}
+	for _, r := range parseRoles(clusterRoleTable) {
+		c := &rbacv1.ClusterRole{ObjectMeta: meta("", r.name), Rules: r.rules}
+		if of, part := strings.CutPrefix(r.name, "system:aggregate-to-"); part {
+			c.Labels[aggregateTo+of] = "true"
+		}
+		roles = append(roles, c)
 	}
-	return append(roles, controllerRoles()...)
-}
-
-func recordEvents() rbacv1.PolicyRule { return on(verbs("create", "patch", "update"), "", "events") }
-
-func recordNewEvents() rbacv1.PolicyRule {
-	return on(verbs("create", "patch", "update"), "events.k8s.io", "events")
-}
-
-// editRules lets a user work with everything in a namespace but roles.
-func editRules() *rbacv1.ClusterRole {
-	return part("edit",
-		on(read, "", "pods/attach", "pods/proxy", "pods/exec", "pods/portforward", "secrets", "services/proxy"),
-		on(verbs("impersonate"), "", "serviceaccounts"),
-		on(write, "", "pods", "pods/attach", "pods/proxy", "pods/exec", "pods/portforward"),
-		on(verbs("create"), "", "pods/eviction"),
-		on(write, "", "replicationcontrollers", "replicationcontrollers/scale", "serviceaccounts", "services", "services/proxy",
-			"persistentvolumeclaims", "configmaps", "secrets", "events"),
-		on(verbs("create"), "", "serviceaccounts/token"),
-		on(write, "apps", "statefulsets", "statefulsets/scale", "daemonsets", "deployments", "deployments/scale", "deployments/rollback", "replicasets", "replicasets/scale"),
-		on(write, "autoscaling", "horizontalpodautoscalers"),
-		on(write, "batch", "jobs", "cronjobs"),
-		on(write, "policy", "poddisruptionbudgets"),
-		on(write, "networking.k8s.io", "networkpolicies", "ingresses"),
-		on(append(verbs("get", "list", "watch"), write...), "coordination.k8s.io", "leases"))
-}
-
-// viewRules lets a user see what is in a namespace, Secrets and roles excepted.
-func viewRules() *rbacv1.ClusterRole {
-	return part("view",
-		on(read, "", "pods", "replicationcontrollers", "replicationcontrollers/scale", "serviceaccounts", "services", "services/status",
-			"endpoints", "persistentvolumeclaims", "persistentvolumeclaims/status", "configmaps"),
-		on(read, "", "limitranges", "resourcequotas", "bindings", "events", "pods/status", "resourcequotas/status", "namespaces/status",
-			"replicationcontrollers/status", "pods/log"),
-		on(read, "", "namespaces"),
-		on(read, "discovery.k8s.io", "endpointslices"),
-		on(read, "apps", "controllerrevisions", "statefulsets", "statefulsets/status", "statefulsets/scale", "daemonsets", "daemonsets/status",
-			"deployments", "deployments/status", "deployments/scale", "replicasets", "replicasets/status", "replicasets/scale"),
-		on(read, "autoscaling", "horizontalpodautoscalers", "horizontalpodautoscalers/status"),
-		on(read, "batch", "jobs", "cronjobs", "cronjobs/status", "jobs/status"),
-		on(read, "policy", "poddisruptionbudgets", "poddisruptionbudgets/status"),
-		on(read, "networking.k8s.io", "networkpolicies", "ingresses", "ingresses/status"))
-}
-
-// nodeRole is bound to nobody: kubelets are authorized by Node. It is for clusters whose kubelets are foreign to it.
-func nodeRole() *rbacv1.ClusterRole {
-	return clusterRole("system:node",
-		on(verbs("create"), "authentication.k8s.io", "tokenreviews"),
-		on(verbs("create"), "authorization.k8s.io", "localsubjectaccessreviews", "subjectaccessreviews"),
-		on(read, "", "services"),
-		on(verbs("create", "get", "list", "watch"), "", "nodes"),
-		on(verbs("patch", "update"), "", "nodes/status", "nodes"),
-		recordEvents(),
-		on(read, "", "pods"),
-		on(verbs("create", "delete"), "", "pods"),
-		on(verbs("patch", "update"), "", "pods/status"),
-		on(verbs("create"), "", "pods/eviction"),
-		on(read, "", "configmaps", "secrets"),
-		on(verbs("get"), "", "persistentvolumeclaims", "persistentvolumes"),
-		on(verbs("create"), "", "serviceaccounts/token"),
-		on(verbs("create", "delete", "get", "patch", "update"), "coordination.k8s.io", "leases"))
-}
-
-func schedulerRole() *rbacv1.ClusterRole {
-	return clusterRole("system:kube-scheduler",
-		recordNewEvents(), recordEvents(),
-		on(verbs("create"), "coordination.k8s.io", "leases"),
-		named(on(verbs("get", "list", "update", "watch"), "coordination.k8s.io", "leases"), "kube-scheduler"),
-		on(read, "", "nodes"),
-		on(verbs("delete", "get", "list", "watch"), "", "pods"),
-		on(verbs("create"), "", "bindings", "pods/binding"),
-		on(verbs("patch", "update"), "", "pods/status"),
-		on(read, "", "replicationcontrollers", "services", "namespaces", "persistentvolumes"),
-		on(read, "apps", "replicasets", "statefulsets"),
-		on(read, "policy", "poddisruptionbudgets"),
-		on(verbs("get", "list", "watch", "update", "patch"), "", "persistentvolumeclaims"),
-		on(verbs("create"), "authentication.k8s.io", "tokenreviews"),
-		on(verbs("create"), "authorization.k8s.io", "subjectaccessreviews"),
-		on(read, "storage.k8s.io", "csinodes", "csidrivers", "csistoragecapacities", "storageclasses", "volumeattachments"))
-}
-
-func managerRole() *rbacv1.ClusterRole {
-	return clusterRole("system:kube-controller-manager",
-		recordNewEvents(), recordEvents(),
-		on(verbs("create"), "coordination.k8s.io", "leases"),
-		named(on(verbs("get", "list", "update", "watch"), "coordination.k8s.io", "leases"), "kube-controller-manager"),
-		on(verbs("create"), "", "secrets", "serviceaccounts"),
-		on(verbs("delete"), "", "secrets"),
-		on(verbs("get"), "", "namespaces", "secrets", "serviceaccounts", "configmaps"),
-		on(verbs("update"), "", "secrets", "serviceaccounts"),
-		on(verbs("create"), "authentication.k8s.io", "tokenreviews"),
-		on(verbs("create"), "authorization.k8s.io", "subjectaccessreviews"),
-		on(verbs("list", "watch"), "*", "*"),
-		on(verbs("create"), "", "serviceaccounts/token"))
+	for _, r := range parseRoles(controllerRoleTable) {
+		roles = append(roles, &rbacv1.ClusterRole{ObjectMeta: meta("", controller+r.name), Rules: r.rules})
+	}
+	return roles
 }
 
 func to(kind string, names ...string) (ss []rbacv1.Subject) {
@@ -210,11 +124,11 @@ func to(kind string, names ...string) (ss []rbacv1.Subject) {
 	return ss
 }
 
-func account(namespace, name string) []rbacv1.Subject {
-	return []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: name}}
+func account(namespace, name string) rbacv1.Subject {
+	return rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: name}
 }
 
-func clusterBinding(role string, subjects []rbacv1.Subject) *rbacv1.ClusterRoleBinding {
+func clusterBinding(role string, subjects ...rbacv1.Subject) *rbacv1.ClusterRoleBinding {
 	return &rbacv1.ClusterRoleBinding{ObjectMeta: meta("", role), Subjects: subjects,
 		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role}}
 }
@@ -222,50 +136,54 @@ func clusterBinding(role string, subjects []rbacv1.Subject) *rbacv1.ClusterRoleB
 // ClusterRoleBindings returns the bindings of ClusterRoles that every cluster has.
 func ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
 	bindings := []*rbacv1.ClusterRoleBinding{
-		clusterBinding("cluster-admin", to(rbacv1.GroupKind, authn.Masters)),
-		clusterBinding("system:monitoring", to(rbacv1.GroupKind, "system:monitoring")),
-		clusterBinding("system:discovery", to(rbacv1.GroupKind, authn.Authenticated)),
-		clusterBinding("system:basic-user", to(rbacv1.GroupKind, authn.Authenticated)),
-		clusterBinding("system:public-info-viewer", to(rbacv1.GroupKind, authn.Authenticated, authn.Unauthenticated)),
-		clusterBinding("system:service-account-issuer-discovery", to(rbacv1.GroupKind, authn.ServiceAccounts)),
-		clusterBinding("system:node-proxier", to(rbacv1.UserKind, "system:kube-proxy")),
-		clusterBinding("system:kube-controller-manager", to(rbacv1.UserKind, "system:kube-controller-manager")),
-		clusterBinding("system:kube-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")),
+		clusterBinding("cluster-admin", to(rbacv1.GroupKind, authn.Masters)...),
+		clusterBinding("system:monitoring", to(rbacv1.GroupKind, "system:monitoring")...),
+		clusterBinding("system:discovery", to(rbacv1.GroupKind, authn.Authenticated)...),
+		clusterBinding("system:basic-user", to(rbacv1.GroupKind, authn.Authenticated)...),
+		clusterBinding("system:public-info-viewer", to(rbacv1.GroupKind, authn.Authenticated, authn.Unauthenticated)...),
+		clusterBinding("system:service-account-issuer-discovery", to(rbacv1.GroupKind, authn.ServiceAccounts)...),
+		clusterBinding("system:cluster-trust-bundle-discovery", to(rbacv1.GroupKind, authn.ServiceAccounts)...),
+		clusterBinding("system:node-proxier", to(rbacv1.UserKind, "system:kube-proxy")...),
+		clusterBinding("system:kube-controller-manager", to(rbacv1.UserKind, "system:kube-controller-manager")...),
+		clusterBinding("system:kube-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),
+		clusterBinding("system:volume-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),
 		clusterBinding("system:kube-dns", account(metav1.NamespaceSystem, "kube-dns")),
-		clusterBinding("system:node", nil),
+		clusterBinding("system:node"),
 	}
-	for _, r := range controllerRoles() {
-		bindings = append(bindings, clusterBinding(r.Name, account(metav1.NamespaceSystem, r.Name[len(controller):])))
+	for _, r := range parseRoles(controllerRoleTable) {
+		bindings = append(bindings, clusterBinding(controller+r.name, account(metav1.NamespaceSystem, r.name)))
 	}
 	return bindings
 }
 
 // Roles returns the Roles that every cluster has.
-func Roles() []*rbacv1.Role {
-	leader := func(name string) *rbacv1.Role {
-		return &rbacv1.Role{ObjectMeta: meta(metav1.NamespaceSystem, "system::leader-locking-"+name), Rules: []rbacv1.PolicyRule{
-			on(verbs("watch"), "", "configmaps"),
-			named(on(verbs("get", "update"), "", "configmaps"), name)}}
+func Roles() (roles []*rbacv1.Role) {
+	for _, r := range parseRoles(namespaceRoleTable) {
+		namespace, name, _ := strings.Cut(r.name, " ")
+		roles = append(roles, &rbacv1.Role{ObjectMeta: meta(namespace, name), Rules: r.rules})
 	}
-	return []*rbacv1.Role{
-		leader("kube-scheduler"), leader("kube-controller-manager"),
-		{ObjectMeta: meta(metav1.NamespaceSystem, "extension-apiserver-authentication-reader"), Rules: []rbacv1.PolicyRule{
-			named(on(read, "", "configmaps"), "extension-apiserver-authentication")}},
-	}
+	return roles
 }
 
 // RoleBindings returns the RoleBindings that every cluster has.
 func RoleBindings() []*rbacv1.RoleBinding {
-	bind := func(name, role string, subjects []rbacv1.Subject) *rbacv1.RoleBinding {
-		return &rbacv1.RoleBinding{ObjectMeta: meta(metav1.NamespaceSystem, name), Subjects: subjects,
+	bind := func(namespace, name, role string, subjects ...rbacv1.Subject) *rbacv1.RoleBinding {
+		return &rbacv1.RoleBinding{ObjectMeta: meta(namespace, name), Subjects: subjects,
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role}}
 	}
+	of := func(namespace, name string) *rbacv1.RoleBinding {
+		return bind(namespace, controller+name, controller+name, account(metav1.NamespaceSystem, name))
+	}
+	leader := func(program string, more ...rbacv1.Subject) *rbacv1.RoleBinding {
+		name := "system::leader-locking-" + program
+		subjects := append(to(rbacv1.UserKind, "system:"+program), account(metav1.NamespaceSystem, program))
+		return bind(metav1.NamespaceSystem, name, name, append(subjects, more...)...)
+	}
 	return []*rbacv1.RoleBinding{
-		bind("system::leader-locking-kube-scheduler", "system::leader-locking-kube-scheduler",
-			append(to(rbacv1.UserKind, "system:kube-scheduler"), account(metav1.NamespaceSystem, "kube-scheduler")...)),
-		bind("system::leader-locking-kube-controller-manager", "system::leader-locking-kube-controller-manager",
-			append(to(rbacv1.UserKind, "system:kube-controller-manager"), account(metav1.NamespaceSystem, "kube-controller-manager")...)),
-		bind("system::extension-apiserver-authentication-reader", "extension-apiserver-authentication-reader",
-			to(rbacv1.UserKind, "system:kube-controller-manager", "system:kube-scheduler")),
+		leader("kube-scheduler"), leader("kube-controller-manager", account(metav1.NamespaceSystem, "leader-election-controller")),
+		bind(metav1.NamespaceSystem, "system::extension-apiserver-authentication-reader", "extension-apiserver-authentication-reader",
+			to(rbacv1.UserKind, "system:kube-controller-manager", "system:kube-scheduler")...),
+		of(metav1.NamespacePublic, "bootstrap-signer"), of(metav1.NamespaceSystem, "bootstrap-signer"),
+		of(metav1.NamespaceSystem, "cloud-provider"), of(metav1.NamespaceSystem, "token-cleaner"),
 	}
 }

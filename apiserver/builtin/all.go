@@ -23,8 +23,10 @@ type Deps struct {
 	Store *store.Store
 	// Client writes through the whole pipeline as the server itself (system:masters); it is used while requests are served.
 	Client client.Client
-	// Tokens issues what serviceaccounts/token answers, and Authenticate verifies what TokenReview asks about.
+	// Tokens issues what serviceaccounts/token answers.
 	Tokens *authn.Tokens
+	// Verifier knows the tokens that TokenReview asks about; Tokens when nil.
+	Verifier authn.Verifier
 	// Authorizer answers access reviews and guards role writes against escalation.
 	Authorizer *authz.RBAC
 	// Access decides everything that requests are decided by; access reviews ask it. RBAC alone when nil.

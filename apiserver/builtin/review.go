@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -18,6 +19,10 @@ import (
 
 func tokenReviews(d Deps) *rest.Resource[*authenticationv1.TokenReview] {
 	type review = *authenticationv1.TokenReview
+	verifier := d.Verifier
+	if verifier == nil {
+		verifier = d.Tokens
+	}
 	return &rest.Resource[review]{
 		Validate: func(r review) (errs field.ErrorList) {
 			if r.Spec.Token == "" {
@@ -31,7 +36,7 @@ func tokenReviews(d Deps) *rest.Resource[*authenticationv1.TokenReview] {
 				audiences = d.Tokens.Audiences()
 			}
 			r.Status = authenticationv1.TokenReviewStatus{}
-			user, both, err := d.Tokens.Verify(ctx, r.Spec.Token, audiences)
+			user, both, err := verifier.Verify(ctx, r.Spec.Token, audiences)
 			switch {
 			case err != nil:
 				r.Status.Error = err.Error()
@@ -82,7 +87,7 @@ func question(u *authn.User, r *authorizationv1.ResourceAttributes, p *authoriza
 
 func (d Deps) decide(ctx context.Context, a *authz.Attributes) authorizationv1.SubjectAccessReviewStatus {
 	ok, reason, err := d.Access.Authorize(ctx, a)
-	s := authorizationv1.SubjectAccessReviewStatus{Allowed: ok, Reason: reason}
+	s := authorizationv1.SubjectAccessReviewStatus{Allowed: ok, Denied: errors.Is(err, authz.ErrDenied), Reason: reason}
 	if err != nil {
 		s.EvaluationError = err.Error()
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	EtcdCAFile   string `json:"etcdCAFile,omitempty"`
 	EtcdCertFile string `json:"etcdCertFile,omitempty"`
 	EtcdKeyFile  string `json:"etcdKeyFile,omitempty"`
+	// APIServer adjusts the API server.
+	APIServer APIServerConfig `json:"apiServer,omitzero"`
 	// RuntimeEndpoint is the unix socket of another CRI runtime (containerd, CRI-O) to use in place of ours.
 	RuntimeEndpoint string `json:"runtimeEndpoint,omitempty"`
 	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
@@ -121,6 +123,7 @@ func (c Config) validate() error {
 	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
 		problem("etcdCertFile", "is given together with etcdKeyFile or not at all")
 	}
+	c.APIServer.validate(problem)
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
 	}

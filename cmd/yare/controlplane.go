@@ -13,8 +13,8 @@ import (
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
-	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/connect"
 	"github.com/yare-dev/yare/client"
@@ -72,16 +72,24 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	for path, d := range documents {
 		paths[path] = d
 	}
-	rbac := authz.NewRBAC(s.store)
-	access := authz.Union(authz.NewNode(s.store), rbac)
+	access, err := s.access(tokens, self)
+	if err != nil {
+		return apiserver.Deps{}, err
+	}
+	record, err := audit.New(s.config.APIServer.audit(), s.log)
+	if err != nil {
+		return apiserver.Deps{}, err
+	}
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths,
-		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), tokens, authn.AnonymousHealth()},
-		Authorizer:     access,
-		Admission:      admission.All(admission.Deps{Store: s.store, Roles: rbac, Access: access}),
+		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), authn.Bearer(access.verifier, tokens.Audiences())},
+		Anonymous:      access.anonymous,
+		Authorizer:     access.authorizer,
+		Audit:          record,
+		Admission:      admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer}),
 		Resources: builtin.All(builtin.Deps{
-			Store: s.store, Client: self, Tokens: tokens, Authorizer: rbac, Access: access,
+			Store: s.store, Client: self, Tokens: tokens, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
 			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"github.com/yare-dev/yare/apiserver/audit"
+)
+
+// APIServerConfig are the settings of the API server that files of upstream's forms hold, and its audit log.
+type APIServerConfig struct {
+	// AuthenticationConfig is a file with an AuthenticationConfiguration of apiserver.config.k8s.io/v1: OpenID Connect issuers, and which
+	// paths need no credentials.
+	AuthenticationConfig string `json:"authenticationConfig,omitempty"`
+	// TokenWebhookConfig is a kubeconfig file that names a service to which bearer tokens are sent for review.
+	TokenWebhookConfig string `json:"tokenWebhookConfig,omitempty"`
+	// AuthorizationConfig is a file with an AuthorizationConfiguration of apiserver.config.k8s.io/v1. Default: Node, then RBAC.
+	AuthorizationConfig string `json:"authorizationConfig,omitempty"`
+	// AuditPolicy is a file with a Policy of audit.k8s.io/v1. Without it nothing is recorded.
+	AuditPolicy string `json:"auditPolicy,omitempty"`
+	// AuditLog is the file that audit events are written to, one a line.
+	AuditLog string `json:"auditLog,omitempty"`
+	// AuditLogMaxSize is the size in megabytes from which a new file is begun. Default: 100.
+	AuditLogMaxSize int `json:"auditLogMaxSize,omitempty"`
+	// AuditLogMaxAge is for how many days old files are kept. Default: for ever.
+	AuditLogMaxAge int `json:"auditLogMaxAge,omitempty"`
+	// AuditLogMaxBackups is how many old files are kept. Default: all.
+	AuditLogMaxBackups int `json:"auditLogMaxBackups,omitempty"`
+	// AuditWebhookConfig is a kubeconfig file that names a service to which audit events are sent in batches.
+	AuditWebhookConfig string `json:"auditWebhookConfig,omitempty"`
+}
+
+func (c *APIServerConfig) validate(problem func(field, format string, args ...any)) {
+	if c.AuditPolicy == "" && (c.AuditLog != "" || c.AuditWebhookConfig != "") {
+		problem("apiServer.auditPolicy", "is needed for an audit log")
+	}
+	for name, n := range map[string]int{"auditLogMaxSize": c.AuditLogMaxSize, "auditLogMaxAge": c.AuditLogMaxAge, "auditLogMaxBackups": c.AuditLogMaxBackups} {
+		if n < 0 {
+			problem("apiServer."+name, "%d is negative", n)
+		}
+	}
+}
+
+func (c *APIServerConfig) audit() audit.Config {
+	return audit.Config{
+		PolicyFile: c.AuditPolicy, WebhookKubeconfig: c.AuditWebhookConfig,
+		File: audit.FileConfig{Path: c.AuditLog, MaxSize: c.AuditLogMaxSize, MaxAge: c.AuditLogMaxAge, MaxBackups: c.AuditLogMaxBackups},
+	}
+}
