@@ -6,16 +6,24 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/client-go/kubernetes/scheme"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 )
 
 // Every stored kind goes through both encodings, and upstream's own protobuf codec reads
 // what we write.
 func TestRoundTrip(t *testing.T) {
-	upstream := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
+	all := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, apiextensionsv1.AddToScheme, apiregistrationv1.AddToScheme} {
+		if err := add(all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	upstream := protobuf.NewSerializer(all, all)
 	for _, k := range slices.Concat(Stored(), viewed) {
 		t.Run(k.Kind+k.Version, func(t *testing.T) {
 			o := k.New()

@@ -93,6 +93,9 @@ type Kind struct {
 	// Prefix is the kind's folder below /registry/ in etcd, upstream's layout:
 	// "pods", "services/specs". Empty for kinds that are never stored.
 	Prefix string
+	// StoredJSON says that the kind is kept as JSON although its type has a protobuf form, as upstream keeps the kinds of its
+	// extension servers.
+	StoredJSON bool
 
 	newObject func() Object
 	newList   func() runtime.Object

@@ -23,6 +23,8 @@ import (
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	storagemigrationv1 "k8s.io/api/storagemigration/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 )
 
 const (
@@ -160,6 +162,12 @@ var (
 		Group: dra, Version: "v1", Kind: "ResourceSlice", Plural: "resourceslices"})
 	StorageVersionMigrationKind = define[storagemigrationv1.StorageVersionMigration, storagemigrationv1.StorageVersionMigrationList](Kind{
 		Group: "storagemigration.k8s.io", Version: "v1", Kind: "StorageVersionMigration", Plural: "storageversionmigrations"})
+	APIServiceKind = define[apiregistrationv1.APIService, apiregistrationv1.APIServiceList](Kind{
+		Group: "apiregistration.k8s.io", Version: "v1", Kind: "APIService", Plural: "apiservices", Categories: []string{"api-extensions"},
+		Prefix: "apiregistration.k8s.io/apiservices", StoredJSON: true})
+	CustomResourceDefinitionKind = define[apiextensionsv1.CustomResourceDefinition, apiextensionsv1.CustomResourceDefinitionList](Kind{
+		Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition", Plural: "customresourcedefinitions", Short: []string{"crd", "crds"},
+		Categories: []string{"api-extensions"}, Prefix: "apiextensions.k8s.io/customresourcedefinitions", StoredJSON: true})
 )
 
 // The kinds that are only sent: subresource bodies and reviews.
@@ -203,6 +211,9 @@ var (
 		StorageClassKind, CSIDriverKind, CSINodeKind, CSIStorageCapacityKind, VolumeAttachmentKind, VolumeAttributesClassKind,
 		CertificateSigningRequestKind, ClusterTrustBundleKind, PodCertificateRequestKind,
 		FlowSchemaKind, PriorityLevelConfigurationKind,
+		MutatingWebhookConfigurationKind, ValidatingWebhookConfigurationKind, ValidatingAdmissionPolicyKind,
+		ValidatingAdmissionPolicyBindingKind, MutatingAdmissionPolicyKind, MutatingAdmissionPolicyBindingKind,
+		StorageVersionMigrationKind, APIServiceKind, CustomResourceDefinitionKind,
 	}
 	sent = []*Kind{
 		BindingKind, EvictionKind, ScaleKind, TokenRequestKind, TokenReviewKind, SelfSubjectReviewKind,

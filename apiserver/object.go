@@ -29,9 +29,6 @@ import (
 // object serves an API object or collection.
 func (c *call) object() error {
 	t := c.t
-	if t.definitions() {
-		return c.noDefinitions()
-	}
 	a, ok := c.s.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
 	if !ok || !a.Has(t.sub) {
 		return c.nothing()

@@ -28,19 +28,6 @@ func (c *call) nothing() error {
 	return ignore(err)
 }
 
-// definitions says that the request is for the list of CustomResourceDefinitions.
-func (t *target) definitions() bool {
-	return t.verb == "list" && t.group == "apiextensions.k8s.io" && t.version == "v1" && t.plural == "customresourcedefinitions" &&
-		t.namespace == "" && t.sub == "" && !t.watchOnly
-}
-
-// noDefinitions says that there are no CustomResourceDefinitions. The kind is neither served nor discovered, but kubectl
-// asks for this list before it tells the user that a kind is unknown, and were the list missing would tell that instead.
-func (c *call) noDefinitions() error {
-	c.send(format{}, http.StatusOK, []byte(`{"kind":"CustomResourceDefinitionList","apiVersion":"apiextensions.k8s.io/v1","metadata":{},"items":[]}`+"\n"))
-	return nil
-}
-
 // plainPaths are the paths that are served whole. /apis/..., /openapi/v3/... and health checks are found by prefix.
 func (s *Server) plainPaths() map[string]http.Handler {
 	ps := map[string]http.Handler{

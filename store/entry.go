@@ -95,7 +95,7 @@ func stored(k *api.Kind, o api.Object) ([]byte, error) {
 	o.SetResourceVersion("")
 	o.SetSelfLink("")
 	o.GetObjectKind().SetGroupVersionKind(k.GVK())
-	if _, ok := o.(marshaler); ok {
+	if _, ok := o.(marshaler); ok && !k.StoredJSON {
 		return api.EncodeProto(o)
 	}
 	return api.EncodeJSON(o)

@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -65,7 +66,7 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	if err := authz.Bootstrap(ctx, b.client); err != nil {
 		return err
 	}
-	if err := errors.Join(b.classes(ctx), b.flow(ctx)); err != nil {
+	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx)); err != nil {
 		return err
 	}
 	if err := b.service(ctx); err != nil {
@@ -102,6 +103,20 @@ func (b *Bootstrap) keep(ctx context.Context, kind *api.Kind, mine func(api.Obje
 		}
 		_ = run.Pause(ctx, time.Second)
 	}
+}
+
+// services ensures the APIServices of what this server serves.
+func (b *Bootstrap) services(ctx context.Context) error {
+	all := builtin.LocalAPIServices()
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, s := range all {
+		wg.Go(func() {
+			errs[i] = ensure(ctx, b.client, s, func(now, want *apiregistrationv1.APIService) { now.Labels, now.Spec = want.Labels, want.Spec })
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // classes ensures the priority classes of the system's pods.

@@ -129,6 +129,7 @@ func TestFlow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			time.Sleep(time.Second) // writes that meet each other wait
 			synctest.Wait()
 		}
 		change("system", "", 7)
@@ -143,6 +144,7 @@ func TestFlow(t *testing.T) {
 		if err := c.Delete(t.Context(), exempt, client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(time.Second)
 		synctest.Wait()
 		get[*flowcontrolv1.FlowSchema](t, c, "", "exempt")
 		former := level("system").DeepCopy()

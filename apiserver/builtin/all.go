@@ -50,6 +50,7 @@ func All(d Deps) []rest.Any {
 	}
 	event := rest.Register(api.EventKind, events())
 	hpa := rest.Register(api.HorizontalPodAutoscalerKind, horizontalPodAutoscalers())
+	cel := &expressions{}
 	return []rest.Any{
 		rest.Register(api.NamespaceKind, namespaces()),
 		rest.Register(api.NodeKind, nodes(d)),
@@ -96,6 +97,15 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.PodCertificateRequestKind, podCertificateRequests(d)),
 		rest.Register(api.FlowSchemaKind, flowSchemas()),
 		rest.Register(api.PriorityLevelConfigurationKind, priorityLevelConfigurations()),
+		rest.Register(api.MutatingWebhookConfigurationKind, mutatingWebhookConfigurations(cel)),
+		rest.Register(api.ValidatingWebhookConfigurationKind, validatingWebhookConfigurations(cel)),
+		rest.Register(api.ValidatingAdmissionPolicyKind, validatingAdmissionPolicies(d, cel)),
+		rest.Register(api.ValidatingAdmissionPolicyBindingKind, validatingAdmissionPolicyBindings(d)),
+		rest.Register(api.MutatingAdmissionPolicyKind, mutatingAdmissionPolicies(d, cel)),
+		rest.Register(api.MutatingAdmissionPolicyBindingKind, mutatingAdmissionPolicyBindings(d)),
+		rest.Register(api.StorageVersionMigrationKind, storageVersionMigrations()),
+		rest.Register(api.APIServiceKind, apiServices()),
+		rest.Register(api.CustomResourceDefinitionKind, customResourceDefinitions(d)),
 
 		rest.Register(api.TokenReviewKind, tokenReviews(d)),
 		rest.Register(api.SelfSubjectReviewKind, selfSubjectReviews()),

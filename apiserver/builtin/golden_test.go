@@ -277,7 +277,7 @@ func shown(t *testing.T, o api.Object) string {
 	if uid != "" {
 		text = strings.ReplaceAll(text, uid, "UID")
 	}
-	text = regexp.MustCompile(`(lastPhaseTransitionTime): .*`).ReplaceAllString(text, "$1: NOW")
+	text = regexp.MustCompile(`(lastPhaseTransitionTime|lastTransitionTime|timeAdded): .*`).ReplaceAllString(text, "$1: NOW")
 	return regexp.MustCompile(`kube-api-access-\w{5}`).ReplaceAllString(text, "kube-api-access-XXXXX")
 }
 

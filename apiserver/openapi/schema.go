@@ -96,8 +96,8 @@ func (b *builder) fill(d Doc, t reflect.Type, name string) {
 				alternatives = append(alternatives, Doc{"type": typ})
 			}
 			d["oneOf"] = alternatives
-		} else {
-			d["type"] = s.OpenAPISchemaType()[0]
+		} else if types := s.OpenAPISchemaType(); len(types) > 0 { // none: anything
+			d["type"] = types[0]
 		}
 		if f := s.OpenAPISchemaFormat(); f != "" {
 			d["format"] = f

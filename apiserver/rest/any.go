@@ -30,6 +30,7 @@ type erased struct {
 	validate       func(o api.Object) field.ErrorList
 	validateCreate func(o api.Object) field.ErrorList
 	validateUpdate func(now, old api.Object) field.ErrorList
+	permit         func(ctx context.Context, now, old api.Object) field.ErrorList
 	warn           func(o, old api.Object) []string
 	name           func(name string, prefix bool) []string
 
@@ -81,6 +82,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		validateUpdate: twoErrs(r.ValidateUpdate),
 		validateStatus: twoErrs(r.ValidateStatus),
 		prepareStatus:  two(r.PrepareStatus),
+		permit:         func(_ context.Context, _, _ api.Object) field.ErrorList { return nil },
 		warn:           func(_, _ api.Object) []string { return nil },
 		name:           r.Name,
 		noGeneration:   r.NoGeneration,
@@ -99,6 +101,11 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	}
 	if r.PrepareFor != nil {
 		e.prepareFor = func(ctx context.Context, o api.Object) { r.PrepareFor(ctx, o.(T)) }
+	}
+	if r.Permit != nil {
+		e.permit = func(ctx context.Context, now, old api.Object) field.ErrorList {
+			return r.Permit(ctx, now.(T), as[T](old))
+		}
 	}
 	if r.Warn != nil {
 		e.warn = func(o, old api.Object) []string { return r.Warn(as[T](o), as[T](old)) }

@@ -122,6 +122,9 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 	if len(errs) == 0 {
 		errs = append(errs, segment(o.GetName(), meta.Child("name"))...)
 	}
+	if len(errs) == 0 {
+		errs = e.permit(ctx, o, nil)
+	}
 	if err := r.invalid(o.GetName(), errs); err != nil {
 		return err
 	}

@@ -39,6 +39,8 @@ type Resource[T api.Object] struct {
 	ValidateCreate func(o T) field.ErrorList
 	// ValidateUpdate checks what may not change, in addition to Validate.
 	ValidateUpdate func(now, old T) field.ErrorList
+	// Permit asks, of an object that is found good, whether who sends it may have it so; old is nil on create.
+	Permit func(ctx context.Context, now, old T) field.ErrorList
 	// Warn returns texts for the client that do not hinder the request.
 	Warn func(o, old T) []string
 

@@ -238,6 +238,9 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 		now.SetGeneration(old.GetGeneration() + 1)
 	}
 	errs = append(validateMetadata(r, now, old, meta), errs...)
+	if len(errs) == 0 && r.Sub == "" {
+		errs = e.permit(ctx, now, old)
+	}
 	if err := r.invalid(now.GetName(), unique(errs)); err != nil {
 		return err
 	}

@@ -1,0 +1,277 @@
+package builtin
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/cel-go/cel"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	policycel "k8s.io/apiserver/pkg/admission/plugin/cel"
+	"k8s.io/client-go/util/jsonpath"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+const (
+	maxAuditNotes      = 20
+	maxAuditExpression = 5 << 10
+)
+
+func validatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissionv1.ValidatingAdmissionPolicy] {
+	type policy = *admissionv1.ValidatingAdmissionPolicy
+	return &rest.Resource[policy]{
+		RequireRevision: true,
+		Default: func(p policy) {
+			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
+			defaultMatch(p.Spec.MatchConstraints)
+		},
+		ValidateCreate: func(p policy) field.ErrorList { return append(e.validatingPolicy(p, nil), notStatic(p.Name)...) },
+		ValidateUpdate: func(now, old policy) field.ErrorList {
+			stored := validatingTexts(old)
+			errs := e.validatingPolicy(now, stored)
+			if len(errs) == 0 {
+				return nil
+			}
+			return newErrors(errs, e.validatingPolicy(old, stored))
+		},
+		Permit: func(ctx context.Context, now, old policy) field.ErrorList {
+			var was *admissionv1.ParamKind
+			if old != nil {
+				was = old.Spec.ParamKind
+			}
+			return d.mayReadKind(ctx, now.Spec.ParamKind, was)
+		},
+		PrepareStatus: func(now, old policy) { keepMeta(now, old) },
+		ValidateStatus: func(now, _ policy) field.ErrorList {
+			at := field.NewPath("status")
+			return append(typeWarnings(now.Status.TypeChecking, at.Child("typeChecking", "expressionWarnings")),
+				metavalidation.ValidateConditions(now.Status.Conditions, at.Child("conditions"))...)
+		},
+		Warn: func(p, old policy) []string { return warnStatic(p, asMeta(old)) },
+		Columns: []rest.Column[policy]{
+			{Name: "Validations", Type: "integer", Description: "Validations indicates the number of validation rules defined in this configuration", Cell: func(p policy) any { return int64(len(p.Spec.Validations)) }},
+			{Name: "ParamKind", Description: paramKindText, Cell: func(p policy) any { return kindCell(p.Spec.ParamKind) }},
+			{Name: "Age"},
+		},
+	}
+}
+
+// Descriptions of columns that policies and bindings of both sorts have.
+const (
+	paramKindText  = "ParamKind specifies the kind of resources used to parameterize this policy"
+	policyNameText = "PolicyName indicates the policy definition which the policy binding binded to"
+	paramRefText   = "ParamRef indicates the param resource which sets the configuration param"
+)
+
+func kindCell(k *admissionv1.ParamKind) string {
+	if k == nil {
+		return unset
+	}
+	return k.APIVersion + "/" + k.Kind
+}
+
+func refCell(r *admissionv1.ParamRef) string {
+	switch {
+	case r == nil:
+		return unset
+	case r.Name != "":
+		return or(r.Namespace, wildcard) + "/" + r.Name
+	case r.Selector != nil:
+		return r.Selector.String()
+	}
+	return unset
+}
+
+// validatingTexts are the expressions of a policy.
+func validatingTexts(p *admissionv1.ValidatingAdmissionPolicy) map[string]bool {
+	texts := map[string]bool{}
+	for _, c := range p.Spec.MatchConditions {
+		texts[c.Expression] = true
+	}
+	for _, v := range p.Spec.Validations {
+		texts[v.Expression], texts[v.MessageExpression] = true, true
+	}
+	for _, a := range p.Spec.AuditAnnotations {
+		texts[a.ValueExpression] = true
+	}
+	return texts
+}
+
+func (e *expressions) validatingPolicy(p *admissionv1.ValidatingAdmissionPolicy, stored map[string]bool) field.ErrorList {
+	s, at := &p.Spec, field.NewPath("spec")
+	params := s.ParamKind != nil
+	errs := policyHead(s.FailurePolicy, s.ParamKind, s.MatchConstraints, at)
+	errs = append(errs, e.conditions(s.MatchConditions, params, stored, at.Child("matchConditions"))...)
+	compiler := e.plain()
+	if len(s.Variables) > 0 {
+		c, more := composed(s.Variables, params, stored, at.Child("variables"))
+		if errs = append(errs, more...); c == nil {
+			return errs
+		}
+		compiler = c
+	}
+	if len(s.Validations) == 0 && len(s.AuditAnnotations) == 0 {
+		const text = "validations or auditAnnotations must contain at least one item"
+		return append(errs, field.Required(at.Child("validations"), text), field.Required(at.Child("auditAnnotations"), text))
+	}
+	for i := range s.Validations {
+		errs = append(errs, policyValidation(compiler, &s.Validations[i], params, stored, at.Child("validations").Index(i))...)
+	}
+	notes := at.Child("auditAnnotations")
+	if len(s.AuditAnnotations) > maxAuditNotes {
+		errs = append(errs, field.Invalid(notes, s.AuditAnnotations, fmt.Sprintf("must not have more than %d auditAnnotations", maxAuditNotes)))
+	}
+	for i, a := range s.AuditAnnotations {
+		at := notes.Index(i)
+		errs = append(errs, auditNote(compiler, p.Name, a, params, stored, at)...)
+		if slices.ContainsFunc(s.AuditAnnotations[:i], func(o admissionv1.AuditAnnotation) bool { return o.Key == a.Key }) {
+			errs = append(errs, field.Duplicate(at.Child("key"), a.Key))
+		}
+	}
+	return errs
+}
+
+// policyHead checks what validating and mutating policies open with.
+func policyHead(fail *admissionv1.FailurePolicyType, kind *admissionv1.ParamKind, match *admissionv1.MatchResources, at *field.Path) field.ErrorList {
+	errs := failMode(fail, at)
+	if kind != nil {
+		errs = append(errs, paramKind(kind, at.Child("paramKind"))...)
+	}
+	constraints := at.Child("matchConstraints")
+	if match == nil {
+		return append(errs, field.Required(constraints, ""))
+	}
+	errs = append(errs, matchResources(match, constraints)...)
+	if len(match.ResourceRules) == 0 {
+		errs = append(errs, field.Required(constraints.Child("resourceRules"), ""))
+	}
+	return errs
+}
+
+func policyValidation(c policycel.Compiler, v *admissionv1.Validation, params bool, stored map[string]bool, at *field.Path) (errs field.ErrorList) {
+	if strings.TrimSpace(v.Expression) == "" {
+		errs = append(errs, field.Required(at.Child("expression"), "expression is not specified"))
+	} else {
+		errs = append(errs, compile(c, expression{text: v.Expression, types: []*cel.Type{cel.BoolType}},
+			policycel.OptionalVariableDeclarations{HasParams: params, HasAuthorizer: true}, kindOf(v.Expression, stored), at.Child("expression"))...)
+	}
+	const empty = "must be non-empty if specified"
+	if v.MessageExpression != "" && strings.TrimSpace(v.MessageExpression) == "" {
+		errs = append(errs, field.Invalid(at.Child("messageExpression"), v.MessageExpression, empty))
+	} else if v.MessageExpression != "" {
+		errs = append(errs, compile(c, expression{text: v.MessageExpression, types: []*cel.Type{cel.StringType}},
+			policycel.OptionalVariableDeclarations{HasParams: params}, kindOf(v.MessageExpression, stored), at.Child("messageExpression"))...)
+	}
+	switch text := strings.TrimSpace(v.Message); {
+	case v.Message != "" && text == "":
+		errs = append(errs, field.Invalid(at.Child("message"), v.Message, empty))
+	case strings.ContainsAny(text, "\n\r"):
+		errs = append(errs, field.Invalid(at.Child("message"), v.Message, "must not contain line breaks"))
+	}
+	if v.Reason != nil {
+		errs = append(errs, oneOfPtr(at.Child("reason"), v.Reason, metav1.StatusReasonForbidden, metav1.StatusReasonInvalid,
+			metav1.StatusReasonRequestEntityTooLarge)...)
+	}
+	return errs
+}
+
+func auditNote(c policycel.Compiler, policy string, a admissionv1.AuditAnnotation, params bool, stored map[string]bool, at *field.Path) field.ErrorList {
+	key := policy + "/" + a.Key
+	errs := texts(at.Child("key"), key, validation.IsQualifiedName(key))
+	at = at.Child("valueExpression")
+	text := strings.TrimSpace(a.ValueExpression)
+	switch {
+	case text == "":
+		return append(errs, field.Required(at, "valueExpression is not specified"))
+	case len(text) > maxAuditExpression:
+		return append(errs, field.Required(at, fmt.Sprintf("must not exceed %d bytes in length", maxAuditExpression)))
+	}
+	x := expression{text: text, types: []*cel.Type{cel.StringType, cel.NullType}}
+	result := c.CompileCELExpression(x, policycel.OptionalVariableDeclarations{HasParams: params, HasAuthorizer: true}, kindOf(a.ValueExpression, stored))
+	if result.Error != nil {
+		errs = append(errs, celError(result.Error, a.ValueExpression, at)...)
+	}
+	return errs
+}
+
+func typeWarnings(t *admissionv1.TypeChecking, at *field.Path) (errs field.ErrorList) {
+	if t == nil {
+		return nil
+	}
+	for i, w := range t.ExpressionWarnings {
+		at := at.Index(i)
+		if w.Warning == "" {
+			errs = append(errs, field.Required(at.Child("warning"), ""))
+		}
+		ref := strings.TrimSpace(w.FieldRef)
+		if ref == "" {
+			errs = append(errs, field.Required(at.Child("fieldRef"), ""))
+		} else if err := jsonpath.New("spec").Parse("{" + ref + "}"); err != nil {
+			errs = append(errs, field.Invalid(at.Child("fieldRef"), ref, fmt.Sprintf("invalid JSONPath: %v", err)))
+		}
+	}
+	return errs
+}
+
+func validatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.ValidatingAdmissionPolicyBinding] {
+	type binding = *admissionv1.ValidatingAdmissionPolicyBinding
+	validate := func(b binding) field.ErrorList {
+		s, at := &b.Spec, field.NewPath("spec")
+		errs := requiredName(s.PolicyName, at.Child("policyName"), isName)
+		errs = append(errs, paramRef(s.ParamRef, at.Child("paramRef"))...)
+		errs = append(errs, matchResources(s.MatchResources, at.Child("matchResources"))...)
+		return append(errs, validationActions(s.ValidationActions, at.Child("validationActions"))...)
+	}
+	return &rest.Resource[binding]{
+		RequireRevision: true,
+		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
+		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
+		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },
+		Permit: func(ctx context.Context, now, old binding) field.ErrorList {
+			if old != nil && samePolicyRef(now.Spec.ParamRef, old.Spec.ParamRef) && now.Spec.PolicyName == old.Spec.PolicyName {
+				return nil
+			}
+			kind := func() (*admissionv1.ParamKind, bool) {
+				p := d.Store.Snapshot(api.ValidatingAdmissionPolicyKind).Get(api.Key{Name: now.Spec.PolicyName})
+				if p == nil {
+					return nil, false
+				}
+				return p.Object.(*admissionv1.ValidatingAdmissionPolicy).Spec.ParamKind, true
+			}
+			return d.mayReadParam(ctx, now.Spec.PolicyName, now.Spec.ParamRef, kind)
+		},
+		Warn: func(b, old binding) []string { return warnStatic(b, asMeta(old)) },
+		Columns: []rest.Column[binding]{
+			{Name: "PolicyName", Description: policyNameText, Cell: func(b binding) any { return b.Spec.PolicyName }},
+			{Name: "ParamRef", Description: paramRefText, Cell: func(b binding) any { return refCell(b.Spec.ParamRef) }},
+			{Name: "Age"},
+		},
+	}
+}
+
+func validationActions(as []admissionv1.ValidationAction, at *field.Path) (errs field.ErrorList) {
+	seen := map[admissionv1.ValidationAction]bool{}
+	for i, a := range as {
+		if known := []admissionv1.ValidationAction{admissionv1.Audit, admissionv1.Deny, admissionv1.Warn}; !slices.Contains(known, a) {
+			errs = append(errs, field.NotSupported(at.Index(i), a, known))
+		}
+		if seen[a] {
+			errs = append(errs, field.Duplicate(at.Index(i), a))
+		}
+		seen[a] = true
+	}
+	if seen[admissionv1.Deny] && seen[admissionv1.Warn] {
+		errs = append(errs, field.Invalid(at, as, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)"))
+	}
+	if len(as) == 0 {
+		errs = append(errs, field.Required(at, ""))
+	}
+	return errs
+}

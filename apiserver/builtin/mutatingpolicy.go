@@ -1,0 +1,149 @@
+package builtin
+
+import (
+	"context"
+	"maps"
+	"strings"
+
+	"github.com/google/cel-go/cel"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	policycel "k8s.io/apiserver/pkg/admission/plugin/cel"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+func mutatingTexts(p *admissionv1.MutatingAdmissionPolicy) map[string]bool {
+	texts := map[string]bool{}
+	for _, c := range p.Spec.MatchConditions {
+		texts[c.Expression] = true
+	}
+	for _, m := range p.Spec.Mutations {
+		maps.Copy(texts, map[string]bool{deref(m.ApplyConfiguration).Expression: true, deref(m.JSONPatch).Expression: true})
+	}
+	return texts
+}
+
+func mutatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissionv1.MutatingAdmissionPolicy] {
+	type policy = *admissionv1.MutatingAdmissionPolicy
+	return &rest.Resource[policy]{
+		RequireRevision: true,
+		Default: func(p policy) {
+			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
+			defaultMatch(p.Spec.MatchConstraints)
+		},
+		ValidateCreate: func(p policy) field.ErrorList { return append(e.mutatingPolicy(p, nil), notStatic(p.Name)...) },
+		ValidateUpdate: func(now, old policy) field.ErrorList {
+			stored := mutatingTexts(old)
+			errs := e.mutatingPolicy(now, stored)
+			if len(errs) == 0 {
+				return nil
+			}
+			return newErrors(errs, e.mutatingPolicy(old, stored))
+		},
+		Permit: func(ctx context.Context, now, old policy) field.ErrorList {
+			var was *admissionv1.ParamKind
+			if old != nil {
+				was = old.Spec.ParamKind
+			}
+			return d.mayReadKind(ctx, now.Spec.ParamKind, was)
+		},
+		Warn: func(p, old policy) []string { return warnStatic(p, asMeta(old)) },
+		Columns: []rest.Column[policy]{
+			{Name: "Mutations", Type: "integer", Description: "Mutation indicates the number of mutations rules defined in this configuration", Cell: func(p policy) any { return int64(len(p.Spec.Mutations)) }},
+			{Name: "ParamKind", Description: paramKindText, Cell: func(p policy) any { return kindCell(p.Spec.ParamKind) }},
+			{Name: "Age"},
+		},
+	}
+}
+
+func (e *expressions) mutatingPolicy(p *admissionv1.MutatingAdmissionPolicy, stored map[string]bool) field.ErrorList {
+	s, at := &p.Spec, field.NewPath("spec")
+	params := s.ParamKind != nil
+	errs := policyHead(s.FailurePolicy, s.ParamKind, s.MatchConstraints, at)
+	errs = append(errs, mutatingOperations(s.MatchConstraints, at.Child("matchConstraints"))...)
+	errs = append(errs, e.conditions(s.MatchConditions, params, stored, at.Child("matchConditions"))...)
+	c, more := composed(s.Variables, params, stored, at.Child("variables"))
+	if errs = append(errs, more...); c == nil {
+		return errs
+	}
+	if len(s.Mutations) == 0 {
+		errs = append(errs, field.Required(at.Child("mutations"), "mutations must contain at least one item"))
+	}
+	for i := range s.Mutations {
+		errs = append(errs, mutation(c, &s.Mutations[i], params, stored, at.Child("mutations").Index(i))...)
+	}
+	return append(errs, oneOf(at.Child("reinvocationPolicy"), s.ReinvocationPolicy, admissionv1.IfNeededReinvocationPolicy, admissionv1.NeverReinvocationPolicy)...)
+}
+
+func mutation(c policycel.Compiler, m *admissionv1.Mutation, params bool, stored map[string]bool, at *field.Path) field.ErrorList {
+	patch, apply := at.Child("jsonPatch"), at.Child("applyConfiguration")
+	check := func(text string, yields *cel.Type, at *field.Path) field.ErrorList {
+		at = at.Child("expression")
+		if text = strings.TrimSpace(text); text == "" {
+			return field.ErrorList{field.Required(at, "")}
+		}
+		vars := policycel.OptionalVariableDeclarations{HasParams: params, HasAuthorizer: true, HasPatchTypes: true}
+		return compile(c, expression{text: text, types: []*cel.Type{yields}}, vars, kindOf(text, stored), at)
+	}
+	switch m.PatchType {
+	case "":
+		return field.ErrorList{field.Required(at.Child("patchType"), "")}
+	case admissionv1.PatchTypeJSONPatch:
+		errs := field.ErrorList{field.Required(patch, "must be specified when patchType is JSONPatch")}
+		if m.JSONPatch != nil {
+			errs = check(m.JSONPatch.Expression, cel.ListType(cel.ObjectType("JSONPatch")), patch)
+		}
+		if m.ApplyConfiguration != nil {
+			errs = append(errs, field.Invalid(apply, "{applyConfiguration}", "must not be specified when patchType is JSONPatch"))
+		}
+		return errs
+	case admissionv1.PatchTypeApplyConfiguration:
+		errs := field.ErrorList{field.Required(apply, "must be specified when patchType is ApplyConfiguration")}
+		if m.ApplyConfiguration != nil {
+			errs = check(m.ApplyConfiguration.Expression, cel.ObjectType("Object"), apply)
+		}
+		if m.JSONPatch != nil {
+			errs = append(errs, field.Invalid(patch, "{jsonPatch}", "must not be specified when patchType is ApplyConfiguration"))
+		}
+		return errs
+	}
+	return field.ErrorList{field.NotSupported(at.Child("patchType"), m.PatchType, []admissionv1.PatchType{admissionv1.PatchTypeApplyConfiguration, admissionv1.PatchTypeJSONPatch})}
+}
+
+func mutatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.MutatingAdmissionPolicyBinding] {
+	type binding = *admissionv1.MutatingAdmissionPolicyBinding
+	validate := func(b binding) field.ErrorList {
+		s, at := &b.Spec, field.NewPath("spec")
+		errs := requiredName(s.PolicyName, at.Child("policyName"), isName)
+		errs = append(errs, paramRef(s.ParamRef, at.Child("paramRef"))...)
+		errs = append(errs, matchResources(s.MatchResources, at.Child("matchResources"))...)
+		return append(errs, mutatingOperations(s.MatchResources, at.Child("matchResources"))...)
+	}
+	return &rest.Resource[binding]{
+		RequireRevision: true,
+		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
+		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
+		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },
+		Permit: func(ctx context.Context, now, old binding) field.ErrorList {
+			if old != nil && samePolicyRef(now.Spec.ParamRef, old.Spec.ParamRef) && now.Spec.PolicyName == old.Spec.PolicyName {
+				return nil
+			}
+			kind := func() (*admissionv1.ParamKind, bool) {
+				p := d.Store.Snapshot(api.MutatingAdmissionPolicyKind).Get(api.Key{Name: now.Spec.PolicyName})
+				if p == nil {
+					return nil, false
+				}
+				return p.Object.(*admissionv1.MutatingAdmissionPolicy).Spec.ParamKind, true
+			}
+			return d.mayReadParam(ctx, now.Spec.PolicyName, now.Spec.ParamRef, kind)
+		},
+		Warn: func(b, old binding) []string { return warnStatic(b, asMeta(old)) },
+		Columns: []rest.Column[binding]{
+			{Name: "PolicyName", Description: policyNameText, Cell: func(b binding) any { return b.Spec.PolicyName }},
+			{Name: "ParamRef", Description: paramRefText, Cell: func(b binding) any { return refCell(b.Spec.ParamRef) }},
+			{Name: "Age"},
+		},
+	}
+}
