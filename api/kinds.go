@@ -203,6 +203,7 @@ var (
 		DeploymentKind, ReplicaSetKind, DaemonSetKind, StatefulSetKind, ControllerRevisionKind,
 		JobKind, CronJobKind,
 		HorizontalPodAutoscalerKind,
+		IngressKind, IngressClassKind, NetworkPolicyKind, IPAddressKind, ServiceCIDRKind,
 		PodDisruptionBudgetKind,
 		LeaseKind,
 		EndpointSliceKind,

@@ -123,13 +123,7 @@ func validateHPA(a *autoscalingv2.HorizontalPodAutoscaler) (errs field.ErrorList
 
 // reference checks a reference to an object, but for its apiVersion.
 func reference(r *autoscalingv2.CrossVersionObjectReference, at *field.Path) field.ErrorList {
-	segment := func(name, value string) field.ErrorList {
-		if value == "" {
-			return field.ErrorList{field.Required(at.Child(name), "")}
-		}
-		return texts(at.Child(name), value, pathvalidation.IsValidPathSegmentName(value))
-	}
-	return append(segment("kind", r.Kind), segment("name", r.Name)...)
+	return append(pathSegment(at.Child("kind"), r.Kind), pathSegment(at.Child("name"), r.Name)...)
 }
 
 func version(r *autoscalingv2.CrossVersionObjectReference, coreToo bool, at *field.Path) field.ErrorList {

@@ -12,8 +12,8 @@ import (
 	"github.com/yare-dev/yare/store"
 )
 
-// nameText describes the first column of every table.
-const nameText = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
+// NameText describes the first column of every table.
+const NameText = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
 
 const ageText = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"
 
@@ -44,7 +44,7 @@ func (a Any) Table(entries []*store.Entry, policy metav1.IncludeObjectPolicy, he
 func (a Any) columns() []metav1.TableColumnDefinition {
 	var cs []metav1.TableColumnDefinition
 	if !a.namesItself() {
-		cs = append(cs, metav1.TableColumnDefinition{Name: "Name", Type: "string", Format: "name", Description: nameText})
+		cs = append(cs, metav1.TableColumnDefinition{Name: "Name", Type: "string", Format: "name", Description: NameText})
 	}
 	if len(a.r.columns) == 0 {
 		return append(cs, metav1.TableColumnDefinition{Name: "Created At", Type: "date", Description: ageText})
