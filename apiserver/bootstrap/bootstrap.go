@@ -34,6 +34,8 @@ type Config struct {
 	APIServer netip.AddrPort
 	// APIService is the Service's address.
 	APIService netip.Addr
+	// Services is the range of Services' addresses.
+	Services netip.Prefix
 }
 
 // Bootstrap is the component.
@@ -69,13 +71,17 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx)); err != nil {
 		return err
 	}
-	if err := b.service(ctx); err != nil {
+	if err := errors.Join(b.serviceCIDR(ctx), b.service(ctx), b.allAddresses(ctx)); err != nil {
 		return err
 	}
 	ready()
 	var wg sync.WaitGroup
 	mine := func(o api.Object) bool { return api.KeyOf(o) == apiService }
 	wg.Go(func() { b.keep(ctx, api.ServiceKind, mine, b.service) })
+	wg.Go(func() { b.addresses(ctx, b.followServices) })
+	wg.Go(func() { b.addresses(ctx, b.restore) })
+	isDefault := func(o api.Object) bool { return o.GetName() == defaultCIDR }
+	wg.Go(func() { b.keep(ctx, api.ServiceCIDRKind, isDefault, b.serviceCIDR) })
 	any := func(api.Object) bool { return true }
 	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.flow) })
 	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.flow) })

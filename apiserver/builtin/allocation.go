@@ -3,13 +3,17 @@ package builtin
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -24,9 +28,12 @@ import (
 // An address that was promised to a write under way is in pending until the write's end, when the store, whose writers
 // return after publication, shows it in the Service or it is free again. Everything happens under one lock.
 //
+// Addresses come from the configured range and from those of further ServiceCIDRs, as long as they are ready. An IPAddress that
+// somebody else made takes its address away from Services; those that package bootstrap writes say what Services have.
+//
 // One API server allocates: two of them over one etcd could promise the same address at the same moment.
 type allocator struct {
-	prefix   netip.Prefix
+	prefix   netip.Prefix // configured
 	reserved map[netip.Addr]bool
 	first    int32 // node ports
 	last     int32
@@ -35,6 +42,7 @@ type allocator struct {
 	follow  *follow.Follower
 	used    map[claim]int // how many Services have it: foreign data may name one twice
 	pending map[claim]int
+	ranges  map[string][]netip.Prefix // of the ready ServiceCIDRs, by name
 }
 
 // claim is one address or one port of one protocol. Ports are claimed for a Service as a whole.
@@ -46,7 +54,7 @@ type claim struct {
 
 func newAllocator(d Deps) *allocator {
 	a := &allocator{prefix: d.Services.Masked(), reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
-		used: map[claim]int{}, pending: map[claim]int{}}
+		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}}
 	if a.last == 0 {
 		a.first, a.last = 30000, 32767
 	}
@@ -54,28 +62,66 @@ func newAllocator(d Deps) *allocator {
 		a.reserved[addr] = true
 	}
 	if d.Store != nil {
-		a.follow = follow.New(d.Store, a, api.ServiceKind)
+		a.follow = follow.New(d.Store, a, api.ServiceKind, api.IPAddressKind, api.ServiceCIDRKind)
 	}
 	return a
 }
 
 // Reset implements follow.State.
-func (a *allocator) Reset() { clear(a.used) }
+func (a *allocator) Reset() {
+	clear(a.used)
+	clear(a.ranges)
+}
 
 // Change implements follow.State.
-func (a *allocator) Change(_ *api.Kind, now, old api.Object) {
-	if old != nil {
-		for _, c := range claims(old.(*corev1.Service)) {
-			if a.used[c]--; a.used[c] <= 0 {
-				delete(a.used, c)
-			}
+func (a *allocator) Change(k *api.Kind, now, old api.Object) {
+	if k == api.ServiceCIDRKind {
+		if old != nil {
+			delete(a.ranges, old.GetName())
+		}
+		if now != nil {
+			a.ranges[now.GetName()] = readyRanges(now.(*networkingv1.ServiceCIDR))
+		}
+		return
+	}
+	for _, c := range claimed(old) {
+		if a.used[c]--; a.used[c] <= 0 {
+			delete(a.used, c)
 		}
 	}
-	if now != nil {
-		for _, c := range claims(now.(*corev1.Service)) {
-			a.used[c]++
+	for _, c := range claimed(now) {
+		a.used[c]++
+	}
+}
+
+// readyRanges are the ranges from which new addresses can be taken: none of what is being deleted.
+func readyRanges(c *networkingv1.ServiceCIDR) (ranges []netip.Prefix) {
+	ready := meta.FindStatusCondition(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady)
+	if c.DeletionTimestamp != nil || ready != nil && ready.Status != metav1.ConditionTrue {
+		return nil
+	}
+	for _, text := range c.Spec.CIDRs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			ranges = append(ranges, p.Masked())
 		}
 	}
+	return ranges
+}
+
+// AddressManager is the label's value of IPAddresses that say what Services have.
+const AddressManager = "ipallocator.k8s.io"
+
+// claimed is what a Service has, or an IPAddress that stands for no Service's. Nil claims nothing.
+func claimed(o api.Object) []claim {
+	switch o := o.(type) {
+	case *corev1.Service:
+		return claims(o)
+	case *networkingv1.IPAddress:
+		if addr, err := netip.ParseAddr(o.Name); err == nil && o.Labels[networkingv1.LabelManagedBy] != AddressManager {
+			return []claim{{addr: addr}}
+		}
+	}
+	return nil
 }
 
 // claims is what s has.
@@ -114,8 +160,10 @@ func (a *allocator) hold(_ context.Context, now, old *corev1.Service, _ bool) (*
 			t.own[c] = true
 		}
 	}
-	errs := append(t.clusterIP(now), t.nodePorts(now)...)
-	if len(errs) > 0 {
+	if err := t.clusterIP(now); err != nil {
+		return nil, err
+	}
+	if errs := t.nodePorts(now); len(errs) > 0 {
 		t.giveBackLocked()
 		return nil, apierrors.NewInvalid(api.ServiceKind.GVK().GroupKind(), now.Name, errs)
 	}
@@ -161,36 +209,68 @@ func (t *taking) giveBackLocked() {
 	t.taken = nil
 }
 
-func (t *taking) clusterIP(s *corev1.Service) fieldErrors {
+// clusterIP gives s an address, or checks the one that it asks for.
+func (t *taking) clusterIP(s *corev1.Service) error {
 	if !needsClusterIP(s) || headless(s) {
 		return nil
 	}
-	at := field.NewPath("spec", "clusterIPs").Index(0)
-	if s.Spec.ClusterIP != "" {
-		addr, err := netip.ParseAddr(s.Spec.ClusterIP)
-		if err == nil && t.own[claim{addr: addr}] {
-			return nil
+	if s.Spec.ClusterIP == "" {
+		addr, ok := t.freeAddress()
+		if !ok {
+			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: range is full", s.Name))
 		}
-		if err != nil || !t.prefix.Contains(addr) {
-			return fieldErrors{field.Invalid(at, s.Spec.ClusterIP, fmt.Sprintf("failed to allocate IP %s: the provided IP (%s) is not in the valid range. The range of valid IPs is %s", s.Spec.ClusterIP, s.Spec.ClusterIP, t.prefix))}
-		}
-		if !t.take(claim{addr: addr}) {
-			return fieldErrors{field.Invalid(at, []string{s.Spec.ClusterIP}, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", s.Spec.ClusterIP))}
-		}
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = addr.String(), []string{addr.String()}
 		return nil
 	}
-	addr, ok := t.freeAddress()
-	if !ok {
-		return fieldErrors{field.Forbidden(at, "failed to allocate a serviceIP: range is full")}
+	why := ""
+	addr, err := netip.ParseAddr(s.Spec.ClusterIP)
+	switch {
+	case err == nil && t.own[claim{addr: addr}]:
+		return nil
+	case err != nil || !slices.ContainsFunc(t.all(), func(p netip.Prefix) bool { return usable(p, addr) }):
+		why = "the provided network does not match the current range"
+	case !t.take(claim{addr: addr}):
+		why = "provided IP is already allocated"
+	default:
+		return nil
 	}
-	s.Spec.ClusterIP, s.Spec.ClusterIPs = addr.String(), []string{addr.String()}
-	return nil
+	return apierrors.NewInvalid(api.ServiceKind.GVK().GroupKind(), s.Name, fieldErrors{field.Invalid(
+		field.NewPath("spec", "clusterIPs"), s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %s", s.Spec.ClusterIP, why))})
 }
 
-// freeAddress takes a free address of the range's upper part, then of the lower one, which is left to those who choose
-// their addresses themselves as long as there is another (as upstream does): 16 to 256 addresses.
+// all are the ranges of addresses of the configured family, the configured one first.
+func (a *allocator) all() []netip.Prefix {
+	ps := []netip.Prefix{a.prefix}
+	for _, name := range slices.Sorted(maps.Keys(a.ranges)) {
+		for _, p := range a.ranges[name] {
+			if p.Addr().Is4() == a.prefix.Addr().Is4() && !slices.Contains(ps, p) {
+				ps = append(ps, p)
+			}
+		}
+	}
+	return ps
+}
+
+// usable says whether addr of the range p can be given to a Service: neither the network's own nor the broadcast address can.
+func usable(p netip.Prefix, addr netip.Addr) bool {
+	bits := p.Addr().BitLen() - p.Bits()
+	return p.Contains(addr) && addr != p.Addr() && (!p.Addr().Is4() || addr != nth(p.Addr(), uint64(1)<<bits-1))
+}
+
+// freeAddress takes a free address of the first range that has one.
 func (t *taking) freeAddress() (netip.Addr, bool) {
-	bits := t.prefix.Addr().BitLen() - t.prefix.Bits()
+	for _, p := range t.all() {
+		if addr, ok := t.freeIn(p); ok {
+			return addr, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// freeIn takes a free address of the range's upper part, then of the lower one, which is left to those who choose
+// their addresses themselves as long as there is another (as upstream does): 16 to 256 addresses.
+func (t *taking) freeIn(p netip.Prefix) (netip.Addr, bool) {
+	bits := p.Addr().BitLen() - p.Bits()
 	size := uint64(1) << min(bits, 16)
 	low := min(max(size/16, min(16, size/2)), 256)
 	try := func(from, to uint64) (netip.Addr, bool) {
@@ -199,7 +279,7 @@ func (t *taking) freeAddress() (netip.Addr, bool) {
 		}
 		start := rand.Uint64N(to - from)
 		for i := range to - from {
-			addr := nth(t.prefix.Addr(), from+(start+i)%(to-from))
+			addr := nth(p.Addr(), from+(start+i)%(to-from))
 			if !t.reserved[addr] && t.take(claim{addr: addr}) {
 				return addr, true
 			}
@@ -207,7 +287,7 @@ func (t *taking) freeAddress() (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	last := size
-	if t.prefix.Addr().Is4() {
+	if p.Addr().Is4() {
 		last-- // the broadcast address
 	}
 	if addr, ok := try(low, last); ok {

@@ -23,7 +23,7 @@ func services(d Deps) *rest.Resource[*corev1.Service] {
 	alloc := newAllocator(d)
 	return &rest.Resource[*corev1.Service]{
 		Default: defaultService,
-		Name:    apivalidation.NameIsDNS1035Label,
+		Name:    apivalidation.NameIsDNSLabel,
 		// The type has no generation upstream.
 		NoGeneration: true,
 		PrepareUpdate: func(now, old *corev1.Service) {
