@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/controllers/replicaset"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
+	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
 	"github.com/yare-dev/yare/controllers/ttlafterfinished"
 	"github.com/yare-dev/yare/reconcile"
@@ -57,6 +58,7 @@ func List(d Deps) []*reconcile.Controller {
 		job.New(d.Deps),
 		deployment.New(d.Deps),
 		replicaset.New(d.Deps),
+		statefulset.New(d.Deps),
 	}
 	if len(d.Nodes.Clusters) > 0 {
 		list = append(list, nodeipam.New(d.Deps, d.Nodes))

@@ -105,14 +105,17 @@ func (c *controller) reconcile(ctx context.Context, log *slog.Logger, ds *appsv1
 		return reconcile.Result{}, err
 	}
 	status := *ds.Status.DeepCopy()
-	current, failure := c.revise(ctx, ds, &status, history)
+	revisions := &reconcile.Revisions{Owner: ds, Template: &ds.Spec.Template, HashLabel: appsv1.DefaultDaemonSetUniqueLabelKey,
+		Collided: ds.Status.CollisionCount, History: history}
+	current, failure := revisions.Current(ctx, c.Client)
+	status.CollisionCount = revisions.Collided
 	var res reconcile.Result
 	if failure == nil {
 		now := time.Now()
 		f := look(ds, hashOf(current), nodes, pods, now)
 		res, failure = c.act(ctx, log, f)
 		if failure == nil {
-			failure = c.forget(ctx, ds, current, history, pods)
+			failure = c.forget(ctx, ds, current, revisions, pods)
 		}
 		var next reconcile.Result
 		status, next = f.status(status)
