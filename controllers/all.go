@@ -5,6 +5,7 @@ package controllers
 import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/controllers/clusterroleaggregation"
+	"github.com/yare-dev/yare/controllers/cronjob"
 	"github.com/yare-dev/yare/controllers/daemonset"
 	"github.com/yare-dev/yare/controllers/deployment"
 	"github.com/yare-dev/yare/controllers/endpoints"
@@ -59,6 +60,7 @@ func List(d Deps) []*reconcile.Controller {
 		deployment.New(d.Deps),
 		replicaset.New(d.Deps),
 		statefulset.New(d.Deps),
+		cronjob.New(d.Deps),
 	}
 	if len(d.Nodes.Clusters) > 0 {
 		list = append(list, nodeipam.New(d.Deps, d.Nodes))
