@@ -8,6 +8,7 @@ import (
 	"github.com/yare-dev/yare/controllers/cronjob"
 	"github.com/yare-dev/yare/controllers/daemonset"
 	"github.com/yare-dev/yare/controllers/deployment"
+	"github.com/yare-dev/yare/controllers/disruption"
 	"github.com/yare-dev/yare/controllers/endpoints"
 	"github.com/yare-dev/yare/controllers/endpointslice"
 	"github.com/yare-dev/yare/controllers/garbagecollector"
@@ -59,6 +60,7 @@ func List(d Deps) []*reconcile.Controller {
 		job.New(d.Deps),
 		deployment.New(d.Deps),
 		replicaset.New(d.Deps),
+		disruption.New(d.Deps),
 		statefulset.New(d.Deps),
 		cronjob.New(d.Deps),
 	}
