@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/controllers/nodelifecycle"
 	"github.com/yare-dev/yare/controllers/podgc"
 	"github.com/yare-dev/yare/controllers/replicaset"
+	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
 	"github.com/yare-dev/yare/controllers/statefulset"
@@ -53,6 +54,7 @@ func List(d Deps) []*reconcile.Controller {
 		endpointslice.New(d.Deps),
 		replicaset.NewReplicationController(d.Deps),
 		podgc.New(d.Deps, podgc.Threshold),
+		resourcequota.New(d.Deps, api.Stored()),
 		namespace.New(d.Deps, api.Stored()),
 		serviceaccount.New(d.Deps),
 		garbagecollector.New(d.Deps, api.Stored()),

@@ -1,0 +1,138 @@
+// Package resourcequota counts what there is of what a ResourceQuota limits. It replaces upstream's resource quota
+// controller.
+//
+// The API server adds to what is used before it stores an object; this controller gives back. Hence it looks when
+// something goes or becomes less, and now and then, for what was reserved and never stored. Creations do not wake it:
+// what it counts then would lack others that were reserved at the same time.
+package resourcequota
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/quota"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/reconcile"
+)
+
+// again is how often everything is counted without a reason.
+const again = 5 * time.Minute
+
+type controller struct {
+	reconcile.Deps
+	kinds []*api.Kind // that can be limited
+}
+
+// New returns the resourcequota controller, which counts objects of the kinds.
+func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
+	c := controller{Deps: d}
+	var sources []reconcile.Source
+	for _, k := range kinds {
+		if !k.Namespaced || quota.Ignored(k) {
+			continue
+		}
+		c.kinds = append(c.kinds, k)
+		sources = append(sources, reconcile.Changes(k, func(ctx context.Context, d reconcile.Deps, before, after api.Object) []api.Key {
+			if before == nil || after != nil && !less(k, before, after, time.Now()) {
+				return nil
+			}
+			return reconcile.Every(ctx, d, api.ResourceQuotaKind, before.GetNamespace())
+		}))
+	}
+	return reconcile.New(d, reconcile.For[*corev1.ResourceQuota]{
+		Controller: "resourcequota-controller",
+		Also:       sources,
+		Write:      reconcile.Writes{api.ResourceQuotaKind: {"update/status"}},
+		Reconcile:  c.reconcile,
+	})
+}
+
+// less says whether a change may have given something back.
+func less(k *api.Kind, before, after api.Object, now time.Time) bool {
+	switch old := before.(type) {
+	case *corev1.Pod:
+		p := after.(*corev1.Pod)
+		if api.PodTerminal(old) != api.PodTerminal(p) || (old.Spec.ActiveDeadlineSeconds == nil) != (p.Spec.ActiveDeadlineSeconds == nil) {
+			return true
+		}
+	case *corev1.Service, *corev1.PersistentVolumeClaim:
+	default:
+		return false // what is only counted stays one
+	}
+	return !equality.Semantic.DeepEqual(quota.Usage(k, before, now), quota.Usage(k, after, now))
+}
+
+func (c controller) reconcile(ctx context.Context, _ *slog.Logger, q *corev1.ResourceQuota) (reconcile.Result, error) {
+	if q.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil
+	}
+	used, failure := c.count(ctx, q, time.Now())
+	if failure != nil && used == nil {
+		return reconcile.Result{}, failure
+	}
+	_, err := client.Mutate(ctx, c.Client, q, "status", func(q *corev1.ResourceQuota) {
+		q.Status = corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: used}
+	})
+	return reconcile.Result{After: again}, errors.Join(failure, err)
+}
+
+// count returns what is used of each name that q limits and that some kind uses.
+func (c controller) count(ctx context.Context, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
+	used := corev1.ResourceList{}
+	names := quota.Names(q.Spec.Hard)
+	var errs []error
+	for _, k := range c.kinds {
+		tracked := slices.DeleteFunc(slices.Clone(names), func(n corev1.ResourceName) bool { return !quota.Tracks(k, n) })
+		if len(tracked) == 0 {
+			continue
+		}
+		objects, _, err := c.Client.List(ctx, k, client.Query{Namespace: q.Namespace})
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", k, err)
+		}
+		if err := add(used, tracked, k, q, objects, now); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return used, errors.Join(errs...)
+}
+
+// add counts objects of a kind.
+func add(used corev1.ResourceList, names []corev1.ResourceName, k *api.Kind, q *corev1.ResourceQuota, objects []api.Object, now time.Time) error {
+	for _, n := range names {
+		if _, ok := used[n]; !ok {
+			used[n] = *resource.NewQuantity(0, resource.DecimalSI)
+		}
+	}
+	var failure error
+	for _, o := range objects {
+		about, err := quota.Matches(q, o)
+		if err != nil {
+			failure = err
+		}
+		if !about {
+			continue
+		}
+		use := quota.Usage(k, o, now)
+		for _, n := range names {
+			if amount, ok := use[n]; ok {
+				sum := used[n]
+				if sum.IsZero() {
+					sum = resource.Quantity{Format: amount.Format}
+				}
+				sum.Add(amount)
+				used[n] = sum
+			}
+		}
+	}
+	return failure
+}
