@@ -65,11 +65,15 @@ type Programs struct {
 	Yare string
 }
 
+// Ranges are what an API server gives to Services.
+type Ranges struct{ Addresses, NodePorts string }
+
 // Cluster is a running one. It ends with its host.
 type Cluster struct {
 	host     *host.Host
 	programs Programs
 	plan     Plan
+	ranges   Ranges
 	url      string
 	access   access
 	socket   string // of the runtime
@@ -88,7 +92,7 @@ type access struct {
 
 // Start starts a cluster on h and returns when its API server is ready and the other programs run.
 func Start(ctx context.Context, h *host.Host, p Programs, plan Plan) (*Cluster, error) {
-	c := &Cluster{host: h, programs: p, plan: plan, url: "https://" + h.Address.String() + ":" + apiPort}
+	c := newCluster(h, p, plan, Ranges{Services, "30000-32767"})
 	resolver := []byte("nameserver " + h.Outside.String() + "\noptions timeout:1 attempts:1\n")
 	if err := os.WriteFile(c.path("resolv.conf"), resolver, 0o644); err != nil {
 		return nil, err
@@ -114,6 +118,19 @@ func Start(ctx context.Context, h *host.Host, p Programs, plan Plan) (*Cluster, 
 		}
 	}
 	return c, nil
+}
+
+// StartAPIServer starts an API server alone.
+func StartAPIServer(ctx context.Context, h *host.Host, p Programs, whose Whose, r Ranges) (*Cluster, error) {
+	c := newCluster(h, p, Plan{APIServer: whose}, r)
+	if whose == Ours {
+		return c, c.ourAPIServer(ctx)
+	}
+	return c, c.theirAPIServer(ctx)
+}
+
+func newCluster(h *host.Host, p Programs, plan Plan, r Ranges) *Cluster {
+	return &Cluster{host: h, programs: p, plan: plan, ranges: r, url: "https://" + h.Address.String() + ":" + apiPort}
 }
 
 // Kubeconfig is the administrator's.

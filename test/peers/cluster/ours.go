@@ -14,7 +14,7 @@ import (
 func (c *Cluster) ourAPIServer(ctx context.Context) error {
 	data := c.path("apiserver")
 	err := c.yare("apiserver", "--data-dir", data, "--secure-port", apiPort, "--advertise-address", c.host.Address.String(),
-		"--service-cluster-ip-range", Services, "--ephemeral")
+		"--service-cluster-ip-range", c.ranges.Addresses, "--service-node-port-range", c.ranges.NodePorts, "--ephemeral")
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (c *Cluster) theirAPIServer(ctx context.Context) error {
 		"--kubelet-certificate-authority", keys("ca.crt"), "--kubelet-preferred-address-types", "InternalIP",
 		"--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file", keys("sa.pub"), "--service-account-signing-key-file", keys("sa.key"),
-		"--service-cluster-ip-range", Services,
+		"--service-cluster-ip-range", c.ranges.Addresses, "--service-node-port-range", c.ranges.NodePorts,
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",
 		"--proxy-client-cert-file", keys("front-proxy.crt"), "--proxy-client-key-file", keys("front-proxy.key"),
 		"--requestheader-client-ca-file", keys("ca.crt"), "--requestheader-allowed-names", "front-proxy",
@@ -66,7 +66,7 @@ func (c *Cluster) theirKeys() error {
 	}{
 		{"kubelet-client", "kube-apiserver-kubelet-client", "system:masters", nil},
 		{"front-proxy", "front-proxy", "", nil},
-		{"admin", "admin", "system:masters", &c.access.admin},
+		{"admin", "kubernetes-admin", "system:masters", &c.access.admin},
 		{"controller-manager", "system:kube-controller-manager", "", &c.access.controllers},
 		{"scheduler", "system:kube-scheduler", "", &c.access.scheduler},
 		{"proxy", "system:kube-proxy", "", &c.access.proxy},
