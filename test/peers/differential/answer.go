@@ -142,12 +142,28 @@ func settleStatus(s map[string]any) {
 		for n := 2; tree[key] != nil; n++ {
 			key = fmt.Sprintf("%v %v %d", m["field"], m["reason"], n)
 		}
-		tree[key] = m["message"]
+		tree[key] = cause(fmt.Sprint(m["message"]))
 	}
 	details["causes"] = tree
 	if s["reason"] == "Invalid" {
 		delete(s, "message")
 	}
+}
+
+var (
+	badValue  = regexp.MustCompile(`(?s)^(Invalid value|Too long|Too many|Unsupported value|Duplicate value|Not found): .*?(: [^"{}]*|: supported values: .*)?$`)
+	supported = regexp.MustCompile(`supported values: (.*)$`)
+)
+
+// cause is the message of a cause without the bad value, which upstream writes as its internal types have it, and with the
+// supported values in order, which upstream has as a map or a list gives them.
+func cause(message string) string {
+	message = badValue.ReplaceAllString(message, "$1$2")
+	return supported.ReplaceAllStringFunc(message, func(list string) string {
+		values := strings.Split(strings.TrimPrefix(list, "supported values: "), ", ")
+		slices.Sort(values)
+		return "supported values: " + strings.Join(values, ", ")
+	})
 }
 
 // Differences are lines "path: ours | theirs".
