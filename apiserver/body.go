@@ -197,7 +197,7 @@ func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
 		_, err = api.DecodeJSON(data, o)
 	}
 	if err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
+		return nil, apierrors.NewBadRequest("couldn't get version/kind; json parse error: " + unwrap(err).Error())
 	}
 	if o.Kind != "" && o.Kind != "DeleteOptions" {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("decoded object cannot be converted to DeleteOptions: it is a %s", o.Kind))

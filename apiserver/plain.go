@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -19,8 +20,13 @@ func (c *call) known() bool {
 	return ok && a.Has(c.t.sub)
 }
 
-// nothing answers a path at which nothing is, as upstream does.
+// nothing answers a path at which nothing is, as upstream does: with a Status below the versions of groups that are served.
 func (c *call) nothing() error {
+	for at := range c.s.kinds {
+		if c.t.isObject && at.Group == c.t.group && at.Version == c.t.version {
+			return apierrors.NewGenericServerResponse(http.StatusNotFound, c.t.verb, schema.GroupResource{}, "", "", 0, false)
+		}
+	}
 	c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	c.w.Header().Set("X-Content-Type-Options", "nosniff")
 	c.w.WriteHeader(http.StatusNotFound)

@@ -1,6 +1,7 @@
 package builtin
 
 import (
+	"maps"
 	"math"
 	"strconv"
 
@@ -27,6 +28,11 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 		Default: defaultDeployment,
 		Validate: func(d deploy) field.ErrorList {
 			return append(deploymentSpec(d), workloadTemplate(&d.Spec.Template, d.Spec.Selector, field.NewPath("spec"), "ReplicaSet")...)
+		},
+		PrepareUpdate: func(now, old deploy) {
+			if !maps.Equal(now.Annotations, old.Annotations) { // they are handed on to ReplicaSets
+				now.Generation = old.Generation + 1
+			}
 		},
 		ValidateUpdate: func(now, old deploy) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))

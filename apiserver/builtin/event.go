@@ -23,6 +23,7 @@ func events() *rest.Resource[*corev1.Event] {
 	type event = *corev1.Event
 	doc := corev1.Event{}.SwaggerDoc()
 	return &rest.Resource[event]{
+		AnyFinalizer:   true,
 		CreateOnUpdate: true,
 		TTL:            eventLife,
 		Validate:       func(e event) field.ErrorList { return checkEvent(e, "reportingComponent") },

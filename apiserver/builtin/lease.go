@@ -10,6 +10,7 @@ import (
 func leases() *rest.Resource[*coordinationv1.Lease] {
 	type lease = *coordinationv1.Lease
 	return &rest.Resource[lease]{
+		AnyFinalizer:   true,
 		CreateOnUpdate: true,
 		NoGeneration:   true,
 		Validate: func(l lease) (errs field.ErrorList) {

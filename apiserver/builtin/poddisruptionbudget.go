@@ -27,6 +27,7 @@ func podDisruptionBudgets() *rest.Resource[*policyv1.PodDisruptionBudget] {
 		return v.String()
 	}
 	return &rest.Resource[pdb]{
+		AnyFinalizer:    true,
 		RequireRevision: true,
 		Prepare:         func(p pdb) { dropLegacy(p.Spec.Selector) },
 		PrepareUpdate: func(now, old pdb) {

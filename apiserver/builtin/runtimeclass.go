@@ -15,6 +15,7 @@ func runtimeClasses() *rest.Resource[*nodev1.RuntimeClass] {
 	type class = *nodev1.RuntimeClass
 	handler := field.NewPath("handler")
 	return &rest.Resource[class]{
+		AnyFinalizer:   true,
 		CreateOnUpdate: true, RequireRevision: true,
 		Validate: func(c class) field.ErrorList {
 			errs := runtimeClassPods(c)

@@ -55,6 +55,7 @@ type erased struct {
 	ttl             time.Duration
 	createOnUpdate  bool
 	requireRevision bool
+	anyFinalizer    bool
 	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error) // nil: none
 	answer          func(ctx context.Context, o api.Object) (api.Object, error)                // nil: stored kind
 }
@@ -94,7 +95,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		noCollection:   r.NoCollection,
 		finalizing:     func(api.Object) bool { return false },
 		ttl:            r.TTL,
-		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision,
+		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision, anyFinalizer: r.AnyFinalizer,
 	}
 	if e.name == nil {
 		e.name = validation.NameIsDNSSubdomain

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/api/validation/path"
@@ -79,7 +80,6 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	o.SetDeletionTimestamp(nil)
 	o.SetDeletionGracePeriodSeconds(nil)
 	o.SetSelfLink("")
-	o.SetGeneration(0)
 	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	e.set(o)
 	r.uniqueOwners(o, false)
@@ -117,6 +117,7 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 	e.prepare(o)
 	meta := field.NewPath("metadata")
 	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, validation.ValidateNameFunc(e.name), meta)
+	errs = append(errs, e.finalizers(o, meta.Child("finalizers"))...)
 	errs = append(errs, e.validate(o)...)
 	errs = append(errs, e.validateCreate(o)...)
 	if len(errs) == 0 {
@@ -132,6 +133,19 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 		r.warn(w)
 	}
 	return nil
+}
+
+// finalizers checks that each is one of Kubernetes' own or has a domain.
+func (e *erased) finalizers(o api.Object, at *field.Path) (errs fieldErrors) {
+	for i, name := range o.GetFinalizers() {
+		switch {
+		case e.anyFinalizer, strings.Contains(name, "/"):
+		case name == string(corev1.FinalizerKubernetes), name == metav1.FinalizerOrphanDependents, name == metav1.FinalizerDeleteDependents:
+		default:
+			errs = append(errs, field.Invalid(at.Index(i), name, "name is neither a standard finalizer name nor is it fully qualified"))
+		}
+	}
+	return errs
 }
 
 // segment checks that a name can stand in a URL, whatever the kind's own rule allows.

@@ -214,7 +214,7 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 	return &store.Entry{Object: last, Key: entry.Key, Revision: e.Revision}, nil
 }
 
-// DeleteCollection deletes the selected objects, as Delete would one by one, and returns their last states. Objects
+// DeleteCollection deletes the selected objects, as Delete would one by one, and returns them as they were before. Objects
 // that vanish meanwhile are passed over.
 func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav1.DeleteOptions, q ListOptions) (*Page, error) {
 	page, err := p.List(ctx, r, q)
@@ -223,26 +223,19 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav
 	}
 	var all errgroup.Group
 	all.SetLimit(deleters)
-	deleted := make([]*store.Entry, len(page.Entries))
-	for i, e := range page.Entries {
+	for _, e := range page.Entries {
 		all.Go(func() error {
 			one := *r
 			one.Key = e.Key
-			d, err := p.Delete(ctx, &one, opts.DeepCopy())
-			switch {
-			case apierrors.IsNotFound(err):
-				deleted[i] = e
+			_, err := p.Delete(ctx, &one, opts.DeepCopy())
+			if apierrors.IsNotFound(err) {
 				return nil
-			case err != nil:
-				return err
 			}
-			deleted[i] = d.Entry
-			return nil
+			return err
 		})
 	}
 	if err := all.Wait(); err != nil {
 		return nil, err
 	}
-	page.Entries = deleted
 	return page, nil
 }

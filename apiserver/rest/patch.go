@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -71,6 +72,9 @@ func (p *Pipeline) Patch(ctx context.Context, r *Request, patch Patch) (*store.E
 	if err != nil {
 		return nil, false, err
 	}
+	patching := *r
+	patching.patching = true
+	r = &patching
 	return p.modify(ctx, r, false, func(old api.Object) (api.Object, error) {
 		now, err := change(r.as().Show(old), r.as().New())
 		if err != nil {
@@ -178,6 +182,9 @@ func applyBounded(ops jsonpatch.Patch, doc []byte) ([]byte, error) {
 func (r *Request) patched(doc []byte, now api.Object, how Strictness, strict []error) (api.Object, error) {
 	more, err := api.DecodeJSON(doc, now)
 	if err != nil {
+		if inner := errors.Unwrap(err); inner != nil {
+			err = inner // the client knows that it is about decoding
+		}
 		return nil, r.badPatch(doc, err.Error())
 	}
 	if errs := how.check(r, append(strict[:len(strict):len(strict)], more...)); len(errs) > 0 {
@@ -304,8 +311,7 @@ func (r *Request) applied(patch Patch) (*unstructured.Unstructured, error) {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("Incorrect version specified in apply patch. Specified patch version: %s, expected: %s",
 			got.GroupVersion(), want.GroupVersion()))
 	case got.Kind != want.Kind:
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("the kind of the patch (%s, Kind=%s) does not match the kind at the URL (%s, Kind=%s)",
-			got.GroupVersion(), got.Kind, want.GroupVersion(), want.Kind))
+		return nil, apierrors.NewBadRequest("invalid object type: " + got.String())
 	}
 	return u, nil
 }

@@ -59,8 +59,9 @@ type Request struct {
 	// allows it.
 	MayCreate func(ctx context.Context) error
 
-	form  *api.Kind // what the client speaks of, where that is another form of Any's kind
-	owned bool      // the ownership of fields is settled: an apply
+	form     *api.Kind // what the client speaks of, where that is another form of Any's kind
+	patching bool      // the new state is made out of the old one: what it names is no precondition
+	owned    bool      // the ownership of fields is settled: an apply
 }
 
 func (r *Request) warn(text string) {

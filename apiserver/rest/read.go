@@ -151,7 +151,7 @@ func (p *Pipeline) resume(ctx context.Context, r *Request, q ListOptions) (snap 
 	}
 	t, err := parseToken(q.Continue)
 	if err != nil {
-		return snap, after, apierrors.NewBadRequest("continue key is not valid" + err.Error())
+		return snap, after, apierrors.NewBadRequest("invalid continue token: continue key is not valid" + err.Error())
 	}
 	after = api.ParseKey(strings.TrimSuffix(t.Start, "\x00"))
 	if r.Key.Namespace != "" && after.Namespace != r.Key.Namespace {
@@ -226,7 +226,7 @@ func parseToken(s string) (token, error) {
 func parseVersion(s string) (api.Revision, error) {
 	rev, err := api.ParseRevision(s)
 	if err != nil {
-		return 0, apierrors.NewBadRequest(fmt.Sprintf("Invalid value: %q: %v", s, err))
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: resourceVersion: Invalid value: %q: strconv.ParseUint: parsing %q: invalid syntax", s, s))
 	}
 	return rev, nil
 }

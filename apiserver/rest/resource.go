@@ -47,6 +47,9 @@ type Resource[T api.Object] struct {
 	// Name checks the form of names and generateName prefixes: apimachinery's NameIsDNSSubdomain when nil.
 	Name func(name string, prefix bool) []string
 
+	// AnyFinalizer accepts metadata.finalizers without a domain that are none of Kubernetes' own.
+	AnyFinalizer bool
+
 	// NoStatus says that the type's status, if it has any, is an ordinary field (no /status).
 	NoStatus bool
 	// StatusAtCreate keeps the status that the client sends with a create (Node: a kubelet registers with its capacity).

@@ -60,11 +60,7 @@ func (r *Request) checkName(o api.Object) error {
 	case r.Key.Name:
 		return nil
 	case "":
-		if r.Sub != "" {
-			o.SetName(r.Key.Name)
-			return nil
-		}
-		return apierrors.NewBadRequest("the name of the object (based on URL) was undeterminable: name must be provided")
+		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s based on URL) was undeterminable: name must be provided", r.Key.Name))
 	default:
 		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", name, r.Key.Name))
 	}
@@ -177,7 +173,7 @@ func (p *Pipeline) createByUpdate(ctx context.Context, r *Request, change edit) 
 
 // preconditions checks the UID and resourceVersion that the client named.
 func (r *Request) preconditions(old, now api.Object) error {
-	if uid := now.GetUID(); uid != "" && uid != old.GetUID() {
+	if uid := now.GetUID(); uid != "" && uid != old.GetUID() && !r.patching {
 		return r.precondition("UID", string(uid), string(old.GetUID()))
 	}
 	rv := now.GetResourceVersion()
@@ -194,12 +190,18 @@ func (r *Request) preconditions(old, now api.Object) error {
 	return nil
 }
 
-// restore sets back in now what no update may change.
+// restore sets back in now what updates change in vain or leave out. What they may not change is found by validation.
 func (r *Request) restore(now, old api.Object) {
-	now.SetUID(old.GetUID())
+	if now.GetUID() == "" {
+		now.SetUID(old.GetUID())
+	}
 	now.SetCreationTimestamp(old.GetCreationTimestamp())
-	now.SetDeletionTimestamp(old.GetDeletionTimestamp())
-	now.SetDeletionGracePeriodSeconds(old.GetDeletionGracePeriodSeconds())
+	if at := old.GetDeletionTimestamp(); at != nil {
+		now.SetDeletionTimestamp(at)
+	}
+	if grace := old.GetDeletionGracePeriodSeconds(); grace != nil && now.GetDeletionGracePeriodSeconds() == nil {
+		now.SetDeletionGracePeriodSeconds(grace)
+	}
 	now.SetGeneration(old.GetGeneration())
 	now.SetSelfLink("")
 	if now.GetGenerateName() == "" {
@@ -254,6 +256,7 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 
 func validateMetadata(r *Request, now, old api.Object, at *field.Path) fieldErrors {
 	errs := validation.ValidateObjectMetaAccessor(now, r.Any.Kind.Namespaced, anyName, at)
+	errs = append(errs, r.Any.r.finalizers(now, at.Child("finalizers"))...)
 	return append(errs, validation.ValidateObjectMetaAccessorUpdate(now, old, at)...)
 }
 

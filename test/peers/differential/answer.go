@@ -61,6 +61,7 @@ func lines(body []byte) (events []any) {
 
 var (
 	uid       = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	record    = regexp.MustCompile(`in record \(\d+\)`)
 	token     = regexp.MustCompile(`^kube-api-access-[a-z0-9]{5}$`)
 	generated = regexp.MustCompile(`\b([Gg]enerated[-_])[a-z0-9]{5}\b`)
 	age       = regexp.MustCompile(`^([0-9.]+(ms|[smhdy]))+$|^<invalid>$`)
@@ -87,6 +88,8 @@ func settle(v any) any {
 				v[name] = "TOKEN"
 			case "authentication.kubernetes.io/credential-id":
 				v[name] = "CREDENTIAL"
+			case "managedFields":
+				v[name] = settleOwners(x)
 			default:
 				v[name] = settle(x)
 			}
@@ -106,6 +109,21 @@ func settle(v any) any {
 	return v
 }
 
+// settleOwners orders entries, whose order depends on the second in which they were made.
+func settleOwners(x any) any {
+	list, ok := settle(x).([]any)
+	if !ok {
+		return x
+	}
+	slices.SortFunc(list, func(a, b any) int { return strings.Compare(owner(a), owner(b)) })
+	return list
+}
+
+func owner(entry any) string {
+	m, _ := entry.(map[string]any)
+	return fmt.Sprint(m["operation"], m["manager"], m["subresource"])
+}
+
 func settleText(s string) string {
 	switch {
 	case age.MatchString(s):
@@ -115,6 +133,7 @@ func settleText(s string) string {
 	case moment.MatchString(s):
 		return "TIME"
 	}
+	s = record.ReplaceAllString(s, "in record (SOME)")
 	return generated.ReplaceAllString(uid.ReplaceAllString(s, "UID"), "${1}XXXXX")
 }
 
