@@ -6,6 +6,11 @@ import "golang.org/x/sys/unix"
 // change any more, by any descriptor. Executable ones may be executed through
 // FDPath.
 func SealedFile(name string, data []byte, executable bool) (int, error) {
+	return SealedCopy(name, executable, func(write func([]byte) error) error { return write(data) })
+}
+
+// SealedCopy is [SealedFile] with content that comes in pieces.
+func SealedCopy(name string, executable bool, content func(write func([]byte) error) error) (int, error) {
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	kind := unix.MFD_NOEXEC_SEAL
 	if executable {
@@ -18,13 +23,19 @@ func SealedFile(name string, data []byte, executable bool) (int, error) {
 	if err != nil {
 		return -1, wrap("create memory file", name, err)
 	}
-	for rest := data; len(rest) > 0; {
-		n, err := unix.Write(fd, rest)
-		if err != nil && err != unix.EINTR {
-			unix.Close(fd)
-			return -1, wrap("write memory file", name, err)
+	err = content(func(rest []byte) error {
+		for len(rest) > 0 {
+			n, err := unix.Write(fd, rest)
+			if err != nil && err != unix.EINTR {
+				return err
+			}
+			rest = rest[max(n, 0):]
 		}
-		rest = rest[max(n, 0):]
+		return nil
+	})
+	if err != nil {
+		unix.Close(fd)
+		return -1, wrap("write memory file", name, err)
 	}
 	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {

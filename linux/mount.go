@@ -44,6 +44,30 @@ func NewFS(fstype, source string, options []Option, attrs int) (int, error) {
 	return fd, nil
 }
 
+// Reconfigure changes parameters of the file system that is mounted at the
+// O_PATH descriptor. name is for the error.
+func Reconfigure(mount int, options []Option, name string) error {
+	fs, err := unix.Fspick(mount, "", unix.FSPICK_CLOEXEC|unix.FSPICK_EMPTY_PATH)
+	if err != nil {
+		return wrap("reconfigure", name, err)
+	}
+	defer unix.Close(fs)
+	for _, o := range options {
+		if o.Value == "" {
+			err = unix.FsconfigSetFlag(fs, o.Key)
+		} else {
+			err = unix.FsconfigSetString(fs, o.Key, o.Value)
+		}
+		if err != nil {
+			return fsError(fs, name, o.Key, err)
+		}
+	}
+	if err := unix.FsconfigReconfigure(fs); err != nil {
+		return fsError(fs, name, "", err)
+	}
+	return nil
+}
+
 // fsError adds what the kernel wrote to the context's message log.
 func fsError(fs int, fstype, option string, err error) error {
 	b := make([]byte, 512)

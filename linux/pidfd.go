@@ -13,6 +13,24 @@ func OpenPid(pid int) (int, error) {
 	return fd, wrap("open process", strconv.Itoa(pid), err)
 }
 
+// PidOf returns the number of a pidfd's process.
+func PidOf(pidfd int) (int, error) {
+	path := "/proc/self/fdinfo/" + strconv.Itoa(pidfd)
+	b, err := ReadFile(unix.AT_FDCWD, path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if number, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, err := strconv.Atoi(strings.TrimSpace(number))
+			if err == nil && pid > 0 {
+				return pid, nil
+			}
+		}
+	}
+	return 0, wrap("find process of", path, unix.ESRCH)
+}
+
 // SignalPidfd sends a signal to the process of a pidfd.
 func SignalPidfd(pidfd int, sig unix.Signal) error {
 	return wrap("signal process", sig.String(), unix.PidfdSendSignal(pidfd, sig, nil, 0))

@@ -3,7 +3,7 @@ package linux
 import "golang.org/x/sys/unix"
 
 // MaxFDs is the most descriptors that one message carries.
-const MaxFDs = 32
+const MaxFDs = 253 // the kernel's limit
 
 // SendMessage sends one datagram with descriptors, which stay the caller's.
 func SendMessage(sock int, data []byte, fds ...int) error {

@@ -22,6 +22,8 @@ import (
 // CreateOptions are a create's.
 type CreateOptions struct {
 	Bundle string
+	// Opened is the bundle, if the caller has read it already.
+	Opened *Bundle
 	// ConsoleSocket receives the terminal's master; required with a terminal.
 	ConsoleSocket string
 	// Files are the container's standard streams and what it keeps beyond.
@@ -33,85 +35,185 @@ type CreateOptions struct {
 // caller's child, and is to be reaped by it or by the subreaper that it leaves
 // it to. On error nothing is left.
 func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (pid int, err error) {
-	if !validID.MatchString(id) || len(id) > 255 || id == "." || id == ".." {
-		return 0, fmt.Errorf("create container %q: invalid identifier", id)
-	}
-	bundle, err := filepath.Abs(o.Bundle)
+	pid, err = r.make(ctx, id, o, (*creation).create)
 	if err != nil {
 		return 0, fmt.Errorf("create container %s: %w", id, err)
-	}
-	spec, err := LoadSpec(bundle)
-	if err != nil {
-		return 0, fmt.Errorf("create container %s: %w", id, err)
-	}
-	if spec.Process != nil && spec.Process.Terminal != (o.ConsoleSocket != "") {
-		return 0, fmt.Errorf("create container %s: a console socket is needed with process.terminal, and only then", id)
-	}
-	if err := os.MkdirAll(r.Root, 0o711); err != nil {
-		return 0, fmt.Errorf("create container %s: %w", id, err)
-	}
-	if err := os.Mkdir(r.dir(id), 0o711); errors.Is(err, os.ErrExist) {
-		return 0, fmt.Errorf("create container %s: %w", id, ErrExist)
-	} else if err != nil {
-		return 0, fmt.Errorf("create container %s: %w", id, err)
-	}
-	pid, err = r.create(ctx, id, bundle, spec, o)
-	if err != nil {
-		return 0, errors.Join(fmt.Errorf("create container %s: %w", id, err), os.RemoveAll(r.dir(id)))
 	}
 	return pid, nil
 }
 
-func (r *Runtime) create(ctx context.Context, id, bundle string, spec *specs.Spec, o CreateOptions) (pid int, err error) {
-	c := &record{ID: id, Bundle: bundle, Created: time.Now().UTC(), Cgroup: CgroupPath(spec, id), Annotations: spec.Annotations, Spec: spec}
-	if err := r.save(c); err != nil {
-		return 0, err
+// Run is Create and Start in one, without a trip through the file system for
+// the latter.
+func (r *Runtime) Run(ctx context.Context, id string, o CreateOptions) (pid int, err error) {
+	pid, err = r.make(ctx, id, o, (*creation).run)
+	if err != nil {
+		return 0, fmt.Errorf("run container %s: %w", id, err)
 	}
-	p, err := Prepare(PrepareOptions{ID: id, Bundle: bundle, Spec: spec, NoPivot: o.NoPivot, Preserve: len(o.Files) - 3})
+	return pid, nil
+}
+
+// creation is a container that is being made.
+type creation struct {
+	*Runtime
+	*Prepared
+	record *record
+	hooks  *specs.Hooks
+	setup  *setup
+	o      CreateOptions
+}
+
+// make makes the state directory, and with act the container. On error nothing
+// is left.
+func (r *Runtime) make(ctx context.Context, id string, o CreateOptions, act func(*creation, context.Context) error) (pid int, err error) {
+	if !validID(id) {
+		return 0, errors.New("invalid identifier")
+	}
+	b := o.Opened
+	if b == nil {
+		if b, err = OpenBundle(o.Bundle); err != nil {
+			return 0, err
+		}
+	}
+	if b.Spec.Process != nil && b.Spec.Process.Terminal != (o.ConsoleSocket != "") {
+		return 0, errors.New("a console socket is needed with process.terminal, and only then")
+	}
+	err = os.Mkdir(r.dir(id), 0o711)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(r.Root, 0o711); err == nil {
+			err = os.Mkdir(r.dir(id), 0o711)
+		}
+	}
+	if errors.Is(err, os.ErrExist) {
+		return 0, ErrExist
+	}
 	if err != nil {
 		return 0, err
 	}
-	defer p.Close()
-	c.Rootfs = p.Result.Plan.Root
+	c := &creation{Runtime: r, hooks: b.Spec.Hooks, o: o, record: &record{ID: id, Bundle: b.Dir, Created: time.Now().UTC(),
+		Cgroup: CgroupPath(b.Spec, id), Annotations: b.Spec.Annotations, Spec: b.text}}
+	if err := c.prepare(ctx, b.Spec, act); err != nil {
+		return 0, errors.Join(err, os.RemoveAll(r.dir(id)))
+	}
+	return c.record.Pid, nil
+}
+
+// prepare decides about the container and has it set up.
+func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*creation, context.Context) error) (err error) {
+	if h := spec.Hooks; h != nil {
+		c.record.Poststart, c.record.Poststop = h.Poststart, h.Poststop
+	}
+	if err := c.save(c.record); err != nil {
+		return err
+	}
+	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot, Preserve: len(c.o.Files) - 3})
+	if err != nil {
+		return err
+	}
+	defer c.Prepared.Close()
 	defer func() {
 		if err != nil {
 			clean := context.WithoutCancel(ctx)
-			err = errors.Join(err, p.Group.Kill(clean), p.Group.Remove())
+			err = errors.Join(err, c.Group.Kill(clean), c.Group.Remove(), c.record.Shared.clear(c.record))
 		}
 	}()
-	fifo := filepath.Join(r.dir(id), fifoName)
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		return 0, linux.Wrap("make fifo", fifo, err)
+	c.record.Rootfs, c.record.Enter = c.Plan.Root, enters(c.Result)
+	if c.record.Shared, err = shareRoot(c.Prepared); err != nil {
+		return err
 	}
-	// Open for reading and writing, it waits for nobody; the init reads.
-	start, err := unix.Open(fifo, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	for _, w := range c.Plan.Process.Warnings {
+		c.Log.Warn("container set up with a restriction", "err", w)
+	}
+	c.setup = &setup{log: c.Log, consoleSocket: c.o.ConsoleSocket}
+	if spec.Linux.Seccomp != nil {
+		c.setup.agent = &agent{spec.Linux.Seccomp.ListenerPath, spec.Linux.Seccomp.ListenerMetadata, c.record, specs.StateCreating}
+	}
+	c.setup.hooks = func() error {
+		all := append(append([]specs.Hook(nil), spec.Hooks.Prestart...), spec.Hooks.CreateRuntime...)
+		c.record.Pid = c.setup.pid
+		return hook.Run(ctx, all, c.record.state(specs.StateCreating))
+	}
+	return act(c, ctx)
+}
+
+// launch starts the init and serves it until it waits to be started.
+func (c *creation) launch(start int, extras ...int) error {
+	if err := c.Seal(); err != nil {
+		return err
+	}
+	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
+		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
+		Tasks: c.Entry.Tasks, Cgroup: c.Entry.Dir}
+	for i, fd := range c.Joins {
+		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
+	}
+	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
+		return err
+	}
+	err := c.setup.until(plan.MsgReady)
+	if err == nil {
+		c.record.Pid = c.setup.pid
+		c.record.StartTime, err = linux.StartTime(c.record.Pid)
+	}
+	if err == nil {
+		err = c.save(c.record)
+	}
 	if err != nil {
-		return 0, linux.Wrap("open", fifo, err)
+		c.setup.close()
+	}
+	return err
+}
+
+// create leaves the init waiting at a fifo, and at another to tell how its
+// start went.
+func (c *creation) create(context.Context) error {
+	start, err := c.fifo(fifoName)
+	if err != nil {
+		return err
 	}
 	defer unix.Close(start)
-	process := launch.Process{Exe: r.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(o.Files) - 3,
-		CloneFlags: p.CloneFlags, UIDs: p.UIDs, GIDs: p.GIDs, Tasks: p.Entry.Tasks, Cgroup: p.Entry.Dir}
-	for i, fd := range p.Joins {
-		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(p.Join[i].Type))})
+	outcome, err := c.fifo(outcomeName)
+	if err != nil {
+		return err
 	}
-	s := &setup{log: r.Log, consoleSocket: o.ConsoleSocket}
-	s.hooks = func() error {
-		all := append(append([]specs.Hook(nil), spec.Hooks.Prestart...), spec.Hooks.CreateRuntime...)
-		c.Pid = s.pid
-		return hook.Run(ctx, all, c.state(specs.StateCreating))
+	defer unix.Close(outcome)
+	c.Plan.Outcome = int32(len(c.Extras) + 1)
+	if err := c.launch(start, append(c.Extras, outcome)...); err != nil {
+		return err
 	}
-	if err := s.launch(process, o.Files, p.Plan, start); err != nil {
-		return 0, err
+	c.setup.close()
+	return nil
+}
+
+// fifo makes a fifo. Open for reading and writing, it waits for nobody.
+func (c *creation) fifo(name string) (int, error) {
+	path := filepath.Join(c.dir(c.record.ID), name)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return -1, linux.Wrap("make fifo", path, err)
 	}
-	defer s.close()
-	if err := s.until(plan.MsgReady); err != nil {
-		return 0, err
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return fd, linux.Wrap("open", path, err)
+}
+
+// run starts the init at once.
+func (c *creation) run(ctx context.Context) error {
+	var start [2]int
+	if err := unix.Pipe2(start[:], unix.O_CLOEXEC); err != nil {
+		return linux.Wrap("make", "pipe", err)
 	}
-	c.Pid = s.pid
-	if c.StartTime, err = linux.StartTime(c.Pid); err != nil {
-		return 0, err
+	defer unix.Close(start[1])
+	err := c.launch(start[0], c.Extras...)
+	unix.Close(start[0])
+	if err != nil {
+		return err
 	}
-	return c.Pid, r.save(c)
+	defer c.setup.close()
+	if _, err := unix.Write(start[1], []byte{1}); err != nil {
+		return linux.Wrap("start", "container", err)
+	}
+	if err := c.setup.until(0); err != nil {
+		return err
+	}
+	return c.poststart(ctx, c.record)
 }
 
 // setup is the launcher's side of an init's set-up.
@@ -119,6 +221,7 @@ type setup struct {
 	log           interface{ Warn(string, ...any) }
 	consoleSocket string
 	hooks         func() error
+	agent         *agent
 	pid, pidfd    int
 	sync          int
 }
@@ -176,6 +279,10 @@ func (s *setup) serve(awaited byte) error {
 			err = sendConsole(s.consoleSocket, fds)
 		case plan.MsgHooks:
 			if err = s.hooks(); err == nil {
+				err = linux.SendMessage(s.sync, []byte{1})
+			}
+		case plan.MsgListener:
+			if err = s.agent.send(s.pid, fds); err == nil {
 				err = linux.SendMessage(s.sync, []byte{1})
 			}
 		case plan.MsgWarning:

@@ -46,11 +46,14 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if err := group.Remove(); err != nil {
 		return err
 	}
+	if err := c.Shared.clear(c); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
 	if err := os.RemoveAll(r.dir(id)); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
-	if h := c.Spec.Hooks; h != nil {
-		if err := hook.Run(ctx, h.Poststop, c.state(specs.StateStopped)); err != nil {
+	for i := range c.Poststop { // whatever one does, the others and the deletion go on
+		if err := hook.Run(ctx, c.Poststop[i:i+1], c.state(specs.StateStopped)); err != nil {
 			r.Log.Warn("poststop hook failed", "container", id, "err", err)
 		}
 	}

@@ -31,9 +31,20 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if o.Process.Terminal != (o.ConsoleSocket != "") {
 		return 0, fmt.Errorf("exec in container %s: a console socket is needed with a terminal, and only then", id)
 	}
-	p, err := compile.Process(o.Process, c.Spec.Linux.Seccomp, Grantable())
+	spec, err := c.spec()
+	if err != nil {
+		return 0, err
+	}
+	p, err := compile.Process(o.Process, spec.Linux.Seccomp, Host())
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	for _, w := range p.Warnings {
+		r.Log.Warn("process set up with a restriction", "container", id, "err", w)
+	}
+	process := launch.Process{Exe: r.Init.FD(), Name: "yare-init", Role: launch.Exec, Preserve: len(o.Files) - 3, CPUs: CPUSet(p.FirstCPUs)}
+	if c.Enter&unix.CLONE_NEWUSER != 0 {
+		process.OOMScoreAdj, p.OOMScoreAdj = p.OOMScoreAdj, nil
 	}
 	p.JoinMount, p.Preserve = true, int32(len(o.Files)-3)
 	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
@@ -59,8 +70,11 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	}
 	defer entry.Close()
 	s := &setup{log: r.Log, consoleSocket: o.ConsoleSocket}
-	process := launch.Process{Exe: r.Init.FD(), Name: "yare-init", Role: launch.Exec, Preserve: len(o.Files) - 3, Tasks: entry.Tasks,
-		Cgroup: entry.Dir, Join: []launch.Namespace{{FD: pidfd, Flags: launch.AllButMount}}}
+	if sec := spec.Linux.Seccomp; sec != nil {
+		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
+	}
+	process.Tasks, process.Cgroup = entry.Tasks, entry.Dir
+	process.Join = []launch.Namespace{{FD: pidfd, Flags: launch.AllButMount | c.Enter}}
 	if err := s.launch(process, o.Files, planFD, planFD, pidfd); err != nil {
 		return 0, err
 	}
@@ -69,4 +83,20 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}
 	return s.pid, nil
+}
+
+// CPUSet turns a bit mask into what the launcher takes; nil for none.
+func CPUSet(mask []uint64) *unix.CPUSet {
+	if len(mask) == 0 {
+		return nil
+	}
+	set := new(unix.CPUSet)
+	for i := range mask {
+		for bit := range 64 {
+			if mask[i]&(1<<bit) != 0 {
+				set.Set(64*i + bit)
+			}
+		}
+	}
+	return set
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/compile"
+	"github.com/yare-dev/yare/oci/launch"
 	"github.com/yare-dev/yare/oci/wire"
 )
 
@@ -23,10 +25,12 @@ import (
 type Prepared struct {
 	*compile.Result
 	Group *cgroup.Group
-	// Entry, Plan and Join are descriptors, closed by Close.
-	Entry *cgroup.Entry
-	Plan  int
-	Joins []int
+	// Entry, PlanFD and Joins are descriptors, closed by Close.
+	Entry  *cgroup.Entry
+	PlanFD int
+	Joins  []int
+	// Extras are the init's further descriptors, from plan.FirstFD on.
+	Extras []int
 }
 
 // PrepareOptions are what the spec does not say.
@@ -45,17 +49,36 @@ func CgroupPath(s *specs.Spec, id string) string {
 	return "/yare/" + id
 }
 
-// LoadSpec reads a bundle's config.json.
-func LoadSpec(bundle string) (*specs.Spec, error) {
-	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+// Bundle is a bundle that has been read.
+type Bundle struct {
+	Dir  string // absolute
+	Spec *specs.Spec
+	text []byte
+}
+
+// OpenBundle reads a bundle's config.json.
+func OpenBundle(dir string) (*Bundle, error) {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
+		return nil, err
+	}
+	b := &Bundle{Dir: dir, Spec: new(specs.Spec)}
+	if b.text, err = os.ReadFile(filepath.Join(dir, "config.json")); err != nil {
 		return nil, fmt.Errorf("read spec: %w", err)
 	}
-	s := new(specs.Spec)
-	if err := json.Unmarshal(b, s); err != nil {
-		return nil, fmt.Errorf("parse %s/config.json: %w", bundle, err)
+	if err := json.Unmarshal(b.text, b.Spec); err != nil {
+		return nil, fmt.Errorf("parse %s/config.json: %w", dir, err)
 	}
-	return s, nil
+	return b, nil
+}
+
+// LoadSpec reads a bundle's config.json.
+func LoadSpec(bundle string) (*specs.Spec, error) {
+	b, err := OpenBundle(bundle)
+	if err != nil {
+		return nil, err
+	}
+	return b.Spec, nil
 }
 
 // Prepare decides about a container and makes its cgroup. On error nothing is
@@ -69,17 +92,16 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := json.Marshal(specs.State{Version: specs.Version, ID: o.ID, Status: specs.StateCreated,
-		Bundle: o.Bundle, Annotations: o.Spec.Annotations})
-	if err != nil {
-		return nil, fmt.Errorf("encode state: %w", err)
-	}
-	result, err := compile.Container(o.Spec, compile.Facts{Bundle: o.Bundle, CgroupDirs: group.Dirs(), Unified: group.Unified(),
-		Grantable: Grantable(), State: state, NoPivot: o.NoPivot, Preserve: o.Preserve})
+	state, err := hookState(&o)
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{Result: result, Group: group, Plan: -1}
+	result, err := compile.Container(o.Spec, compile.Facts{Bundle: o.Bundle, CgroupDirs: group.Dirs(), Unified: group.Unified(),
+		Host: Host(), State: state, NoPivot: o.NoPivot, Preserve: o.Preserve})
+	if err != nil {
+		return nil, err
+	}
+	p := &Prepared{Result: result, Group: group, PlanFD: -1}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -94,15 +116,96 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if p.Entry, err = group.Entry(); err != nil {
 		return nil, err
 	}
-	for _, n := range result.Join {
-		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err := p.openNamespaces(); err != nil {
+		return nil, err
+	}
+	return p, p.openTrees()
+}
+
+// Seal makes the plan what the init gets; it is not changed from then on.
+func (p *Prepared) Seal() (err error) {
+	p.PlanFD, err = linux.SealedFile("plan", wire.Marshal(p.Plan), false)
+	return err
+}
+
+// hookState is what plan.Container's State has to be.
+func hookState(o *PrepareOptions) ([]byte, error) {
+	b, err := json.Marshal(struct {
+		Version     string            `json:"ociVersion"`
+		ID          string            `json:"id"`
+		Bundle      string            `json:"bundle"`
+		Annotations map[string]string `json:"annotations,omitempty"`
+	}{specs.Version, o.ID, o.Bundle, o.Spec.Annotations})
+	if err != nil {
+		return nil, fmt.Errorf("encode state: %w", err)
+	}
+	return b[1:], nil
+}
+
+func (p *Prepared) openNamespaces() error {
+	for _, n := range p.Join {
+		fd, err := openNamespace(string(n.Type), n.Path)
 		if err != nil {
-			return nil, linux.Wrap("open "+string(n.Type)+" namespace", n.Path, err)
+			return err
 		}
 		p.Joins = append(p.Joins, fd)
 	}
-	p.Plan, err = linux.SealedFile("plan", wire.Marshal(result.Plan), false)
-	return p, err
+	if p.MountNS == "" {
+		return nil
+	}
+	fd, err := openNamespace("mount", p.MountNS)
+	if err == nil {
+		p.Extras = append(p.Extras, fd)
+	}
+	return err
+}
+
+// openNamespace opens a namespace and makes sure that it is one: nothing else is ever given to setns.
+func openNamespace(kind, path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, linux.Wrap("open "+kind+" namespace", path, err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC && fs.Type != unix.PROC_SUPER_MAGIC {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open %s namespace %s: not a namespace", kind, path)
+	}
+	return fd, nil
+}
+
+// openTrees detaches the mounts that the init cannot, and maps their ids.
+func (p *Prepared) openTrees() error {
+	for _, t := range p.Trees {
+		fd, err := linux.CloneTree(unix.AT_FDCWD, t.Source, t.Recursive)
+		if err != nil {
+			return err
+		}
+		p.Extras = append(p.Extras, fd)
+		if t.Mapped {
+			if err := p.mapTree(fd, t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Prepared) mapTree(tree int, t compile.Tree) (err error) {
+	users := -1
+	switch own := slices.IndexFunc(p.Join, func(n compile.Namespace) bool { return n.Type == specs.UserNamespace }); {
+	case len(t.UIDs) > 0:
+		users, err = launch.UserNamespace(t.UIDs, t.GIDs)
+	case own >= 0:
+		users, err = unix.FcntlInt(uintptr(p.Joins[own]), unix.F_DUPFD_CLOEXEC, 3)
+	default:
+		users, err = launch.UserNamespace(p.UIDs, p.GIDs)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(users)
+	return linux.SetMountAttr(tree, t.MappedBelow, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)}, t.Source)
 }
 
 // Close closes the descriptors.
@@ -111,12 +214,21 @@ func (p *Prepared) Close() {
 		p.Entry.Close()
 	}
 	linux.CloseAll(p.Joins...)
-	linux.CloseAll(p.Plan)
-	p.Joins, p.Plan = nil, -1
+	linux.CloseAll(p.Extras...)
+	linux.CloseAll(p.PlanFD)
+	p.Joins, p.Extras, p.PlanFD = nil, nil, -1
 }
 
-// Grantable are the capabilities that this process has, and so can give to a container.
-func Grantable() uint64 {
+// Host is what a process depends on here.
+func Host() compile.Host {
+	apparmor, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	var fs unix.Statfs_t
+	selinux := unix.Statfs("/sys/fs/selinux", &fs) == nil && fs.Type == unix.SELINUX_MAGIC
+	return compile.Host{Grantable: grantable(), AppArmor: err == nil && len(apparmor) > 0 && apparmor[0] == 'Y', SELinux: selinux}
+}
+
+// grantable are the capabilities that this process has, and so can give to a container.
+func grantable() uint64 {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if unix.Capget(&header, &sets[0]) != nil {

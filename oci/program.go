@@ -4,6 +4,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 
 	"golang.org/x/sys/unix"
@@ -25,14 +26,34 @@ type Init struct{ fd int }
 // sealed memory file. Close frees it; running containers and shims keep their
 // own reference.
 func OpenInit() (*Init, error) {
-	program, err := programs.ReadFile("bin/yare-init")
+	program, err := programs.Open("bin/yare-init")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNoInit
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read container init: %w", err)
 	}
-	return NewInit(program)
+	defer program.Close()
+	// In pieces that stay in the processor's cache: the runtime does this for each container.
+	buffer := make([]byte, 64<<10)
+	fd, err := linux.SealedCopy("yare-init", true, func(write func([]byte) error) error {
+		for {
+			n, err := program.Read(buffer)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err == nil {
+				err = write(buffer[:n])
+			}
+			if err != nil {
+				return err
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Init{fd: fd}, nil
 }
 
 // NewInit is [OpenInit] with a program that is not the embedded one.

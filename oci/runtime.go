@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -48,21 +47,46 @@ type record struct {
 	Created     time.Time         `json:"created"`
 	Cgroup      string            `json:"cgroup"`
 	Annotations map[string]string `json:"annotations,omitempty"`
-	Spec        *specs.Spec       `json:"spec"`
+	// Enter are CLONE_NEW flags of namespaces that further processes join, beyond launch.AllButMount.
+	Enter  int         `json:"enter,omitempty"`
+	Shared *sharedRoot `json:"shared,omitempty"`
+	// The spec is kept as it came, and read by those few verbs that need it.
+	Spec      json.RawMessage `json:"spec"`
+	Poststart []specs.Hook    `json:"poststart,omitempty"`
+	Poststop  []specs.Hook    `json:"poststop,omitempty"`
+}
+
+// spec reads the spec.
+func (c *record) spec() (*specs.Spec, error) {
+	s := new(specs.Spec)
+	if err := json.Unmarshal(c.Spec, s); err != nil {
+		return nil, fmt.Errorf("parse spec of container %s: %w", c.ID, err)
+	}
+	return s, nil
 }
 
 // Names in a container's state directory.
 const (
-	recordName = "state.json"
-	fifoName   = "start"
+	recordName  = "state.json"
+	fifoName    = "start"   // there until the container is started
+	outcomeName = "outcome" // a fifo whose end is the exec, and before it a failure
 )
 
-var validID = regexp.MustCompile(`^[A-Za-z0-9_+.-]+$`)
+// validID tells whether an identifier can be a file name, and is of the letters that runc takes.
+func validID(id string) bool {
+	for i := range len(id) {
+		c := id[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '+' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return len(id) > 0 && len(id) <= 255 && id != "." && id != ".."
+}
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
 
 func (r *Runtime) load(id string) (*record, error) {
-	if !validID.MatchString(id) || len(id) > 255 || id == "." || id == ".." {
+	if !validID(id) {
 		return nil, fmt.Errorf("container %q: invalid identifier", id)
 	}
 	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
@@ -85,6 +109,12 @@ func (r *Runtime) save(c *record) error {
 		return fmt.Errorf("encode state: %w", err)
 	}
 	path := filepath.Join(r.dir(c.ID), recordName)
+	if c.Pid == 0 { // the first: nobody can have read anything
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			return fmt.Errorf("save container %s: %w", c.ID, err)
+		}
+		return nil
+	}
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return fmt.Errorf("save container %s: %w", c.ID, err)
 	}

@@ -1,9 +1,6 @@
 package oci
 
 import (
-	"encoding/json"
-	"fmt"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -44,10 +41,9 @@ func (r *Runtime) Process(id string) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := json.Marshal(c.Spec.Process)
+	s, err := c.spec()
 	if err != nil {
-		return nil, fmt.Errorf("encode process: %w", err)
+		return nil, err
 	}
-	p := new(specs.Process)
-	return p, json.Unmarshal(b, p)
+	return s.Process, nil
 }

@@ -96,9 +96,9 @@ func (c *console) resize() {
 }
 
 // follow is the function follow with a terminal: changes of size are passed on too, and all output is written before it returns.
-func (c *console) follow(pid int) (int, error) {
+func (c *console) follow(pid int, signals <-chan os.Signal) (int, error) {
 	if c == nil {
-		return follow(pid)
+		return follow(pid, signals)
 	}
 	changes, end := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(changes, unix.SIGWINCH)
@@ -114,7 +114,7 @@ func (c *console) follow(pid int) (int, error) {
 			}
 		}
 	}()
-	code, err := follow(pid)
+	code, err := follow(pid, signals)
 	<-c.drained
 	return code, err
 }

@@ -36,15 +36,15 @@ func (f *createFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
 }
 
-// make creates the container, and takes it back if its pid file cannot be written.
-func (a *app) make(ctx context.Context, id string, f *createFlags) (int, error) {
+// make creates, or with act runs, the container, and takes it back if its pid file cannot be written.
+func (a *app) make(ctx context.Context, id string, f *createFlags, act func(context.Context, string, oci.CreateOptions) (int, error)) (int, error) {
 	done, err := a.openInit()
 	if err != nil {
 		return 0, err
 	}
 	defer done()
 	f.Files = streams(f.preserve)
-	pid, err := a.runtime.Create(ctx, id, f.CreateOptions)
+	pid, err := act(ctx, id, f.CreateOptions)
 	if err != nil {
 		return 0, err
 	}
@@ -59,7 +59,9 @@ func (a *app) create() *cobra.Command {
 	c := &cobra.Command{Use: "create <id>", Short: "Create a container", Args: cobra.ExactArgs(1)}
 	f.add(c)
 	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		_, err := a.make(c.Context(), args[0], f)
+		_, err := a.make(c.Context(), args[0], f, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+			return a.runtime.Create(ctx, id, o)
+		})
 		return err
 	})
 	return c
@@ -78,24 +80,24 @@ func (a *app) run() *cobra.Command {
 			return err
 		}
 		defer func() { err = errors.Join(err, tty.close()) }()
-		pid, err := a.make(c.Context(), args[0], f)
+		signals, stop := listen() // from here on, so that none is lost between the start and the wait
+		defer stop()
+		pid, err := a.make(c.Context(), args[0], f, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+			return a.runtime.Run(ctx, id, o)
+		})
 		if err != nil {
 			return err
 		}
 		clean := context.WithoutCancel(c.Context())
 		if tty != nil {
-			err = tty.connect()
-		}
-		if err == nil {
-			err = a.runtime.Start(c.Context(), args[0])
-		}
-		if err != nil {
-			return errors.Join(err, a.runtime.Delete(clean, args[0], true))
+			if err := tty.connect(); err != nil {
+				return errors.Join(err, a.runtime.Delete(clean, args[0], true))
+			}
 		}
 		if f.detach {
 			return nil
 		}
-		code, err := tty.follow(pid)
+		code, err := tty.follow(pid, signals)
 		if !f.keep {
 			err = errors.Join(err, a.runtime.Delete(clean, args[0], true))
 		}
@@ -109,10 +111,12 @@ func (f *createFlags) console() (*console, error) {
 	if f.detach || f.ConsoleSocket != "" {
 		return nil, nil
 	}
-	spec, err := oci.LoadSpec(f.Bundle)
-	if err != nil || spec.Process == nil || !spec.Process.Terminal {
+	bundle, err := oci.OpenBundle(f.Bundle)
+	if err != nil || bundle.Spec.Process == nil || !bundle.Spec.Process.Terminal {
+		f.Opened = bundle
 		return nil, err
 	}
+	f.Opened = bundle
 	tty, err := newConsole()
 	if err == nil {
 		f.ConsoleSocket = tty.path()
@@ -128,11 +132,15 @@ func exited(code int, err error) error {
 	return err
 }
 
-// follow passes signals on to our child and returns its exit code.
-func follow(pid int) (int, error) {
-	signals := make(chan os.Signal, 16)
+// listen collects the signals that are to be passed on.
+func listen() (signals chan os.Signal, stop func()) {
+	signals = make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
-	defer signal.Stop(signals)
+	return signals, func() { signal.Stop(signals) }
+}
+
+// follow passes signals on to our child and returns its exit code.
+func follow(pid int, signals <-chan os.Signal) (int, error) {
 	end := make(chan struct{})
 	defer close(end)
 	go func() {
@@ -208,6 +216,8 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 		defer func() { err = errors.Join(err, tty.close()) }()
 		f.console = tty.path()
 	}
+	signals, stop := listen()
+	defer stop()
 	pid, err := a.runtime.Exec(ctx, args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
 	if err != nil {
 		return err
@@ -223,7 +233,7 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 	if f.detach {
 		return nil
 	}
-	return exited(tty.follow(pid))
+	return exited(tty.follow(pid, signals))
 }
 
 // process is the file's, or the container's own with what the flags change.

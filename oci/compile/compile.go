@@ -20,6 +20,14 @@ import (
 	"github.com/yare-dev/yare/oci/seccomp"
 )
 
+// Host is what a process depends on.
+type Host struct {
+	// Grantable are the capabilities that the launcher has to give.
+	Grantable uint64
+	// AppArmor and SELinux say which security module is there.
+	AppArmor, SELinux bool
+}
+
 // Facts are what a plan depends on beside the spec.
 type Facts struct {
 	// Bundle is the absolute bundle directory.
@@ -28,9 +36,8 @@ type Facts struct {
 	// v2; Unified says that v2 has the controllers.
 	CgroupDirs map[string]string
 	Unified    bool
-	// Grantable are the capabilities that the launcher has to give.
-	Grantable uint64
-	// State is the container's state as hooks read it.
+	Host
+	// State is the container's state as hooks read it, see plan.Container.
 	State []byte
 	// NoPivot moves the root by MS_MOVE and chroot (for a root on initramfs).
 	NoPivot bool
@@ -51,11 +58,33 @@ type Result struct {
 	CloneFlags uintptr
 	Join       []Namespace
 	UIDs, GIDs []syscall.SysProcIDMap
+	// TimeOffsets are lines for a new time namespace's timens_offsets.
+	TimeOffsets []string
+	// OOMScoreAdj is for the launcher to set: a process in a user namespace cannot.
+	OOMScoreAdj *int32
+	// MountNS, if not empty, is the first of the descriptors that the init gets
+	// beyond the usual ones; Trees are those after it.
+	MountNS string
+	Trees   []Tree
+
+	joined uintptr // CLONE_NEW flags
+	places int32
+}
+
+// Tree is a mount that the launcher has to detach for the init.
+type Tree struct {
+	Source    string
+	Recursive bool
+	// Mapped says that it is id-mapped, with what is below it too if
+	// MappedBelow: by UIDs and GIDs, or if there are none as the container's
+	// user namespace is.
+	Mapped, MappedBelow bool
+	UIDs, GIDs          []syscall.SysProcIDMap
 }
 
 // Container compiles a whole spec.
 func Container(s *specs.Spec, f Facts) (*Result, error) {
-	if err := supported(s); err != nil {
+	if err := supported(s, f.Host); err != nil {
 		return nil, err
 	}
 	r := &Result{Plan: &plan.Container{Hostname: s.Hostname, Domainname: s.Domainname, State: f.State, NoPivot: f.NoPivot}}
@@ -63,14 +92,23 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	if err := r.namespaces(s); err != nil {
 		return nil, err
 	}
-	process, err := Process(s.Process, s.Linux.Seccomp, f.Grantable)
+	process, err := Process(s.Process, s.Linux.Seccomp, f.Host)
 	if err != nil {
 		return nil, err
 	}
 	p.Process = *process
+	p.Process.CPUs, p.Process.FirstCPUs = nil, nil // they are for further processes only
+	if r.foreign() {
+		r.OOMScoreAdj, p.Process.OOMScoreAdj = p.Process.OOMScoreAdj, nil
+	}
 	p.Process.Preserve = int32(f.Preserve)
 	if per := s.Linux.Personality; per != nil {
 		if p.Process.Personality, err = personality(per); err != nil {
+			return nil, err
+		}
+	}
+	if m := s.Linux.MemoryPolicy; m != nil {
+		if p.Process.Memory, err = memoryPolicy(m); err != nil {
 			return nil, err
 		}
 	}
@@ -82,10 +120,13 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	if err := propagation(p, s.Linux.RootfsPropagation); err != nil {
 		return nil, err
 	}
-	if p.Mounts, err = mounts(s, f); err != nil {
+	if r.foreign() {
+		p.RootFD = r.tree(Tree{Source: p.Root, Recursive: true})
+	}
+	if err := r.mounts(s, f); err != nil {
 		return nil, err
 	}
-	if err := devices(p, s, r.CloneFlags&unix.CLONE_NEWUSER != 0); err != nil {
+	if err := devices(p, s, r.foreign()); err != nil {
 		return nil, err
 	}
 	p.Masked, p.Readonly = s.Linux.MaskedPaths, s.Linux.ReadonlyPaths
@@ -93,6 +134,9 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 		return nil, err
 	}
 	if h := s.Hooks; h != nil {
+		if err := checkHooks(h); err != nil {
+			return nil, err
+		}
 		p.WaitHooks = len(h.Prestart)+len(h.CreateRuntime) > 0
 		p.CreateContainer, p.StartContainer = hooks(h.CreateContainer), hooks(h.StartContainer)
 	}
@@ -100,7 +144,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 }
 
 // supported rejects what is missing or not implemented, all at once.
-func supported(s *specs.Spec) error {
+func supported(s *specs.Spec, h Host) error {
 	var errs []error
 	reject := func(wrong bool, what string) {
 		if wrong {
@@ -114,87 +158,10 @@ func supported(s *specs.Spec) error {
 	reject(s.VM != nil || s.Windows != nil || s.Solaris != nil || s.ZOS != nil || s.FreeBSD != nil, "only the linux platform is supported")
 	if l := s.Linux; l != nil {
 		reject(l.IntelRdt != nil, "linux.intelRdt: not supported")
-		reject(l.MemoryPolicy != nil, "linux.memoryPolicy: not supported")
 		reject(len(l.NetDevices) > 0, "linux.netDevices: not supported")
-		reject(len(l.TimeOffsets) > 0, "linux.timeOffsets: not supported")
-		reject(l.MountLabel != "", "linux.mountLabel: not supported")
+		reject(l.MountLabel != "" && !h.SELinux, "linux.mountLabel: this host has no SELinux")
 	}
 	return errors.Join(errs...)
-}
-
-// CloneFlag is the CLONE_NEW flag of a namespace type; 0 is one that is not
-// supported.
-func CloneFlag(t specs.LinuxNamespaceType) uintptr {
-	switch t {
-	case specs.PIDNamespace:
-		return unix.CLONE_NEWPID
-	case specs.NetworkNamespace:
-		return unix.CLONE_NEWNET
-	case specs.MountNamespace:
-		return unix.CLONE_NEWNS
-	case specs.IPCNamespace:
-		return unix.CLONE_NEWIPC
-	case specs.UTSNamespace:
-		return unix.CLONE_NEWUTS
-	case specs.UserNamespace:
-		return unix.CLONE_NEWUSER
-	case specs.CgroupNamespace:
-		return unix.CLONE_NEWCGROUP
-	}
-	return 0
-}
-
-func (r *Result) namespaces(s *specs.Spec) error {
-	var seen []specs.LinuxNamespaceType
-	for i, n := range s.Linux.Namespaces {
-		field := fmt.Sprintf("linux.namespaces[%d] (%s)", i, n.Type)
-		flag := CloneFlag(n.Type)
-		switch {
-		case slices.Contains(seen, n.Type):
-			return fmt.Errorf("%s: given twice", field)
-		case flag == 0 || n.Type == specs.UserNamespace:
-			// User namespaces wait for exec to be able to enter them: without,
-			// it would run as the host's root.
-			return fmt.Errorf("%s: not supported", field)
-		case n.Path != "" && !filepath.IsAbs(n.Path):
-			return fmt.Errorf("%s.path: must be absolute", field)
-		case n.Path != "" && (n.Type == specs.MountNamespace || n.Type == specs.CgroupNamespace):
-			return fmt.Errorf("%s.path: joining is not supported for containers", field)
-		case n.Path != "":
-			r.Join = append(r.Join, Namespace{n.Type, n.Path})
-		case n.Type == specs.CgroupNamespace:
-			// Only right when made from inside the container's cgroup.
-			r.Plan.NewCgroupNS = true
-		default:
-			r.CloneFlags |= flag
-		}
-		seen = append(seen, n.Type)
-	}
-	if r.CloneFlags&unix.CLONE_NEWNS == 0 {
-		return errors.New("linux.namespaces: a new mount namespace is required")
-	}
-	l := s.Linux
-	if r.CloneFlags&unix.CLONE_NEWUSER == 0 {
-		if len(l.UIDMappings)+len(l.GIDMappings) > 0 && !slices.Contains(seen, specs.UserNamespace) {
-			return errors.New("linux.uidMappings: needs a user namespace")
-		}
-		return nil
-	}
-	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
-		return errors.New("linux.uidMappings and gidMappings: required with a new user namespace")
-	}
-	r.Plan.ID0 = true
-	r.UIDs, r.GIDs = IDMap(l.UIDMappings), IDMap(l.GIDMappings)
-	return nil
-}
-
-// IDMap translates mappings.
-func IDMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
-	out := make([]syscall.SysProcIDMap, len(list))
-	for i, m := range list {
-		out[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
-	}
-	return out
 }
 
 func propagation(p *plan.Container, name string) error {
@@ -251,17 +218,6 @@ func sysctls(s *specs.Spec, r *Result) ([]plan.Setting, error) {
 	}
 	slices.SortFunc(list, func(a, b plan.Setting) int { return strings.Compare(a.Key, b.Key) })
 	return list, nil
-}
-
-func hooks(list []specs.Hook) (out []plan.Hook) {
-	for _, h := range list {
-		hook := plan.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
-		if h.Timeout != nil {
-			hook.Timeout = int32(*h.Timeout)
-		}
-		out = append(out, hook)
-	}
-	return out
 }
 
 func personality(p *specs.LinuxPersonality) (*uint32, error) {
@@ -361,6 +317,6 @@ func filter(p *plan.Process, profile *specs.LinuxSeccomp) error {
 	if err != nil {
 		return fmt.Errorf("linux.seccomp: %w", err)
 	}
-	p.Seccomp, p.SeccompFlags = program, flags
+	p.Seccomp, p.SeccompFlags, p.Notify = program, flags, flags&seccomp.Listener != 0
 	return nil
 }

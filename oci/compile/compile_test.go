@@ -22,39 +22,57 @@ func minimal() *specs.Spec {
 func TestRejected(t *testing.T) {
 	t.Parallel()
 	for want, change := range map[string]func(*specs.Spec){
-		"ociVersion":                   func(s *specs.Spec) { s.Version = "2.0" },
-		"process: required":            func(s *specs.Spec) { s.Process = nil },
-		"root.path":                    func(s *specs.Spec) { s.Root = nil },
-		"linux: required":              func(s *specs.Spec) { s.Linux = nil },
-		"linux.intelRdt":               func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"linux.memoryPolicy":           func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
-		"linux.netDevices":             func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
-		"linux.timeOffsets":            func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
-		"linux.mountLabel":             func(s *specs.Spec) { s.Linux.MountLabel = "x" },
-		"(time): not supported":        func(s *specs.Spec) { addNS(s, specs.TimeNamespace, "") },
-		"(user): not supported":        func(s *specs.Spec) { addNS(s, specs.UserNamespace, "") },
-		"given twice":                  func(s *specs.Spec) { addNS(s, specs.MountNamespace, "") },
-		"must be absolute":             func(s *specs.Spec) { addNS(s, specs.PIDNamespace, "x") },
-		"a new mount namespace":        func(s *specs.Spec) { s.Linux.Namespaces = nil },
-		"process.args":                 func(s *specs.Spec) { s.Process.Args = nil },
-		"process.cwd":                  func(s *specs.Spec) { s.Process.Cwd = "here" },
-		"process.env[0]":               func(s *specs.Spec) { s.Process.Env = []string{"A=\x00"} },
-		"process.oomScoreAdj":          func(s *specs.Spec) { n := 1001; s.Process.OOMScoreAdj = &n },
-		"process.rlimits[0].type":      func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} },
-		"process.capabilities.ambient": func(s *specs.Spec) { s.Process.Capabilities = &specs.LinuxCapabilities{Ambient: []string{"CAP_X"}} },
-		"process.execCPUAffinity":      func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{} },
-		"linux.rootfsPropagation":      func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
-		"not of a namespace":           func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"} },
-		`"kernel.panic"`:               func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
-		"id-mapped":                    func(s *specs.Spec) { addMount(s, specs.Mount{UIDMappings: []specs.LinuxIDMapping{{}}}) },
-		"option idmap":                 func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind", Source: "/", Options: []string{"idmap"}}) },
-		"source: required":             func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind"}) },
-		"option size":                  func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind", Source: "/", Options: []string{"size=1"}}) },
-		"linux.devices[0]":             func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "x"}} },
+		"ociVersion":              func(s *specs.Spec) { s.Version = "2.0" },
+		"process: required":       func(s *specs.Spec) { s.Process = nil },
+		"root.path":               func(s *specs.Spec) { s.Root = nil },
+		"linux: required":         func(s *specs.Spec) { s.Linux = nil },
+		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.memoryPolicy.mode": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"linux.memoryPolicy.nodes": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "2-1"}
+		},
+		"linux.netDevices":         func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"linux.timeOffsets: needs": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
+		`linux.timeOffsets "realtime"`: func(s *specs.Spec) {
+			addNS(s, specs.TimeNamespace, "")
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"realtime": {}}
+		},
+		"linux.mountLabel":        func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"process.selinuxLabel":    func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
+		"process.apparmorProfile": func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
+		"must map 0":              func(s *specs.Spec) { addNS(s, specs.UserNamespace, "") },
+		"has its own": func(s *specs.Spec) {
+			addNS(s, specs.UserNamespace, "/proc/1/ns/user")
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+		},
+		"need a user namespace":     func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
+		"unknown":                   func(s *specs.Spec) { addNS(s, "moon", "") },
+		"hooks.poststop[0].path":    func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "x"}}} },
+		"hooks.prestart[0].timeout": func(s *specs.Spec) { n := 0; s.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x", Timeout: &n}}} },
+		"process.rlimits[1].type": func(s *specs.Spec) {
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CPU"}, {Type: "RLIMIT_CPU"}}
+		},
+		"process.rlimits[0].soft":         func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CPU", Soft: 1}} },
+		"given twice":                     func(s *specs.Spec) { addNS(s, specs.MountNamespace, "") },
+		"must be absolute":                func(s *specs.Spec) { addNS(s, specs.PIDNamespace, "x") },
+		"process.args":                    func(s *specs.Spec) { s.Process.Args = nil },
+		"process.cwd":                     func(s *specs.Spec) { s.Process.Cwd = "here" },
+		"process.env[0]":                  func(s *specs.Spec) { s.Process.Env = []string{"A=\x00"} },
+		"process.oomScoreAdj":             func(s *specs.Spec) { n := 1001; s.Process.OOMScoreAdj = &n },
+		"process.rlimits[0].type":         func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} },
+		"linux.rootfsPropagation":         func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
+		"not of a namespace":              func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"} },
+		`"kernel.panic"`:                  func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
+		"process.execCPUAffinity.final":   func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Final: "x"} },
+		"both, and only for a bind mount": func(s *specs.Spec) { addMount(s, specs.Mount{Type: "tmpfs", UIDMappings: []specs.LinuxIDMapping{{}}}) },
+		"option remount":                  func(s *specs.Spec) { addMount(s, specs.Mount{Options: []string{"remount", "tmpcopyup"}}) },
+		"option idmap":                    func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind", Source: "/", Options: []string{"idmap"}}) },
+		"source: required":                func(s *specs.Spec) { addMount(s, specs.Mount{Type: "bind"}) },
+		"linux.devices[0]":                func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "x"}} },
 	} {
 		s := minimal()
 		change(s)
-		if _, err := Container(s, Facts{Grantable: 1<<41 - 1}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Container(s, Facts{Host: Host{Grantable: 1<<41 - 1}}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}
@@ -82,7 +100,7 @@ func TestMountOptions(t *testing.T) {
 		{[]string{"bind", "shared", "relatime"}, plan.Mount{Propagation: unix.MS_SHARED, Clear: unix.MOUNT_ATTR__ATIME}},
 	} {
 		tc.want.Target, tc.want.Source = "/mnt", "/src"
-		got, err := mount(specs.Mount{Destination: "mnt", Source: "/src", Options: tc.options}, Facts{})
+		got, err := new(Result).mount(specs.Mount{Destination: "mnt", Source: "/src", Options: tc.options}, Facts{})
 		if err != nil || len(got) != 1 {
 			t.Errorf("%v: got %v, %v", tc.options, got, err)
 			continue
@@ -114,7 +132,7 @@ func TestCapabilitiesOfAConfinedHost(t *testing.T) {
 		"sets":     {&specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}, bit("CHOWN")},
 		"none set": {&specs.LinuxCapabilities{}, 0},
 	} {
-		p, err := Process(&specs.Process{Cwd: "/", Args: []string{"a"}, Capabilities: tt.caps}, nil, have)
+		p, err := Process(&specs.Process{Cwd: "/", Args: []string{"a"}, Capabilities: tt.caps}, nil, Host{Grantable: have})
 		if err != nil || p.Bounding != tt.want || p.Permitted != tt.want || p.Effective != tt.want {
 			t.Errorf("%s: %v, %#x %#x %#x, want %#x", name, err, p.Bounding, p.Permitted, p.Effective, tt.want)
 		}

@@ -15,40 +15,72 @@ import (
 	"github.com/yare-dev/yare/oci/plan"
 )
 
-func mounts(s *specs.Spec, f Facts) ([]plan.Mount, error) {
-	var list []plan.Mount
+func (r *Result) mounts(s *specs.Spec, f Facts) error {
 	for i, m := range s.Mounts {
-		made, err := mount(m, f)
+		made, err := r.mount(m, f)
 		if err != nil {
-			return nil, fmt.Errorf("mounts[%d] (%s): %w", i, m.Destination, err)
+			return fmt.Errorf("mounts[%d] (%s): %w", i, m.Destination, err)
 		}
-		list = append(list, made...)
+		if l := s.Linux.MountLabel; l != "" {
+			label(made, l)
+		}
+		r.Plan.Mounts = append(r.Plan.Mounts, made...)
 	}
-	return list, nil
+	return nil
 }
 
-func mount(m specs.Mount, f Facts) ([]plan.Mount, error) {
+// label gives file systems of the container's own the SELinux context, but for those that have one of the kernel's.
+func label(made []plan.Mount, context string) {
+	for i, m := range made {
+		switch m.Type {
+		case "", plan.Remount, "proc", "sysfs", "cgroup2":
+		default:
+			made[i].Options = append(made[i].Options, plan.Setting{Key: "context", Value: context})
+		}
+	}
+}
+
+// mount compiles one mount; a cgroup mount can be several.
+func (r *Result) mount(m specs.Mount, f Facts) ([]plan.Mount, error) {
 	if m.Destination == "" {
 		return nil, errors.New("destination: required")
 	}
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return nil, errors.New("uidMappings: id-mapped mounts are not supported")
-	}
+	tree := Tree{Mapped: len(m.UIDMappings)+len(m.GIDMappings) > 0, UIDs: IDMap(m.UIDMappings), GIDs: IDMap(m.GIDMappings)}
 	out := plan.Mount{Target: path.Clean("/" + m.Destination), Type: m.Type, Source: m.Source}
-	bind := m.Type == "bind"
+	bind, remount := m.Type == "bind", false
 	for _, o := range m.Options {
 		switch {
 		case o == "bind" || o == "rbind":
 			bind = true
 			out.Recursive = out.Recursive || o == "rbind"
+		case o == "remount":
+			remount = true
+		case o == "idmap" || o == "ridmap":
+			tree.Mapped, tree.MappedBelow = true, o == "ridmap"
+			if len(tree.UIDs)+len(tree.GIDs) == 0 && !r.foreign() {
+				return nil, fmt.Errorf("option %s: needs uidMappings and gidMappings, or a user namespace", o)
+			}
 		default:
 			if err := option(&out, o); err != nil {
 				return nil, err
 			}
 		}
 	}
+	if remount {
+		if tree.Mapped || out.CopyUp {
+			return nil, errors.New("option remount: neither ids nor contents can be changed")
+		}
+		if bind { // the mount alone, not its file system
+			out.Options = nil
+		}
+		out.Type, out.Source = plan.Remount, ""
+		return []plan.Mount{out}, nil
+	}
+	if tree.Mapped && (!bind || len(tree.UIDs) == 0 != (len(tree.GIDs) == 0)) {
+		return nil, errors.New("uidMappings and gidMappings: both, and only for a bind mount")
+	}
 	if bind {
-		return bindMount(out, f)
+		return r.bindMount(out, tree, f)
 	}
 	if out.CopyUp && m.Type != "tmpfs" {
 		return nil, errors.New("option tmpcopyup: only for tmpfs")
@@ -66,13 +98,14 @@ func mount(m specs.Mount, f Facts) ([]plan.Mount, error) {
 	return []plan.Mount{out}, nil
 }
 
-func bindMount(m plan.Mount, f Facts) ([]plan.Mount, error) {
+func (r *Result) bindMount(m plan.Mount, tree Tree, f Facts) ([]plan.Mount, error) {
 	if m.Source == "" {
 		return nil, errors.New("source: required for a bind mount")
 	}
-	if len(m.Options) > 0 {
-		return nil, fmt.Errorf("option %s: not possible for a bind mount", m.Options[0].Key)
+	for _, o := range m.Options { // as mount(2) does: they are the file system's, which is mounted already
+		r.Plan.Process.Warnings = append(r.Plan.Process.Warnings, fmt.Sprintf("mount %s: option %s has no effect on a bind mount", m.Target, o.Key))
 	}
+	m.Options = nil
 	if m.CopyUp {
 		return nil, errors.New("option tmpcopyup: only for tmpfs")
 	}
@@ -80,7 +113,16 @@ func bindMount(m plan.Mount, f Facts) ([]plan.Mount, error) {
 	if !filepath.IsAbs(m.Source) {
 		m.Source = filepath.Join(f.Bundle, m.Source)
 	}
+	if tree.Mapped || r.foreign() { // only the launcher can map, and can reach every source
+		tree.Source, tree.Recursive = m.Source, m.Recursive
+		m.FD = r.tree(tree)
+	}
 	return []plan.Mount{m}, nil
+}
+
+func (r *Result) tree(t Tree) int32 {
+	r.Trees = append(r.Trees, t)
+	return r.place()
 }
 
 // cgroupMount shows a container its own cgroup: the v2 file system, or on v1
@@ -159,7 +201,8 @@ func option(m *plan.Mount, o string) error {
 		return nil
 	}
 	switch o {
-	case "defaults":
+	case "defaults", "silent", "loud": // nothing is said anyway
+	case "iversion", "noiversion": // the file system's own business in kernels that we support
 	case "private":
 		m.Propagation = unix.MS_PRIVATE
 	case "slave":
@@ -183,7 +226,7 @@ func option(m *plan.Mount, o string) error {
 		if o == "src-nofollow" {
 			return errors.New("option src-nofollow: not supported")
 		}
-	case "remount", "idmap", "ridmap", "copy-symlink":
+	case "copy-symlink":
 		return fmt.Errorf("option %s: not supported", o)
 	default:
 		key, value, _ := strings.Cut(o, "=")

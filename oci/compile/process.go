@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -14,19 +15,24 @@ import (
 )
 
 // Process compiles one process, with the container's seccomp profile.
-func Process(s *specs.Process, profile *specs.LinuxSeccomp, grantable uint64) (*plan.Process, error) {
+func Process(s *specs.Process, profile *specs.LinuxSeccomp, h Host) (*plan.Process, error) {
 	switch {
 	case len(s.Args) == 0 || s.Args[0] == "":
 		return nil, errors.New("process.args: required")
 	case !path.IsAbs(s.Cwd):
 		return nil, fmt.Errorf("process.cwd %q: must be absolute", s.Cwd)
-	case s.ExecCPUAffinity != nil:
-		return nil, errors.New("process.execCPUAffinity: not supported")
+	case s.ApparmorProfile != "" && s.ApparmorProfile != "unconfined" && !h.AppArmor:
+		return nil, fmt.Errorf("process.apparmorProfile %q: this host has no AppArmor", s.ApparmorProfile)
+	case s.SelinuxLabel != "" && !h.SELinux:
+		return nil, fmt.Errorf("process.selinuxLabel %q: this host has no SELinux", s.SelinuxLabel)
 	}
 	p := &plan.Process{
 		Args: s.Args, Env: s.Env, Cwd: path.Clean(s.Cwd), UID: s.User.UID, GID: s.User.GID, Groups: s.User.AdditionalGids, Umask: -1,
 		NoNewPrivs: s.NoNewPrivileges, Terminal: s.Terminal, SetGroups: true,
-		AppArmor: s.ApparmorProfile, SELinux: s.SelinuxLabel,
+		SELinux: s.SelinuxLabel,
+	}
+	if h.AppArmor {
+		p.AppArmor = s.ApparmorProfile
 	}
 	if err := texts(s); err != nil {
 		return nil, err
@@ -44,17 +50,11 @@ func Process(s *specs.Process, profile *specs.LinuxSeccomp, grantable uint64) (*
 		score := int32(*n)
 		p.OOMScoreAdj = &score
 	}
-	if err := capabilities(p, s.Capabilities, grantable); err != nil {
+	capabilities(p, s.Capabilities, h.Grantable)
+	if err := rlimits(p, s.Rlimits); err != nil {
 		return nil, err
 	}
-	for i, l := range s.Rlimits {
-		resource, ok := rlimit(l.Type)
-		if !ok {
-			return nil, fmt.Errorf("process.rlimits[%d].type %q: unknown", i, l.Type)
-		}
-		p.Rlimits = append(p.Rlimits, plan.Rlimit{Resource: resource, Soft: l.Soft, Hard: l.Hard})
-	}
-	if err := scheduling(p, s); err != nil {
+	if err := errors.Join(scheduling(p, s), affinity(p, s.ExecCPUAffinity)); err != nil {
 		return nil, err
 	}
 	return p, filter(p, profile)
@@ -76,12 +76,12 @@ func texts(s *specs.Process) error {
 }
 
 // capabilities translates the sets. What the launcher has not, it cannot grant (a host that is itself confined, a kernel
-// that does not know one yet); the rest is granted, as other runtimes do.
-func capabilities(p *plan.Process, c *specs.LinuxCapabilities, grantable uint64) error {
+// that does not know one yet); the rest is granted, as other runtimes do. The specification wants a warning for an unknown one.
+func capabilities(p *plan.Process, c *specs.LinuxCapabilities, grantable uint64) {
 	if c == nil {
 		// No set given: the launcher's own, as the specification has it.
 		p.Bounding, p.Permitted, p.Effective = grantable, grantable, grantable
-		return nil
+		return
 	}
 	for _, set := range []struct {
 		field string
@@ -95,10 +95,26 @@ func capabilities(p *plan.Process, c *specs.LinuxCapabilities, grantable uint64)
 		for _, name := range set.names {
 			bit, ok := capability.Bit(name)
 			if !ok {
-				return fmt.Errorf("process.capabilities.%s %q: unknown", set.field, name)
+				p.Warnings = append(p.Warnings, fmt.Sprintf("process.capabilities.%s %q: unknown", set.field, name))
+				continue
 			}
 			*set.bits |= 1 << bit & grantable
 		}
+	}
+}
+
+func rlimits(p *plan.Process, list []specs.POSIXRlimit) error {
+	for i, l := range list {
+		resource, ok := rlimit(l.Type)
+		switch {
+		case !ok:
+			return fmt.Errorf("process.rlimits[%d].type %q: unknown", i, l.Type)
+		case l.Soft > l.Hard:
+			return fmt.Errorf("process.rlimits[%d].soft: above hard", i)
+		case slices.ContainsFunc(p.Rlimits, func(r plan.Rlimit) bool { return r.Resource == resource }):
+			return fmt.Errorf("process.rlimits[%d].type %q: given twice", i, l.Type)
+		}
+		p.Rlimits = append(p.Rlimits, plan.Rlimit{Resource: resource, Soft: l.Soft, Hard: l.Hard})
 	}
 	return nil
 }

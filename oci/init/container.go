@@ -17,8 +17,11 @@ func (s *setup) container() error {
 		return err
 	}
 	s.slave = -1
-	if p.ID0 {
-		if err := becomeRoot(); err != nil {
+	if p.Outcome != 0 {
+		s.outcome = s.extra(p.Outcome)
+	}
+	if p.MountNS != 0 {
+		if err := s.joinMounts(s.extra(p.MountNS)); err != nil {
 			return err
 		}
 	}
@@ -43,16 +46,6 @@ func (s *setup) container() error {
 		return err
 	}
 	return s.become(&p.Process, p)
-}
-
-// becomeRoot assumes the ids 0 of the user namespace that we were born in.
-func becomeRoot() error {
-	for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
-		if _, _, e := unix.RawSyscall(call, 0, 0, 0); e != 0 {
-			return linux.Wrap("become", "root of the user namespace", e)
-		}
-	}
-	return nil
 }
 
 // openProc finds a procfs that nobody can have mounted over.
@@ -117,8 +110,10 @@ func (s *setup) makeRoot(p *plan.Container) error {
 	if err := s.openNull(); err != nil {
 		return err
 	}
-	if err := unix.Mount("", "/", "", uintptr(p.HostPropagation), ""); err != nil {
-		return linux.Wrap("set propagation of", "/", err)
+	if !p.Shared {
+		if err := unix.Mount("", "/", "", uintptr(p.HostPropagation), ""); err != nil {
+			return linux.Wrap("set propagation of", "/", err)
+		}
 	}
 	if err := s.openRoot(p); err != nil {
 		return err
@@ -147,10 +142,10 @@ func (s *setup) makeRoot(p *plan.Container) error {
 			return err
 		}
 	}
-	if err := runHooks(p.CreateContainer, p.State); err != nil {
+	if err := runHooks(p.CreateContainer, p.State, "creating"); err != nil {
 		return err
 	}
-	if err := s.pivot(p.NoPivot); err != nil {
+	if err := s.pivot(p); err != nil {
 		return err
 	}
 	return s.finishRoot(p)
@@ -158,22 +153,32 @@ func (s *setup) makeRoot(p *plan.Container) error {
 
 // openRoot makes the root directory a mount of its own and opens it.
 func (s *setup) openRoot(p *plan.Container) error {
-	if p.HostPropagation&unix.MS_SHARED != 0 {
+	if p.HostPropagation&unix.MS_SHARED != 0 && !p.Shared {
 		if err := privateParent(p.Root); err != nil {
 			return err
 		}
 	}
-	tree, err := linux.CloneTree(unix.AT_FDCWD, p.Root, true)
-	if err != nil {
-		return err
+	tree, place := s.extra(p.RootFD), p.Root
+	if p.RootFD != 0 {
+		place = "/" // the way to the root may be closed to us, and we are about to leave "/" anyway
+	} else {
+		var err error
+		if tree, err = linux.CloneTree(unix.AT_FDCWD, p.Root, true); err != nil {
+			return err
+		}
 	}
 	defer unix.Close(tree)
-	target, err := unix.Open(p.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if p.Shared { // what is mounted below it is to be seen by nobody else
+		if err := linux.SetMountAttr(tree, true, unix.MountAttr{Propagation: unix.MS_PRIVATE}, p.Root); err != nil {
+			return err
+		}
+	}
+	target, err := unix.Open(place, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return linux.Wrap("open", p.Root, err)
+		return linux.Wrap("open", place, err)
 	}
 	defer unix.Close(target)
-	if err := linux.Attach(tree, target, p.Root); err != nil {
+	if err := linux.Attach(tree, target, place); err != nil {
 		return err
 	}
 	s.root, err = unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, 3)
@@ -196,12 +201,26 @@ func privateParent(root string) error {
 	}
 }
 
-// pivot makes the new root "/" and lets go of the old one.
-func (s *setup) pivot(chroot bool) error {
+// joinMounts enters a mount namespace, which only a thread with a root and working directory of its own can.
+func (s *setup) joinMounts(fd int) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return linux.Wrap("unshare", "file system attributes", err)
+	}
+	return linux.Wrap("join", "mount namespace", unix.Setns(fd, unix.CLONE_NEWNS))
+}
+
+// pivot makes the new root "/" and lets go of the old one, where that is ours.
+func (s *setup) pivot(p *plan.Container) error {
 	if err := unix.Fchdir(s.root); err != nil {
 		return linux.Wrap("enter", "root", err)
 	}
-	if chroot {
+	if p.Shared {
+		if err := unix.Chroot("."); err != nil {
+			return linux.Wrap("change", "root", err)
+		}
+		return linux.Wrap("enter", "/", unix.Chdir("/"))
+	}
+	if p.NoPivot {
 		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 			return linux.Wrap("move root to", "/", err)
 		}
@@ -236,7 +255,7 @@ func (s *setup) finishRoot(p *plan.Container) error {
 			return err
 		}
 	}
-	if p.RootPropagation != 0 {
+	if p.RootPropagation != 0 && !p.Shared {
 		err := unix.Mount("", "/", "", uintptr(p.RootPropagation), "")
 		return linux.Wrap("set propagation of", "/", err)
 	}

@@ -12,9 +12,13 @@ import (
 
 // runHooks runs programs one after the other with the container's state as
 // their standard input. The first that fails ends the set-up.
-func runHooks(hooks []plan.Hook, state []byte) error {
+func runHooks(hooks []plan.Hook, state []byte, status string) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	input := []byte(`{"pid":` + strconv.Itoa(unix.Getpid()) + `,"status":"` + status + `",` + string(state))
 	for i := range hooks {
-		if err := runHook(&hooks[i], state); err != nil {
+		if err := runHook(&hooks[i], input); err != nil {
 			return linux.Wrap("run hook", hooks[i].Path, err)
 		}
 	}

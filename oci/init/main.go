@@ -18,6 +18,8 @@
 //	   |<-- MsgHooks -------------------|   (runtime hooks only)
 //	   |--- one byte ------------------>|
 //	   |                                | pivot, mask, credentials, look program up
+//	   |<-- MsgListener + fd -----------|   (seccomp agent only)
+//	   |--- one byte ------------------>|
 //	   |<-- MsgReady -------------------|
 //	   |        ... StartFD: one byte ->|
 //	   |                                | seccomp, exec
@@ -56,7 +58,7 @@ func main() {
 		unix.Exit(2)
 	}
 	s := &setup{planFD: fd, syncFD: fd + plan.SyncFD - plan.PlanFD, startFD: fd + plan.StartFD - plan.PlanFD,
-		firstFD: fd + plan.FirstFD - plan.PlanFD, proc: -1, root: -1}
+		firstFD: fd + plan.FirstFD - plan.PlanFD, proc: -1, root: -1, outcome: -1}
 	switch launch.Role(role) {
 	case launch.Container:
 		s.fail(s.container())
@@ -82,7 +84,11 @@ type setup struct {
 	root    int // the root directory: new before pivoting, "/" after; or -1
 	devNull int // the host's, checked
 	slave   int // the terminal's, or -1
+	outcome int // where errors go as well, or -1
 }
+
+// extra is one of the descriptors beyond the usual ones.
+func (s *setup) extra(number int32) int { return s.firstFD + int(number) - 1 }
 
 // execError is a program that cannot be executed.
 type execError struct {
@@ -102,6 +108,9 @@ func (s *setup) fail(err error) {
 		kind, code = plan.MsgExec, e.code
 	}
 	_ = linux.SendMessage(s.syncFD, append([]byte{kind}, text...))
+	if s.outcome >= 0 {
+		_, _ = unix.Write(s.outcome, []byte(text))
+	}
 	unix.Exit(code)
 }
 

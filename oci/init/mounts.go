@@ -18,6 +18,14 @@ func (s *setup) mount(m *plan.Mount) error {
 			return err
 		}
 		defer unix.Close(fd)
+		if len(m.Options) > 0 {
+			if err := linux.Reconfigure(fd, fsOptions(m), m.Target); err != nil {
+				return err
+			}
+		}
+		if m.Set|m.Clear == 0 {
+			return nil
+		}
 		return linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Set, Attr_clr: m.Clear}, m.Target)
 	}
 	source, err := s.source(m)
@@ -57,15 +65,19 @@ func (s *setup) mount(m *plan.Mount) error {
 func (s *setup) source(m *plan.Mount) (int, error) {
 	switch {
 	case m.FD != 0:
-		return s.firstFD + int(m.FD) - 1, nil
+		return s.extra(m.FD), nil
 	case m.Type == "":
 		return linux.CloneTree(unix.AT_FDCWD, m.Source, m.Recursive)
 	}
+	return linux.NewFS(m.Type, m.Source, fsOptions(m), int(m.Set))
+}
+
+func fsOptions(m *plan.Mount) []linux.Option {
 	options := make([]linux.Option, len(m.Options))
 	for i, o := range m.Options {
 		options[i] = linux.Option{Key: o.Key, Value: o.Value}
 	}
-	return linux.NewFS(m.Type, m.Source, options, int(m.Set))
+	return options
 }
 
 func applyAttrs(fd int, m *plan.Mount) error {

@@ -22,13 +22,8 @@ func (s *setup) exec() error {
 	}
 	s.slave = -1
 	if p.JoinMount {
-		// The mount namespace can only be entered by a thread with a root
-		// and working directory of its own.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return linux.Wrap("unshare", "file system attributes", err)
-		}
-		if err := unix.Setns(s.firstFD, unix.CLONE_NEWNS); err != nil {
-			return linux.Wrap("join", "mount namespace", err)
+		if err := s.joinMounts(s.firstFD); err != nil {
+			return err
 		}
 	}
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -65,14 +60,14 @@ func (s *setup) become(p *plan.Process, c *plan.Container) error {
 		return err
 	}
 	s.ownStreams(p)
+	cwdErr := enter(p.Cwd) // before a filter can be in the way
 	if !p.NoNewPrivs {
 		// Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is
 		// about to go.
-		if err := loadSeccomp(p); err != nil {
+		if err := s.loadSeccomp(p); err != nil {
 			return err
 		}
 	}
-	cwdErr := enter(p.Cwd)
 	if err := s.credentials(p); err != nil {
 		return err
 	}
@@ -85,6 +80,11 @@ func (s *setup) become(p *plan.Process, c *plan.Container) error {
 	if err != nil {
 		return err
 	}
+	if p.NoNewPrivs && p.Notify { // while the launcher is there to send the listener on
+		if err := s.loadSeccomp(p); err != nil {
+			return err
+		}
+	}
 	if c != nil {
 		if err := s.send(plan.MsgReady, ""); err != nil {
 			return err
@@ -92,12 +92,12 @@ func (s *setup) become(p *plan.Process, c *plan.Container) error {
 		if err := wait(s.startFD); err != nil {
 			return err
 		}
-		if err := runHooks(c.StartContainer, c.State); err != nil {
+		if err := runHooks(c.StartContainer, c.State, "created"); err != nil {
 			return err
 		}
 	}
-	if p.NoNewPrivs {
-		if err := loadSeccomp(p); err != nil {
+	if p.NoNewPrivs && !p.Notify {
+		if err := s.loadSeccomp(p); err != nil {
 			return err
 		}
 	}
@@ -156,6 +156,21 @@ func attributes(p *plan.Process) error {
 	if p.Personality != nil {
 		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(*p.Personality), 0, 0); e != 0 {
 			return linux.Wrap("set", "personality", e)
+		}
+	}
+	if m := p.Memory; m != nil {
+		var nodes, bits uintptr
+		if len(m.Nodes) > 0 {
+			nodes, bits = uintptr(unsafe.Pointer(&m.Nodes[0])), uintptr(64*len(m.Nodes)+1) // the kernel takes one less
+		}
+		if _, _, e := unix.RawSyscall(unix.SYS_SET_MEMPOLICY, uintptr(m.Mode), nodes, bits); e != 0 {
+			return linux.Wrap("set", "memory policy", e)
+		}
+	}
+	if len(p.CPUs) > 0 {
+		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(p.CPUs)), uintptr(unsafe.Pointer(&p.CPUs[0])))
+		if e != 0 {
+			return linux.Wrap("set", "processor affinity", e)
 		}
 	}
 	if p.IOPriority != nil {
@@ -275,18 +290,27 @@ func (s *setup) capabilities(p *plan.Process) error {
 	return nil
 }
 
-func loadSeccomp(p *plan.Process) error {
+// loadSeccomp confines this thread from here on. With an agent it returns when that has the listener.
+func (s *setup) loadSeccomp(p *plan.Process) error {
 	if len(p.Seccomp) == 0 {
 		return nil
 	}
 	filter := unsafe.Slice((*unix.SockFilter)(unsafe.Pointer(&p.Seccomp[0])), len(p.Seccomp)/8)
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	const setModeFilter = 1
-	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, setModeFilter, uintptr(p.SeccompFlags), uintptr(unsafe.Pointer(&program)))
+	listener, _, e := unix.RawSyscall(unix.SYS_SECCOMP, setModeFilter, uintptr(p.SeccompFlags), uintptr(unsafe.Pointer(&program)))
 	if e != 0 {
 		return linux.Wrap("load", "seccomp filter", e)
 	}
-	return nil
+	if !p.Notify {
+		return nil
+	}
+	err := s.send(plan.MsgListener, "", int(listener))
+	unix.Close(int(listener))
+	if err != nil {
+		return err
+	}
+	return wait(s.syncFD)
 }
 
 // lookUp finds the program as execvp does, with the plan's PATH and the

@@ -43,8 +43,14 @@ type Process struct {
 	CloneFlags uintptr
 	// UIDs and GIDs are the mappings of a new user namespace.
 	UIDs, GIDs []syscall.SysProcIDMap
-	// Join are namespaces to join before, except for user and mount ones.
+	// TimeOffsets are the lines of a new time namespace's offsets.
+	TimeOffsets []string
+	// Join are namespaces to join before, except for mount ones.
 	Join []Namespace
+	// OOMScoreAdj is set from outside where a user namespace is joined or made, in which the process cannot.
+	OOMScoreAdj *int32
+	// CPUs is what the process may run on before it is in its cgroup; nil: as the caller.
+	CPUs *unix.CPUSet
 	// Tasks are the tasks files of v1 groups, opened for writing.
 	Tasks []int
 	// Cgroup is the directory of the v2 group; negative: the caller's group.
@@ -118,15 +124,30 @@ func Start(p Process) (pid, pidfd int, err error) {
 }
 
 func start(p Process) (int, int, error) {
+	if p.CPUs != nil {
+		if err := unix.SchedSetaffinity(0, p.CPUs); err != nil {
+			return 0, -1, linux.Wrap("set", "processor affinity", err)
+		}
+	}
 	for _, fd := range p.Tasks {
 		err := linux.Retry(func() error { _, err := unix.Write(fd, []byte("0")); return err })
 		if err != nil {
 			return 0, -1, linux.Wrap("join", "cgroup", err)
 		}
 	}
+	apart := p.CloneFlags&inChild != 0
 	for _, n := range p.Join {
-		if err := unix.Setns(n.FD, n.Flags); err != nil {
+		apart = apart || n.Flags&inChild != 0
+		if n.Flags&^inChild == 0 {
+			continue
+		}
+		if err := unix.Setns(n.FD, n.Flags&^inChild); err != nil {
 			return 0, -1, linux.Wrap("join", "namespace", err)
+		}
+	}
+	if p.CloneFlags&unix.CLONE_NEWTIME != 0 {
+		if err := newTime(p.TimeOffsets); err != nil {
+			return 0, -1, err
 		}
 	}
 	files := make([]uintptr, len(p.Files))
@@ -140,16 +161,16 @@ func start(p Process) (int, int, error) {
 		return 0, -1, linux.Wrap("duplicate", p.Name, err)
 	}
 	defer unix.Close(exe)
+	if apart {
+		return startApart(&p, exe)
+	}
 	pidfd := -1
 	sys := &syscall.SysProcAttr{
-		Setsid:                     true,
-		Cloneflags:                 p.CloneFlags,
-		UidMappings:                p.UIDs,
-		GidMappings:                p.GIDs,
-		GidMappingsEnableSetgroups: len(p.GIDs) > 0,
-		UseCgroupFD:                p.Cgroup >= 0,
-		CgroupFD:                   max(p.Cgroup, 0),
-		PidFD:                      &pidfd,
+		Setsid:      true,
+		Cloneflags:  p.CloneFlags,
+		UseCgroupFD: p.Cgroup >= 0,
+		CgroupFD:    max(p.Cgroup, 0),
+		PidFD:       &pidfd,
 	}
 	attr := &syscall.ProcAttr{Env: p.environment(), Files: files, Sys: sys}
 	pid, err := syscall.ForkExec(linux.FDPath(exe), []string{p.Name}, attr)
@@ -157,4 +178,17 @@ func start(p Process) (int, int, error) {
 		return 0, -1, linux.Wrap("start", p.Name, err)
 	}
 	return pid, pidfd, nil
+}
+
+// newTime makes a time namespace for this thread's children. Its offsets can be set until the first of them is in it.
+func newTime(offsets []string) error {
+	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+		return linux.Wrap("make", "time namespace", err)
+	}
+	for _, line := range offsets {
+		if err := linux.WriteFile(unix.AT_FDCWD, "/proc/thread-self/timens_offsets", line); err != nil {
+			return err
+		}
+	}
+	return nil
 }

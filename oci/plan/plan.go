@@ -32,6 +32,9 @@ const (
 	MsgWarning byte = 'w'
 	// MsgError is followed by text; the init exits.
 	MsgError byte = 'e'
+	// MsgListener carries the seccomp listener as a descriptor. The init waits
+	// for one byte, which says that the agent has it.
+	MsgListener byte = 'l'
 	// MsgExec is MsgError for the program itself: it was not found (exit code
 	// 127) or cannot be executed (126).
 	MsgExec byte = 'x'
@@ -50,6 +53,15 @@ type Container struct {
 	// HostPropagation is set on all inherited mounts before anything else.
 	HostPropagation uint64
 	NoPivot         bool
+	// Shared says that the mount namespace is not the container's own: nothing
+	// of it but the root is touched, and the root is only changed to.
+	Shared bool
+	// RootFD and MountNS, if not 0, count from FirstFD: the root as a detached
+	// mount, a mount namespace to join.
+	RootFD, MountNS int32
+	// Outcome, if not 0, counts from FirstFD: where an error after the start
+	// is written to when nobody listens on SyncFD any more.
+	Outcome int32
 
 	Mounts   []Mount
 	Devices  []Device
@@ -60,14 +72,13 @@ type Container struct {
 
 	Hostname, Domainname string
 	NewCgroupNS          bool
-	// ID0 says that user and group 0 of the (new) user namespace are to be
-	// assumed before anything else.
-	ID0 bool
 
 	// Hooks that run in the container's namespaces, and the state that they read.
 	WaitHooks                       bool
 	CreateContainer, StartContainer []Hook
-	State                           []byte
+	// State is what hooks read without its pid and status, which only the init
+	// knows: a JSON object after its opening brace.
+	State []byte
 }
 
 // Process is the plan of any process in a container.
@@ -91,10 +102,19 @@ type Process struct {
 	// order; empty: none.
 	Seccomp      []byte
 	SeccompFlags uint32
+	// Notify says that the filter asks an agent: its listener is sent out.
+	Notify bool
 
 	Personality *uint32
 	Scheduler   *Scheduler
 	IOPriority  *int32
+	Memory      *MemoryPolicy
+	// CPUs is a bit mask of the processors to run on; empty: unchanged.
+	CPUs []uint64
+	// FirstCPUs is the same before the process is in its cgroup, for the
+	// launcher. Warnings are too: what could not be granted. They are not sent.
+	FirstCPUs []uint64
+	Warnings  []string
 	// AppArmor profile and SELinux label to exec under.
 	AppArmor, SELinux string
 
@@ -126,7 +146,8 @@ type Mount struct {
 	NoFollow bool
 }
 
-// Remount as a Mount's type changes the attributes of what is already there.
+// Remount as a Mount's type changes the attributes, and with Options the file
+// system's parameters, of what is already there.
 const Remount = "remount"
 
 // Device is a device node, or a bind mount of the host's where Bind is set.
@@ -159,6 +180,12 @@ type Scheduler struct {
 	Runtime, Deadline, Period uint64
 }
 
+// MemoryPolicy is what set_mempolicy takes; Nodes is a bit mask.
+type MemoryPolicy struct {
+	Mode  uint32
+	Nodes []uint64
+}
+
 // Hook is a program to run with the container's state as its input.
 type Hook struct {
 	Path      string
@@ -174,6 +201,10 @@ func (p *Container) Fields(c *wire.Codec) {
 	c.Uint64(&p.RootPropagation)
 	c.Uint64(&p.HostPropagation)
 	c.Bool(&p.NoPivot)
+	c.Bool(&p.Shared)
+	wire.Num(c, &p.RootFD)
+	wire.Num(c, &p.MountNS)
+	wire.Num(c, &p.Outcome)
 	wire.List(c, &p.Mounts, func(m *Mount) { m.fields(c) })
 	wire.List(c, &p.Devices, func(d *Device) { d.fields(c) })
 	wire.List(c, &p.Links, func(l *Link) { c.String(&l.Path); c.String(&l.Target) })
@@ -183,7 +214,6 @@ func (p *Container) Fields(c *wire.Codec) {
 	c.String(&p.Hostname)
 	c.String(&p.Domainname)
 	c.Bool(&p.NewCgroupNS)
-	c.Bool(&p.ID0)
 	c.Bool(&p.WaitHooks)
 	hooks(c, &p.CreateContainer)
 	hooks(c, &p.StartContainer)
@@ -214,9 +244,12 @@ func (p *Process) Fields(c *wire.Codec) {
 	wire.Num(c, &p.Height)
 	c.Bytes(&p.Seccomp)
 	wire.Num(c, &p.SeccompFlags)
+	c.Bool(&p.Notify)
 	wire.Optional(c, &p.Personality, func(n *uint32) { wire.Num(c, n) })
 	wire.Optional(c, &p.Scheduler, func(s *Scheduler) { s.fields(c) })
 	wire.Optional(c, &p.IOPriority, func(n *int32) { wire.Num(c, n) })
+	wire.Optional(c, &p.Memory, func(m *MemoryPolicy) { wire.Num(c, &m.Mode); wire.Nums(c, &m.Nodes) })
+	wire.Nums(c, &p.CPUs)
 	c.String(&p.AppArmor)
 	c.String(&p.SELinux)
 	wire.Num(c, &p.Preserve)

@@ -31,8 +31,11 @@ import (
 
 // Flags of the seccomp system call.
 const (
-	flagLog              = 1 << 1
-	flagSpecAllow        = 1 << 2
+	flagLog       = 1 << 1
+	flagSpecAllow = 1 << 2
+	// Listener makes loading return a descriptor by which an agent answers what
+	// the filter asks.
+	Listener             = 1 << 3
 	flagWaitKillableRecv = 1 << 5
 )
 
@@ -42,6 +45,7 @@ const (
 	retKillProcess = 0x80000000
 	retTrap        = 0x00030000
 	retErrno       = 0x00050000
+	retNotify      = 0x7fc00000
 	retTrace       = 0x7ff00000
 	retLog         = 0x7ffc0000
 	retAllow       = 0x7fff0000
@@ -74,21 +78,25 @@ func architectures() []architecture {
 		{specs.ArchX32, 0xc000003e, 0, x32Bit},
 		{specs.ArchX86, 0x40000003, 1, 0},
 		{specs.ArchAARCH64, 0xc00000b7, 2, 0},
+		{specs.ArchARM, 0x40000028, 3, 0},
 	}
 }
 
 //go:embed syscalls.txt
 var syscallsText string
 
+// columns are the architectures with numbers of their own.
+const columns = 4
+
 // table has the numbers by name, one per column, -1 for none. Read only.
-var table = sync.OnceValue(func() map[string][3]int {
-	t := make(map[string][3]int, 512)
+var table = sync.OnceValue(func() map[string][columns]int {
+	t := make(map[string][columns]int, 512)
 	for line := range strings.Lines(syscallsText) {
 		fields := strings.Fields(line)
-		if len(fields) != 4 || fields[0] == "#" {
+		if len(fields) != 1+columns || fields[0] == "#" {
 			continue
 		}
-		var numbers [3]int
+		var numbers [columns]int
 		for i := range numbers {
 			n, err := strconv.Atoi(fields[i+1])
 			if err != nil {
@@ -126,10 +134,11 @@ func Compile(p *specs.LinuxSeccomp) (program []byte, flags uint32, err error) {
 }
 
 func compile(p *specs.LinuxSeccomp) ([]bpf.RawInstruction, uint32, error) {
-	if p.ListenerPath != "" {
-		return nil, 0, errors.New("listenerPath: not supported")
+	notify, err := notifies(p)
+	if err != nil {
+		return nil, 0, err
 	}
-	flags, err := parseFlags(p.Flags)
+	flags, err := parseFlags(p.Flags, notify)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -166,7 +175,34 @@ func compile(p *specs.LinuxSeccomp) ([]bpf.RawInstruction, uint32, error) {
 	return raw, flags, err
 }
 
-func parseFlags(list []specs.LinuxSeccompFlag) (flags uint32, err error) {
+// notifies tells whether the profile asks an agent, and refuses what could only hang.
+func notifies(p *specs.LinuxSeccomp) (bool, error) {
+	if p.DefaultAction == specs.ActNotify {
+		return false, errors.New("defaultAction SCMP_ACT_NOTIFY: nobody could send the listener to the agent")
+	}
+	notify := false
+	for i, s := range p.Syscalls {
+		if s.Action != specs.ActNotify {
+			continue
+		}
+		notify = true
+		if slices.Contains(s.Names, "sendmsg") {
+			return false, fmt.Errorf("syscalls[%d]: SCMP_ACT_NOTIFY of sendmsg: the listener could not be sent to the agent", i)
+		}
+	}
+	switch {
+	case notify && p.ListenerPath == "":
+		return false, errors.New("listenerPath: required with SCMP_ACT_NOTIFY")
+	case p.ListenerPath == "" && p.ListenerMetadata != "":
+		return false, errors.New("listenerMetadata: needs listenerPath")
+	}
+	return notify, nil
+}
+
+func parseFlags(list []specs.LinuxSeccompFlag, notify bool) (flags uint32, err error) {
+	if notify {
+		flags = Listener
+	}
 	for _, f := range list {
 		switch f {
 		case specs.LinuxSeccompFlagLog:
@@ -174,7 +210,10 @@ func parseFlags(list []specs.LinuxSeccompFlag) (flags uint32, err error) {
 		case specs.LinuxSeccompFlagSpecAllow:
 			flags |= flagSpecAllow
 		case specs.LinuxSeccompFlagWaitKillableRecv:
-			return 0, fmt.Errorf("flag %s: needs a listener, which is not supported", f)
+			if !notify {
+				return 0, fmt.Errorf("flag %s: needs SCMP_ACT_NOTIFY", f)
+			}
+			flags |= flagWaitKillableRecv
 		case "SECCOMP_FILTER_FLAG_TSYNC": // the filter is loaded by the only thread that execs
 		default:
 			return 0, fmt.Errorf("flag %s: unknown", f)
@@ -192,6 +231,13 @@ func action(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 		return 0, fmt.Errorf("errnoRet %d: too large", data)
 	}
 	switch a {
+	case specs.ActErrno, specs.ActTrace:
+	default:
+		if errno != nil {
+			return 0, fmt.Errorf("action %q: takes no errnoRet", a)
+		}
+	}
+	switch a {
 	case specs.ActKill, specs.ActKillThread:
 		return retKillThread, nil
 	case specs.ActKillProcess:
@@ -207,7 +253,7 @@ func action(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActLog:
 		return retLog, nil
 	case specs.ActNotify:
-		return 0, errors.New("action SCMP_ACT_NOTIFY: not supported")
+		return retNotify, nil
 	}
 	return 0, fmt.Errorf("action %q: unknown", a)
 }
@@ -219,6 +265,11 @@ func choose(names []specs.Arch) ([]architecture, error) {
 	if len(names) == 0 {
 		names = []specs.Arch{Native()}
 	}
+	for _, n := range names {
+		if !slices.Contains(known(), n) {
+			return nil, fmt.Errorf("architectures: %q: unknown", n)
+		}
+	}
 	var chosen []architecture
 	for _, a := range architectures() {
 		if slices.Contains(names, a.name) {
@@ -229,6 +280,14 @@ func choose(names []specs.Arch) ([]architecture, error) {
 		return nil, fmt.Errorf("architectures %v: none is supported", names)
 	}
 	return chosen, nil
+}
+
+// known are the specification's architectures.
+func known() []specs.Arch {
+	return []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchARM, specs.ArchAARCH64, specs.ArchMIPS, specs.ArchMIPS64,
+		specs.ArchMIPS64N32, specs.ArchMIPSEL, specs.ArchMIPSEL64, specs.ArchMIPSEL64N32, specs.ArchPPC, specs.ArchPPC64, specs.ArchPPC64LE,
+		specs.ArchS390, specs.ArchS390X, specs.ArchPARISC, specs.ArchPARISC64, specs.ArchRISCV64, specs.ArchLOONGARCH64, specs.ArchM68K,
+		specs.ArchSH, specs.ArchSHEB}
 }
 
 // section is the code for the architectures of one audit value.

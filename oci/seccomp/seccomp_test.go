@@ -63,10 +63,11 @@ func TestActions(t *testing.T) {
 		{specs.ActTrap, nil, retTrap},
 		{specs.ActTrace, ptr(uint(7)), retTrace | 7},
 		{specs.ActLog, nil, retLog},
+		{specs.ActNotify, nil, retNotify},
 	} {
 		t.Run(string(tc.action), func(t *testing.T) {
 			t.Parallel()
-			p := &specs.LinuxSeccomp{DefaultAction: specs.ActTrap, Architectures: []specs.Arch{specs.ArchX86_64},
+			p := &specs.LinuxSeccomp{DefaultAction: specs.ActTrap, Architectures: []specs.Arch{specs.ArchX86_64}, ListenerPath: "/s",
 				Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "no_such_call"}, Action: tc.action, ErrnoRet: tc.errno}}}
 			if got := run(t, p, auditX86_64, 83); got != tc.want {
 				t.Errorf("mkdir: got %#x, want %#x", got, tc.want)
@@ -83,12 +84,13 @@ func TestActions(t *testing.T) {
 func TestArchitectures(t *testing.T) {
 	t.Parallel()
 	p := &specs.LinuxSeccomp{DefaultAction: specs.ActTrap,
-		Architectures: []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchAARCH64, specs.ArchMIPS},
+		Architectures: []specs.Arch{specs.ArchX86, specs.ArchX86_64, specs.ArchAARCH64, specs.ArchARM, specs.ArchMIPS},
 		Syscalls:      []specs.LinuxSyscall{{Names: []string{"getpid"}, Action: specs.ActAllow}}}
 	for name, tc := range map[string]struct{ arch, nr, want uint32 }{
 		"x86_64":            {auditX86_64, 39, retAllow},
 		"x86":               {auditX86, 20, retAllow},
 		"aarch64":           {auditAARCH64, 172, retAllow},
+		"arm":               {0x40000028, 20, retAllow},
 		"x86 number on 64":  {auditX86_64, 20, retTrap},
 		"x32 not listed":    {auditX86_64, 39 | x32Bit, retKillProcess},
 		"foreign processor": {0x8, 39, retKillProcess},
@@ -176,17 +178,36 @@ func TestNewerCallsAreENOSYS(t *testing.T) {
 	}
 }
 
+func notify(call, path string) specs.LinuxSeccomp {
+	return specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: path,
+		Syscalls: []specs.LinuxSyscall{{Names: []string{call}, Action: specs.ActNotify}}}
+}
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	p := notify("mkdir", "/s")
+	p.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow, specs.LinuxSeccompFlagWaitKillableRecv}
+	if _, flags, err := Compile(&p); err != nil || flags != Listener|flagLog|flagSpecAllow|flagWaitKillableRecv {
+		t.Errorf("got %#x, %v", flags, err)
+	}
+}
+
 func TestRejected(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		profile specs.LinuxSeccomp
 		want    string
 	}{
-		"default action": {specs.LinuxSeccomp{DefaultAction: "NO"}, "defaultAction"},
-		"listener":       {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/s"}, "listenerPath"},
-		"notify":         {specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "SCMP_ACT_NOTIFY"},
-		"flag":           {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"X"}}, "flag X"},
-		"architecture":   {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"SCMP_ARCH_MIPS"}}, "none is supported"},
+		"default action":    {specs.LinuxSeccomp{DefaultAction: "NO"}, "defaultAction"},
+		"no listener":       {notify("mkdir", ""), "listenerPath"},
+		"notify all":        {specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "SCMP_ACT_NOTIFY"},
+		"notify sendmsg":    {notify("sendmsg", "/s"), "sendmsg"},
+		"metadata":          {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerMetadata: "x"}, "listenerMetadata"},
+		"errno":             {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, DefaultErrnoRet: ptr(uint(1))}, "takes no errnoRet"},
+		"wait":              {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}}, "needs"},
+		"unknown processor": {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"SCMP_ARCH_Z"}}, "unknown"},
+		"flag":              {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"X"}}, "flag X"},
+		"architecture":      {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"SCMP_ARCH_MIPS"}}, "none is supported"},
 		"index": {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"},
 			Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}}, "index 6"},
 		"operator": {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"},

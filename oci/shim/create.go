@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -26,6 +27,8 @@ type containerState struct {
 	// The compiled filter, for processes that join.
 	Seccomp      []byte `json:"seccomp,omitempty"`
 	SeccompFlags uint32 `json:"seccompFlags,omitempty"`
+	// Users says that the container is in a user namespace of its own.
+	Users bool `json:"users,omitempty"`
 }
 
 func (s *containerState) oci(id string, status specs.ContainerState, pid int) *specs.State {
@@ -70,6 +73,9 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 	// Written first, so that a server that is killed from here on leaves
 	// nothing that cannot be found.
 	state := &containerState{Cgroup: oci.CgroupPath(spec, r.ID), Bundle: r.Bundle, Annotations: spec.Annotations}
+	if l := spec.Linux; l != nil {
+		state.Users = slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+	}
 	if h := spec.Hooks; h != nil {
 		state.Poststart, state.Poststop = h.Poststart, h.Poststop
 	}
@@ -87,19 +93,31 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 			err = errors.Join(err, p.Group.Kill(clean), p.Group.Remove())
 		}
 	}()
-	if len(p.Result.Plan.Process.Seccomp) > 0 {
-		state.Seccomp, state.SeccompFlags = p.Result.Plan.Process.Seccomp, p.Result.Plan.Process.SeccompFlags
+	switch {
+	case p.Plan.Process.Notify: // the shim would have to talk to the agent
+		return 0, errors.New("linux.seccomp.listenerPath: not supported in pods")
+	case p.Plan.Shared:
+		return 0, errors.New("linux.namespaces: a mount namespace of its own is required in pods")
+	}
+	for _, w := range p.Plan.Process.Warnings {
+		c.log.Warn("container set up with a restriction", "container", r.ID, "err", w)
+	}
+	if len(p.Plan.Process.Seccomp) > 0 {
+		state.Seccomp, state.SeccompFlags = p.Plan.Process.Seccomp, p.Plan.Process.SeccompFlags
 		if err := writeJSON(filepath.Join(dir, stateName), state); err != nil {
 			return 0, err
 		}
 	}
 	request := &protocol.Request{Verb: protocol.Create, ID: r.ID, LogPath: r.LogPath, Terminal: spec.Process.Terminal,
 		Stdin: r.Stdin, StdinOnce: r.StdinOnce, OOMFile: p.Group.OOMFile(), CgroupPath: state.Cgroup, Launch: wireLaunch(p)}
-	fds := []int{p.Plan}
+	if err := p.Seal(); err != nil {
+		return 0, err
+	}
+	fds := []int{p.PlanFD}
 	if p.Entry.Dir >= 0 {
 		fds = append(fds, p.Entry.Dir)
 	}
-	fds = append(append(fds, p.Entry.Tasks...), p.Joins...)
+	fds = append(append(append(fds, p.Entry.Tasks...), p.Joins...), p.Extras...)
 	return c.launch(ctx, request, fds, spec, state)
 }
 
@@ -134,7 +152,8 @@ func (c *Client) launch(ctx context.Context, r *protocol.Request, fds []int, spe
 }
 
 func wireLaunch(p *oci.Prepared) protocol.Launch {
-	l := protocol.Launch{CloneFlags: uint64(p.CloneFlags), HasCgroup: p.Entry.Dir >= 0, Tasks: len(p.Entry.Tasks)}
+	l := protocol.Launch{CloneFlags: uint64(p.CloneFlags), HasCgroup: p.Entry.Dir >= 0, Tasks: len(p.Entry.Tasks), TimeOffsets: p.TimeOffsets,
+		OOMScoreAdj: p.OOMScoreAdj}
 	for _, n := range p.Join {
 		l.Join = append(l.Join, uint64(compile.CloneFlag(n.Type)))
 	}

@@ -70,9 +70,13 @@ func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := compile.Process(r.Process, nil, oci.Grantable())
+	p, err := compile.Process(r.Process, nil, oci.Host())
 	if err != nil {
 		return nil, nil, err
+	}
+	var score *int32
+	if state.Users {
+		score, p.OOMScoreAdj = p.OOMScoreAdj, nil
 	}
 	p.Seccomp, p.SeccompFlags, p.JoinMount = state.Seccomp, state.SeccompFlags, true
 	group, err := cgroup.Open(state.Cgroup)
@@ -84,7 +88,7 @@ func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
 		return nil, nil, err
 	}
 	request := &protocol.Request{Verb: protocol.Exec, ID: r.ID,
-		Launch: protocol.Launch{HasCgroup: entry.Dir >= 0, Tasks: len(entry.Tasks)}}
+		Launch: protocol.Launch{HasCgroup: entry.Dir >= 0, Tasks: len(entry.Tasks), OOMScoreAdj: score}}
 	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
 	fds := []int{planFD}
 	if entry.Dir >= 0 {

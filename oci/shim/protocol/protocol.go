@@ -87,6 +87,9 @@ type Launch struct {
 	Tasks      int
 	// Join are the CLONE_NEW flags of the attached namespaces.
 	Join []uint64
+	// TimeOffsets and OOMScoreAdj are launch.Process's.
+	TimeOffsets []string
+	OOMScoreAdj *int32
 }
 
 // IDMap is one line of a user namespace's mapping.
@@ -163,6 +166,8 @@ func (r *Request) Fields(c *wire.Codec) {
 	c.Bool(&l.HasCgroup)
 	wire.Num(c, &l.Tasks)
 	wire.Nums(c, &l.Join)
+	c.Strings(&l.TimeOffsets)
+	wire.Optional(c, &l.OOMScoreAdj, func(n *int32) { wire.Num(c, n) })
 	c.String(&r.LogPath)
 	c.Bool(&r.Terminal)
 	c.Bool(&r.Stdin)

@@ -32,6 +32,7 @@ type container struct {
 	state uint8
 	pid   int
 	pidfd int
+	enter int // CLONE_NEW flags of namespaces that an exec joins as well
 	sync  int // to the init, until it has exec'ed
 	start int // write end; one byte lets the init go
 	// creator and waiting are who asked for the change that is under way.
@@ -69,8 +70,8 @@ func (s *server) create(c *connection, r *protocol.Request, fds []int) error {
 	return nil
 }
 
-// attached sorts the descriptors of a launch into place; what is left are the
-// streams.
+// attached sorts the descriptors of a launch into place; what is left are an
+// exec's streams, or the init's further descriptors.
 func attached(l *protocol.Launch, fds []int, p *launch.Process) (planFD int, rest []int, err error) {
 	need := 1 + l.Tasks + len(l.Join)
 	if l.HasCgroup {
@@ -101,14 +102,19 @@ func idMap(list []protocol.IDMap) []syscall.SysProcIDMap {
 
 func (k *container) launch(r *protocol.Request, fds []int) error {
 	p := launch.Process{Exe: k.s.exe, Name: "yare-init", Role: launch.Container, CloneFlags: uintptr(r.Launch.CloneFlags),
-		UIDs: idMap(r.Launch.UIDs), GIDs: idMap(r.Launch.GIDs)}
-	planFD, _, err := attached(&r.Launch, fds, &p)
+		UIDs: idMap(r.Launch.UIDs), GIDs: idMap(r.Launch.GIDs), TimeOffsets: r.Launch.TimeOffsets, OOMScoreAdj: r.Launch.OOMScoreAdj}
+	planFD, extras, err := attached(&r.Launch, fds, &p)
 	if err != nil {
 		return err
 	}
 	if k.s.reaper >= 0 && r.Launch.CloneFlags&unix.CLONE_NEWPID == 0 && !slices.Contains(r.Launch.Join, unix.CLONE_NEWPID) {
 		p.Join = append(p.Join, launch.Namespace{FD: k.s.reaper, Flags: unix.CLONE_NEWPID})
 	}
+	k.enter = int(r.Launch.CloneFlags)
+	for _, flags := range r.Launch.Join {
+		k.enter |= int(flags)
+	}
+	k.enter &= unix.CLONE_NEWUSER | unix.CLONE_NEWTIME
 	child, err := k.io.open(r)
 	if err != nil {
 		return err
@@ -127,6 +133,7 @@ func (k *container) launch(r *protocol.Request, fds []int) error {
 	defer unix.Close(start[0])
 	k.start = start[1]
 	p.Files = []int{child.fds[0], child.fds[1], child.fds[2], planFD, sync[1], start[0]}
+	p.Files = append(p.Files, extras...)
 	k.pid, k.pidfd, err = launch.Start(p)
 	return err
 }

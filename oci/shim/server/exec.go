@@ -39,14 +39,14 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 	}
 	s.sessions++
 	e := &exec{s: s, session: s.sessions, client: c, serial: r.Serial, pidfd: -1, sync: -1, master: -1}
-	p := launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Exec}
+	p := launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Exec, OOMScoreAdj: r.Launch.OOMScoreAdj}
 	planFD, streams, err := attached(&r.Launch, fds, &p)
 	if err != nil {
 		return err
 	}
 	// The container's process is our child and not reaped, so its pidfd is
 	// its namespaces; the mount namespace is joined by the init itself.
-	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.AllButMount})
+	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.AllButMount | k.enter})
 	stdio := [3]int{s.null, s.null, s.null}
 	for i := range stdio {
 		if r.Streams&(1<<i) != 0 {
