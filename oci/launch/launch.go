@@ -185,8 +185,9 @@ func newTime(offsets []string) error {
 	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
 		return linux.Wrap("make", "time namespace", err)
 	}
+	file := "/proc/" + strconv.Itoa(unix.Gettid()) + "/timens_offsets" // thread-self has none
 	for _, line := range offsets {
-		if err := linux.WriteFile(unix.AT_FDCWD, "/proc/thread-self/timens_offsets", line); err != nil {
+		if err := linux.WriteFile(unix.AT_FDCWD, file, line); err != nil {
 			return err
 		}
 	}
