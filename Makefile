@@ -118,6 +118,11 @@ psa: build ## upstream's fixtures of the Pod Security Standards, against our API
 psa-accept: build ## the same, and keep what passes for the first time
 	go run -C test/psa . -yare '$(CURDIR)/bin/yare' -accept
 
+.PHONY: runtime-peers
+runtime-peers: build ## containerd and Podman, Debian's packages, with yare-oci as their runtime
+	@scripts/setup peers
+	go test -C test/runtimepeers -count=1 -timeout 30m -v . -runtime '$(CURDIR)/bin/yare-oci'
+
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does; read the difference
 	go test ./... -update

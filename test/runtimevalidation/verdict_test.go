@@ -30,7 +30,7 @@ func TestRead(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	good, bad := verdict{passed, ""}, verdict{failed, "no"}
-	results := []result{{"both", good, good}, {"neither", bad, bad}, {"ours", good, bad}, {"theirs", bad, good}, {"before", bad, bad}}
+	results := []result{{"both", good, good}, {"neither", bad, bad}, {"ours", good, bad}, {"theirs", bad, good}, {"pidfile", bad, good}, {"before", bad, bad}}
 	err := judge(results, []string{"before", "both"}, "runc")
 	if err == nil || err.Error() != "theirs passes for runc: no\nbefore has passed before: no" {
 		t.Errorf("got %v", err)
