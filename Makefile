@@ -23,6 +23,7 @@ build: init ## build bin/yare (and bin/kubectl, a link to it) and bin/yare-oci
 .PHONY: init
 init:
 	@go build -trimpath -ldflags='-s -w' -o oci/bin/yare-init ./oci/init
+	@sha256sum <oci/bin/yare-init >oci/bin/yare-init.sum
 
 .PHONY: setup
 setup: ## install what the tests need beyond Go, from Debian's packages
@@ -129,4 +130,4 @@ golden: ## rewrite the golden files from what the code does; read the difference
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin oci/bin/yare-init
+	rm -rf bin oci/bin/yare-init oci/bin/yare-init.sum

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,37 +36,9 @@ type Runtime struct {
 	Log  *slog.Logger
 }
 
-// record is state.json.
-type record struct {
-	ID          string            `json:"id"`
-	Bundle      string            `json:"bundle"`
-	Rootfs      string            `json:"rootfs"`
-	Pid         int               `json:"pid,omitempty"`
-	StartTime   uint64            `json:"startTime,omitempty"` // of Pid, against reuse
-	Created     time.Time         `json:"created"`
-	Cgroup      string            `json:"cgroup"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-	// Enter are CLONE_NEW flags of namespaces that further processes join, beyond launch.AllButMount.
-	Enter  int         `json:"enter,omitempty"`
-	Shared *sharedRoot `json:"shared,omitempty"`
-	// The spec is kept as it came, and read by those few verbs that need it.
-	Spec      json.RawMessage `json:"spec"`
-	Poststart []specs.Hook    `json:"poststart,omitempty"`
-	Poststop  []specs.Hook    `json:"poststop,omitempty"`
-}
-
-// spec reads the spec.
-func (c *record) spec() (*specs.Spec, error) {
-	s := new(specs.Spec)
-	if err := json.Unmarshal(c.Spec, s); err != nil {
-		return nil, fmt.Errorf("parse spec of container %s: %w", c.ID, err)
-	}
-	return s, nil
-}
-
 // Names in a container's state directory.
 const (
-	recordName  = "state.json"
+	recordName  = "state"
 	fifoName    = "start"   // there until the container is started
 	outcomeName = "outcome" // a fifo whose end is the exec, and before it a failure
 )
@@ -84,42 +55,6 @@ func validID(id string) bool {
 }
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
-
-func (r *Runtime) load(id string) (*record, error) {
-	if !validID(id) {
-		return nil, fmt.Errorf("container %q: invalid identifier", id)
-	}
-	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("container %s: %w", id, ErrNotExist)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("load container %s: %w", id, err)
-	}
-	c := new(record)
-	if err := json.Unmarshal(b, c); err != nil {
-		return nil, fmt.Errorf("parse state of container %s: %w", id, err)
-	}
-	return c, nil
-}
-
-func (r *Runtime) save(c *record) error {
-	b, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("encode state: %w", err)
-	}
-	path := filepath.Join(r.dir(c.ID), recordName)
-	if c.Pid == 0 { // the first: nobody can have read anything
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			return fmt.Errorf("save container %s: %w", c.ID, err)
-		}
-		return nil
-	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return fmt.Errorf("save container %s: %w", c.ID, err)
-	}
-	return os.Rename(path+".new", path)
-}
 
 // status asks the kernel; the record only says who to ask about.
 func (r *Runtime) status(c *record) (specs.ContainerState, error) {
@@ -160,14 +95,6 @@ func (r *Runtime) require(verb, id string, states ...specs.ContainerState) (*rec
 		return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrNotRunning, status)
 	}
 	return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrState, status)
-}
-
-func (c *record) state(status specs.ContainerState) *specs.State {
-	s := &specs.State{Version: specs.Version, ID: c.ID, Status: status, Bundle: c.Bundle, Annotations: c.Annotations}
-	if status != specs.StateStopped {
-		s.Pid = c.Pid
-	}
-	return s
 }
 
 // State is the answer to the verb state.

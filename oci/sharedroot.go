@@ -13,10 +13,10 @@ import (
 // mounts lies below one mount on its root directory, which did not have it before.
 type sharedRoot struct {
 	// Namespace is the joined namespace, "" the runtime's own; ID is its inode.
-	Namespace string `json:"namespace,omitempty"`
-	ID        uint64 `json:"id,omitempty"`
+	Namespace string
+	ID        uint64
 	// Before is the id of the mount that the directory was part of.
-	Before uint64 `json:"before"`
+	Before uint64
 }
 
 // shareRoot notes what is mounted at the root before the container is set up; nil for one with its own mount namespace.

@@ -48,14 +48,14 @@ type app struct {
 
 	runtime *oci.Runtime
 	log     *os.File
-	// program makes the container init ready.
-	program func() (*oci.Init, error)
+	// program makes the container init ready; it may keep things in the folder.
+	program func(dir string) (*oci.Init, error)
 }
 
 // Command returns the command "oci" with all its verbs. Version is what --version prints.
-func Command(version string) *cobra.Command { return command(version, oci.OpenInit) }
+func Command(version string) *cobra.Command { return command(version, oci.OpenInitIn) }
 
-func command(version string, program func() (*oci.Init, error)) *cobra.Command {
+func command(version string, program func(dir string) (*oci.Init, error)) *cobra.Command {
 	a := &app{program: program}
 	c := &cobra.Command{
 		Use: "oci", Version: version, Short: "Create and run containers from OCI bundles, with runc's command line",
@@ -162,7 +162,7 @@ func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Co
 
 // openInit makes the container init ready, for the verbs that start processes.
 func (a *app) openInit() (done func(), err error) {
-	i, err := a.program()
+	i, err := a.program(a.root)
 	if err != nil {
 		return nil, err
 	}

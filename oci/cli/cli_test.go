@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 func program(init string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	c := command("test", func() (*oci.Init, error) {
+	c := command("test", func(string) (*oci.Init, error) {
 		b, err := os.ReadFile(init)
 		if err != nil {
 			return nil, err

@@ -14,6 +14,7 @@ package wire
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 )
 
 // ErrCorrupt means that the bytes are not an encoding of the type.
@@ -127,6 +128,34 @@ func List[T any](c *Codec, v *[]T, element func(*T)) {
 	}
 	for i := range *v {
 		element(&(*v)[i])
+	}
+}
+
+// Fail ends the encoding or decoding with an error.
+func (c *Codec) Fail(err error) {
+	if c.err == nil {
+		c.err, c.buf = err, nil
+	}
+}
+
+// StringMap visits a map of strings, in the order of its keys.
+func StringMap(c *Codec, v *map[string]string) {
+	var keys []string
+	for k := range *v {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	type pair struct{ key, value string }
+	list := make([]pair, len(keys))
+	for i, k := range keys {
+		list[i] = pair{k, (*v)[k]}
+	}
+	List(c, &list, func(p *pair) { c.String(&p.key); c.String(&p.value) })
+	if c.reading && len(list) > 0 {
+		*v = make(map[string]string, len(list))
+		for _, p := range list {
+			(*v)[p.key] = p.value
+		}
 	}
 }
 

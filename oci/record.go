@@ -1,0 +1,123 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/yare-dev/yare/oci/wire"
+)
+
+// record is what is kept of a container. It is not JSON: every verb reads it, and encoding/json would take longer to look at
+// the types than all else that most verbs do.
+type record struct {
+	ID          string
+	Bundle      string
+	Rootfs      string
+	Pid         int
+	StartTime   uint64 // of Pid, against reuse
+	Created     time.Time
+	Cgroup      string
+	Annotations map[string]string
+	// Enter are CLONE_NEW flags of namespaces that further processes join, beyond launch.AllButMount.
+	Enter  int
+	Shared *sharedRoot
+	// The spec is kept as it came, and read by those few verbs that need it.
+	Spec      []byte
+	Poststart []specs.Hook
+	Poststop  []specs.Hook
+}
+
+// recordVersion changes when the fields do.
+const recordVersion = "yare-oci-1"
+
+// Fields implements wire.Message.
+func (c *record) Fields(w *wire.Codec) {
+	version := recordVersion
+	w.String(&version)
+	if version != recordVersion {
+		w.Fail(fmt.Errorf("of another version: %q", version))
+		return
+	}
+	for _, s := range []*string{&c.ID, &c.Bundle, &c.Rootfs, &c.Cgroup} {
+		w.String(s)
+	}
+	wire.Num(w, &c.Pid)
+	w.Uint64(&c.StartTime)
+	nanos := c.Created.UnixNano()
+	wire.Num(w, &nanos)
+	c.Created = time.Unix(0, nanos).UTC()
+	wire.StringMap(w, &c.Annotations)
+	wire.Num(w, &c.Enter)
+	wire.Optional(w, &c.Shared, func(s *sharedRoot) { w.String(&s.Namespace); w.Uint64(&s.ID); w.Uint64(&s.Before) })
+	w.Bytes(&c.Spec)
+	hookFields(w, &c.Poststart)
+	hookFields(w, &c.Poststop)
+}
+
+func hookFields(w *wire.Codec, list *[]specs.Hook) {
+	wire.List(w, list, func(h *specs.Hook) {
+		w.String(&h.Path)
+		w.Strings(&h.Args)
+		w.Strings(&h.Env)
+		wire.Optional(w, &h.Timeout, func(n *int) { wire.Num(w, n) })
+	})
+}
+
+// spec reads the spec.
+func (c *record) spec() (*specs.Spec, error) {
+	s := new(specs.Spec)
+	if err := json.Unmarshal(c.Spec, s); err != nil {
+		return nil, fmt.Errorf("parse spec of container %s: %w", c.ID, err)
+	}
+	return s, nil
+}
+
+func (c *record) state(status specs.ContainerState) *specs.State {
+	s := &specs.State{Version: specs.Version, ID: c.ID, Status: status, Bundle: c.Bundle, Annotations: c.Annotations}
+	if status != specs.StateStopped {
+		s.Pid = c.Pid
+	}
+	return s
+}
+
+func (r *Runtime) load(id string) (*record, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("container %q: invalid identifier", id)
+	}
+	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load container %s: %w", id, err)
+	}
+	if len(b) == 0 { // about to be written
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotExist)
+	}
+	c := new(record)
+	if err := wire.Unmarshal(b, c); err != nil {
+		return nil, fmt.Errorf("parse state of container %s: %w", id, err)
+	}
+	return c, nil
+}
+
+func (r *Runtime) save(c *record) error {
+	b := wire.Marshal(c)
+	path := filepath.Join(r.dir(c.ID), recordName)
+	if c.Pid == 0 { // the first: nobody can have read anything
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			return fmt.Errorf("save container %s: %w", c.ID, err)
+		}
+		return nil
+	}
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return fmt.Errorf("save container %s: %w", c.ID, err)
+	}
+	return os.Rename(path+".new", path)
+}
