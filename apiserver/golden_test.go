@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -43,7 +44,8 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := session(t, string(want))
+			var got []byte
+			synctest.Test(t, func(t *testing.T) { got = session(t, string(want)) }) // where all happens in the same second
 			if *update {
 				if err := os.WriteFile(f, got, 0o644); err != nil {
 					t.Fatal(err)

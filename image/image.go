@@ -177,7 +177,7 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 	if err := s.remove(m.ID); err != nil {
 		return err
 	}
-	return s.sweep(false)
+	return s.sweep()
 }
 
 func (s *Store) remove(id string) error {
@@ -228,5 +228,5 @@ func (s *Store) Prune(ctx context.Context) ([]*Image, error) {
 		}
 		removed = append(removed, im)
 	}
-	return removed, s.sweep(false)
+	return removed, s.sweep()
 }

@@ -94,7 +94,7 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 		}
 		s.overlay = err == nil
 	}
-	if err := s.sweep(true); err != nil {
+	if err := s.sweep(); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	return s, nil
@@ -117,7 +117,7 @@ func (s *Store) share() (release func(), err error) {
 	return func() {
 		f.Close()
 		if s.sweepDue.Load() {
-			if err := s.sweep(false); err != nil {
+			if err := s.sweep(); err != nil {
 				s.log.Warn("image store not swept", "err", err)
 			}
 		}
@@ -141,10 +141,10 @@ func (s *Store) lock(how int) (*os.File, error) {
 	}
 }
 
-// sweep removes layers that neither an image nor a snapshot refers to, and with
-// leftovers also what interrupted operations left in tmp/. When somebody is
-// adding it is put off.
-func (s *Store) sweep(leftovers bool) error {
+// sweep removes layers that neither an image nor a snapshot refers to, and
+// what interrupted operations left in tmp/. When somebody is adding it is put off
+// until that is done.
+func (s *Store) sweep() error {
 	lock, err := s.lock(unix.LOCK_EX | unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		s.sweepDue.Store(true)
@@ -154,7 +154,7 @@ func (s *Store) sweep(leftovers bool) error {
 		return err
 	}
 	s.sweepDue.Store(false)
-	trash, err := s.unreachable(leftovers)
+	trash, err := s.unreachable()
 	lock.Close()
 	for _, t := range trash {
 		err = errors.Join(err, os.RemoveAll(t))
@@ -167,15 +167,13 @@ func (s *Store) sweep(leftovers bool) error {
 
 // unreachable moves unreferenced layers to tmp/ and returns what can be deleted
 // without the lock. Preconditions: the lock is held exclusively.
-func (s *Store) unreachable(leftovers bool) (trash []string, err error) {
-	if leftovers {
-		old, err := os.ReadDir(s.path("tmp"))
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range old {
-			trash = append(trash, s.path("tmp", e.Name()))
-		}
+func (s *Store) unreachable() (trash []string, err error) {
+	old, err := os.ReadDir(s.path("tmp"))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range old { // all of operations that are over: they hold the lock
+		trash = append(trash, s.path("tmp", e.Name()))
 	}
 	live, err := s.liveLayers()
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 )
 
@@ -137,11 +139,38 @@ func TestRemoveWhileUsed(t *testing.T) {
 	if err := s.Unmount(t.Context(), "k"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.sweep(false); err != nil {
+	if err := s.sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if u, err := s.Usage(); err != nil || u != (Usage{}) {
 		t.Errorf("usage after all is gone: %+v, %v", u, err)
+	}
+}
+
+// A server that was killed while it started a shim may leave its lock with the child for a moment: what it left in tmp/ is
+// then removed later.
+func TestLeftoversWait(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	lock, err := s.lock(unix.LOCK_SH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(s.path("tmp", "trash-1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err = Open(Config{Dir: s.dir}, s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+	release, err := s.share()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if left, err := os.ReadDir(s.path("tmp")); err != nil || len(left) != 0 {
+		t.Errorf("left in tmp: %v, %v", left, err)
 	}
 }
 
