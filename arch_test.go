@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -263,6 +264,20 @@ func TestIdioms(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// The OCI runtime's own program is started once per verb: it links neither Kubernetes nor another component.
+func TestRuntimeProgram(t *testing.T) {
+	deps, err := exec.Command("go", "list", "-deps", "./cmd/yare-oci").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(deps)) {
+		ours, own := strings.CutPrefix(p, module)
+		if own && !below(ours, "oci") && !below(ours, "linux") && ours != "cmd/yare-oci" || strings.HasPrefix(p, "k8s.io/") || strings.HasPrefix(p, "sigs.k8s.io/") {
+			t.Errorf("cmd/yare-oci links %s: it is to stay small", p)
+		}
 	}
 }
 

@@ -73,7 +73,7 @@ func command(version string, program func(dir string) (*oci.Init, error)) *cobra
 	f.BoolVar(&a.systemd, "systemd-cgroup", false, "not supported: cgroups are made directly")
 	f.StringVar(&a.rootless, "rootless", "auto", "only auto and false are supported")
 	c.AddCommand(a.create(), a.run(), a.start(), a.state(), a.kill(), a.delete(), a.exec(), a.list(), a.ps(), a.events(),
-		a.pause(), a.resume(), a.update(), a.spec(), a.features())
+		a.pause(), a.resume(), a.update(), a.spec(), a.features(), a.absent("checkpoint"), a.absent("restore"))
 	return c
 }
 

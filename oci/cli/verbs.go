@@ -297,6 +297,14 @@ func (a *app) spec() *cobra.Command {
 	return c
 }
 
+// absent is a verb of runc's that there is not, on purpose: an image of a process is code and memory from elsewhere.
+func (a *app) absent(verb string) *cobra.Command {
+	return &cobra.Command{Use: verb, Short: "Not supported", Hidden: true, DisableFlagParsing: true,
+		RunE: a.verb(func(*cobra.Command, []string) error {
+			return fmt.Errorf("%s is not supported: checkpoints are neither written nor restored", verb)
+		})}
+}
+
 func (a *app) features() *cobra.Command {
 	return &cobra.Command{Use: "features", Short: "Print what the runtime can do", Args: cobra.NoArgs,
 		RunE: a.verb(func(c *cobra.Command, _ []string) error { return printJSON(c, oci.Features()) })}

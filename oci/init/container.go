@@ -229,10 +229,19 @@ func (s *setup) pivot(p *plan.Container) error {
 		}
 		return linux.Wrap("enter", "/", unix.Chdir("/"))
 	}
-	// Stacks the old root on top of the new one; the working directory is
-	// then the old root, which is taken off, with nothing propagated back.
+	// Stacks the old root on top of the new one. It is entered by descriptor
+	// (the working directory is still the new one) and taken off, with nothing
+	// propagated back.
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return linux.Wrap("open", "old root", err)
+	}
+	defer unix.Close(old)
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return linux.Wrap("pivot", "root", err)
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return linux.Wrap("enter", "old root", err)
 	}
 	if err := unix.Mount("", ".", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return linux.Wrap("detach", "old root", err)

@@ -29,6 +29,7 @@ type bench struct {
 	peer    *target // upstream's, beside it
 	endPeer func()
 	pods    []string
+	oci     map[string][]float64 // run and delete by runtime
 }
 
 const name = "bench"

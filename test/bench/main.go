@@ -96,7 +96,7 @@ func rows() []row {
 		{name: "binary", unit: "MB", budget: 110, goal: 90, run: binarySize},
 		{name: "empty folder to Ready and DNS", unit: "s", budget: 0.8, goal: 0.6, run: coldUp},
 		{name: "restart", unit: "s", budget: 0.5, goal: 0.4, run: restart},
-		{name: "OCI run and delete, no-op", unit: "ms", goal: 5, run: ociRun("yare")},
+		{name: "OCI run and delete, no-op", unit: "ms", goal: 5, run: ociRun("yare-oci")},
 		{name: "  the same by runc", unit: "ms", run: ociRun("runc")},
 		{name: "  the same by crun", unit: "ms", run: ociRun("crun")},
 		{name: "pod create to Running, one by one", unit: "ms", budget: 60, goal: 20, run: podsOneByOne},

@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -162,71 +158,4 @@ func deleteAtOnce(ctx context.Context, b *bench) ([]float64, error) {
 	}
 	b.pods = nil
 	return []float64{seconds(time.Since(begin))}, nil
-}
-
-// ociRun measures an OCI runtime's command line with a bundle whose program does nothing.
-func ociRun(runtime string) func(context.Context, *bench) ([]float64, error) {
-	return func(ctx context.Context, b *bench) ([]float64, error) {
-		command := []string{runtime}
-		if runtime == "yare" {
-			command = []string{b.yare, "oci"}
-		} else if _, err := exec.LookPath(runtime); err != nil {
-			return nil, fmt.Errorf("not installed")
-		}
-		bundle, err := os.MkdirTemp("", "yare-bench-bundle-")
-		if err != nil {
-			return nil, err
-		}
-		defer os.RemoveAll(bundle)
-		if err := makeBundle(bundle, runtime); err != nil {
-			return nil, err
-		}
-		root := filepath.Join(bundle, "state")
-		var v []float64
-		for i := range 5 * b.runs {
-			args := append(command[1:len(command):len(command)], "--root", root, "run", "--bundle", bundle, fmt.Sprintf("bench-%s-%d", runtime, i))
-			begin := time.Now()
-			if out, err := exec.CommandContext(ctx, command[0], args...).CombinedOutput(); err != nil {
-				return nil, fmt.Errorf("%w: %s", err, out)
-			}
-			v = append(v, millis(time.Since(begin)))
-		}
-		return v, nil
-	}
-}
-
-func makeBundle(bundle, runtime string) error {
-	bin := filepath.Join(bundle, "rootfs", "bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return err
-	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return fmt.Errorf("busybox-static is needed: make setup")
-	}
-	text, err := os.ReadFile(busybox)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(bin, "true"), text, 0o755); err != nil {
-		return err
-	}
-	spec := map[string]any{
-		"ociVersion": "1.0.2",
-		"process":    map[string]any{"user": map[string]any{"uid": 0, "gid": 0}, "args": []string{"/bin/true"}, "cwd": "/", "env": []string{"PATH=/bin"}},
-		"root":       map[string]any{"path": "rootfs"},
-		"mounts": []any{
-			map[string]any{"destination": "/proc", "type": "proc", "source": "proc"},
-			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},
-		},
-		"linux": map[string]any{
-			"cgroupsPath": "/yare-bench-" + runtime, // one level: what the runtime removes is all that was made
-			"namespaces":  []any{map[string]any{"type": "pid"}, map[string]any{"type": "mount"}, map[string]any{"type": "ipc"}, map[string]any{"type": "uts"}, map[string]any{"type": "network"}},
-		},
-	}
-	config, err := json.Marshal(spec)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o644)
 }
