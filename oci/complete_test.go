@@ -2,6 +2,7 @@ package oci_test
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,17 +21,19 @@ func TestMountOptions(t *testing.T) {
 	h := newHost(t)
 	source := t.TempDir()
 	below := filepath.Join(source, "below")
-	if err := os.Mkdir(below, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", below, "tmpfs", 0, "size=4k"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.Unmount(below, 0); err != nil {
-			t.Error(err)
+	for _, dir := range []string{source, below} { // shared, so that there is somebody to be a slave of
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
 		}
-	}()
+		if err := errors.Join(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"), unix.Mount("", dir, "", unix.MS_SHARED, "")); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
 	for _, tt := range []struct {
 		options      string // of a bind mount
 		mount, under string // options that the mounts must have; with ! in front must not
@@ -46,6 +49,7 @@ func TestMountOptions(t *testing.T) {
 		{"rbind,shared", "", "", "shared:"},
 		{"rbind,rslave", "", "", "master:"},
 		{"rbind,private", "", "", "!shared:"},
+		{"rbind,rprivate", "", "", "!master:"},
 		{"bind,unbindable", "", "", "unbindable"},
 		{"bind,sync,iversion,silent,mode=755", "", "", ""}, // the file system's: without effect on a bind mount
 	} {
