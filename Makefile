@@ -124,6 +124,10 @@ runtime-peers: build ## containerd and Podman, Debian's packages, with yare-oci 
 	@scripts/setup peers
 	go test -C test/runtimepeers -count=1 -timeout 30m -v . -runtime '$(CURDIR)/bin/yare-oci'
 
+.PHONY: mutants
+mutants: init setup ## take protections out one by one: the tests of security classes must be red
+	go run -C test/mutants .
+
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does; read the difference
 	go test ./... -update

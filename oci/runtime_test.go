@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -227,64 +226,6 @@ func hooksWithShell(change func(*specs.Spec)) func(*specs.Spec) {
 		h := &s.Hooks.CreateRuntime[0]
 		h.Args = append([]string{"busybox"}, h.Args[1:]...)
 	}
-}
-
-// TestSecurity has one case per class of escape that set-up could allow.
-func TestSecurity(t *testing.T) {
-	t.Parallel()
-	h := newHost(t)
-	t.Run("program cannot be written", func(t *testing.T) {
-		// CVE-2019-5736: a container whose program is the init itself.
-		code, out := h.run(nil, "/proc/self/exe")
-		if code == 0 || strings.Contains(out, "panic") {
-			t.Errorf("got code %d, %q", code, out)
-		}
-	})
-	t.Run("dev is a link", func(t *testing.T) { // CVE-2026-41579
-		outside := t.TempDir()
-		if err := os.Remove(filepath.Join(h.root, "dev")); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(outside, filepath.Join(h.root, "dev")); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			_ = os.Remove(filepath.Join(h.root, "dev"))
-			_ = os.Mkdir(filepath.Join(h.root, "dev"), 0o755)
-		}()
-		null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer null.Close()
-		pid, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "true"), Files: []*os.File{null, null, null}})
-		if err == nil {
-			if err := h.Delete(t.Context(), "c", true); err != nil {
-				t.Error(err)
-			}
-			wait(t, pid)
-		}
-		if entries, err := os.ReadDir(outside); err != nil || len(entries) > 0 {
-			t.Errorf("made outside of the root: %v, %v", entries, err)
-		}
-	})
-	t.Run("mount inside proc", func(t *testing.T) { // CVE-2019-19921 and its kin
-		change := func(s *specs.Spec) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/self/attr", Type: "tmpfs", Source: "tmpfs"})
-		}
-		_, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(change, "true"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
-		if err == nil || !strings.Contains(err.Error(), "prohibited") {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("working directory outside", func(t *testing.T) { // CVE-2024-21626
-		change := func(s *specs.Spec) { s.Process.Cwd = "/proc/self/fd/7" }
-		_, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(change, "true"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
-		if err == nil {
-			t.Error("entered a descriptor of the host")
-			_ = h.Delete(t.Context(), "c", true)
-		}
-	})
 }
 
 func BenchmarkRunDelete(b *testing.B) {
