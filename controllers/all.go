@@ -11,6 +11,7 @@ import (
 	"github.com/yare-dev/yare/controllers/disruption"
 	"github.com/yare-dev/yare/controllers/endpoints"
 	"github.com/yare-dev/yare/controllers/endpointslice"
+	"github.com/yare-dev/yare/controllers/endpointslicemirroring"
 	"github.com/yare-dev/yare/controllers/garbagecollector"
 	"github.com/yare-dev/yare/controllers/job"
 	"github.com/yare-dev/yare/controllers/namespace"
@@ -52,6 +53,7 @@ func List(d Deps) []*reconcile.Controller {
 	list := []*reconcile.Controller{
 		endpoints.New(d.Deps),
 		endpointslice.New(d.Deps),
+		endpointslicemirroring.New(d.Deps),
 		replicaset.NewReplicationController(d.Deps),
 		podgc.New(d.Deps, podgc.Threshold),
 		resourcequota.New(d.Deps, api.Stored()),

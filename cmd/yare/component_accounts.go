@@ -90,6 +90,8 @@ func accountOf(controller string) string {
 		return "service-account-controller"
 	case "garbage-collector-controller":
 		return "generic-garbage-collector"
+	case "endpointslice-mirroring-controller":
+		return "endpointslicemirroring-controller"
 	case "replicationcontroller-controller":
 		return "replication-controller"
 	case "daemonset-controller":
