@@ -8,9 +8,11 @@
 // once (assumed), while bindings are written beside it. cluster, plugins, place.go and queue.go are pure: they read no clock
 // and block on nothing.
 //
-// Vocabulary: a pod is placed when a node was chosen, bound when the API has it.
+// Vocabulary: a pod is placed when a node was chosen, bound when the API has it. When a pod fits nowhere, others may have to go
+// for it: its victims, who are deleted gracefully; it is promised their node (status.nominatedNodeName) and tried again
+// when they are gone.
 //
-// Not built yet, and not pretended: preemption, extenders, volumes that need claims (such pods stay pending and say why).
+// Not built yet, and not pretended: extenders, volumes that need claims (such pods stay pending and say why).
 package scheduler
 
 import (
@@ -24,6 +26,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -52,6 +55,9 @@ type Scheduler struct {
 	queue   *queue
 	placer  *placer
 
+	promises promises
+	budgets  map[api.Key]*budget
+
 	changes chan client.Event
 	results chan result
 	writing int // writes under way
@@ -74,6 +80,7 @@ func New(c Config) *Scheduler {
 	}
 	return &Scheduler{
 		c: c, cluster: cluster.New(), queue: newQueue(), placer: newPlacer(c.Seed),
+		promises: promises{}, budgets: map[api.Key]*budget{},
 		changes: make(chan client.Event, 1024), results: make(chan result, maxWrites),
 	}
 }
@@ -86,7 +93,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer s.wg.Wait()
 	defer cancel(nil)
-	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodKind}
+	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.PodKind}
 	for _, k := range kinds {
 		s.wg.Go(func() {
 			if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {
@@ -154,18 +161,45 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 	if err != nil {
 		f = &failure{nodes: s.cluster.Count, fault: err}
 	} else {
-		slot, f = s.placer.place(s.cluster, p)
+		slot, f = s.place(p)
 	}
 	pod := it.pod
 	if f != nil {
+		var promised string
+		var evict func(context.Context) error
+		if f.fault == nil && f.nodes > 0 {
+			promised, evict = s.preempt(p, f)
+		}
 		s.queue.fail(it, f.wakes, now)
-		s.write(nil, func() error { return s.refuse(ctx, pod, f.Error()) })
+		s.write(nil, func() error {
+			var err error
+			if evict != nil {
+				err = evict(ctx)
+			}
+			return errors.Join(err, s.refuse(ctx, pod, f.Error(), promised))
+		})
 		return
 	}
+	delete(s.promises, p.UID)
 	node := s.cluster.Nodes[slot].Name
 	s.cluster.SetPod(p, node)
 	s.queue.wake(plugins.PodAdded, now)
 	s.write(it, func() error { return s.bind(ctx, pod, node) })
+}
+
+// place returns the best slot for a pod, on which pods count that were promised it. Where the pod fits only because of
+// these, it has to wait for them.
+func (s *Scheduler) place(p *cluster.Pod) (int, *failure) {
+	if len(s.promises) == 0 {
+		return s.placer.place(s.cluster, p)
+	}
+	undo := s.promises.keep(s.cluster, p.Pod)
+	slot, f := s.placer.place(s.cluster, p)
+	undo()
+	if f == nil && !(&preemptor{pl: s.placer, c: s.cluster, pod: p}).fits(slot) {
+		return s.placer.place(s.cluster, p)
+	}
+	return slot, f
 }
 
 func (s *Scheduler) write(binding *item, f func() error) {
@@ -207,16 +241,21 @@ func (s *Scheduler) bind(ctx context.Context, p *corev1.Pod, node string) error 
 	return nil
 }
 
-// refuse writes why a pod cannot be placed.
-func (s *Scheduler) refuse(ctx context.Context, p *corev1.Pod, message string) error {
+// refuse writes why a pod cannot be placed, and which node it was promised.
+func (s *Scheduler) refuse(ctx context.Context, p *corev1.Pod, message, promised string) error {
 	s.c.Events.Event(p, corev1.EventTypeWarning, "FailedScheduling", message)
 	now := metav1.NewTime(time.Now())
-	_, err := client.Mutate(ctx, s.c.Client, p, "status", func(p *corev1.Pod) {
+	change := func(p *corev1.Pod) {
+		p.Status.NominatedNodeName = promised
 		api.SetPodCondition(&p.Status, corev1.PodCondition{
 			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable,
 			Message: message, ObservedGeneration: p.Generation, LastTransitionTime: now,
 		})
-	})
+	}
+	if promised != "" {
+		return s.status(ctx, p, change) // others went for it: that must be seen
+	}
+	_, err := client.Mutate(ctx, s.c.Client, p, "status", change)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || ctx.Err() != nil {
 		return nil // it is gone, or has changed and comes again
 	}
@@ -230,6 +269,12 @@ func (s *Scheduler) take(e *client.Event, now time.Time) plugins.Change {
 		return s.takePod(o, e.Op == client.Deleted, now)
 	case *corev1.Node:
 		return s.takeNode(o, e.Op == client.Deleted)
+	case *policyv1.PodDisruptionBudget:
+		if e.Op == client.Deleted {
+			delete(s.budgets, api.KeyOf(o))
+		} else {
+			s.budgets[api.KeyOf(o)] = newBudget(o)
+		}
 	case *corev1.Namespace:
 		if e.Op == client.Deleted {
 			s.cluster.RemoveNamespace(o.Name)
@@ -276,7 +321,7 @@ func difference(old, now *corev1.Node) (c plugins.Change) {
 func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.Change {
 	switch {
 	case deleted || api.PodTerminal(p):
-		s.queue.remove(p.UID)
+		s.forget(p)
 		if s.cluster.RemovePod(p.UID) {
 			return plugins.PodRemoved
 		}
@@ -284,15 +329,26 @@ func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.
 		return s.takeBound(p)
 	case p.Spec.SchedulerName != s.c.Profile:
 	case p.DeletionTimestamp != nil:
-		s.queue.remove(p.UID)
+		s.forget(p)
 	default:
+		var old *corev1.Pod
+		if it := s.queue.pods[p.UID]; it != nil {
+			old = it.pod
+		}
+		s.promises.note(old, p)
 		s.queue.set(p, now)
 	}
 	return 0
 }
 
-func (s *Scheduler) takeBound(p *corev1.Pod) plugins.Change {
+// forget takes a pod out of what waits for a node.
+func (s *Scheduler) forget(p *corev1.Pod) {
 	s.queue.remove(p.UID)
+	delete(s.promises, p.UID)
+}
+
+func (s *Scheduler) takeBound(p *corev1.Pod) plugins.Change {
+	s.forget(p)
 	old := s.cluster.Placed(p.UID)
 	if old != nil && old.On() == p.Spec.NodeName && sameToOthers(old.Pod, p) {
 		old.Pod = p // bound, where it was assumed

@@ -10,6 +10,7 @@
 package cluster
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -296,6 +297,9 @@ func (c *Cluster) RemovePod(uid types.UID) bool {
 
 // Placed returns a pod that was set, nil when there is none of this UID.
 func (c *Cluster) Placed(uid types.UID) *Pod { return c.pods[uid] }
+
+// On returns the pods that were set on the node, in no order.
+func (c *Cluster) On(node string) iter.Seq2[types.UID, *Pod] { return maps.All(c.onNode[node]) }
 
 // On returns the node that the pod was set on.
 func (p *Pod) On() string { return p.node }
