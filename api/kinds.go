@@ -214,6 +214,7 @@ var (
 		FlowSchemaKind, PriorityLevelConfigurationKind,
 		MutatingWebhookConfigurationKind, ValidatingWebhookConfigurationKind, ValidatingAdmissionPolicyKind,
 		ValidatingAdmissionPolicyBindingKind, MutatingAdmissionPolicyKind, MutatingAdmissionPolicyBindingKind,
+		DeviceClassKind, DeviceTaintRuleKind, ResourceClaimKind, ResourceClaimTemplateKind, ResourceSliceKind,
 		StorageVersionMigrationKind, APIServiceKind, CustomResourceDefinitionKind,
 	}
 	sent = []*Kind{

@@ -48,7 +48,7 @@ func validatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissi
 			}
 			return d.mayReadKind(ctx, now.Spec.ParamKind, was)
 		},
-		PrepareStatus: func(now, old policy) { keepMeta(now, old) },
+		StrictStatus: true,
 		ValidateStatus: func(now, _ policy) field.ErrorList {
 			at := field.NewPath("status")
 			return append(typeWarnings(now.Status.TypeChecking, at.Child("typeChecking", "expressionWarnings")),

@@ -36,9 +36,9 @@ func apiServices() *rest.Resource[*apiregistrationv1.APIService] {
 				setPtr(&s.Spec.Service.Port, 443)
 			}
 		},
-		Prepare:       func(s service) { s.Status.Conditions = []apiregistrationv1.APIServiceCondition{availability(s)} },
-		Validate:      validateAPIService,
-		PrepareStatus: func(now, old service) { keepMeta(now, old) },
+		Prepare:      func(s service) { s.Status.Conditions = []apiregistrationv1.APIServiceCondition{availability(s)} },
+		Validate:     validateAPIService,
+		StrictStatus: true,
 		ValidateStatus: func(now, _ service) (errs field.ErrorList) {
 			known := []apiregistrationv1.ConditionStatus{apiregistrationv1.ConditionTrue, apiregistrationv1.ConditionFalse, apiregistrationv1.ConditionUnknown}
 			for i, c := range now.Status.Conditions {
@@ -85,10 +85,17 @@ func availability(s *apiregistrationv1.APIService) apiregistrationv1.APIServiceC
 
 func validateAPIService(s *apiregistrationv1.APIService) field.ErrorList {
 	spec, at := &s.Spec, field.NewPath("spec")
-	name := field.NewPath("metadata", "name")
-	errs := texts(name, s.Name, content.IsPathSegmentName(s.Name))
-	if want := spec.Version + "." + spec.Group; len(errs) == 0 && s.Name != want {
-		errs = append(errs, field.Invalid(name, s.Name, fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want)))
+	var errs field.ErrorList
+	for part, name := range map[string]string{"generateName": s.GenerateName, "name": s.Name} {
+		at := field.NewPath("metadata", part)
+		if name == "" {
+			continue
+		}
+		if msgs := content.IsPathSegmentName(name); len(msgs) > 0 {
+			errs = append(errs, texts(at, name, msgs)...)
+		} else if want := spec.Version + "." + spec.Group; name != want {
+			errs = append(errs, field.Invalid(at, name, fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want)))
+		}
 	}
 	if spec.Group == "" && spec.Version != "v1" {
 		errs = append(errs, field.Required(at.Child("group"), "only v1 may have an empty group and it better be legacy kube"))

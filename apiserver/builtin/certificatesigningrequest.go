@@ -39,6 +39,7 @@ func certificateSigningRequests() *rest.Resource[*certificatesv1.CertificateSign
 		Name:         func(string, bool) []string { return nil },
 		NoGeneration: true,
 		NoStatus:     true, // two subresources write it, each its part
+		Reset:        map[string][]string{"": {"spec", "status"}, "status": {"spec", "status.conditions"}, "approval": {"spec", "status.certificate"}},
 		PrepareFor: func(ctx context.Context, r csr) {
 			u := authn.UserFrom(ctx)
 			r.Spec.Username, r.Spec.UID, r.Spec.Groups, r.Spec.Extra = u.Name, u.UID, slices.Clone(u.Groups), nil

@@ -98,14 +98,6 @@ func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, fals
 
 func isLabel(s string) []string { return apivalidation.NameIsDNSLabel(s, false) }
 
-// keepMeta sets back what a status write may not change of the metadata, for the kinds that are strict about it.
-func keepMeta(now, old metav1.Object) {
-	now.SetLabels(old.GetLabels())
-	now.SetAnnotations(old.GetAnnotations())
-	now.SetFinalizers(old.GetFinalizers())
-	now.SetOwnerReferences(old.GetOwnerReferences())
-}
-
 // deprecatedLabel is what users of a node label that is going away are told; it is empty for other labels.
 func deprecatedLabel(label string) string {
 	use := func(since, instead string) string {

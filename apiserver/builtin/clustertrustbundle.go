@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -29,7 +30,13 @@ func clusterTrustBundles() *rest.Resource[*certificatesv1.ClusterTrustBundle] {
 		NoGeneration:    true,
 		RequireRevision: true,
 		Validate: func(b bundle) (errs field.ErrorList) {
-			errs = texts(field.NewPath("metadata", "name"), b.Name, trustBundleName(b.Name, b.Spec.SignerName))
+			meta := field.NewPath("metadata")
+			if b.GenerateName != "" {
+				errs = texts(meta.Child("generateName"), b.GenerateName, trustBundleName(b.GenerateName, b.Spec.SignerName, true))
+			}
+			if b.Name != "" {
+				errs = append(errs, texts(meta.Child("name"), b.Name, trustBundleName(b.Name, b.Spec.SignerName, false))...)
+			}
 			if b.Spec.SignerName != "" {
 				errs = append(errs, signerName(b.Spec.SignerName, spec.Child("signerName"))...)
 			}
@@ -49,19 +56,19 @@ func clusterTrustBundles() *rest.Resource[*certificatesv1.ClusterTrustBundle] {
 	}
 }
 
-func trustBundleName(name, signer string) []string {
+func trustBundleName(name, signer string, prefix bool) []string {
 	if signer == "" {
 		if strings.Contains(name, ":") {
 			return []string{"ClusterTrustBundle without signer name must not have \":\" in its name"}
 		}
-		return isName(name)
+		return apivalidation.NameIsDNSSubdomain(name, prefix)
 	}
-	prefix := strings.ReplaceAll(signer, "/", ":") + ":"
-	rest, ok := strings.CutPrefix(name, prefix)
+	start := strings.ReplaceAll(signer, "/", ":") + ":"
+	rest, ok := strings.CutPrefix(name, start)
 	if !ok {
-		return []string{fmt.Sprintf("ClusterTrustBundle for signerName %s must be named with prefix %s", signer, prefix)}
+		return []string{fmt.Sprintf("ClusterTrustBundle for signerName %s must be named with prefix %s", signer, start)}
 	}
-	return isName(rest)
+	return apivalidation.NameIsDNSSubdomain(rest, prefix)
 }
 
 // trustAnchors checks that text is certificates of authorities, each once.

@@ -25,6 +25,7 @@ func csiDrivers() *rest.Resource[*storagev1.CSIDriver] {
 		return rest.Column[driver]{Name: name, Type: "boolean", Description: doc[field], Cell: func(d driver) any { return deref(get(d)) }}
 	}
 	return &rest.Resource[driver]{
+		AnswerDeleted:   true,
 		RequireRevision: true,
 		Default:         defaultCSIDriver,
 		// Upstream counts generations from the first update on.
@@ -135,6 +136,7 @@ func fsGroupPolicies() []storagev1.FSGroupPolicy {
 func csiNodes() *rest.Resource[*storagev1.CSINode] {
 	type node = *storagev1.CSINode
 	return &rest.Resource[node]{
+		AnswerDeleted:   true,
 		RequireRevision: true,
 		NoGeneration:    true,
 		Validate: func(n node) (errs field.ErrorList) {
@@ -155,8 +157,8 @@ func csiNodes() *rest.Resource[*storagev1.CSINode] {
 			}
 			return errs
 		},
+		StrictStatus: true,
 		PrepareStatus: func(now, old node) {
-			keepMeta(now, old)
 			// Volume health is an alpha feature of upstream, off by default there.
 			if len(old.Status.StorageHealth) == 0 {
 				now.Status.StorageHealth = nil
@@ -214,11 +216,12 @@ func volumeAttachments() *rest.Resource[*storagev1.VolumeAttachment] {
 	}
 	seal := func(now, old attachment) field.ErrorList { return sealed(now.Spec, old.Spec, field.NewPath("spec")) }
 	return &rest.Resource[attachment]{
+		AnswerDeleted:   true,
 		RequireRevision: true,
 		NoGeneration:    true,
 		Validate:        validate,
 		ValidateUpdate:  seal,
-		PrepareStatus:   func(now, old attachment) { keepMeta(now, old) },
+		StrictStatus:    true,
 		ValidateStatus:  func(now, old attachment) field.ErrorList { return append(validate(now), seal(now, old)...) },
 		Columns: []rest.Column[attachment]{
 			{Name: "Attacher", Format: "name", Description: doc["attacher"], Cell: func(a attachment) any { return a.Spec.Attacher }},

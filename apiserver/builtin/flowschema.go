@@ -22,7 +22,7 @@ func flowSchemas() *rest.Resource[*flowcontrolv1.FlowSchema] {
 	return &rest.Resource[schema]{
 		Default:        func(s schema) { setDefault(&s.Spec.MatchingPrecedence, 1000) },
 		Validate:       validateFlowSchema,
-		PrepareStatus:  func(now, old schema) { keepMeta(now, old) },
+		StrictStatus:   true,
 		ValidateStatus: func(now, _ schema) field.ErrorList { return flowConditions(flowConditionTypes(now)) },
 		Columns: []rest.Column[schema]{
 			{Name: "PriorityLevel", Description: flowcontrolv1.PriorityLevelConfigurationReference{}.SwaggerDoc()["name"], Cell: func(s schema) any { return s.Spec.PriorityLevelConfiguration.Name }},

@@ -53,6 +53,7 @@ func podCertificateRequests(d Deps) *rest.Resource[podCertificate] {
 	doc := certificatesv1.PodCertificateRequestSpec{}.SwaggerDoc()
 	return &rest.Resource[podCertificate]{
 		NoGeneration:    true,
+		StrictStatus:    true,
 		NoStatus:        true, // only those may write it who sign: the subresource asks
 		RequireRevision: true,
 		Default:         func(r podCertificate) { setPtr(&r.Spec.MaxExpirationSeconds, maxOwnLife) },
@@ -154,7 +155,7 @@ func stubRequest(data []byte, at *field.Path) field.ErrorList {
 func (d Deps) podCertificateStatus(ctx context.Context, now, old api.Object) field.ErrorList {
 	n, o := now.(podCertificate), old.(podCertificate)
 	n.Spec = *o.Spec.DeepCopy()
-	keepMeta(n, o)
+	rest.KeepMeta(n, o)
 	if errs := podCertificateAnswer(n, o); len(errs) > 0 || equality.Semantic.DeepEqual(n.Status, o.Status) {
 		return errs
 	}

@@ -37,9 +37,9 @@ func priorityLevelConfigurations() *rest.Resource[*flowcontrolv1.PriorityLevelCo
 		})
 	}
 	return &rest.Resource[level]{
-		Default:       defaultPriorityLevel,
-		Validate:      validatePriorityLevel,
-		PrepareStatus: func(now, old level) { keepMeta(now, old) },
+		Default:      defaultPriorityLevel,
+		Validate:     validatePriorityLevel,
+		StrictStatus: true,
 		ValidateStatus: func(now, _ level) field.ErrorList {
 			var types []string
 			for _, c := range now.Status.Conditions {
@@ -93,6 +93,7 @@ func validatePriorityLevel(l *flowcontrolv1.PriorityLevelConfiguration) (errs fi
 	switch {
 	case spec.Type != limited && spec.Limited != nil:
 		errs = append(errs, field.Forbidden(at.Child("limited"), ""))
+		errs = append(errs, limitResponse(&spec.Limited.LimitResponse, at.Child("limited", "limitResponse"))...)
 	case spec.Type == limited && spec.Limited == nil:
 		errs = append(errs, field.Required(at.Child("limited"), ""))
 	case spec.Limited != nil:
@@ -137,19 +138,31 @@ func shares(nominal, lendable *int32, at *field.Path) (errs field.ErrorList) {
 
 func limitedLevel(l *flowcontrolv1.LimitedPriorityLevelConfiguration, at *field.Path) field.ErrorList {
 	errs := shares(l.NominalConcurrencyShares, l.LendablePercent, at)
-	response := at.Child("limitResponse")
-	errs = append(errs, oneOf(response.Child("type"), l.LimitResponse.Type, flowcontrolv1.LimitResponseTypeQueue, flowcontrolv1.LimitResponseTypeReject)...)
-	queue := l.LimitResponse.Type == flowcontrolv1.LimitResponseTypeQueue
-	switch q, at := l.LimitResponse.Queuing, response.Child("queuing"); {
-	case !queue && q != nil:
-		errs = append(errs, field.Forbidden(at, ""))
-	case queue && q == nil:
-		errs = append(errs, field.Required(at, ""))
-	case q != nil:
-		errs = append(errs, queuing(q, at)...)
+	response := &l.LimitResponse
+	if t := response.Type; t != "" {
+		errs = append(errs, oneOf(at.Child("limitResponse", "type"), t, flowcontrolv1.LimitResponseTypeQueue, flowcontrolv1.LimitResponseTypeReject)...)
 	}
+	if q := response.Queuing; q != nil && response.Type == flowcontrolv1.LimitResponseTypeQueue {
+		errs = append(errs, queuing(q, at.Child("limitResponse", "queuing"))...)
+	}
+	errs = append(errs, limitResponse(response, at.Child("limitResponse"))...)
 	if n := l.BorrowingLimitPercent; n != nil && *n < 0 {
 		errs = append(errs, field.Invalid(at.Child("borrowingLimitPercent"), *n, "if specified, must be a non-negative integer"))
+	}
+	return errs
+}
+
+// limitResponse checks that the queues are there if and only if the type says so.
+func limitResponse(r *flowcontrolv1.LimitResponse, at *field.Path) (errs field.ErrorList) {
+	if r.Type == "" {
+		errs = append(errs, field.Required(at.Child("type"), ""))
+	}
+	queue, set := r.Type == flowcontrolv1.LimitResponseTypeQueue, r.Queuing != nil
+	if set && !queue {
+		errs = append(errs, field.Forbidden(at.Child("queuing"), ""))
+	}
+	if queue && !set {
+		errs = append(errs, field.Required(at.Child("queuing"), ""))
 	}
 	return errs
 }

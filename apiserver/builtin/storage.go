@@ -28,6 +28,7 @@ func storageClasses() *rest.Resource[*storagev1.StorageClass] {
 	type class = *storagev1.StorageClass
 	doc := storagev1.StorageClass{}.SwaggerDoc()
 	return &rest.Resource[class]{
+		AnswerDeleted: true,
 		Default: func(c class) {
 			setPtr(&c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
 			setPtr(&c.VolumeBindingMode, storagev1.VolumeBindingImmediate)
@@ -136,6 +137,7 @@ func topologies(terms []corev1.TopologySelectorTerm, at *field.Path) (errs field
 func volumeAttributesClasses() *rest.Resource[*storagev1.VolumeAttributesClass] {
 	type class = *storagev1.VolumeAttributesClass
 	return &rest.Resource[class]{
+		AnswerDeleted: true,
 		Validate: func(c class) field.ErrorList {
 			errs := append(provisioner(c.DriverName, field.NewPath("driverName")), parameters(c.Parameters, field.NewPath("parameters"))...)
 			if len(c.Parameters) == 0 {
@@ -161,7 +163,6 @@ func volumeAttributesClasses() *rest.Resource[*storagev1.VolumeAttributesClass] 
 
 func csiStorageCapacities() *rest.Resource[*storagev1.CSIStorageCapacity] {
 	type capacity = *storagev1.CSIStorageCapacity
-	doc := storagev1.CSIStorageCapacity{}.SwaggerDoc()
 	return &rest.Resource[capacity]{
 		RequireRevision: true,
 		Validate: func(c capacity) field.ErrorList {
@@ -192,15 +193,7 @@ func csiStorageCapacities() *rest.Resource[*storagev1.CSIStorageCapacity] {
 			}
 			return warnings
 		},
-		Columns: []rest.Column[capacity]{
-			{Name: "StorageClassName", Description: doc["storageClassName"], Cell: func(c capacity) any { return c.StorageClassName }},
-			{Name: "Capacity", Description: doc["capacity"], Cell: func(c capacity) any {
-				if c.Capacity == nil {
-					return unset
-				}
-				return c.Capacity.String()
-			}},
-		},
+		// Upstream declares columns, and does not use them.
 	}
 }
 

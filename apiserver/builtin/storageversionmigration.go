@@ -32,9 +32,10 @@ func storageVersionMigrations() *rest.Resource[*migrationv1.StorageVersionMigrat
 			return errs
 		},
 		ValidateUpdate: func(now, old migration) field.ErrorList { return immutable(now.Spec, old.Spec, field.NewPath("spec")) },
-		PrepareStatus:  func(now, old migration) { keepMeta(now, old) },
+		StrictStatus:   true,
 		ValidateStatus: migrationStatus,
 		Columns: []rest.Column[migration]{
+			{Name: "Name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"], Cell: func(m migration) any { return m.Name }},
 			{Name: "Resource", Description: "GroupResource to migrate", Cell: func(m migration) any { return m.Spec.Resource.String() }},
 			{Name: "Status", Description: "Status of the migration", Cell: func(m migration) any {
 				state := "Unknown"

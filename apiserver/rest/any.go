@@ -38,6 +38,8 @@ type erased struct {
 	hasSpec        bool
 	noGeneration   bool
 	statusAtCreate bool
+	strictStatus   bool
+	reset          map[string][]string
 	validateStatus func(now, old api.Object) field.ErrorList
 	prepareStatus  func(now, old api.Object)
 
@@ -88,6 +90,8 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		name:           r.Name,
 		noGeneration:   r.NoGeneration,
 		statusAtCreate: r.StatusAtCreate,
+		strictStatus:   r.StrictStatus,
+		reset:          r.Reset,
 		sub:            r.Sub,
 		deleting:       one(r.Deleting),
 		answerDeleted:  r.AnswerDeleted,

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -64,14 +65,25 @@ func resetFields(a Any, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
 	if !a.Has(status) {
 		return nil
 	}
-	reset := fieldpath.NewSet()
-	switch sub {
-	case "":
-		reset.Insert(fieldpath.MakePathOrDie("status"))
-	case "status":
-		reset.Insert(fieldpath.MakePathOrDie("spec"))
+	paths := a.r.reset[sub]
+	switch {
+	case paths != nil:
+	case sub == "":
+		paths = []string{status}
+	case sub == status && a.r.strictStatus:
+		paths = []string{"spec", "metadata"}
+	case sub == status:
+		paths = []string{"spec"}
 	default:
 		return nil
+	}
+	reset := fieldpath.NewSet()
+	for _, p := range paths {
+		var path fieldpath.Path
+		for name := range strings.SplitSeq(p, ".") {
+			path = append(path, fieldpath.PathElement{FieldName: &name})
+		}
+		reset.Insert(path)
 	}
 	sets := map[fieldpath.APIVersion]*fieldpath.Set{}
 	for _, k := range a.Kind.Forms() {

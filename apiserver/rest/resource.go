@@ -54,6 +54,11 @@ type Resource[T api.Object] struct {
 	NoStatus bool
 	// StatusAtCreate keeps the status that the client sends with a create (Node: a kubelet registers with its capacity).
 	StatusAtCreate bool
+	// StrictStatus says that a write to /status changes nothing of the metadata either.
+	StrictStatus bool
+	// Reset are the fields ("status.conditions") that a write below a name ("status", "" for the object) cannot own, where that
+	// is not as usual: the status in a write of the object, the spec in one of the status.
+	Reset map[string][]string
 	// ValidateStatus checks a write to /status; nil accepts every status.
 	ValidateStatus func(now, old T) field.ErrorList
 	// PrepareStatus adjusts a write to /status, after the generic code has restored everything but the status.

@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -179,7 +180,9 @@ func (r *Request) preconditions(old, now api.Object) error {
 	rv := now.GetResourceVersion()
 	switch {
 	case rv == "" && r.Any.r.requireRevision:
-		return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), uint64(0), "must be specified for an update")})
+		// Upstream names the resource here, not the kind.
+		return apierrors.NewInvalid(schema.GroupKind{Group: r.group().Group, Kind: r.group().Resource}, r.Key.Name,
+			fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), uint64(0), "must be specified for an update")})
 	case rv != "" && rv != old.GetResourceVersion():
 		if _, err := api.ParseRevision(rv); err != nil {
 			return r.invalid(r.Key.Name, fieldErrors{field.Invalid(field.NewPath("metadata", "resourceVersion"), rv, err.Error())})
@@ -222,6 +225,9 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 	switch {
 	case r.Sub == status && e.hasStatus:
 		restoreAllButStatus(now, old)
+		if e.strictStatus {
+			KeepMeta(now, old)
+		}
 		e.prepareStatus(now, old)
 		errs = e.validateStatus(now, old)
 	case sub != nil && sub.Update != nil:
@@ -288,6 +294,14 @@ func restoreAllButStatus(now, old api.Object) {
 	next.SetManagedFields(now.GetManagedFields())
 	next.SetFinalizers(now.GetFinalizers())
 	assign(now, next)
+}
+
+// KeepMeta sets back what a strict status write may not change of the metadata.
+func KeepMeta(now, old api.Object) {
+	now.SetLabels(old.GetLabels())
+	now.SetAnnotations(old.GetAnnotations())
+	now.SetFinalizers(old.GetFinalizers())
+	now.SetOwnerReferences(old.GetOwnerReferences())
 }
 
 // keepTimes keeps the time of those managedFields entries that did not change otherwise, so that a write without

@@ -66,10 +66,7 @@ func ResourceName(name corev1.ResourceName, at *field.Path) field.ErrorList {
 
 // ContainerResource checks the name of a resource that containers can ask for.
 func ContainerResource(name corev1.ResourceName, at *field.Path) field.ErrorList {
-	errs := texts(at, name, validation.IsQualifiedName(string(name)))
-	if len(errs) > 0 {
-		return errs
-	}
+	errs := ResourceName(name, at)
 	if strings.Contains(string(name), "/") {
 		if !Native(name) && !Extended(name) {
 			errs = append(errs, field.Invalid(at, name, "doesn't follow extended resource name standard"))
@@ -78,12 +75,12 @@ func ContainerResource(name corev1.ResourceName, at *field.Path) field.ErrorList
 	}
 	switch name {
 	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
-		return nil
+		return errs
 	}
 	if isHuge(name) {
-		return nil
+		return errs
 	}
-	return field.ErrorList{field.Invalid(at, name, "must be a standard resource for containers")}
+	return append(errs, field.Invalid(at, name, "must be a standard resource for containers"))
 }
 
 // Quantity checks the amount of a resource.
