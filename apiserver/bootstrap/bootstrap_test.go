@@ -165,10 +165,10 @@ func TestFlow(t *testing.T) {
 func TestBootstrapTwiceWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := server(t)
-		revisions := func() (all [9]api.Revision) {
+		revisions := func() (all [10]api.Revision) {
 			for i, k := range []*api.Kind{api.NamespaceKind, api.ServiceKind, api.ClusterRoleKind, api.EndpointSliceKind,
 				api.PriorityClassKind, api.FlowSchemaKind, api.PriorityLevelConfigurationKind,
-				api.ServiceCIDRKind, api.IPAddressKind} {
+				api.ServiceCIDRKind, api.IPAddressKind, api.APIServiceKind} {
 				os, _, err := c.List(t.Context(), k, client.Query{})
 				if err != nil || len(os) == 0 {
 					t.Fatal(len(os), err)

@@ -180,5 +180,7 @@ func serves(gv schema.GroupVersion) bool {
 	case "authentication.k8s.io", "authorization.k8s.io": // reviews are not stored
 		return true
 	}
-	return slices.ContainsFunc(api.Stored(), func(k *api.Kind) bool { return k.GroupVersion() == gv })
+	return slices.ContainsFunc(api.Stored(), func(k *api.Kind) bool {
+		return slices.ContainsFunc(k.Forms(), func(f *api.Kind) bool { return f.GroupVersion() == gv })
+	})
 }

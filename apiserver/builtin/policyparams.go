@@ -25,9 +25,10 @@ func resourceOf(k *admissionv1.ParamKind) (group, version, resource string, err 
 	if err != nil {
 		return wildcard, wildcard, wildcard, err
 	}
-	stored := api.Stored()
-	if i := slices.IndexFunc(stored, func(s *api.Kind) bool { return s.GVK() == gv.WithKind(k.Kind) }); i >= 0 {
-		return gv.Group, gv.Version, stored[i].Plural, nil
+	for _, s := range api.Stored() {
+		if slices.ContainsFunc(s.Forms(), func(f *api.Kind) bool { return f.GVK() == gv.WithKind(k.Kind) }) {
+			return gv.Group, gv.Version, s.Plural, nil
+		}
 	}
 	return gv.Group, gv.Version, wildcard, fmt.Errorf("no kind %s in %s", k.Kind, k.APIVersion)
 }
