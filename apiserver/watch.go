@@ -22,6 +22,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -55,33 +56,51 @@ func (c *call) watching(r *rest.Request) error {
 	q := rest.WatchOptions{Selection: sel, Version: o.ResourceVersion, Initial: o.SendInitialEvents, Bookmarks: o.AllowWatchBookmarks}
 	q.Mark = q.Bookmarks && q.Initial != nil && *q.Initial
 	out := &eventWriter{f: f, a: r.Any, told: c.s.meter.told.WithLabelValues(c.t.group, c.t.version, c.t.plural)}
-	next, err := c.events(ctx, r, q)
+	w, err := c.events(ctx, r, q)
 	if err != nil {
 		return err
 	}
 	if wsstream.IsWebSocketRequest(c.r) {
-		c.socket(ctx, next, out)
+		c.socket(ctx, w, out)
 		return nil
 	}
-	return c.follow(ctx, next, out)
+	return c.follow(ctx, w, out)
 }
+
+// events is what a watch has to tell: a rest.Watch, or an error.
+type events interface {
+	Next(ctx context.Context) ([]rest.Event, error)
+	Ready() []rest.Event
+}
+
+// refused is a watch that has nothing to tell but why.
+type refused struct{ error }
+
+// Next is part of events.
+func (r refused) Next(context.Context) ([]rest.Event, error) { return nil, r.error }
+
+// Ready is part of events.
+func (r refused) Ready() []rest.Event { return nil }
 
 // events begins the watch. That a revision is too old or too new is told as the first event, as upstream does: the
 // request was well-formed.
-func (c *call) events(ctx context.Context, r *rest.Request, q rest.WatchOptions) (func(context.Context) ([]rest.Event, error), error) {
+func (c *call) events(ctx context.Context, r *rest.Request, q rest.WatchOptions) (events, error) {
 	w, err := c.s.pipe.Watch(ctx, r, q)
 	if apierrors.IsResourceExpired(err) || apierrors.IsTimeout(err) {
-		return func(context.Context) ([]rest.Event, error) { return nil, err }, nil
+		return refused{err}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return w.Next, nil
+	return w, nil
 }
 
-// follow sends the watch's events until it ends. What can be sent at once is: the connection is flushed when there
-// is nothing more to tell.
-func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Event, error), out *eventWriter) error {
+// pace is the least time between two writes to one watcher. The first event is sent at once; in a burst, events gather for
+// that long, since a write costs more than all events that it carries.
+const pace = 4 * time.Millisecond
+
+// follow sends the watch's events until it ends. What can be sent at once is.
+func (c *call) follow(ctx context.Context, w events, out *eventWriter) error {
 	h := c.w.Header()
 	h.Set("Content-Type", out.mediaType())
 	c.w.WriteHeader(http.StatusOK)
@@ -89,8 +108,9 @@ func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Ev
 	if err := flush.Flush(); err != nil {
 		return nil
 	}
+	var last time.Time
 	for {
-		events, err := next(ctx)
+		evs, err := w.Next(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -101,14 +121,15 @@ func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Ev
 			}
 			return ignore(flush.Flush())
 		}
-		out.told.Add(float64(len(events)))
-		for _, ev := range events {
-			c.encode(out, ev)
-			if len(out.buf) >= chunk {
-				if _, err := c.w.Write(out.buf); err != nil {
-					return nil
-				}
-				out.buf = out.buf[:0]
+		if c.tell(evs, out) != nil {
+			return nil
+		}
+		if wait := pace - time.Since(last); wait > 0 {
+			if run.Pause(ctx, wait) != nil {
+				return nil
+			}
+			if c.tell(w.Ready(), out) != nil {
+				return nil
 			}
 		}
 		if _, err := c.w.Write(out.buf); err != nil {
@@ -121,7 +142,24 @@ func (c *call) follow(ctx context.Context, next func(context.Context) ([]rest.Ev
 		if err := flush.Flush(); err != nil {
 			return nil
 		}
+		last = time.Now()
 	}
+}
+
+// tell encodes events, and writes them where they are many. The error is that of a client that went away.
+func (c *call) tell(evs []rest.Event, out *eventWriter) error {
+	out.told.Add(float64(len(evs)))
+	for _, ev := range evs {
+		c.encode(out, ev)
+		if len(out.buf) < chunk {
+			continue
+		}
+		if _, err := c.w.Write(out.buf); err != nil {
+			return err
+		}
+		out.buf = out.buf[:0]
+	}
+	return nil
 }
 
 // encode appends one event. One that cannot be encoded becomes an error for the client.
@@ -133,7 +171,7 @@ func (c *call) encode(out *eventWriter, ev rest.Event) {
 }
 
 // socket sends the watch's events as messages of a WebSocket, one each, until the watch ends or the client does.
-func (c *call) socket(ctx context.Context, next func(context.Context) ([]rest.Event, error), out *eventWriter) {
+func (c *call) socket(ctx context.Context, w events, out *eventWriter) {
 	out.bare = true
 	c.w.Header().Set("Content-Type", out.mediaType())
 	websocket.Handler(func(ws *websocket.Conn) {
@@ -153,7 +191,7 @@ func (c *call) socket(ctx context.Context, next func(context.Context) ([]rest.Ev
 			return websocket.Message.Send(ws, out.buf)
 		}
 		for {
-			events, err := next(ctx)
+			evs, err := w.Next(ctx)
 			if err != nil {
 				if ctx.Err() == nil {
 					out.error(err)
@@ -161,8 +199,8 @@ func (c *call) socket(ctx context.Context, next func(context.Context) ([]rest.Ev
 				}
 				return
 			}
-			out.told.Add(float64(len(events)))
-			for _, ev := range events {
+			out.told.Add(float64(len(evs)))
+			for _, ev := range evs {
 				c.encode(out, ev)
 				if send() != nil {
 					return

@@ -55,26 +55,40 @@ func (s *Store) Watch(k *api.Kind, from api.Revision, limit int) (*Watch, error)
 // advanced through changes of other kinds; the Watch can be used further.
 func (w *Watch) Next(ctx context.Context) ([]Event, api.Revision, error) {
 	for {
-		rev := w.s.Revision()
-		w.t.mu.RLock()
-		events, base, news := w.t.events, w.t.base, w.t.news
-		w.t.mu.RUnlock()
-		end := base + int64(len(events))
-		if w.pos < base || (w.limit > 0 && end-w.pos > w.limit) {
-			return nil, w.rev, fmt.Errorf("watch %v: %w", w.t.kind, ErrSlow)
+		events, news, err := w.ready()
+		if len(events) > 0 || err != nil {
+			return events, w.rev, err
 		}
-		if evs := events[w.pos-base:]; len(evs) > 0 {
-			w.pos = end
-			w.rev = max(w.rev, rev, evs[len(evs)-1].Revision())
-			return evs[:len(evs):len(evs)], w.rev, nil
-		}
-		w.rev = max(w.rev, rev)
 		select {
 		case <-news:
 		case <-ctx.Done():
 			return nil, w.told(), ctx.Err()
 		}
 	}
+}
+
+// Ready is Next without waiting: it returns what is there, which may be nothing.
+func (w *Watch) Ready() ([]Event, api.Revision, error) {
+	events, _, err := w.ready()
+	return events, w.rev, err
+}
+
+// ready returns the events that are there, and what is closed when there are more.
+func (w *Watch) ready() (found []Event, news <-chan struct{}, err error) {
+	rev := w.s.Revision()
+	w.t.mu.RLock()
+	events, base, news := w.t.events, w.t.base, w.t.news
+	w.t.mu.RUnlock()
+	end := base + int64(len(events))
+	if w.pos < base || (w.limit > 0 && end-w.pos > w.limit) {
+		return nil, news, fmt.Errorf("watch %v: %w", w.t.kind, ErrSlow)
+	}
+	w.rev = max(w.rev, rev)
+	if found = events[w.pos-base:]; len(found) > 0 {
+		w.pos = end
+		w.rev = max(w.rev, found[len(found)-1].Revision())
+	}
+	return found[:len(found):len(found)], news, nil
 }
 
 // told advances the progress to the published revision where no event is waiting.

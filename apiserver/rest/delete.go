@@ -18,7 +18,7 @@ import (
 )
 
 // deleters is how many objects of a collection are deleted at once: enough to share the database's commits.
-const deleters = 64
+const deleters = 256
 
 // Deleted is the outcome of a deletion.
 type Deleted struct {

@@ -172,6 +172,23 @@ func (w *Watch) next(ctx context.Context) ([]Event, error) {
 	}
 }
 
+// Ready returns the events that are there, without waiting. That the watch is over is told by Next.
+func (w *Watch) Ready() []Event {
+	if w.first != nil {
+		return nil // Next has them
+	}
+	events, rev, err := w.feed.Ready()
+	if err != nil {
+		return nil
+	}
+	w.told = rev
+	out := w.selected(events)
+	if len(out) > 0 {
+		w.shown = out[len(out)-1].Revision
+	}
+	return out
+}
+
 // nextMark is when a bookmark is due: every minute, and shortly before the end, from where the client then goes on.
 func nextMark(ctx context.Context) time.Time {
 	now := time.Now()
