@@ -69,6 +69,10 @@ peers: build setup ## a cluster of upstream's programs until Ctrl-C, for make co
 crash: build setup ## kill -9 the server 100 times under load: nothing acknowledged is lost
 	go test -C test/cluster -count=1 -timeout 60m -run TestCrash -kills 100 -v ./...
 
+.PHONY: linear
+linear: build ## kill -9 the API server 200 times: what concurrent clients saw is linearizable
+	go test -C test/cluster -count=1 -timeout 60m -run TestLinear -linear-kills 200 -v ./...
+
 .PHONY: bench
 bench: build setup ## measure this machine beside the budgets and goals
 	go run -C test/bench . -yare $(CURDIR)/bin/yare
