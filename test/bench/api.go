@@ -304,6 +304,11 @@ func memoryOf(of which) func(context.Context, *bench) ([]float64, error) {
 		if err != nil {
 			return nil, err
 		}
+		select {
+		case <-time.After(10 * time.Second): // a server gives back what a burst took when it has come to rest
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		m, err := memory(t.pids)
 		return []float64{m}, err
 	}
