@@ -17,6 +17,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/client"
 )
 
@@ -70,18 +71,36 @@ func BenchmarkCreate(b *testing.B) {
 	}
 }
 
+// BenchmarkGet is without and with fairness, which may cost next to nothing where nobody has to wait.
 func BenchmarkGet(b *testing.B) {
-	cs, _ := clientset(b, serve(b, quiet), runtime.ContentTypeProtobuf)
-	if _, err := cs.CoreV1().ConfigMaps("default").Create(b.Context(), configMap(0), metav1.CreateOptions{}); err != nil {
-		b.Fatal(err)
+	for name, fair := range map[string]func(*apiserver.Config, *apiserver.Deps){
+		"plain": func(*apiserver.Config, *apiserver.Deps) {},
+		"fair": func(_ *apiserver.Config, d *apiserver.Deps) {
+			d.Authenticators = []authn.Authenticator{somebody{}}
+			d.Fairness = fairness.New(d.Store, 600)
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			cs, _ := clientset(b, serve(b, quiet, fair), runtime.ContentTypeProtobuf)
+			if _, err := cs.CoreV1().ConfigMaps("default").Create(b.Context(), configMap(0), metav1.CreateOptions{}); err != nil {
+				b.Fatal(err)
+			}
+			b.ResetTimer()
+			spread(b.N, func(int) {
+				if _, err := cs.CoreV1().ConfigMaps("default").Get(b.Context(), "cm-000000", metav1.GetOptions{}); err != nil {
+					b.Error(err)
+				}
+			})
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "gets/s")
+		})
 	}
-	b.ResetTimer()
-	spread(b.N, func(int) {
-		if _, err := cs.CoreV1().ConfigMaps("default").Get(b.Context(), "cm-000000", metav1.GetOptions{}); err != nil {
-			b.Error(err)
-		}
-	})
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "gets/s")
+}
+
+// somebody is a user to whom limits apply.
+type somebody struct{}
+
+func (somebody) Authenticate(*http.Request) (*authn.User, error) {
+	return &authn.User{Name: "somebody", Groups: []string{authn.Authenticated}}, nil
 }
 
 // quiet grants everything without logging.

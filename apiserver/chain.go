@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +19,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/fairness"
 )
 
 // call is one request on its way.
@@ -27,6 +29,8 @@ type call struct {
 	r    *http.Request
 	t    *target
 	user *authn.User
+	// attributes are what the request is classified and authorized by.
+	attributes *authz.Attributes
 	// record is what the audit log gets; nil where it gets nothing.
 	record *audit.Record
 }
@@ -105,7 +109,8 @@ func (c *call) serve(begin time.Time) error {
 		return err
 	}
 	ctx := authn.WithUser(c.r.Context(), c.user)
-	release, err := c.enter()
+	c.attributes = c.t.attributes(c.user, c.r.URL.Query())
+	release, err := c.enter(begin)
 	if err != nil {
 		return err
 	}
@@ -123,7 +128,7 @@ func (c *call) serve(begin time.Time) error {
 		}
 	}
 	c.r = c.r.WithContext(ctx)
-	reason, err := c.s.decide(ctx, c.t.attributes(c.user, c.r.URL.Query()))
+	reason, err := c.s.decide(ctx, c.attributes)
 	c.decided(reason, err)
 	if err != nil {
 		return err
@@ -345,27 +350,78 @@ func serviceAccount(user string) (ns, name string, ok bool) {
 	return ns, name, ok
 }
 
-// limit is a number of requests that may be served at once.
-type limit struct{ free chan struct{} }
+// limit counts the requests that are served at once, and bounds them where nothing else does.
+type limit struct {
+	served atomic.Int64
+	most   int64
+}
 
-func newLimit(n int) *limit { return &limit{make(chan struct{}, n)} }
+func newLimit(n int) *limit { return &limit{most: int64(n)} }
 
-// enter takes a place among the requests that are served, or says that there are too many. Masters, long requests
-// and health checks need none: an overloaded server must still be looked after.
-func (c *call) enter() (release func(), err error) {
-	if c.long() || !c.t.isObject || c.user.In(authn.Masters) {
+// enter takes a place among the requests that are served, or says that there are too many. Streams need none; without
+// fairness neither do watches, masters and health checks: an overloaded server must still be looked after.
+func (c *call) enter(begin time.Time) (release func(), err error) {
+	fair := c.s.deps.Fairness
+	if c.long() && (fair == nil || !c.t.watch) || fair == nil && (!c.t.isObject || c.user.In(authn.Masters)) {
 		return func() {}, nil
+	}
+	var ticket fairness.Ticket
+	if fair != nil {
+		var refusal string
+		ticket, refusal = fair.Enter(c.r.Context(), c.attributes, c.seats(), begin)
+		if ticket.SchemaUID != "" {
+			c.w.Header()["X-Kubernetes-Pf-Flowschema-Uid"] = []string{ticket.SchemaUID}
+			c.w.Header()["X-Kubernetes-Pf-Prioritylevel-Uid"] = []string{ticket.LevelUID}
+		}
+		if refusal != "" {
+			return nil, tooMany()
+		}
+		if c.t.watch { // only its beginning is work
+			ticket.Leave()
+			return func() {}, nil
+		}
 	}
 	l := c.s.reads
 	if c.t.verb != "get" && c.t.verb != "list" {
 		l = c.s.writes
 	}
-	select {
-	case l.free <- struct{}{}:
-		return func() { <-l.free }, nil
-	default:
-		return nil, apierrors.NewTooManyRequests("Too many requests, please try again later.", 1)
+	if n := l.served.Add(1); fair == nil && n > l.most {
+		l.served.Add(-1)
+		return nil, tooMany()
 	}
+	return func() {
+		l.served.Add(-1)
+		if fair != nil {
+			ticket.Leave()
+		}
+	}, nil
+}
+
+func tooMany() error {
+	return apierrors.NewTooManyRequests("Too many requests, please try again later.", 1)
+}
+
+// Lists take a seat for each objectsPerSeat of what there is, up to mostSeats.
+const (
+	objectsPerSeat = 100
+	mostSeats      = 10
+)
+
+// seats is how much of the server the request takes.
+func (c *call) seats() int {
+	t := c.t
+	if t.verb != "list" && !(t.watch && strings.Contains(c.r.URL.RawQuery, "sendInitialEvents")) || c.attributes.Name != "" {
+		return 1
+	}
+	a, ok := c.s.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
+	if !ok || !a.Stored() {
+		return 1
+	}
+	n := c.s.deps.Store.Snapshot(a.Kind).Len()
+	if limit, err := strconv.Atoi(c.r.URL.Query().Get("limit")); err == nil && limit > 0 {
+		n = min(n, limit)
+	}
+	return max(1, min((n+objectsPerSeat-1)/objectsPerSeat, mostSeats))
 }
 
 // fail answers with the Status of err.

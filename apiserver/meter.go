@@ -83,7 +83,7 @@ func inflight(kind string, l *limit) prometheus.Collector {
 		Name:        "apiserver_current_inflight_requests",
 		Help:        "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
 		ConstLabels: prometheus.Labels{"request_kind": kind},
-	}, func() float64 { return float64(len(l.free)) })
+	}, func() float64 { return float64(l.served.Load()) })
 }
 
 // amounts tells how many objects are stored, when it is asked.

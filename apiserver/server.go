@@ -19,6 +19,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
@@ -55,7 +56,9 @@ type Deps struct {
 	Authorizer authz.Authorizer
 	Audit      *audit.Log // may be nil
 	Admission  []rest.Admission
-	Health     *run.Health // may be nil
+	// Fairness decides when a request is served; nil: at once, or refused when ReadsInFlight and WritesInFlight are.
+	Fairness *fairness.Fairness
+	Health   *run.Health // may be nil
 	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
 	Paths map[string]http.Handler
 	Log   *slog.Logger
@@ -100,6 +103,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 		writes: newLimit(cfg.WritesInFlight),
 	}
 	s.meter = newMeter(d.Store, d.Resources, s.reads, s.writes)
+	if d.Fairness != nil {
+		s.meter.registry.MustRegister(d.Fairness)
+	}
 	for _, a := range d.Resources {
 		if _, twice := s.kinds[a.Kind.GVR()]; twice {
 			return nil, fmt.Errorf("%v is registered twice", a.Kind)

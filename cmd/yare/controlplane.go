@@ -17,6 +17,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/connect"
+	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/controllers"
@@ -56,6 +57,9 @@ func (s *server) apiServer() error {
 	return nil
 }
 
+// seats is how many requests the API server serves at once, as many as upstream's.
+const seats = 600
+
 // lateClient is a client that is not there yet when it is handed out.
 type lateClient struct{ client.Client }
 
@@ -87,6 +91,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Anonymous:      access.anonymous,
 		Authorizer:     access.authorizer,
 		Audit:          record,
+		Fairness:       fairness.New(s.store, seats),
 		Admission:      admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer}),
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,

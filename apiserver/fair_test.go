@@ -1,0 +1,46 @@
+package apiserver_test
+
+import (
+	"testing"
+	"time"
+
+	"k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/fairness"
+	"github.com/yare-dev/yare/apiserver/servertest"
+)
+
+// TestFairness asks a server all of whose seats are taken.
+func TestFairness(t *testing.T) {
+	t.Parallel()
+	var fair *fairness.Fairness
+	s := serve(t, func(_ *apiserver.Config, d *apiserver.Deps) {
+		servertest.PutAs(t, d.Store, api.FlowSchemaKind, bootstrap.MandatoryFlowSchemaCatchAll.DeepCopy())
+		fair = fairness.New(d.Store, 1)
+		d.Fairness = fair
+	})
+	const maps = "/api/v1/namespaces/default/configmaps"
+	if w := do(t, s, "GET", maps, "", "X-User", "jane"); w.Code != 200 || w.Header().Get("X-Kubernetes-PF-FlowSchema-UID") == "" {
+		t.Errorf("%d %v", w.Code, w.Header())
+	}
+	ticket, why := fair.Enter(t.Context(), &authz.Attributes{User: &authn.User{Name: "joe", Groups: []string{authn.Authenticated}}, Verb: "get", Resource: "configmaps"}, 1, time.Now())
+	if why != "" {
+		t.Fatal(why)
+	}
+	for _, path := range []string{maps, maps + "?watch=1", "/version"} {
+		if w := do(t, s, "GET", path, "", "X-User", "jane"); w.Code != 429 || w.Header().Get("Retry-After") != "1" {
+			t.Errorf("%s: %d %v", path, w.Code, w.Header())
+		}
+	}
+	if w := do(t, s, "GET", maps, "", "X-User", "master"); w.Code != 200 {
+		t.Errorf("a master gets %d", w.Code)
+	}
+	ticket.Leave()
+	if w := do(t, s, "GET", maps, "", "X-User", "jane"); w.Code != 200 {
+		t.Errorf("after the seat is free: %d", w.Code)
+	}
+}
