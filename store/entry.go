@@ -17,6 +17,8 @@ type Entry struct {
 	// Revision is that of the write, or of the deletion where this is the last state of a deleted object.
 	Revision api.Revision
 	Key      api.Key
+	// Stale says that the object is stored in a form that it would not get now: sealed with an old key.
+	Stale bool
 
 	// Of is the entry as it is stored where this one is another form of it, made by As.
 	Of *Entry
@@ -107,7 +109,9 @@ func load(k *api.Kind, key api.Key, kv KV) *Entry {
 	if err != nil {
 		return &Entry{Key: key, Revision: kv.Modified, err: fmt.Errorf("read %s from the database: %w", kv.Key, err)}
 	}
-	return entry(o, key, kv.Modified)
+	e := entry(o, key, kv.Modified)
+	e.Stale = kv.Stale
+	return e
 }
 
 // entry makes o, which it takes over, the object of revision rev.

@@ -59,6 +59,8 @@ type KV struct {
 	Value    []byte
 	Created  api.Revision
 	Modified api.Revision
+	// Stale says that the value would be stored in another form now, so that writing it again is of use.
+	Stale bool
 }
 
 // Change is one key's change: a put, or a deletion where KV.Value is nil.

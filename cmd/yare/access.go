@@ -1,9 +1,12 @@
 package main
 
 import (
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/store"
+	"github.com/yare-dev/yare/store/sealed"
 )
 
 // access is who may come in and what they may do, as the settings have it.
@@ -46,4 +49,16 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 		}
 	}
 	return a, nil
+}
+
+// sealed is the database with the encryption that the settings ask for.
+func (s *server) sealed(b store.Backend) (store.Backend, error) {
+	if s.config.APIServer.EncryptionConfig == "" {
+		return b, nil
+	}
+	c, err := sealed.LoadConfig(s.config.APIServer.EncryptionConfig)
+	if err != nil {
+		return nil, err
+	}
+	return sealed.New(b, c, api.Stored(), s.log)
 }

@@ -68,6 +68,7 @@ The certificate authority is pki/ca.crt, the key of service account tokens pki/s
 	l.StringSliceVar(&f.config.APINames, "cert-names", nil, "further names and addresses for our certificate")
 	l.StringVar(&f.services, "service-cluster-ip-range", "10.43.0.0/16", "addresses of Services")
 	l.StringVar(&f.nodePorts, "service-node-port-range", "30000-32767", "ports of Services on nodes")
+	f.config.APIServer.flags(c)
 	f.addLog(c)
 	return c
 }

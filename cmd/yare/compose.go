@@ -147,7 +147,11 @@ func (s *server) state() ([]run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = store.New(etcdkv.New(e), api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes()})
+	backend, err := s.sealed(etcdkv.New(e))
+	if err != nil {
+		return nil, err
+	}
+	s.store = store.New(backend, api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes()})
 	return []run.Component{s.watch(e), s.watch(s.store)}, nil
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"github.com/spf13/cobra"
+
 	"github.com/yare-dev/yare/apiserver/audit"
 )
 
@@ -13,6 +15,9 @@ type APIServerConfig struct {
 	TokenWebhookConfig string `json:"tokenWebhookConfig,omitempty"`
 	// AuthorizationConfig is a file with an AuthorizationConfiguration of apiserver.config.k8s.io/v1. Default: Node, then RBAC.
 	AuthorizationConfig string `json:"authorizationConfig,omitempty"`
+	// EncryptionConfig is a file with an EncryptionConfiguration of apiserver.config.k8s.io/v1: which kinds are encrypted in etcd, and
+	// with which keys.
+	EncryptionConfig string `json:"encryptionConfig,omitempty"`
 	// AuditPolicy is a file with a Policy of audit.k8s.io/v1. Without it nothing is recorded.
 	AuditPolicy string `json:"auditPolicy,omitempty"`
 	// AuditLog is the file that audit events are written to, one a line.
@@ -43,4 +48,19 @@ func (c *APIServerConfig) audit() audit.Config {
 		PolicyFile: c.AuditPolicy, WebhookKubeconfig: c.AuditWebhookConfig,
 		File: audit.FileConfig{Path: c.AuditLog, MaxSize: c.AuditLogMaxSize, MaxAge: c.AuditLogMaxAge, MaxBackups: c.AuditLogMaxBackups},
 	}
+}
+
+// flags adds the settings under the names that they have upstream.
+func (c *APIServerConfig) flags(to *cobra.Command) {
+	l := to.Flags()
+	l.StringVar(&c.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers, anonymous paths")
+	l.StringVar(&c.TokenWebhookConfig, "authentication-token-webhook-config-file", "", "kubeconfig of a service that reviews bearer tokens")
+	l.StringVar(&c.AuthorizationConfig, "authorization-config", "", "file with an AuthorizationConfiguration (default: Node, then RBAC)")
+	l.StringVar(&c.EncryptionConfig, "encryption-provider-config", "", "file with an EncryptionConfiguration: what is encrypted in etcd")
+	l.StringVar(&c.AuditPolicy, "audit-policy-file", "", "file with the audit policy")
+	l.StringVar(&c.AuditLog, "audit-log-path", "", "file that audit events are written to")
+	l.IntVar(&c.AuditLogMaxSize, "audit-log-maxsize", 0, "size in megabytes from which a new file is begun (default 100)")
+	l.IntVar(&c.AuditLogMaxAge, "audit-log-maxage", 0, "days for which old files are kept (default: for ever)")
+	l.IntVar(&c.AuditLogMaxBackups, "audit-log-maxbackup", 0, "how many old files are kept (default: all)")
+	l.StringVar(&c.AuditWebhookConfig, "audit-webhook-config-file", "", "kubeconfig of a service that gets audit events in batches")
 }
