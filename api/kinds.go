@@ -170,8 +170,10 @@ var (
 		Categories: []string{"api-extensions"}, Prefix: "apiextensions.k8s.io/customresourcedefinitions", StoredJSON: true})
 )
 
-// The kinds that are only sent: subresource bodies and reviews.
+// The kinds that are only sent: subresource bodies, reviews and what is made when somebody asks.
 var (
+	ComponentStatusKind = define[corev1.ComponentStatus, corev1.ComponentStatusList](Kind{
+		Version: "v1", Kind: "ComponentStatus", Plural: "componentstatuses", Short: []string{"cs"}})
 	BindingKind = virtual[corev1.Binding](Kind{
 		Version: "v1", Kind: "Binding", Plural: "bindings", Namespaced: true})
 	EvictionKind = virtual[policyv1.Eviction](Kind{
@@ -218,6 +220,7 @@ var (
 		StorageVersionMigrationKind, APIServiceKind, CustomResourceDefinitionKind,
 	}
 	sent = []*Kind{
+		ComponentStatusKind,
 		BindingKind, EvictionKind, ScaleKind, TokenRequestKind, TokenReviewKind, SelfSubjectReviewKind,
 		SubjectAccessReviewKind, LocalSubjectAccessReviewKind, SelfSubjectAccessReviewKind,
 		SelfSubjectRulesReviewKind,

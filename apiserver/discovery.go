@@ -252,24 +252,19 @@ func (g group) aggregated() apidiscoveryv2.APIGroupDiscovery {
 
 func describe(a rest.Any) apidiscoveryv2.APIResourceDiscovery {
 	all := a.APIResources()
-	k := a.Kind
 	main := all[0]
 	d := apidiscoveryv2.APIResourceDiscovery{
 		Resource: main.Name, SingularResource: main.SingularName, Verbs: main.Verbs, Scope: apidiscoveryv2.ScopeCluster,
 		ShortNames: main.ShortNames, Categories: main.Categories,
-		ResponseKind: &metav1.GroupVersionKind{Group: k.Group, Version: k.Version, Kind: main.Kind},
+		ResponseKind: &metav1.GroupVersionKind{Kind: main.Kind}, // of the group and version that it stands in
 	}
 	if main.Namespaced {
 		d.Scope = apidiscoveryv2.ScopeNamespace
 	}
 	for _, s := range all[1:] {
-		gv := k.GroupVersion()
-		if s.Version != "" {
-			gv = schema.GroupVersion{Group: s.Group, Version: s.Version}
-		}
 		d.Subresources = append(d.Subresources, apidiscoveryv2.APISubresourceDiscovery{
 			Subresource: strings.TrimPrefix(s.Name, main.Name+"/"), Verbs: s.Verbs,
-			ResponseKind: &metav1.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: s.Kind},
+			ResponseKind: &metav1.GroupVersionKind{Group: s.Group, Version: s.Version, Kind: s.Kind},
 		})
 	}
 	return d

@@ -131,7 +131,7 @@ func (c *call) warn(text string) {
 const maxWarnings = 64
 
 func (c *call) get(r *rest.Request) error {
-	if !r.Any.Stored() {
+	if !r.Any.Readable() {
 		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, r.Sub == "" || r.Sub == "status")
@@ -147,7 +147,7 @@ func (c *call) get(r *rest.Request) error {
 	switch sub := r.Any.Sub(r.Sub); {
 	case r.Sub == "scale":
 		e, err = c.s.pipe.GetScale(c.r.Context(), r, version)
-	case sub != nil && sub.Update == nil:
+	case sub != nil && !sub.Allows(http.MethodGet):
 		return c.notAllowed()
 	default:
 		e, err = c.s.pipe.Get(c.r.Context(), r, version)
@@ -187,7 +187,7 @@ func listOptions(q url.Values) (*metav1.ListOptions, rest.Selection, error) {
 }
 
 func (c *call) listing(r *rest.Request) error {
-	if !r.Any.Stored() || r.Sub != "" {
+	if !r.Any.Readable() || r.Sub != "" {
 		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, true)
@@ -211,7 +211,7 @@ func (c *call) listing(r *rest.Request) error {
 func dryRun(given []string) bool { return len(given) > 0 }
 
 func (c *call) create(r *rest.Request) error {
-	if r.Sub == "" && r.Key.Name != "" {
+	if r.Sub == "" && (r.Key.Name != "" || !r.Any.Stored() && r.Any.Readable()) {
 		return c.notAllowed()
 	}
 	f, err := negotiate(c.r, r.Any.Stored()) // an answer that is only computed is no object that could be a row
@@ -320,7 +320,7 @@ func changed(created bool) int {
 // updatable says whether PUT and PATCH are served here.
 func (c *call) updatable(r *rest.Request) bool {
 	sub := r.Any.Sub(r.Sub)
-	return r.Any.Stored() && (sub == nil || sub.Update != nil)
+	return r.Any.Stored() && (sub == nil || sub.Allows(c.r.Method))
 }
 
 func (c *call) patch(r *rest.Request) error {

@@ -174,7 +174,7 @@ func (c *call) compresses() bool {
 // list answers with a page of objects, made of the bytes that the entries share.
 func (c *call) list(f format, a rest.Any, page *rest.Page) error {
 	meta := metav1.ListMeta{
-		ResourceVersion: page.Revision.String(), Continue: page.Continue, RemainingItemCount: page.Remaining,
+		ResourceVersion: listVersion(page.Revision), Continue: page.Continue, RemainingItemCount: page.Remaining,
 	}
 	if f.shape != whole {
 		o, err := f.shaped(a, meta, page.Entries)
@@ -390,4 +390,12 @@ func (f format) one(a rest.Any, e *store.Entry) (runtime.Object, error) {
 		return nil, unacceptable(fmt.Sprintf("you requested PartialObjectMetadataList, but the requested object is not a list (%s)", a.Kind.Kind))
 	}
 	return f.metadata(e.Object), nil
+}
+
+// listVersion is the resourceVersion of a list, empty where what it holds has none.
+func listVersion(rev api.Revision) string {
+	if rev == 0 {
+		return ""
+	}
+	return rev.String()
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -31,6 +32,9 @@ type Deps struct {
 	Authorizer *authz.RBAC
 	// Access decides everything that requests are decided by; access reviews ask it. RBAC alone when nil.
 	Access authz.Authorizer
+
+	// Health is what ComponentStatus answers from. It may be nil.
+	Health *run.Health
 
 	// Services is the range of cluster addresses, IPv4. The network address is never given out.
 	Services netip.Prefix
@@ -61,6 +65,7 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.SecretKind, secrets()),
 		rest.Register(api.ServiceAccountKind, serviceAccounts(d)),
 		event,
+		rest.Register(api.ComponentStatusKind, componentStatuses(d.Health)),
 		rest.Register(api.ReplicationControllerKind, replicationControllers()),
 		rest.Register(api.PodTemplateKind, podTemplates()),
 		rest.Register(api.LimitRangeKind, limitRanges()),

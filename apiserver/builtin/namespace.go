@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"context"
+	"net/http"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -65,7 +66,7 @@ func namespaces() *rest.Resource[*corev1.Namespace] {
 			{Name: "Status", Description: "The status of the namespace", Cell: func(n *corev1.Namespace) any { return string(n.Status.Phase) }},
 			{Name: "Age"},
 		},
-		Sub: map[string]*rest.Subresource{"finalize": {Update: finalizeNamespace}},
+		Sub: map[string]*rest.Subresource{"finalize": {Update: finalizeNamespace, Methods: []string{http.MethodPut}}},
 	}
 }
 

@@ -55,6 +55,12 @@ func (b *builder) kind(a rest.Any, paths Doc) {
 	}
 	collection := base + "/" + k.Plural
 	named := append(outer[:len(outer):len(outer)], b.parameter("path", "name", "string"))
+	if !a.Stored() && a.Readable() {
+		list := b.define(structOf(k.NewList()), k.GroupVersion().WithKind(k.Kind+"List"))
+		paths[collection] = b.item(outer, k.GVK(), map[string]Doc{"get": list}, "get")
+		paths[collection+"/{name}"] = b.item(named, k.GVK(), map[string]Doc{"get": ref}, "get")
+		return
+	}
 	if !a.Stored() {
 		paths[collection] = b.item(outer, k.GVK(), map[string]Doc{"post": ref}, "post")
 		return

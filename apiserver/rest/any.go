@@ -59,6 +59,7 @@ type erased struct {
 	requireRevision bool
 	anyFinalizer    bool
 	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error) // nil: none
+	made            func(ctx context.Context) []api.Object                                     // nil: stored kind
 	answer          func(ctx context.Context, o api.Object) (api.Object, error)                // nil: stored kind
 }
 
@@ -131,6 +132,14 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	}
 	if r.Answer != nil {
 		e.answer = func(ctx context.Context, o api.Object) (api.Object, error) { return r.Answer(ctx, o.(T)) }
+	}
+	if r.Made != nil {
+		e.made = func(ctx context.Context) (all []api.Object) {
+			for _, o := range r.Made(ctx) {
+				all = append(all, o)
+			}
+			return all
+		}
 	}
 	if s := r.Scale; s != nil {
 		e.scale = &erasedScale{

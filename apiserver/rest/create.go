@@ -217,6 +217,9 @@ func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Ob
 		}
 	}
 	e := r.Any.r
+	if e.answer == nil {
+		return nil, apierrors.NewMethodNotSupported(r.group(), "create")
+	}
 	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	e.set(o)
 	if err := r.invalid(o.GetName(), e.validate(o)); err != nil {

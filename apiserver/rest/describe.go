@@ -12,7 +12,7 @@ import (
 )
 
 // Stored says that the kind's objects are kept, and not only answered.
-func (a Any) Stored() bool { return a.r.answer == nil }
+func (a Any) Stored() bool { return a.r.answer == nil && a.r.made == nil }
 
 // DeletedOneByOne says that a collection cannot be deleted.
 func (a Any) DeletedOneByOne() bool { return a.r.noCollection }
@@ -66,9 +66,13 @@ func (a Any) APIResources() []metav1.APIResource {
 	}
 	if !a.Stored() {
 		main.Verbs = metav1.Verbs{"create"}
+		if a.Readable() {
+			main.Verbs = metav1.Verbs{"get", "list"}
+		}
 		return []metav1.APIResource{main}
 	}
-	sum := sha256.Sum256([]byte(k.Group + "/" + k.Version + "/" + k.Kind))
+	kept := a.stored()
+	sum := sha256.Sum256([]byte(kept.Group + "/" + kept.Version + "/" + kept.Kind))
 	main.StorageVersionHash = base64.StdEncoding.EncodeToString(sum[:8])
 	if a.r.noCollection {
 		main.Verbs = slices.DeleteFunc(main.Verbs, func(v string) bool { return v == "deletecollection" })
@@ -91,6 +95,8 @@ func (a Any) APIResources() []metav1.APIResource {
 		switch {
 		case s.Create != nil:
 			add(name, s.Body, s.Body.Kind, "create")
+		case s.Update != nil && len(s.Methods) > 0:
+			add(name, nil, k.Kind, s.verbs()...)
 		case s.Update != nil:
 			add(name, nil, k.Kind, "get", "patch", "update")
 		default:
@@ -103,6 +109,11 @@ func (a Any) APIResources() []metav1.APIResource {
 	}
 	slices.SortFunc(out[1:], func(x, y metav1.APIResource) int { return strings.Compare(x.Name, y.Name) })
 	return out
+}
+
+// Allows says whether an Update is served under the HTTP method.
+func (s *Subresource) Allows(method string) bool {
+	return s.Update != nil && (len(s.Methods) == 0 || slices.Contains(s.Methods, method))
 }
 
 // verbs are the API's names for the methods that a Connect serves, sorted.

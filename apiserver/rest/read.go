@@ -21,6 +21,9 @@ import (
 // "0" for any.
 func (p *Pipeline) Get(ctx context.Context, r *Request, version string) (*store.Entry, error) {
 	r = r.inside()
+	if r.Any.r.made != nil {
+		return p.madeOne(ctx, r)
+	}
 	if version == "" || version == "0" {
 		if version == "" {
 			if err := p.store.Sync(ctx); err != nil {
@@ -75,6 +78,9 @@ func (p *Pipeline) list(ctx context.Context, r *Request, q ListOptions) (*Page, 
 	sel, err := r.compile(q.Selection)
 	if err != nil {
 		return nil, err
+	}
+	if r.Any.r.made != nil {
+		return p.madeAll(ctx, r, sel), nil
 	}
 	snap, after, err := p.snapshot(ctx, r, q)
 	if err != nil {

@@ -101,6 +101,9 @@ type Resource[T api.Object] struct {
 	// on delete. It may read and write through the Store that it was built with. May be nil.
 	Hold func(ctx context.Context, now, old T, dryRun bool) (*Held, error)
 
+	// Made makes this a kind that is never stored nor written: get and list ask it for all objects there are, which are the
+	// caller's own (ComponentStatus).
+	Made func(ctx context.Context) []T
 	// Answer makes this a kind that is never stored: POST calls it, nothing else is served (SubjectAccessReview).
 	Answer func(ctx context.Context, o T) (T, error)
 }
@@ -138,8 +141,9 @@ type Subresource struct {
 	Body *api.Kind
 	// Create serves POST: it gets the parent (nil when it does not exist and Orphan is set) and the decoded, defaulted body.
 	Create func(ctx context.Context, parent api.Object, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error)
-	// Connect serves a stream or a proxied request on its own. Methods lists the HTTP methods.
+	// Connect serves a stream or a proxied request on its own.
 	Connect func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error
+	// Methods lists the HTTP methods of Connect, and those of Update where they are fewer than all.
 	Methods []string
 	// Kind is what discovery calls a Connect ("PodExecOptions"); the parent's kind when empty.
 	Kind string
