@@ -34,6 +34,7 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 				now.Generation = old.Generation + 1
 			}
 		},
+		PrepareStatus: func(now, old deploy) { now.Labels = old.Labels },
 		ValidateUpdate: func(now, old deploy) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
 		},

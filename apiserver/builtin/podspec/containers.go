@@ -41,16 +41,15 @@ func (v *check) allContainers(path *field.Path) (errs field.ErrorList) {
 
 // container checks what all sorts of containers have in common.
 func (v *check) container(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
-	switch messages := validation.IsDNS1123Label(c.Name); {
-	case c.Name == "":
+	if c.Name == "" {
 		errs = append(errs, field.Required(path.Child("name"), ""))
-	case len(messages) > 0:
-		errs = append(errs, texts(path.Child("name"), c.Name, messages)...)
-	case v.known.Has(c.Name):
-		errs = append(errs, field.Duplicate(path.Child("name"), c.Name))
-	default:
-		v.known.Insert(c.Name)
+	} else {
+		errs = append(errs, texts(path.Child("name"), c.Name, validation.IsDNS1123Label(c.Name))...)
+		if v.known.Has(c.Name) {
+			errs = append(errs, field.Duplicate(path.Child("name"), c.Name))
+		}
 	}
+	v.known.Insert(c.Name)
 	if c.Image == "" {
 		errs = append(errs, field.Required(path.Child("image"), ""))
 	} else if strings.TrimSpace(c.Image) != c.Image {
@@ -191,9 +190,6 @@ func ports(ps []corev1.ContainerPort, path *field.Path) (errs field.ErrorList) {
 			errs = append(errs, texts(at.Child("hostPort"), p.HostPort, validation.IsValidPortNum(int(p.HostPort)))...)
 		}
 		errs = append(errs, oneOf(at.Child("protocol"), p.Protocol, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)...)
-		if p.HostIP != "" {
-			errs = append(errs, validation.IsValidIPForLegacyField(at.Child("hostIP"), p.HostIP, false, nil)...)
-		}
 	}
 	return errs
 }
@@ -205,7 +201,7 @@ func hostPorts(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 		for i := range cs {
 			for j, p := range cs[i].Ports {
 				at := path.Index(i).Child("ports").Index(j)
-				if s.HostNetwork && p.HostPort != p.ContainerPort && p.HostPort != 0 {
+				if conflicts && s.HostNetwork && p.HostPort != p.ContainerPort && p.HostPort != 0 {
 					errs = append(errs, field.Invalid(at.Child("hostPort"), p.HostPort, "must match `containerPort` when `hostNetwork` is true"))
 				}
 				if p.HostPort == 0 || !conflicts {

@@ -89,6 +89,7 @@ func (v *check) fileKeyRef(r *corev1.FileKeySelector, path *field.Path) (errs fi
 	case r.VolumeName == "":
 		errs = append(errs, field.Required(path.Child("volumeName"), ""))
 	case !ok:
+		errs = append(errs, texts(path.Child("volumeName"), r.VolumeName, validation.IsDNS1123Label(r.VolumeName))...)
 		errs = append(errs, field.NotFound(path.Child("volumeName"), r.VolumeName))
 	case source.EmptyDir == nil:
 		errs = append(errs, field.Invalid(path.Child("volumeName"), r.VolumeName, "referenced volume must be of type emptyDir"))

@@ -28,7 +28,7 @@ func TestForeignVolumes(t *testing.T) {
 		"azure managed": {corev1.VolumeSource{AzureDisk: &corev1.AzureDiskVolumeSource{DiskName: "a", DataDiskURI: "https://x", Kind: &managed}}, `v.azureDisk.diskURI: Unsupported value: "https://x": supported values: "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}"`},
 		"storageos":     {corev1.VolumeSource{StorageOS: &corev1.StorageOSVolumeSource{VolumeName: "v", SecretRef: &corev1.LocalObjectReference{}}}, "v.storageos.secretRef.name: Required value"},
 		"two": {corev1.VolumeSource{CephFS: &corev1.CephFSVolumeSource{Monitors: []string{"m"}}, RBD: &corev1.RBDVolumeSource{}},
-			"v.rbd.monitors: Required value|v.rbd.image: Required value|v.cephfs: Forbidden: may not specify more than 1 volume type"},
+			"v.rbd.monitors: Required value|v.rbd.image: Required value|v.cephFS: Forbidden: may not specify more than 1 volume type"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -35,20 +35,21 @@ func (v *check) mounts(c *corev1.Container, path *field.Path) (errs field.ErrorL
 			}
 		}
 		if m.SubPath != "" {
-			errs = append(errs, inside(m.SubPath, at.Child("subPath"))...)
+			errs = append(errs, inside(m.SubPath, path.Child("subPath"))...)
 		}
 		if m.SubPathExpr != "" {
 			if m.SubPath != "" {
 				errs = append(errs, field.Invalid(at.Child("subPathExpr"), m.SubPathExpr, "subPathExpr and subPath are mutually exclusive"))
 			}
-			errs = append(errs, inside(m.SubPathExpr, at.Child("subPathExpr"))...)
+			errs = append(errs, inside(m.SubPathExpr, path.Child("subPathExpr"))...)
 		}
-		errs = append(errs, propagation(m, c.SecurityContext, at)...)
+		errs = append(errs, propagation(m, c.SecurityContext, path)...)
 		errs = append(errs, imageMount(m, source, at)...)
 	}
 	return errs
 }
 
+// propagation checks how mounts go from the host into the container and back. The paths are upstream's: without the mount's index.
 func propagation(m *corev1.VolumeMount, sc *corev1.SecurityContext, at *field.Path) (errs field.ErrorList) {
 	mode := corev1.MountPropagationNone
 	if m.MountPropagation != nil {
@@ -64,8 +65,12 @@ func propagation(m *corev1.VolumeMount, sc *corev1.SecurityContext, at *field.Pa
 		return errs
 	}
 	p := at.Child("recursiveReadOnly")
-	if errs = append(errs, oneOf(p, *r, corev1.RecursiveReadOnlyDisabled, corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyIfPossible)...); *r == corev1.RecursiveReadOnlyDisabled {
+	switch *r {
+	case corev1.RecursiveReadOnlyDisabled:
 		return errs
+	case corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyIfPossible:
+	default:
+		return append(errs, oneOf(p, *r, corev1.RecursiveReadOnlyDisabled, corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyIfPossible)...)
 	}
 	if !m.ReadOnly {
 		errs = append(errs, field.Forbidden(p, "may only be specified when readOnly is true"))
@@ -105,6 +110,9 @@ func (v *check) devices(c *corev1.Container, path *field.Path) (errs field.Error
 			errs = append(errs, field.NotFound(at.Child("name"), d.Name))
 		case source.PersistentVolumeClaim == nil && source.Ephemeral == nil:
 			errs = append(errs, field.Invalid(at.Child("name"), d.Name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"))
+		}
+		if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == d.Name }) {
+			errs = append(errs, field.Invalid(at.Child("name"), d.Name, "must not already exist in volumeMounts"))
 		}
 		if d.DevicePath == "" {
 			errs = append(errs, field.Required(at.Child("devicePath"), ""))

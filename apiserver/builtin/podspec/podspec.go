@@ -116,13 +116,6 @@ func (v *check) names(path *field.Path) (errs field.ErrorList) {
 	if s.RuntimeClassName != nil {
 		errs = append(errs, texts(path.Child("runtimeClassName"), *s.RuntimeClassName, isName(*s.RuntimeClassName))...)
 	}
-	for i, ref := range s.ImagePullSecrets {
-		p := path.Child("imagePullSecrets").Index(i)
-		if ref.Name == "" {
-			continue // allowed upstream, with a warning
-		}
-		errs = append(errs, texts(p.Child("name"), ref.Name, isName(ref.Name))...)
-	}
 	if h := s.HostnameOverride; h != nil {
 		errs = append(errs, hostnameOverride(s, *h, path)...)
 	}
@@ -136,10 +129,10 @@ func hostnameOverride(s *corev1.PodSpec, name string, path *field.Path) (errs fi
 		errs = append(errs, field.TooLong(p, name, 64))
 	}
 	if s.SetHostnameAsFQDN != nil && *s.SetHostnameAsFQDN {
-		errs = append(errs, field.Forbidden(p, "may not be specified when `setHostnameAsFQDN` is true"))
+		errs = append(errs, field.Forbidden(p, "may not be specified when setHostnameAsFQDN is true"))
 	}
 	if s.HostNetwork {
-		errs = append(errs, field.Forbidden(p, "may not be specified when `hostNetwork` is true"))
+		errs = append(errs, field.Forbidden(p, "may not be specified when hostNetwork is true"))
 	}
 	return errs
 }
@@ -197,9 +190,9 @@ func (v *check) system(path *field.Path) (errs field.ErrorList) {
 	}
 	p := path.Child("os", "name")
 	if v.spec.OS.Name == "" {
-		return field.ErrorList{field.Required(p, "cannot be empty")}
+		return field.ErrorList{field.Required(p, "")}
 	}
-	if errs = oneOf(p, v.spec.OS.Name, corev1.Linux, corev1.Windows); len(errs) > 0 {
+	if errs = oneOf(path.Child("os"), v.spec.OS.Name, corev1.Linux, corev1.Windows); len(errs) > 0 {
 		return errs
 	}
 	forbid := func(bad bool, where *field.Path, text string) {

@@ -129,14 +129,13 @@ func standard(name corev1.ResourceName) bool {
 // resizePolicies checks what happens to a container when its resources change.
 func resizePolicies(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
 	seen := map[corev1.ResourceName]bool{}
-	for i, p := range c.ResizePolicy {
-		at := path.Index(i)
+	for _, p := range c.ResizePolicy {
 		if seen[p.ResourceName] {
 			errs = append(errs, field.Duplicate(path, p.ResourceName))
 		}
 		seen[p.ResourceName] = true
-		errs = append(errs, oneOf(at.Child("resourceName"), p.ResourceName, corev1.ResourceCPU, corev1.ResourceMemory)...)
-		errs = append(errs, oneOf(at.Child("restartPolicy"), p.RestartPolicy, corev1.NotRequired, corev1.RestartContainer)...)
+		errs = append(errs, oneOf(path, p.ResourceName, corev1.ResourceCPU, corev1.ResourceMemory)...)
+		errs = append(errs, oneOf(path, p.RestartPolicy, corev1.NotRequired, corev1.RestartContainer)...)
 	}
 	return errs
 }

@@ -32,13 +32,7 @@ func (v *check) scheduling(meta *metav1.ObjectMeta, path *field.Path) (errs fiel
 	if len(s.SchedulingGates) > 0 && s.NodeName != "" {
 		errs = append(errs, field.Forbidden(path.Child("nodeName"), "cannot be set until all schedulingGates have been cleared"))
 	}
-	for _, name := range sortedNames(s.Overhead) {
-		at := path.Child("overhead").Key(string(name))
-		errs = append(errs, ContainerResource(name, at)...)
-		q := s.Overhead[name]
-		errs = append(errs, Quantity(name, &q, at)...)
-	}
-	return errs
+	return append(errs, Requirements(&corev1.ResourceRequirements{Limits: s.Overhead}, path.Child("overhead"))...)
 }
 
 func affinity(a *corev1.Affinity, path *field.Path) (errs field.ErrorList) {
@@ -142,8 +136,8 @@ func podTerms(required []corev1.PodAffinityTerm, preferred []corev1.WeightedPodA
 func podTerm(t *corev1.PodAffinityTerm, path *field.Path) (errs field.ErrorList) {
 	errs = Selector(t.LabelSelector, path.Child("labelSelector"))
 	errs = append(errs, Selector(t.NamespaceSelector, path.Child("namespaceSelector"))...)
-	for i, ns := range t.Namespaces {
-		errs = append(errs, texts(path.Child("namespaces").Index(i), ns, validation.IsDNS1123Label(ns))...)
+	for _, ns := range t.Namespaces { // upstream's path, on the wire
+		errs = append(errs, texts(path.Child("namespace"), ns, validation.IsDNS1123Label(ns))...)
 	}
 	errs = append(errs, matchKeys(t.MatchLabelKeys, t.MismatchLabelKeys, t.LabelSelector, path)...)
 	if t.TopologyKey == "" {

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -15,7 +16,10 @@ import (
 // sysctlName is the form of a sysctl, with dots or slashes.
 var sysctlName = regexp.MustCompile(`^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$`)
 
-const maxSysctlName = 253
+const (
+	maxSysctlName = 253
+	maxGMSASpec   = 64 << 10
+)
 
 func (v *check) security(path *field.Path) (errs field.ErrorList) {
 	s := v.spec
@@ -49,6 +53,10 @@ func (v *check) security(path *field.Path) (errs field.ErrorList) {
 	if fp := sc.FSGroupChangePolicy; fp != nil {
 		errs = append(errs, oneOf(p.Child("fsGroupChangePolicy"), *fp, corev1.FSGroupChangeOnRootMismatch, corev1.FSGroupChangeAlways)...)
 	}
+	if cp := sc.SELinuxChangePolicy; cp != nil {
+		errs = append(errs, oneOf(p.Child("seLinuxChangePolicy"), *cp, corev1.SELinuxChangePolicyRecursive, corev1.SELinuxChangePolicyMountOption)...)
+	}
+	errs = append(errs, windowsOptions(sc.WindowsOptions, p.Child("windowsOptions"))...)
 	errs = append(errs, v.sysctls(sc.Sysctls, p.Child("sysctls"))...)
 	errs = append(errs, seccomp(sc.SeccompProfile, p.Child("seccompProfile"))...)
 	return append(errs, appArmor(sc.AppArmorProfile, p.Child("appArmorProfile"))...)
@@ -134,12 +142,44 @@ func appArmor(a *corev1.AppArmorProfile, p *field.Path) field.ErrorList {
 	errs := oneOf(p.Child("type"), a.Type, corev1.AppArmorProfileTypeLocalhost, corev1.AppArmorProfileTypeRuntimeDefault, corev1.AppArmorProfileTypeUnconfined)
 	at := p.Child("localhostProfile")
 	switch local := a.LocalhostProfile; {
+	case len(errs) > 0: // of an unknown type nothing else can be said
 	case a.Type != corev1.AppArmorProfileTypeLocalhost && local != nil:
 		errs = append(errs, field.Invalid(at, *local, "can only be set when AppArmor type is Localhost"))
 	case a.Type == corev1.AppArmorProfileTypeLocalhost && (local == nil || *local == ""):
 		errs = append(errs, field.Required(at, "must be set when AppArmor type is Localhost"))
 	case a.Type == corev1.AppArmorProfileTypeLocalhost && strings.TrimSpace(*local) != *local:
 		errs = append(errs, field.Invalid(at, *local, "must not be padded with whitespace"))
+	}
+	return errs
+}
+
+// windowsOptions checks the form of what the pods of other nodes are started with.
+func windowsOptions(w *corev1.WindowsSecurityContextOptions, p *field.Path) (errs field.ErrorList) {
+	if w == nil {
+		return nil
+	}
+	if name := w.GMSACredentialSpecName; name != nil {
+		errs = append(errs, texts(p.Child("gmsaCredentialSpecName"), *name, validation.IsDNS1123Subdomain(*name))...)
+	}
+	if spec := w.GMSACredentialSpec; spec != nil {
+		at := p.Child("gmsaCredentialSpec")
+		switch {
+		case *spec == "":
+			errs = append(errs, field.Invalid(at, *spec, "gmsaCredentialSpec cannot be an empty string"))
+		case len(*spec) > maxGMSASpec:
+			errs = append(errs, field.Invalid(at, *spec, "gmsaCredentialSpec size must be under 64 KiB"))
+		}
+	}
+	if user := w.RunAsUserName; user != nil {
+		at := p.Child("runAsUserName")
+		switch {
+		case *user == "":
+			errs = append(errs, field.Invalid(at, *user, "runAsUserName cannot be an empty string"))
+		case strings.ContainsFunc(*user, unicode.IsControl):
+			errs = append(errs, field.Invalid(at, *user, "runAsUserName cannot contain control characters"))
+		case strings.Count(*user, `\`) > 1:
+			errs = append(errs, field.Invalid(at, *user, "runAsUserName cannot contain more than one backslash"))
+		}
 	}
 	return errs
 }
@@ -157,6 +197,7 @@ func (v *check) containerSecurity(sc *corev1.SecurityContext, p *field.Path) (er
 	}
 	errs = append(errs, seccomp(sc.SeccompProfile, p.Child("seccompProfile"))...)
 	errs = append(errs, appArmor(sc.AppArmorProfile, p.Child("appArmorProfile"))...)
+	errs = append(errs, windowsOptions(sc.WindowsOptions, p.Child("windowsOptions"))...)
 	if sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation {
 		return errs
 	}

@@ -12,7 +12,7 @@ import (
 func (v *check) volumes(path *field.Path) (errs field.ErrorList) {
 	v.vols = map[string]*corev1.VolumeSource{}
 	for i := range v.spec.Volumes {
-		vol, at := &v.spec.Volumes[i], path.Index(i)
+		vol, at, before := &v.spec.Volumes[i], path.Index(i), len(errs)
 		switch messages := validation.IsDNS1123Label(vol.Name); {
 		case vol.Name == "":
 			errs = append(errs, field.Required(at.Child("name"), ""))
@@ -21,11 +21,16 @@ func (v *check) volumes(path *field.Path) (errs field.ErrorList) {
 		case v.vols[vol.Name] != nil:
 			errs = append(errs, field.Duplicate(at.Child("name"), vol.Name))
 		}
-		v.vols[vol.Name] = &vol.VolumeSource
 		errs = append(errs, source(&vol.VolumeSource, at)...)
+		if len(errs) == before { // others are not found by those who name them
+			v.vols[vol.Name] = &vol.VolumeSource
+		}
 	}
 	return errs
 }
+
+// spellings are names of sources that upstream writes differently when there is one too many.
+var spellings = map[string]string{"cephfs": "cephFS", "downwardAPI": "downwarAPI"}
 
 // source checks that exactly one source is given, and that one.
 func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
@@ -35,6 +40,9 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 			return
 		}
 		if n++; n > 1 {
+			if spelled, ok := spellings[name]; ok {
+				name = spelled
+			}
 			errs = append(errs, field.Forbidden(at.Child(name), "may not specify more than 1 volume type"))
 			return
 		}
@@ -90,14 +98,7 @@ func emptyDir(e *corev1.EmptyDirVolumeSource, p *field.Path) (errs field.ErrorLi
 	if e.SizeLimit != nil && e.SizeLimit.Sign() < 0 {
 		errs = append(errs, field.Forbidden(p.Child("sizeLimit"), "SizeLimit field must be a valid resource quantity"))
 	}
-	switch m := e.Medium; {
-	case m == corev1.StorageMediumDefault, m == corev1.StorageMediumMemory, m == corev1.StorageMediumHugePages:
-	case strings.HasPrefix(string(m), string(corev1.StorageMediumHugePagesPrefix)):
-	default:
-		errs = append(errs, field.NotSupported(p.Child("medium"), m,
-			[]corev1.StorageMedium{corev1.StorageMediumDefault, corev1.StorageMediumHugePages, corev1.StorageMediumMemory}))
-	}
-	return errs
+	return errs // a medium that a node does not have is the kubelet's to refuse
 }
 
 // hostPathTypes are the values of HostPathVolumeSource.Type.
