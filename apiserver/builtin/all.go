@@ -55,7 +55,7 @@ func All(d Deps) []rest.Any {
 	event := rest.Register(api.EventKind, events())
 	hpa := rest.Register(api.HorizontalPodAutoscalerKind, horizontalPodAutoscalers())
 	cel := &expressions{}
-	return []rest.Any{
+	return append(reviews(d),
 		rest.Register(api.NamespaceKind, namespaces()),
 		rest.Register(api.NodeKind, nodes(d)),
 		rest.Register(api.PodKind, pods(d)),
@@ -121,7 +121,12 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.StorageVersionMigrationKind, storageVersionMigrations()),
 		rest.Register(api.APIServiceKind, apiServices()),
 		rest.Register(api.CustomResourceDefinitionKind, customResourceDefinitions(d)),
+	)
+}
 
+// reviews are the kinds that are answered and not stored.
+func reviews(d Deps) []rest.Any {
+	return []rest.Any{
 		rest.Register(api.TokenReviewKind, tokenReviews(d)),
 		rest.Register(api.SelfSubjectReviewKind, selfSubjectReviews()),
 		rest.Register(api.SubjectAccessReviewKind, subjectAccessReviews(d)),
