@@ -37,6 +37,14 @@ func SealedCopy(name string, executable bool, content func(write func([]byte) er
 		unix.Close(fd)
 		return -1, wrap("write memory file", name, err)
 	}
+	if executable {
+		// Not to be read: a process of a program that its user namespace cannot
+		// read is the initial one's, and root of the namespace cannot trace it.
+		if err := unix.Fchmod(fd, 0o111); err != nil {
+			unix.Close(fd)
+			return -1, wrap("change mode of memory file", name, err)
+		}
+	}
 	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		unix.Close(fd)

@@ -89,7 +89,8 @@ func keepInit(home string) error {
 		return fmt.Errorf("keep container init: %w", err)
 	}
 	_, err = f.Write(program)
-	err = errors.Join(err, f.Chmod(0o555), f.Close())
+	// Not to be read, as in linux.SealedCopy.
+	err = errors.Join(err, f.Chmod(0o111), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), home+"/program/yare-init")
 	}

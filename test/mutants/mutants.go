@@ -19,6 +19,7 @@ var mutants = []mutant{
 		"	return openat2(root, name, how)\n", "	how.Resolve = 0 // links lead out; the names themselves do not\n	return openat2(root, \"./\"+name, how)\n", "./oci", "TestNothingMadeOutside"},
 	{"the init is not dumpable", "oci/init/main.go",
 		"unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)", "unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)", "./oci", "TestInitIsNotDumpable"},
+	{"the init of a user namespace is not its root's", "linux/memfd.go", "unix.Fchmod(fd, 0o111)", "unix.Fchmod(fd, 0o777)", "./oci", "TestInitIsNotDumpable"},
 	{"capabilities are dropped", "oci/init/process.go",
 		"Effective: uint32(p.Effective >> shift), Permitted: uint32(p.Permitted >> shift)", "Effective: ^uint32(0), Permitted: ^uint32(0)", "./oci", "TestConfined"},
 	{"read-only paths are read-only", "oci/init/mounts.go",
