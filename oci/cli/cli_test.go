@@ -357,6 +357,9 @@ func TestExec(t *testing.T) {
 		{"no such program", []string{"c", "nothing"}, "", 255, "nothing"},
 		{"no such container", []string{"x", "true"}, "", 255, "does not exist"},
 		{"no command", []string{"c"}, "", 255, "name a command"},
+		{"groups", []string{"--additional-gids", "7", "-g", "8", "c", "id", "-G"}, "0 7 8\n", 0, ""},
+		{"label", []string{"--process-label", "x", "c", "true"}, "", 255, "no SELinux"},
+		{"profile", []string{"--apparmor", "x", "c", "true"}, "", 255, "no AppArmor"},
 		{"bad user", []string{"--user", "root", "c", "true"}, "", 255, "uid[:gid]"},
 		{"terminal without socket", []string{"--tty", "--detach", "c", "true"}, "", 255, "console socket"},
 	} {

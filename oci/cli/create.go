@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"strconv"
@@ -167,7 +168,9 @@ func follow(pid int, signals <-chan os.Signal) (int, error) {
 // execFlags are exec's.
 type execFlags struct {
 	process, console, pidFile, cwd, user string
+	label, apparmor                      string
 	env, caps                            []string
+	groups                               []int64
 	tty, detach, noNewPrivs              bool
 	preserve                             int
 }
@@ -183,6 +186,9 @@ func (a *app) exec() *cobra.Command {
 	c.Flags().StringVarP(&f.user, "user", "u", "", "uid[:gid]")
 	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable")
 	c.Flags().StringArrayVarP(&f.caps, "cap", "c", nil, "capability to add")
+	c.Flags().Int64SliceVarP(&f.groups, "additional-gids", "g", nil, "further groups")
+	c.Flags().StringVar(&f.label, "process-label", "", "SELinux label")
+	c.Flags().StringVar(&f.apparmor, "apparmor", "", "AppArmor profile")
 	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "make a terminal")
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
 	c.Flags().BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
@@ -267,6 +273,18 @@ func (a *app) process(id string, args []string, f *execFlags) (*specs.Process, e
 	p.Args, p.Terminal = args, f.tty
 	p.Env = append(p.Env[:len(p.Env):len(p.Env)], f.env...)
 	p.NoNewPrivileges = p.NoNewPrivileges || f.noNewPrivs
+	for _, g := range f.groups {
+		if g < 0 || g > math.MaxUint32 {
+			return nil, fmt.Errorf("--additional-gids %d: not a group", g)
+		}
+		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(g))
+	}
+	if f.label != "" {
+		p.SelinuxLabel = f.label
+	}
+	if f.apparmor != "" {
+		p.ApparmorProfile = f.apparmor
+	}
 	if f.cwd != "" {
 		p.Cwd = f.cwd
 	}

@@ -228,3 +228,20 @@ func TestMemory(t *testing.T) {
 		}
 	}
 }
+
+// Checkpoints are refused, and the log says so where a caller looks.
+func TestAbsentVerbs(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, nil, "true")
+	for _, verb := range []string{"checkpoint", "restore"} {
+		log := filepath.Join(t.TempDir(), "log")
+		_, stderr, code := b.try("--log", log, "--log-format", "json", verb, "--image-path", "/x", "c")
+		if code != 1 || !strings.Contains(stderr, verb+" is not supported") {
+			t.Errorf("%s: exit code %d, %q", verb, code, stderr)
+		}
+		var line struct{ Level, Msg string }
+		if err := json.Unmarshal([]byte(read(t, log)), &line); err != nil || line.Level != "error" || !strings.Contains(line.Msg, "not supported") {
+			t.Errorf("%s: log %+v, %v", verb, line, err)
+		}
+	}
+}
