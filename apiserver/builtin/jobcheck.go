@@ -102,13 +102,15 @@ func completionMode(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList)
 	if s.CompletionMode != nil && mode != batchv1.NonIndexedCompletion && mode != batchv1.IndexedCompletion {
 		errs = append(errs, field.NotSupported(spec.Child("completionMode"), mode, []batchv1.CompletionMode{batchv1.NonIndexedCompletion, batchv1.IndexedCompletion}))
 	}
-	if mode != batchv1.IndexedCompletion {
+	if s.CompletionMode == nil || mode == batchv1.NonIndexedCompletion {
 		if s.BackoffLimitPerIndex != nil {
 			errs = append(errs, field.Invalid(spec.Child("backoffLimitPerIndex"), *s.BackoffLimitPerIndex, "requires indexed completion mode"))
 		}
 		if s.MaxFailedIndexes != nil {
 			errs = append(errs, field.Invalid(spec.Child("maxFailedIndexes"), *s.MaxFailedIndexes, "requires indexed completion mode"))
 		}
+	}
+	if mode != batchv1.IndexedCompletion {
 		return errs
 	}
 	if s.Completions == nil {

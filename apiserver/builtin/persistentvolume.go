@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -41,8 +40,7 @@ func persistentVolumes() *rest.Resource[*corev1.PersistentVolume] {
 				is.LastPhaseTransitionTime = &t
 			}
 		},
-		Warn:   func(v, _ pv) []string { return volumeWarnings(v) },
-		Fields: func(v pv) fields.Set { return fields.Set{"name": v.Name} }, // never meant to be, but clients use it
+		Warn: func(v, _ pv) []string { return volumeWarnings(v) },
 		Columns: []rest.Column[pv]{
 			{Name: "Capacity", Description: doc["capacity"], Cell: func(v pv) any { return v.Spec.Capacity.Storage().String() }},
 			{Name: "Access Modes", Description: doc["accessModes"], Cell: func(v pv) any { return modesText(v.Spec.AccessModes) }},

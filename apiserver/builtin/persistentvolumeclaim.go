@@ -7,7 +7,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -42,7 +41,6 @@ func persistentVolumeClaims() *rest.Resource[*corev1.PersistentVolumeClaim] {
 			}
 			return append(warnings, podspec.ClaimWarnings(&c.Spec, field.NewPath("spec"))...)
 		},
-		Fields: func(c pvc) fields.Set { return fields.Set{"name": c.Name} }, // never meant to be, but clients use it
 		Columns: []rest.Column[pvc]{
 			{Name: "Status", Description: status["phase"], Cell: func(c pvc) any {
 				if c.DeletionTimestamp != nil {

@@ -29,6 +29,7 @@ func podDisruptionBudgets() *rest.Resource[*policyv1.PodDisruptionBudget] {
 	return &rest.Resource[pdb]{
 		AnyFinalizer:    true,
 		RequireRevision: true,
+		Name:            func(string, bool) []string { return nil }, // upstream looks at no form
 		Prepare:         func(p pdb) { dropLegacy(p.Spec.Selector) },
 		PrepareUpdate: func(now, old pdb) {
 			if !equality.Semantic.DeepEqual(now.Spec.Selector, old.Spec.Selector) {
