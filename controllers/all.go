@@ -18,6 +18,8 @@ import (
 	"github.com/yare-dev/yare/controllers/nodeipam"
 	"github.com/yare-dev/yare/controllers/nodelifecycle"
 	"github.com/yare-dev/yare/controllers/podgc"
+	"github.com/yare-dev/yare/controllers/pvcprotection"
+	"github.com/yare-dev/yare/controllers/pvprotection"
 	"github.com/yare-dev/yare/controllers/replicaset"
 	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
@@ -75,6 +77,8 @@ func List(d Deps) []*reconcile.Controller {
 		nodelifecycle.New(d.Deps),
 		tainteviction.New(d.Deps),
 		clusterroleaggregation.New(d.Deps),
+		pvcprotection.New(d.Deps),
+		pvprotection.New(d.Deps),
 		ttlafterfinished.New(d.Deps),
 		rootca.New(d.Deps, d.RootCA),
 	)

@@ -92,6 +92,10 @@ func accountOf(controller string) string {
 		return "generic-garbage-collector"
 	case "endpointslice-mirroring-controller":
 		return "endpointslicemirroring-controller"
+	case "persistentvolumeclaim-protection-controller":
+		return "pvc-protection-controller"
+	case "persistentvolume-protection-controller":
+		return "pv-protection-controller"
 	case "replicationcontroller-controller":
 		return "replication-controller"
 	case "daemonset-controller":
