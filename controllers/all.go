@@ -12,6 +12,7 @@ import (
 	"github.com/yare-dev/yare/controllers/endpoints"
 	"github.com/yare-dev/yare/controllers/endpointslice"
 	"github.com/yare-dev/yare/controllers/endpointslicemirroring"
+	"github.com/yare-dev/yare/controllers/ephemeralvolume"
 	"github.com/yare-dev/yare/controllers/garbagecollector"
 	"github.com/yare-dev/yare/controllers/job"
 	"github.com/yare-dev/yare/controllers/namespace"
@@ -27,6 +28,7 @@ import (
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
 	"github.com/yare-dev/yare/controllers/ttlafterfinished"
+	"github.com/yare-dev/yare/controllers/volumebinder"
 	"github.com/yare-dev/yare/reconcile"
 	"github.com/yare-dev/yare/run"
 )
@@ -76,10 +78,12 @@ func List(d Deps) []*reconcile.Controller {
 	return append(list,
 		nodelifecycle.New(d.Deps),
 		tainteviction.New(d.Deps),
+		volumebinder.New(d.Deps),
 		clusterroleaggregation.New(d.Deps),
 		pvcprotection.New(d.Deps),
 		pvprotection.New(d.Deps),
 		ttlafterfinished.New(d.Deps),
 		rootca.New(d.Deps, d.RootCA),
+		ephemeralvolume.New(d.Deps),
 	)
 }

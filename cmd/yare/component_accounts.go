@@ -96,6 +96,8 @@ func accountOf(controller string) string {
 		return "pvc-protection-controller"
 	case "persistentvolume-protection-controller":
 		return "pv-protection-controller"
+	case "persistentvolume-binder-controller":
+		return "persistent-volume-binder"
 	case "replicationcontroller-controller":
 		return "replication-controller"
 	case "daemonset-controller":

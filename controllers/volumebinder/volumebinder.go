@@ -1,0 +1,192 @@
+// Package volumebinder binds PersistentVolumeClaims to PersistentVolumes and follows what becomes of both. It replaces
+// upstream's persistentvolume binder controller.
+//
+//	claim  Pending ──> Bound ──> Lost         volume  Available ──> Bound ──> Released
+//
+// A binding is written in this order, each step of which can be repeated: the volume's claimRef, the volume's phase, the
+// claim's volumeName, the claim's status.
+//
+// Not here: volumes are made and destroyed by provisioners outside, which also delete the volumes that they made; classes
+// that wait for a pod's node. A volume that somebody made by hand is never deleted, whatever its policy says, but Failed.
+//
+// Keys are those of claims, and of volumes, which have no namespace.
+package volumebinder
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/reconcile"
+)
+
+// provisioner marks a volume that a program outside made.
+const provisioner = "pv.kubernetes.io/provisioned-by"
+
+type controller struct{ reconcile.Deps }
+
+// New returns the controller.
+func New(d reconcile.Deps) *reconcile.Controller {
+	c := controller{d.Named("persistentvolume-controller")}
+	return reconcile.NewKeyed(c.Deps, reconcile.Keyed{
+		Controller: "persistentvolume-binder-controller",
+		Workers:    1, // two claims must not get one volume
+		Sources: []reconcile.Source{
+			reconcile.Mapped(func(c *corev1.PersistentVolumeClaim) []api.Key {
+				keys := []api.Key{api.KeyOf(c)}
+				if c.Spec.VolumeName != "" {
+					keys = append(keys, api.Key{Name: c.Spec.VolumeName})
+				}
+				return keys
+			}),
+			reconcile.Changed(wokenBy, api.PersistentVolumeClaimKind),
+		},
+		Write: reconcile.Writes{
+			api.PersistentVolumeKind:      {"update", "update/status"},
+			api.PersistentVolumeClaimKind: {"update", "update/status"},
+		},
+		Run: c.run,
+	})
+}
+
+// wokenBy returns the keys that a change of a volume concerns: its own, its claim's, and those of all claims that wait.
+func wokenBy(ctx context.Context, d reconcile.Deps, before, after *corev1.PersistentVolume) (keys []api.Key) {
+	for _, v := range []*corev1.PersistentVolume{before, after} {
+		if v != nil && v.Spec.ClaimRef != nil {
+			keys = append(keys, api.Key{Namespace: v.Spec.ClaimRef.Namespace, Name: v.Spec.ClaimRef.Name})
+		}
+	}
+	if after == nil {
+		return keys
+	}
+	keys = append(keys, api.KeyOf(after))
+	if after.Spec.ClaimRef != nil {
+		return keys
+	}
+	claims, err := client.List[*corev1.PersistentVolumeClaim](ctx, d.Client, client.Query{})
+	if err != nil {
+		d.Log.Warn("list claims", "err", err)
+		return keys
+	}
+	for _, c := range claims {
+		if c.Status.Phase != corev1.ClaimBound {
+			keys = append(keys, api.KeyOf(c))
+		}
+	}
+	return keys
+}
+
+func (c controller) run(ctx context.Context, log *slog.Logger, key api.Key) (reconcile.Result, error) {
+	var err error
+	if key.Namespace == "" {
+		err = c.volume(ctx, key)
+	} else {
+		err = c.claim(ctx, log, key)
+	}
+	return reconcile.Result{}, err
+}
+
+func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) error {
+	claim, err := client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, key)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("get claim: %w", err)
+	}
+	if claim.DeletionTimestamp != nil && claim.Spec.VolumeName == "" {
+		return nil
+	}
+	volumes, err := client.List[*corev1.PersistentVolume](ctx, c.Client, client.Query{})
+	if err != nil {
+		return fmt.Errorf("list volumes: %w", err)
+	}
+	j := judge(claim, volumes)
+	if j.volume != nil {
+		if claim.Status.Phase != corev1.ClaimBound {
+			log.Info("binding a claim", "volume", j.volume.Name)
+		}
+		return c.bind(ctx, claim, j.volume)
+	}
+	if j.reason != "" && (claim.Status.Phase != j.phase || j.phase == corev1.ClaimPending) {
+		kind := corev1.EventTypeNormal
+		if j.warning {
+			kind = corev1.EventTypeWarning
+		}
+		c.Events.Event(claim, kind, j.reason, j.message)
+	}
+	_, err = client.Mutate(ctx, c.Client, claim, "status", func(o *corev1.PersistentVolumeClaim) {
+		if o.Status.Phase = j.phase; j.phase == corev1.ClaimPending {
+			o.Status.AccessModes, o.Status.Capacity = nil, nil
+		}
+	})
+	return err
+}
+
+func (c controller) bind(ctx context.Context, claim *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) error {
+	v, err := client.Mutate(ctx, c.Client, v, "", func(v *corev1.PersistentVolume) { reserve(v, claim) })
+	if err != nil {
+		return fmt.Errorf("reserve volume %s: %w", v.Name, err)
+	}
+	if v, err = client.Mutate(ctx, c.Client, v, "status", func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumeBound }); err != nil {
+		return fmt.Errorf("write status of volume %s: %w", v.Name, err)
+	}
+	if claim, err = client.Mutate(ctx, c.Client, claim, "", func(o *corev1.PersistentVolumeClaim) { take(o, v) }); err != nil {
+		return fmt.Errorf("bind: %w", err)
+	}
+	if _, err = client.Mutate(ctx, c.Client, claim, "status", func(o *corev1.PersistentVolumeClaim) { fill(&o.Status, v) }); err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	return nil
+}
+
+func (c controller) volume(ctx context.Context, key api.Key) error {
+	v, err := client.Get[*corev1.PersistentVolume](ctx, c.Client, key)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("get volume: %w", err)
+	}
+	var claim *corev1.PersistentVolumeClaim
+	if r := v.Spec.ClaimRef; r != nil {
+		claim, err = client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, api.Key{Namespace: r.Namespace, Name: r.Name})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("get claim: %w", err)
+		}
+		if err != nil {
+			claim = nil
+		}
+	}
+	phase, loose := settle(v, claim)
+	if loose {
+		if v, err = client.Mutate(ctx, c.Client, v, "", func(v *corev1.PersistentVolume) {
+			if v.Annotations[ours] != "" {
+				v.Spec.ClaimRef = nil
+				delete(v.Annotations, ours)
+			} else {
+				v.Spec.ClaimRef.UID = ""
+			}
+		}); err != nil {
+			return fmt.Errorf("give up reservation: %w", err)
+		}
+	}
+	message := ""
+	policy := v.Spec.PersistentVolumeReclaimPolicy
+	if phase == corev1.VolumeReleased && policy != corev1.PersistentVolumeReclaimRetain && policy != "" && v.Annotations[provisioner] == "" {
+		phase, message = corev1.VolumeFailed, fmt.Sprintf("nobody carries out the policy %s for a volume that no provisioner has made", policy)
+		c.Events.Event(v, corev1.EventTypeWarning, "VolumeFailedDelete", message)
+	}
+	if phase == corev1.VolumeFailed && message == "" {
+		message = v.Status.Message
+	}
+	_, err = client.Mutate(ctx, c.Client, v, "status", func(v *corev1.PersistentVolume) {
+		v.Status.Phase, v.Status.Message = phase, message
+	})
+	return err
+}

@@ -1,0 +1,157 @@
+package volumebinder
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/client"
+	rt "github.com/yare-dev/yare/reconcile/reconciletest"
+)
+
+func volume(name, size, class string, change ...func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
+	v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{StorageClassName: class,
+		Capacity:    corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)},
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain}}
+	v.Status.Phase = corev1.VolumeAvailable
+	for _, f := range change {
+		f(v)
+	}
+	return v
+}
+
+func claim(name, size, class string, change ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: corev1.PersistentVolumeClaimSpec{
+		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}}}}
+	for _, f := range change {
+		f(c)
+	}
+	return c
+}
+
+func forClaim(name, uid string) func(*corev1.PersistentVolume) {
+	return func(v *corev1.PersistentVolume) {
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: name}
+		if uid != "" {
+			v.Spec.ClaimRef.UID = "other"
+		}
+	}
+}
+
+func onto(name string) func(*corev1.PersistentVolumeClaim) {
+	return func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = name }
+}
+
+func bound(c *corev1.PersistentVolumeClaim) { c.Annotations = map[string]string{completed: "yes"} }
+
+func TestJudge(t *testing.T) {
+	block := corev1.PersistentVolumeBlock
+	for _, tt := range []struct {
+		name    string
+		claim   *corev1.PersistentVolumeClaim
+		volumes []*corev1.PersistentVolume
+		want    string
+	}{
+		{"the smallest that is large enough", claim("c", "2Gi", ""), []*corev1.PersistentVolume{volume("a", "5Gi", ""), volume("b", "1Gi", ""), volume("c", "3Gi", "")}, "Bound c"},
+		{"of its class", claim("c", "1Gi", "gold"), []*corev1.PersistentVolume{volume("a", "1Gi", ""), volume("b", "5Gi", "gold")}, "Bound b"},
+		{"a class waits for its provisioner", claim("c", "1Gi", "gold"), []*corev1.PersistentVolume{volume("a", "1Gi", "")}, "Pending"},
+		{"none", claim("c", "1Gi", ""), nil, "Pending FailedBinding"},
+		{"reserved for it", claim("c", "1Gi", ""), []*corev1.PersistentVolume{volume("a", "1Gi", ""), volume("b", "5Gi", "", forClaim("c", ""))}, "Bound b"},
+		{"reserved for another", claim("c", "1Gi", ""), []*corev1.PersistentVolume{volume("b", "5Gi", "", forClaim("d", ""))}, "Pending FailedBinding"},
+		{"selected", claim("c", "1Gi", "", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
+		}), []*corev1.PersistentVolume{volume("a", "1Gi", ""), volume("b", "5Gi", "", func(v *corev1.PersistentVolume) { v.Labels = map[string]string{"a": "b"} })}, "Bound b"},
+		{"another mode", claim("c", "1Gi", ""), []*corev1.PersistentVolume{volume("a", "1Gi", "", func(v *corev1.PersistentVolume) { v.Spec.VolumeMode = &block })}, "Pending FailedBinding"},
+		{"the one that it asks for", claim("c", "1Gi", "", onto("b")), []*corev1.PersistentVolume{volume("a", "1Gi", ""), volume("b", "5Gi", "")}, "Bound b"},
+		{"asked for and too small", claim("c", "9Gi", "", onto("b")), []*corev1.PersistentVolume{volume("b", "5Gi", "")}, "Pending VolumeMismatch"},
+		{"asked for and taken", claim("c", "1Gi", "", onto("b")), []*corev1.PersistentVolume{volume("b", "5Gi", "", forClaim("d", "other"))}, "Pending FailedBinding"},
+		{"asked for and not there yet", claim("c", "1Gi", "", onto("b")), nil, "Pending"},
+		{"lost", claim("c", "1Gi", "", onto("b"), bound), nil, "Lost ClaimLost"},
+		{"bound twice", claim("c", "1Gi", "", onto("b"), bound), []*corev1.PersistentVolume{volume("b", "5Gi", "", forClaim("c", "other"))}, "Lost ClaimMisbound"},
+	} {
+		j := judge(tt.claim, tt.volumes)
+		got := string(j.phase)
+		if j.volume != nil {
+			got += " " + j.volume.Name
+		}
+		if j.reason != "" {
+			got += " " + j.reason
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A volume is made, bound, left and lost.
+func TestLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, c)
+		rt.Start(t, d, New(d))
+		expect := func(claim, volume string) {
+			t.Helper()
+			synctest.Wait()
+			got := ""
+			for _, c := range rt.List[*corev1.PersistentVolumeClaim](t, c) {
+				got += fmt.Sprintf("%s %s %s;", c.Name, c.Status.Phase, c.Spec.VolumeName)
+			}
+			if got != claim {
+				t.Errorf("claims %q, want %q", got, claim)
+			}
+			got = ""
+			for _, v := range rt.List[*corev1.PersistentVolume](t, c) {
+				got += fmt.Sprintf("%s %s;", v.Name, v.Status.Phase)
+			}
+			if got != volume {
+				t.Errorf("volumes %q, want %q", got, volume)
+			}
+		}
+		rt.Create(t, c, claim("a", "1Gi", ""))
+		rt.Create(t, c, claim("b", "1Gi", ""))
+		expect("a Pending ;b Pending ;", "")
+		rt.Create(t, c, volume("v", "2Gi", "", func(v *corev1.PersistentVolume) { v.Status.Phase = "" }))
+		synctest.Wait()
+		winner, loser := "a", "b"
+		if rt.Get[*corev1.PersistentVolumeClaim](t, c, "ns", "b").Spec.VolumeName != "" {
+			winner, loser = loser, winner
+		}
+		w := rt.Get[*corev1.PersistentVolumeClaim](t, c, "ns", winner)
+		size := w.Status.Capacity[corev1.ResourceStorage]
+		v := rt.Get[*corev1.PersistentVolume](t, c, "", "v")
+		if w.Status.Phase != corev1.ClaimBound || size.String() != "2Gi" || w.Annotations[completed] != "yes" || v.Spec.ClaimRef.UID != w.UID || v.Annotations[ours] != "yes" {
+			t.Errorf("claim %+v, volume %+v", w, v)
+		}
+		rt.Delete(t, c, rt.Get[*corev1.PersistentVolumeClaim](t, c, "ns", winner), client.DeleteOptions{})
+		expect(loser+" Pending ;", "v Released;")
+		// What was on it is kept until somebody says that it may be used again.
+		rt.Mutate(t, c, v, "", func(v *corev1.PersistentVolume) { v.Spec.ClaimRef = nil })
+		expect(loser+" Bound v;", "v Bound;")
+		rt.Delete(t, c, v, client.DeleteOptions{})
+		expect(loser+" Lost v;", "")
+	})
+}
+
+func TestPolicyDelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, c)
+		rt.Start(t, d, New(d))
+		remove := func(v *corev1.PersistentVolume) {
+			v.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
+		}
+		rt.Create(t, c, volume("hand", "1Gi", "", remove, forClaim("gone", "other")))
+		rt.Create(t, c, volume("made", "1Gi", "", remove, forClaim("gone", "other"), func(v *corev1.PersistentVolume) { v.Annotations = map[string]string{provisioner: "csi"} }))
+		synctest.Wait()
+		for name, want := range map[string]corev1.PersistentVolumePhase{"hand": corev1.VolumeFailed, "made": corev1.VolumeReleased} {
+			if got := rt.Get[*corev1.PersistentVolume](t, c, "", name).Status; got.Phase != want {
+				t.Errorf("%s is %+v", name, got)
+			}
+		}
+	})
+}
