@@ -9,8 +9,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
@@ -103,12 +103,12 @@ func (a *amounts) Describe(ch chan<- *prometheus.Desc) { ch <- resourceObjects; 
 
 // Collect is part of prometheus.Collector.
 func (a *amounts) Collect(ch chan<- prometheus.Metric) {
-	seen := map[*api.Kind]bool{}
+	seen := map[schema.GroupResource]bool{} // a kind may be served in several versions
 	for _, k := range a.kinds {
-		if !k.Stored() || seen[k.Kind] {
+		if !k.Stored() || seen[k.Kind.GroupResource()] {
 			continue
 		}
-		seen[k.Kind] = true
+		seen[k.Kind.GroupResource()] = true
 		n := float64(a.store.Snapshot(k.Kind).Len())
 		ch <- prometheus.MustNewConstMetric(resourceObjects, prometheus.GaugeValue, n, k.Kind.Group, k.Kind.Plural)
 		ch <- prometheus.MustNewConstMetric(storageObjects, prometheus.GaugeValue, n, k.Kind.String())

@@ -83,8 +83,8 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	isDefault := func(o api.Object) bool { return o.GetName() == defaultCIDR }
 	wg.Go(func() { b.keep(ctx, api.ServiceCIDRKind, isDefault, b.serviceCIDR) })
 	any := func(api.Object) bool { return true }
-	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.flow) })
-	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.flow) })
+	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.tend) })
+	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.tend) })
 	wg.Wait()
 	return nil
 }
@@ -100,7 +100,7 @@ func (b *Bootstrap) keep(ctx context.Context, kind *api.Kind, mine func(api.Obje
 			}
 			synced = synced || e.Op == client.Synced
 			// When the watch has caught up, something may have changed since the last look.
-			if e.Op != client.Synced && (!synced || e.Op == client.Added || !mine(e.Object)) {
+			if e.Op != client.Synced && (!synced || !mine(e.Object)) {
 				continue
 			}
 			if err := mend(ctx); err != nil && ctx.Err() == nil {

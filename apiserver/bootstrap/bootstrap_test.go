@@ -183,12 +183,54 @@ func TestBootstrapTwiceWritesNothing(t *testing.T) {
 			}
 			return all
 		}
-		start(t, c)()
+		once := func() {
+			stop := start(t, c)
+			synctest.Wait()
+			stop()
+		}
+		once()
 		before := revisions()
-		start(t, c)()
-		synctest.Wait()
+		once()
 		if after := revisions(); after != before {
 			t.Errorf("%v before, %v after", before, after)
+		}
+	})
+}
+
+// TestDangling makes a FlowSchema before its level.
+func TestDangling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		stop := start(t, c)
+		defer stop()
+		synctest.Wait()
+		reason := func(name string) string {
+			synctest.Wait()
+			s := get[*flowcontrolv1.FlowSchema](t, c, "", name)
+			if len(s.Status.Conditions) != 1 {
+				return ""
+			}
+			return string(s.Status.Conditions[0].Status) + " " + s.Status.Conditions[0].Reason
+		}
+		if got := reason("catch-all"); got != "False Found" {
+			t.Errorf("catch-all: %q", got)
+		}
+		mine := get[*flowcontrolv1.FlowSchema](t, c, "", "global-default").DeepCopy()
+		mine.ObjectMeta, mine.Status = metav1.ObjectMeta{Name: "mine"}, flowcontrolv1.FlowSchemaStatus{}
+		mine.Spec.PriorityLevelConfiguration.Name = "mine"
+		if _, err := c.Create(t.Context(), mine); err != nil {
+			t.Fatal(err)
+		}
+		if got := reason("mine"); got != "True NotFound" {
+			t.Errorf("without a level: %q", got)
+		}
+		level := get[*flowcontrolv1.PriorityLevelConfiguration](t, c, "", "global-default").DeepCopy()
+		level.ObjectMeta, level.Status = metav1.ObjectMeta{Name: "mine"}, flowcontrolv1.PriorityLevelConfigurationStatus{}
+		if _, err := c.Create(t.Context(), level); err != nil {
+			t.Fatal(err)
+		}
+		if got := reason("mine"); got != "False Found" {
+			t.Errorf("with a level: %q", got)
 		}
 	})
 }
