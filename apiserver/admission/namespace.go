@@ -23,8 +23,8 @@ func namespaceLifecycle(get authn.Getter) rest.Admission {
 			}
 			return nil
 		}
-		// What is to go may go, whatever its namespace does; questions are not in any.
-		if a.Key.Namespace == "" || a.Operation == rest.OpDelete || a.Operation == rest.OpConnect || a.Kind == api.LocalSubjectAccessReviewKind {
+		// What is there may change and go, whatever its namespace does; questions are not in any.
+		if a.Key.Namespace == "" || a.Operation != rest.OpCreate || a.Kind == api.LocalSubjectAccessReviewKind {
 			return nil
 		}
 		o, err := get.Get(ctx, api.NamespaceKind, api.Key{Name: a.Key.Namespace})
@@ -32,7 +32,7 @@ func namespaceLifecycle(get authn.Getter) rest.Admission {
 			return err
 		}
 		ns := o.(*corev1.Namespace)
-		if a.Operation != rest.OpCreate || a.Sub != "" || ns.DeletionTimestamp == nil && ns.Status.Phase != corev1.NamespaceTerminating {
+		if ns.DeletionTimestamp == nil && ns.Status.Phase != corev1.NamespaceTerminating {
 			return nil
 		}
 		return terminating(a, ns.Name)
@@ -52,7 +52,7 @@ func terminating(a *rest.Admitting, namespace string) error {
 // lasting says whether the cluster cannot be without a namespace.
 func lasting(name string) bool {
 	switch name {
-	case metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease:
+	case metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic:
 		return true
 	}
 	return false

@@ -7,8 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
@@ -124,7 +127,7 @@ func TestRules(t *testing.T) {
 // TestKubelets asks what the kubelet of node n1 may do, which has one of two pods.
 func TestKubelets(t *testing.T) {
 	t.Parallel()
-	s := servertest.Store(t)
+	s := servertest.Store(t, api.ResourceSliceKind)
 	env := func(secret, config string) []corev1.EnvVar {
 		return []corev1.EnvVar{
 			{Name: "a", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: secret}}}},
@@ -149,6 +152,23 @@ func TestKubelets(t *testing.T) {
 	done := pod("done", "n1", "3")
 	done.Status.Phase = corev1.PodSucceeded
 	servertest.Put(t, s, done)
+	storage := pod("storage", "n1", "4")
+	claimed := "claimed"
+	storage.Spec.Volumes = append(storage.Spec.Volumes, corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim"}}},
+		corev1.Volume{Name: "e", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}})
+	storage.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "x", ResourceClaimName: &claimed}}
+	volume := func(name, claim string) *corev1.PersistentVolume {
+		v := &corev1.PersistentVolume{ObjectMeta: meta("", name)}
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "a", Name: claim}
+		v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: "d", NodeStageSecretRef: &corev1.SecretReference{Namespace: "storage", Name: name}}
+		return v
+	}
+	n1, n2 := "n1", "n2"
+	servertest.Put(t, s, storage)
+	servertest.PutAs(t, s, api.PersistentVolumeKind, volume("pv", "claim"), volume("pv2", "other"))
+	servertest.PutAs(t, s, api.VolumeAttachmentKind, &storagev1.VolumeAttachment{ObjectMeta: meta("", "va1"), Spec: storagev1.VolumeAttachmentSpec{NodeName: n1}}, &storagev1.VolumeAttachment{ObjectMeta: meta("", "va2"), Spec: storagev1.VolumeAttachmentSpec{NodeName: n2}})
+	servertest.PutAs(t, s, api.ResourceSliceKind, &resourcev1.ResourceSlice{ObjectMeta: meta("", "s1"), Spec: resourcev1.ResourceSliceSpec{NodeName: &n1}}, &resourcev1.ResourceSlice{ObjectMeta: meta("", "s2"), Spec: resourcev1.ResourceSliceSpec{NodeName: &n2}})
+	servertest.PutAs(t, s, api.PodCertificateRequestKind, &certificatesv1.PodCertificateRequest{ObjectMeta: meta("a", "r1"), Spec: certificatesv1.PodCertificateRequestSpec{NodeName: "n1"}})
 	n := authz.NewNode(s)
 	kubelet := user("system:node:n1", authn.Nodes)
 	for _, name := range []string{"pull", "init", "env", "from", "vol", "proj"} {
@@ -174,6 +194,15 @@ func TestKubelets(t *testing.T) {
 		"list pods": false, "list pods a/ spec.nodeName=n1": true, "watch pods a/ spec.nodeName=n2": false, "deletecollection pods a/": false,
 		"get coordination.k8s.io:leases kube-node-lease/n1": true, "get coordination.k8s.io:leases kube-node-lease/n2": false, "get coordination.k8s.io:leases a/n1": false,
 		"create events a/": true, "list events": false, "list services": true, "create services a/": false, "get /metrics": false,
+		"get persistentvolumeclaims a/claim": true, "get persistentvolumeclaims a/storage-e": true, "get persistentvolumeclaims a/other": false, "list persistentvolumeclaims a/": false,
+		"patch persistentvolumeclaims/status a/claim": true, "update persistentvolumeclaims a/claim": false, "patch persistentvolumeclaims/status a/other": false,
+		"get persistentvolumes pv": true, "get persistentvolumes pv2": false, "get secrets storage/pv": true, "get secrets storage/pv2": false, "update secrets storage/pv": false,
+		"get storage.k8s.io:volumeattachments va1": true, "get storage.k8s.io:volumeattachments va2": false, "list storage.k8s.io:volumeattachments": false,
+		"create storage.k8s.io:csinodes": true, "patch storage.k8s.io:csinodes n1": true, "patch storage.k8s.io:csinodes n2": false, "list storage.k8s.io:csinodes": false,
+		"get resource.k8s.io:resourceclaims a/claimed": true, "get resource.k8s.io:resourceclaims a/x": false,
+		"create resource.k8s.io:resourceslices": true, "delete resource.k8s.io:resourceslices s1": true, "delete resource.k8s.io:resourceslices s2": false, "list resource.k8s.io:resourceslices": false,
+		"get certificates.k8s.io:podcertificaterequests a/r1": true, "get certificates.k8s.io:podcertificaterequests a/r2": false, "delete certificates.k8s.io:podcertificaterequests a/r1": false,
+		"list node.k8s.io:runtimeclasses": true, "watch storage.k8s.io:csidrivers": true, "create certificates.k8s.io:certificatesigningrequests": true, "update node.k8s.io:runtimeclasses x": false,
 		"create authentication.k8s.io:tokenreviews": true, "get rbac.authorization.k8s.io:clusterroles x": false,
 	} {
 		if got := decide(t, n, kubelet, what); got != want {

@@ -40,7 +40,12 @@ func (n *Node) Authorize(ctx context.Context, a *Attributes) (bool, string, erro
 	}
 	switch a.Group + "/" + a.Resource {
 	case "/secrets":
-		return n.referenced(ctx, a, name, "secret", SecretsOf)
+		ok, reason, err := n.referenced(ctx, a, name, "secret", SecretsOf)
+		if !ok && err == nil && a.Name != "" && a.Subresource == "" && slices.Contains([]string{"get", "list", "watch"}, a.Verb) &&
+			n.usesVolumeSecret(name, api.Key{Namespace: a.Namespace, Name: a.Name}) {
+			return true, "", nil
+		}
+		return ok, reason, err
 	case "/configmaps":
 		return n.referenced(ctx, a, name, "configmap", ConfigMapsOf)
 	case "/serviceaccounts":
@@ -49,23 +54,26 @@ func (n *Node) Authorize(ctx context.Context, a *Attributes) (bool, string, erro
 		return own(a, name, []string{"create", "get", "list", "watch", "update", "patch"}, "", "status")
 	case "/pods":
 		return n.pods(ctx, a, name)
-	case "/services":
-		return verb(a, "get", "list", "watch")
-	case "/events", "events.k8s.io/events":
-		return verb(a, "create", "update", "patch")
 	case "coordination.k8s.io/leases":
 		if a.Namespace != corev1.NamespaceNodeLease {
 			return false, "can only access leases in the \"" + corev1.NamespaceNodeLease + "\" system namespace", nil
 		}
 		return own(a, name, []string{"create", "get", "update", "patch", "delete"}, "")
-	case "authentication.k8s.io/tokenreviews", "authorization.k8s.io/subjectaccessreviews", "authorization.k8s.io/localsubjectaccessreviews":
-		return verb(a, "create")
+	case "/persistentvolumeclaims", "/persistentvolumes", "storage.k8s.io/volumeattachments", "resource.k8s.io/resourceclaims":
+		return n.objects(ctx, a, name)
+	case "storage.k8s.io/csinodes":
+		return csiNode(a, name)
+	case "resource.k8s.io/resourceslices":
+		return n.slices(ctx, a, name)
+	case "certificates.k8s.io/podcertificaterequests":
+		return n.podCertificates(ctx, a, name)
+	}
+	for _, r := range nodeRules() {
+		if allows(&r, a) {
+			return true, "", nil
+		}
 	}
 	return false, "", nil
-}
-
-func verb(a *Attributes, verbs ...string) (bool, string, error) {
-	return a.Subresource == "" && slices.Contains(verbs, a.Verb), "", nil
 }
 
 // own allows verbs on the one object that is called as the node. Creates do not name what they create.
@@ -89,10 +97,8 @@ func (n *Node) pods(ctx context.Context, a *Attributes, node string) (bool, stri
 	case a.Subresource == "" && a.Verb == "deletecollection":
 		return false, "", nil
 	case a.Subresource == "" && (a.Verb == "list" || a.Verb == "watch"):
-		if a.Fields != nil {
-			if on, ok := a.Fields.RequiresExactMatch("spec.nodeName"); ok && on == node {
-				return true, "", nil
-			}
+		if selects(a, node) {
+			return true, "", nil
 		}
 		if a.Name == "" {
 			return false, fmt.Sprintf("can only list/watch pods with spec.nodeName field selector '%s'", node), nil
@@ -109,7 +115,7 @@ func (n *Node) pods(ctx context.Context, a *Attributes, node string) (bool, stri
 		return err == nil, "", err
 	}
 	if p.Spec.NodeName != node {
-		return false, fmt.Sprintf("no relationship found between node '%s' and this object", node), nil
+		return false, none(node), nil
 	}
 	return true, "", nil
 }
@@ -154,14 +160,13 @@ func (n *Node) reaches(ctx context.Context, a *Attributes, node, what string, us
 		return false, "", fmt.Errorf("look up %s %s/%s: %w", what, a.Namespace, a.Name, err)
 	}
 	if a.Namespace != "" {
-		for e := range n.store.Snapshot(api.PodKind).All(a.Namespace, api.Key{}) {
-			p := e.Object.(*corev1.Pod)
-			if p.Spec.NodeName == node && !api.PodTerminal(p) && uses(p, a.Name) {
+		for p := range n.podsOn(node, a.Namespace) {
+			if uses(p, a.Name) {
 				return true, "", nil
 			}
 		}
 	}
-	return false, fmt.Sprintf("no relationship found between node '%s' and this object", node), nil
+	return false, none(node), nil
 }
 
 // SecretsOf visits the names of the Secrets that a pod needs.

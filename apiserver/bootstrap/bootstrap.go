@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,10 +61,8 @@ func Namespaces() []string {
 
 // Run ensures everything, is ready, and mends what is changed later until ctx ends.
 func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
-	for _, ns := range Namespaces() {
-		if err := ensure(ctx, b.client, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, nil); err != nil {
-			return err
-		}
+	if err := b.namespaces(ctx); err != nil {
+		return err
 	}
 	if err := authz.Bootstrap(ctx, b.client); err != nil {
 		return err
@@ -82,10 +81,22 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	wg.Go(func() { b.addresses(ctx, b.restore) })
 	isDefault := func(o api.Object) bool { return o.GetName() == defaultCIDR }
 	wg.Go(func() { b.keep(ctx, api.ServiceCIDRKind, isDefault, b.serviceCIDR) })
+	system := func(o api.Object) bool { return slices.Contains(Namespaces(), o.GetName()) }
+	wg.Go(func() { b.keep(ctx, api.NamespaceKind, system, b.namespaces) })
 	any := func(api.Object) bool { return true }
 	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.tend) })
 	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.tend) })
 	wg.Wait()
+	return nil
+}
+
+// namespaces ensures the namespaces that always exist.
+func (b *Bootstrap) namespaces(ctx context.Context) error {
+	for _, ns := range Namespaces() {
+		if err := ensure(ctx, b.client, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, nil); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
