@@ -42,11 +42,11 @@ type counters struct {
 // served is the component that all requests are served by.
 const served = "apiserver"
 
-func newMeter(s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
+func newMeter(r *prometheus.Registry, s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
 	of := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	dry := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &meter{
-		registry: prometheus.NewRegistry(),
+		registry: r,
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total",
 			Help: "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.",
@@ -105,7 +105,7 @@ func (a *amounts) Describe(ch chan<- *prometheus.Desc) { ch <- resourceObjects; 
 func (a *amounts) Collect(ch chan<- prometheus.Metric) {
 	seen := map[schema.GroupResource]bool{} // a kind may be served in several versions
 	for _, k := range a.kinds {
-		if !k.Stored() || seen[k.Kind.GroupResource()] {
+		if !k.Stored() || k.Kind.Of() != nil || seen[k.Kind.GroupResource()] {
 			continue
 		}
 		seen[k.Kind.GroupResource()] = true

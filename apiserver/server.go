@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 
@@ -62,6 +63,8 @@ type Deps struct {
 	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
 	Paths map[string]http.Handler
 	Log   *slog.Logger
+	// Metrics are served at /metrics, those of other components in this process among them. nil: our own alone.
+	Metrics *prometheus.Registry
 }
 
 // Server is the API server, a run.Component.
@@ -102,9 +105,12 @@ func New(cfg Config, d Deps) (*Server, error) {
 		reads:  newLimit(cfg.ReadsInFlight),
 		writes: newLimit(cfg.WritesInFlight),
 	}
-	s.meter = newMeter(d.Store, d.Resources, s.reads, s.writes)
+	if d.Metrics == nil {
+		d.Metrics = prometheus.NewRegistry()
+	}
+	s.meter = newMeter(d.Metrics, d.Store, d.Resources, s.reads, s.writes)
 	if d.Fairness != nil {
-		s.meter.registry.MustRegister(d.Fairness)
+		d.Metrics.MustRegister(d.Fairness)
 	}
 	for _, a := range d.Resources {
 		if _, twice := s.kinds[a.Kind.GVR()]; twice {

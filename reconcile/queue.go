@@ -24,6 +24,7 @@ type queue struct {
 	order  []api.Key
 	items  map[api.Key]*item
 	closed bool
+	counts *queueMetrics
 }
 
 // item is the state of a key that is queued, running, failed or waiting for its time.
@@ -34,10 +35,12 @@ type item struct {
 	fails   int
 	timer   *time.Timer
 	due     time.Time // of timer
+	since   time.Time // when it was queued, where that is counted
 }
 
-func newQueue() *queue {
-	q := &queue{items: map[api.Key]*item{}}
+// newQueue returns an empty queue. Counts may be nil.
+func newQueue(counts *queueMetrics) *queue {
+	q := &queue{items: map[api.Key]*item{}, counts: counts}
 	q.some.L = &q.mu
 	return q
 }
@@ -62,6 +65,7 @@ func (q *queue) push(key api.Key) {
 	case !it.queued:
 		it.queued = true
 		q.order = append(q.order, key)
+		q.counts.added(it)
 		q.some.Signal()
 	}
 }
@@ -129,6 +133,7 @@ func (q *queue) next() (api.Key, bool) {
 	q.order = q.order[1:]
 	it := q.items[key]
 	it.queued, it.running = false, true
+	q.counts.taken(it)
 	return key, true
 }
 

@@ -46,6 +46,7 @@ type Deps struct {
 	Informers *Informers
 	Events    *events.Recorder // nil drops events
 	Log       *slog.Logger
+	Metrics   *Metrics // nil counts nothing
 }
 
 // Named returns d with controller as the source of events.
@@ -178,7 +179,7 @@ func newController(d Deps, name string, workers int, w Writes) *Controller {
 		workers = 5
 	}
 	return &Controller{
-		Declaration: Declaration{Controller: name, Writes: w}, deps: d, workers: workers, queue: newQueue(),
+		Declaration: Declaration{Controller: name, Writes: w}, deps: d, workers: workers, queue: newQueue(d.Metrics.of(name)),
 	}
 }
 
@@ -224,6 +225,7 @@ func (c *Controller) one(ctx context.Context, key api.Key) {
 	log := c.deps.Log.With("controller", c.Controller, "key", key.String())
 	res, err := c.guarded(ctx, log, key)
 	took := time.Since(begin)
+	c.queue.counts.worked(took, err != nil || res.After > 0)
 	switch {
 	case err == nil:
 		c.queue.done(key, res.After)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -87,7 +88,9 @@ func (s *Store) fetch(ctx context.Context, t *table, rev api.Revision) (Snapshot
 	for more := true; more; {
 		var kvs []KV
 		var err error
+		begin := time.Now()
 		kvs, more, _, err = s.b.Range(ctx, from, end, page, rev)
+		s.asked.observe("list", t.kind, begin, err)
 		if err != nil {
 			return Snapshot{}, fmt.Errorf("list %v at revision %d: %w", t.kind, rev, err)
 		}

@@ -13,7 +13,8 @@
 //
 // Invariants:
 //   - A published Entry and its Object never change; every reader gets the same pointer.
-//   - Revisions that readers see never go back, and a write is acknowledged only after it is durable and published.
+//   - Revisions that readers see never go back, and a write is acknowledged only after it is durable and published. A write is
+//     refused only after what stands against it is published: who was told that an object exists finds it.
 //   - The object that a writer hands over is the one that is published (its bytes are not decoded again).
 //   - A writer's object belongs to the Store from the call on, whatever its outcome.
 //   - Stored bytes are upstream's: protobuf in runtime.Unknown's envelope below /registry/, without resourceVersion.
@@ -29,6 +30,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/yare-dev/yare/api"
 )
@@ -75,9 +78,10 @@ type Backend interface {
 	// revision of the snapshot. ErrCompacted or ErrFuture where at is not kept or not reached.
 	Range(ctx context.Context, from, end string, limit int, at api.Revision) (kvs []KV, more bool, rev api.Revision, err error)
 	// Put sets key if its modification revision is want; want 0 means that it must not exist. It returns the new
-	// revision, or ErrConflict. A ttl other than 0 removes the key after that time.
+	// revision, or ErrConflict with the revision at which that was found. A ttl other than 0 removes the key after that time.
 	Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error)
-	// Delete removes key if its modification revision is want; ErrConflict or ErrNotFound otherwise.
+	// Delete removes key if its modification revision is want; ErrConflict or ErrNotFound otherwise, with the revision at which
+	// that was found.
 	Delete(ctx context.Context, key string, want api.Revision) (api.Revision, error)
 	// Watch calls emit with all changes below prefix (empty: every key) of one revision at a time, in order, starting
 	// after revision from, until ctx ends or emit fails. ErrCompacted when from+1 is no longer kept.
@@ -104,6 +108,8 @@ type Options struct {
 	// Indexes are further indexes by kind and name. A function returns an object's value, empty for none; it is pure. See
 	// Snapshot.Indexed. Owners are always indexed.
 	Indexes map[*api.Kind]map[string]func(api.Object) string
+	// Metrics is where requests to the database are counted. May be nil.
+	Metrics prometheus.Registerer
 	// Detect hashes every published object and fails Run when one of them was changed afterwards. For tests.
 	Detect bool
 }
@@ -115,6 +121,7 @@ type Store struct {
 	tables map[*api.Kind]*table
 	paths  map[string]*table // by Kind.Prefix
 	detect *detector         // nil unless Options.Detect
+	asked  *requests
 
 	// rev is the last published revision. It is advanced after the tables are, so that a table read after rev is at least
 	// as new.
@@ -138,6 +145,7 @@ func New(b Backend, kinds []*api.Kind, o Options) *Store {
 		tables:  make(map[*api.Kind]*table, len(kinds)),
 		paths:   make(map[string]*table, len(kinds)),
 		pending: map[string][]*pending{},
+		asked:   newRequests(o.Metrics),
 	}
 	if o.Detect {
 		s.detect = &detector{}

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -51,8 +52,11 @@ func (s *Store) put(ctx context.Context, verb string, k *api.Kind, o api.Object,
 	path := k.StoreKey(key)
 	p := s.begin(path, &pending{object: o, bytes: data})
 	defer s.end(path, p)
+	begin := time.Now()
 	rev, err := s.b.Put(ctx, path, data, want, ttl)
+	s.asked.observe(verb, k, begin, err)
 	if err != nil {
+		s.refused(ctx, rev, err)
 		return nil, fmt.Errorf("%s %v %v: %w", verb, k, key, err)
 	}
 	e, err := s.written(ctx, p, rev)
@@ -81,7 +85,10 @@ func (s *Store) Delete(ctx context.Context, k *api.Kind, key api.Key, want api.R
 	path := k.StoreKey(key)
 	p := s.begin(path, &pending{})
 	defer s.end(path, p)
+	begin := time.Now()
 	rev, err := s.b.Delete(ctx, path, want)
+	s.asked.observe("delete", k, begin, err)
+	s.refused(ctx, rev, err)
 	if err != nil {
 		return nil, fmt.Errorf("delete %v %v: %w", k, key, err)
 	}
@@ -96,6 +103,13 @@ func (s *Store) Delete(ctx context.Context, k *api.Kind, key api.Key, want api.R
 		return buried(last, rev), nil
 	}
 	return nil, fmt.Errorf("delete %v %v: done at revision %d, but its last state is not known", k, key, rev)
+}
+
+// refused waits until the state because of which the database refused a write is published.
+func (s *Store) refused(ctx context.Context, rev api.Revision, err error) {
+	if rev > 0 && (errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound)) {
+		_ = s.Wait(ctx, rev) // when ctx ends first, that is what the caller meets next
+	}
 }
 
 // begin announces a write to the feed.

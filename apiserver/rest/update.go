@@ -34,16 +34,13 @@ func (p *Pipeline) Update(ctx context.Context, r *Request, o api.Object) (*store
 	if err := r.checkName(o); err != nil {
 		return nil, false, err
 	}
-	used, named := false, o.GetResourceVersion()
+	used := false
 	return p.modify(ctx, r, r.Any.r.createOnUpdate && r.Sub == "", func(old api.Object) (api.Object, error) {
 		now := o
 		if used { // the pipeline changes what it is given, so that another attempt needs a fresh one
-			if old != nil && old.GetResourceVersion() == named {
-				return nil, errUnseen
-			}
 			return nil, errUsed
 		}
-		if named == "" {
+		if o.GetResourceVersion() == "" {
 			now = o.DeepCopyObject().(api.Object)
 		} else {
 			used = true
@@ -53,12 +50,8 @@ func (p *Pipeline) Update(ctx context.Context, r *Request, o api.Object) (*store
 	})
 }
 
-// errUsed says that an update that named its revision was overtaken, so that another attempt is useless; errUnseen that it was
-// overtaken by a write that is not published yet. It may be a deletion, so that only then the answer is known.
-var (
-	errUsed   = errors.New("update was overtaken")
-	errUnseen = errors.New("update was overtaken by what is not seen yet")
-)
+// errUsed says that an update that named its revision was overtaken, so that another attempt is useless.
+var errUsed = errors.New("update was overtaken")
 
 func (r *Request) checkName(o api.Object) error {
 	if err := r.matchNamespace(o); err != nil {
@@ -118,9 +111,6 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 	now, err := change(old)
 	if errors.Is(err, errUsed) {
 		return nil, false, r.conflict()
-	}
-	if errors.Is(err, errUnseen) {
-		return nil, false, retry{r.conflict()}
 	}
 	if err != nil {
 		return nil, false, err

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/cmd/cluster"
@@ -122,6 +123,7 @@ func (s *server) apiServerAlone(ctx context.Context) (run.Component, error) {
 			return nil, err
 		}
 	}
+	s.metrics = prometheus.NewRegistry()
 	state, err := s.state()
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientrest "k8s.io/client-go/rest"
 
 	"github.com/yare-dev/yare/api"
@@ -40,6 +41,7 @@ type server struct {
 	store   *store.Store
 	api     *apiserver.Server
 	init    *oci.Init
+	metrics *prometheus.Registry // of all components of this process
 }
 
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
@@ -48,6 +50,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
+	s.metrics = prometheus.NewRegistry()
 	state, err := s.state()
 	if err != nil {
 		return nil, err
@@ -151,7 +154,7 @@ func (s *server) state() ([]run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = store.New(backend, api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes()})
+	s.store = store.New(backend, api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes(), Metrics: s.metrics})
 	return []run.Component{s.watch(e), s.watch(s.store)}, nil
 }
 

@@ -86,7 +86,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	}
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
-		Store: s.store, Health: s.health, Log: s.log, Paths: paths,
+		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
 		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), authn.Bearer(access.verifier, tokens.Audiences())},
 		Anonymous:      access.anonymous,
 		Authorizer:     access.authorizer,
@@ -107,7 +107,7 @@ func (s *server) controllers() run.Component {
 	c := localAccounts{Reader: s.admin(), manager: s.client("system:kube-controller-manager"), server: s}
 	recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
 	all := controllers.All(controllers.Deps{
-		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log},
+		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: reconcile.NewMetrics(s.metrics)},
 		RootCA: s.pki.CA.PEM(),
 		Nodes:  nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
 	})

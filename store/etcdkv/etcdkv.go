@@ -95,7 +95,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 	case err != nil:
 		return 0, write(err)
 	case !r.Succeeded:
-		return 0, store.ErrConflict
+		return api.Revision(r.Header.Revision), store.ErrConflict
 	}
 	return api.Revision(r.Header.Revision), nil
 }
@@ -113,9 +113,9 @@ func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (ap
 	case r.Succeeded:
 		return api.Revision(r.Header.Revision), nil
 	case r.Responses[0].GetResponseRange().GetCount() == 0:
-		return 0, store.ErrNotFound
+		return api.Revision(r.Header.Revision), store.ErrNotFound
 	}
-	return 0, store.ErrConflict
+	return api.Revision(r.Header.Revision), store.ErrConflict
 }
 
 // Watch is part of store.Backend.

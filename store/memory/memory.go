@@ -115,7 +115,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 	}
 	now, exists := h.at(b.rev)
 	if now.Modified != want {
-		return 0, store.ErrConflict
+		return b.rev, store.ErrConflict
 	}
 	kv := store.KV{Key: key, Value: append([]byte{}, value...), Created: now.Created, Modified: b.rev + 1}
 	if !exists {
@@ -140,14 +140,14 @@ func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (ap
 	}
 	h, ok := b.keys.Get(&history{key: key})
 	if !ok {
-		return 0, store.ErrNotFound
+		return b.rev, store.ErrNotFound
 	}
 	now, exists := h.at(b.rev)
 	switch {
 	case !exists:
-		return 0, store.ErrNotFound
+		return b.rev, store.ErrNotFound
 	case now.Modified != want:
-		return 0, store.ErrConflict
+		return b.rev, store.ErrConflict
 	}
 	b.commit(h, store.KV{Key: key, Modified: b.rev + 1})
 	return b.rev, nil

@@ -60,8 +60,11 @@ func testPut(t *testing.T, b store.Backend) {
 	if r1 != r0+1 {
 		t.Errorf("first put is revision %d after %d", r1, r0)
 	}
-	_, err = b.Put(ctx, "/a", []byte("2"), 0, 0)
+	at, err := b.Put(ctx, "/a", []byte("2"), 0, 0)
 	isErr(t, "create what exists", err, store.ErrConflict)
+	if at != r1 {
+		t.Errorf("a conflict of revision %d is found at %d", r1, at)
+	}
 	_, err = b.Put(ctx, "/a", []byte("2"), r1+7, 0)
 	isErr(t, "put at a wrong revision", err, store.ErrConflict)
 	_, err = b.Put(ctx, "/b", []byte("2"), r1, 0)
@@ -84,8 +87,11 @@ func testDelete(t *testing.T, b store.Backend) {
 	_, err := b.Delete(ctx, "/a", 1)
 	isErr(t, "delete what does not exist", err, store.ErrNotFound)
 	r1 := put(t, b, "/a", "1", 0)
-	_, err = b.Delete(ctx, "/a", r1+1)
+	at, err := b.Delete(ctx, "/a", r1+1)
 	isErr(t, "delete at a wrong revision", err, store.ErrConflict)
+	if at != r1 {
+		t.Errorf("a conflict of revision %d is found at %d", r1, at)
+	}
 	r2, err := b.Delete(ctx, "/a", r1)
 	if err != nil || r2 != r1+1 {
 		t.Errorf("delete: %d, %v", r2, err)

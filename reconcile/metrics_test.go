@@ -1,0 +1,39 @@
+package reconcile
+
+import (
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/yare-dev/yare/api"
+)
+
+// A key that is added twice is queued once, and leaves the queue when it is taken.
+func TestQueueMetrics(t *testing.T) {
+	r := prometheus.NewRegistry()
+	q := newQueue(NewMetrics(r).of("c"))
+	q.add(api.Key{Name: "a"})
+	q.add(api.Key{Name: "a"})
+	q.add(api.Key{Name: "b"})
+	if _, ok := q.next(); !ok {
+		t.Fatal("closed")
+	}
+	q.counts.worked(time.Second, true)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+	}
+	want := map[string]float64{"workqueue_depth": 1, "workqueue_adds_total": 2, "workqueue_retries_total": 1,
+		"workqueue_queue_duration_seconds": 1, "workqueue_work_duration_seconds": 1}
+	for name, v := range want {
+		if got[name] != v {
+			t.Errorf("%s is %v, want %v", name, got[name], v)
+		}
+	}
+}
