@@ -46,6 +46,9 @@ func (c *call) object() error {
 	case a.Kind.Namespaced && t.namespace == "" && !c.acrossNamespaces(a):
 		return c.notAllowed()
 	}
+	if text := a.Deprecated(); text != "" {
+		c.warn(text)
+	}
 	switch t.verb {
 	case "get":
 		return c.get(r)

@@ -3,7 +3,6 @@ package builtin
 import (
 	"maps"
 	"math"
-	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -56,8 +55,8 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 			{Name: "Ready", Description: "Number of the pod with ready state", Cell: func(d deploy) any {
 				return fraction(int(d.Status.ReadyReplicas), int(deref(d.Spec.Replicas)))
 			}},
-			{Name: "Up-to-date", Description: doc["updatedReplicas"], Cell: func(d deploy) any { return strconv.Itoa(int(d.Status.UpdatedReplicas)) }},
-			{Name: "Available", Description: doc["availableReplicas"], Cell: func(d deploy) any { return strconv.Itoa(int(d.Status.AvailableReplicas)) }},
+			{Name: "Up-to-date", Description: doc["updatedReplicas"], Cell: func(d deploy) any { return int64(d.Status.UpdatedReplicas) }},
+			{Name: "Available", Description: doc["availableReplicas"], Cell: func(d deploy) any { return int64(d.Status.AvailableReplicas) }},
 			{Name: "Age"},
 			{Name: "Containers", Wide: true, Description: "Names of each container in the template.", Cell: func(d deploy) any { return containerNames(&d.Spec.Template) }},
 			{Name: "Images", Wide: true, Description: "Images referenced by each container in the template.", Cell: func(d deploy) any { return containerImages(&d.Spec.Template) }},
@@ -94,7 +93,6 @@ func deploymentSpec(d *appsv1.Deployment) (errs field.ErrorList) {
 	}
 	strategy := spec.Child("strategy")
 	rolling := d.Spec.Strategy.RollingUpdate
-	errs = append(errs, oneOf(strategy.Child("type"), d.Spec.Strategy.Type, appsv1.RecreateDeploymentStrategyType, appsv1.RollingUpdateDeploymentStrategyType)...)
 	switch d.Spec.Strategy.Type {
 	case appsv1.RecreateDeploymentStrategyType:
 		if rolling != nil {
@@ -108,6 +106,8 @@ func deploymentSpec(d *appsv1.Deployment) (errs field.ErrorList) {
 		if zero(rolling.MaxUnavailable) && zero(rolling.MaxSurge) {
 			errs = append(errs, field.Invalid(strategy.Child("rollingUpdate", "maxUnavailable"), rolling.MaxUnavailable, "may not be 0 when `maxSurge` is 0"))
 		}
+	default:
+		errs = append(errs, field.NotSupported(strategy, d.Spec.Strategy, []appsv1.DeploymentStrategyType{appsv1.RecreateDeploymentStrategyType, appsv1.RollingUpdateDeploymentStrategyType}))
 	}
 	return errs
 }

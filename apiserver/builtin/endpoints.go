@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -27,13 +26,8 @@ func endpoints() *rest.Resource[*corev1.Endpoints] {
 				}
 			}
 		},
-		Validate: validateEndpoints,
-		Warn: func(e, old eps) []string {
-			if metav1.GetControllerOf(e) != nil || old != nil {
-				return nil
-			}
-			return []string{"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"}
-		},
+		Validate:   validateEndpoints,
+		Deprecated: "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
 		Columns: []rest.Column[eps]{
 			{Name: "Endpoints", Description: corev1.Endpoints{}.SwaggerDoc()["subsets"], Cell: func(e eps) any { return endpointsText(e) }},
 			{Name: "Age"},

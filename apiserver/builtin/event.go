@@ -24,6 +24,8 @@ func events() *rest.Resource[*corev1.Event] {
 	doc := corev1.Event{}.SwaggerDoc()
 	return &rest.Resource[event]{
 		AnyFinalizer:   true,
+		Ungathered:     true,
+		Name:           func(string, bool) []string { return nil }, // whatever can stand in a path
 		CreateOnUpdate: true,
 		TTL:            eventLife,
 		Validate:       func(e event) field.ErrorList { return checkEvent(e, "reportingComponent") },
@@ -51,12 +53,12 @@ func events() *rest.Resource[*corev1.Event] {
 				}
 				return target
 			}},
-			{Name: "Subobject", Wide: true, Description: doc["involvedObject"], Cell: func(e event) any { return e.InvolvedObject.FieldPath }},
+			{Name: "Subobject", Wide: true, Description: corev1.ObjectReference{}.SwaggerDoc()["fieldPath"], Cell: func(e event) any { return e.InvolvedObject.FieldPath }},
 			{Name: "Source", Wide: true, Description: doc["source"], Cell: func(e event) any { return eventSource(e) }},
 			{Name: "Message", Description: doc["message"], Cell: func(e event) any { return strings.TrimSpace(e.Message) }},
 			{Name: "First Seen", Wide: true, Description: doc["firstTimestamp"], Cell: func(e event) any { return ago(firstSeen(e)) }},
-			{Name: "Count", Type: "integer", Wide: true, Description: doc["count"], Cell: func(e event) any { return eventCount(e) }},
-			{Name: "Name", Wide: true, Description: metav1.ObjectMeta{}.SwaggerDoc()["name"], Cell: func(e event) any { return e.Name }},
+			{Name: "Count", Wide: true, Description: doc["count"], Cell: func(e event) any { return eventCount(e) }},
+			{Name: "Name", Format: "name", Wide: true, Description: metav1.ObjectMeta{}.SwaggerDoc()["name"], Cell: func(e event) any { return e.Name }},
 		},
 	}
 }

@@ -24,11 +24,13 @@ func services(d Deps) *rest.Resource[*corev1.Service] {
 	return &rest.Resource[*corev1.Service]{
 		Default: defaultService,
 		Name:    apivalidation.NameIsDNSLabel,
+		Prepare: defaultFamilies,
 		// The type has no generation upstream.
 		NoGeneration: true,
 		PrepareUpdate: func(now, old *corev1.Service) {
 			keepAllocated(now, old)
 			dropUnused(now, old)
+			defaultFamilies(now)
 		},
 		Validate:       func(s *corev1.Service) fieldErrors { return validateService(s, d.Services) },
 		ValidateUpdate: updateService,
@@ -78,6 +80,14 @@ func defaultService(s *corev1.Service) {
 		return
 	}
 	setPtr(&spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
+}
+
+// defaultFamilies fills in what goes with the address: after the ownership of fields is settled, as nobody asked for it.
+func defaultFamilies(s *corev1.Service) {
+	spec := &s.Spec
+	if spec.Type == corev1.ServiceTypeExternalName {
+		return
+	}
 	// The singular address is the first of the list, whichever a client sets.
 	if spec.ClusterIP != "" && len(spec.ClusterIPs) == 0 {
 		spec.ClusterIPs = []string{spec.ClusterIP}

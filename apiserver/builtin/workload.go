@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -29,11 +30,14 @@ func workloadSelector(s *metav1.LabelSelector, at *field.Path, kind string) (err
 // workloadTemplate checks the template of a workload that keeps its pods running, called kind in errors, and that the selector
 // finds them.
 func workloadTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path, kind string) field.ErrorList {
+	if _, err := metav1.LabelSelectorAsSelector(s); err != nil && kind != "DaemonSet" { // upstream looks no further
+		return field.ErrorList{field.Invalid(spec.Child("selector"), s, "invalid label selector")}
+	}
 	return append(selectsTemplate(t, s, spec), runningTemplate(t, spec.Child("template"), kind)...)
 }
 
 func selectsTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path) field.ErrorList {
-	if s == nil || len(s.MatchLabels)+len(s.MatchExpressions) == 0 || len(podspec.Selector(s, spec)) > 0 || podspec.SelectorMatches(s, t.Labels) {
+	if sel, err := metav1.LabelSelectorAsSelector(s); err != nil || sel.Matches(labels.Set(t.Labels)) {
 		return nil
 	}
 	return field.ErrorList{field.Invalid(spec.Child("template", "metadata", "labels"), t.Labels, "`selector` does not match template `labels`")}

@@ -58,6 +58,8 @@ type erased struct {
 	createOnUpdate  bool
 	requireRevision bool
 	anyFinalizer    bool
+	ungathered      bool
+	deprecated      string
 	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error) // nil: none
 	made            func(ctx context.Context) []api.Object                                     // nil: stored kind
 	answer          func(ctx context.Context, o api.Object) (api.Object, error)                // nil: stored kind
@@ -100,7 +102,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		noCollection:   r.NoCollection,
 		finalizing:     func(api.Object) bool { return false },
 		ttl:            r.TTL,
-		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision, anyFinalizer: r.AnyFinalizer,
+		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision, anyFinalizer: r.AnyFinalizer, ungathered: r.Ungathered, deprecated: r.Deprecated,
 	}
 	if e.name == nil {
 		e.name = validation.NameIsDNSSubdomain

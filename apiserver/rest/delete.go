@@ -129,7 +129,9 @@ func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) 
 func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions) (now api.Object, pending bool) {
 	e := r.Any.r
 	now = old.DeepCopyObject().(api.Object)
-	now.SetFinalizers(finalizersFor(now, opts, e.orphan))
+	if !e.ungathered {
+		now.SetFinalizers(finalizersFor(now, opts, e.orphan))
+	}
 	waiting := old.GetDeletionGracePeriodSeconds()
 	begun := old.GetDeletionTimestamp()
 	switch {

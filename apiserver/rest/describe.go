@@ -14,6 +14,9 @@ import (
 // Stored says that the kind's objects are kept, and not only answered.
 func (a Any) Stored() bool { return a.r.answer == nil && a.r.made == nil }
 
+// Deprecated is what every request for the kind is told; empty is nothing.
+func (a Any) Deprecated() string { return a.r.deprecated }
+
 // DeletedOneByOne says that a collection cannot be deleted.
 func (a Any) DeletedOneByOne() bool { return a.r.noCollection }
 

@@ -41,6 +41,8 @@ type Resource[T api.Object] struct {
 	ValidateUpdate func(now, old T) field.ErrorList
 	// Permit asks, of an object that is found good, whether who sends it may have it so; old is nil on create.
 	Permit func(ctx context.Context, now, old T) field.ErrorList
+	// Deprecated is what every request for the kind is told.
+	Deprecated string
 	// Warn returns texts for the client that do not hinder the request.
 	Warn func(o, old T) []string
 
@@ -82,6 +84,8 @@ type Resource[T api.Object] struct {
 	Deleting func(o T)
 	// AnswerDeleted answers a deletion with the last state of the object instead of a Status (pods, services).
 	AnswerDeleted bool
+	// Ungathered says that the garbage collector does not care for the kind: its deletions wait for no finalizer of its.
+	Ungathered bool
 	// Orphan says that dependents stay when the client names no propagation policy.
 	Orphan bool
 	// Finalizing says that the kind has a spec.finalizers of its own that hold the object (Namespace).

@@ -61,6 +61,7 @@ func lines(body []byte) (events []any) {
 
 var (
 	uid       = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	address   = regexp.MustCompile(`\b10\.43\.0\.\d+`) // of Services: upstream draws lots
 	record    = regexp.MustCompile(`in record \(\d+\)`)
 	token     = regexp.MustCompile(`^kube-api-access-[a-z0-9]{5}$`)
 	generated = regexp.MustCompile(`\b([Gg]enerated[-_])[a-z0-9]{5}\b`)
@@ -133,6 +134,7 @@ func settleText(s string) string {
 	case moment.MatchString(s):
 		return "TIME"
 	}
+	s = address.ReplaceAllString(s, "10.43.0.N")
 	s = record.ReplaceAllString(s, "in record (SOME)")
 	return generated.ReplaceAllString(uid.ReplaceAllString(s, "UID"), "${1}XXXXX")
 }
