@@ -63,7 +63,7 @@ func daemonSetSpec(s *appsv1.DaemonSet) (errs field.ErrorList) {
 	errs = append(errs, notNegative(s.Spec.MinReadySeconds, spec.Child("minReadySeconds"))...)
 	errs = append(errs, notNegativePtr(s.Spec.RevisionHistoryLimit, spec.Child("revisionHistoryLimit"))...)
 	at := spec.Child("updateStrategy")
-	errs = append(errs, oneOf(at.Child("type"), s.Spec.UpdateStrategy.Type, appsv1.RollingUpdateDaemonSetStrategyType, appsv1.OnDeleteDaemonSetStrategyType)...)
+	errs = append(errs, oneOf(at, s.Spec.UpdateStrategy.Type, appsv1.RollingUpdateDaemonSetStrategyType, appsv1.OnDeleteDaemonSetStrategyType)...)
 	if s.Spec.UpdateStrategy.Type != appsv1.RollingUpdateDaemonSetStrategyType {
 		return errs
 	}

@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -72,11 +73,8 @@ func defaultJob(j *batchv1.Job) {
 		}
 		s.BackoffLimit = &limit
 	}
-	if len(j.Labels) == 0 && len(s.Template.Labels) > 0 {
-		j.Labels = map[string]string{}
-		for k, v := range s.Template.Labels {
-			j.Labels[k] = v
-		}
+	if len(j.Labels) == 0 {
+		j.Labels = maps.Clone(s.Template.Labels)
 	}
 	setPtr(&s.CompletionMode, batchv1.NonIndexedCompletion)
 	setPtr(&s.Suspend, false)
@@ -139,6 +137,9 @@ func selectPods(j *batchv1.Job) {
 	}
 	if _, ok := j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel]; !ok {
 		j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel] = string(j.UID)
+	}
+	if len(j.Labels) == 0 { // as every later write would do
+		j.Labels = maps.Clone(l)
 	}
 }
 

@@ -45,24 +45,25 @@ func nodes(d Deps) *rest.Resource[*corev1.Node] {
 
 func validateNode(n *corev1.Node) field.ErrorList {
 	spec := field.NewPath("spec")
-	errs := validateTaints(n.Spec.Taints, spec.Child("taints"))
+	errs := validateTaints(n.Spec.Taints, field.NewPath("metadata", "taints"))
 	for i, cidr := range n.Spec.PodCIDRs {
 		errs = append(errs, validation.IsValidCIDRForLegacyField(spec.Child("podCIDRs").Index(i), cidr, false, nil)...)
 	}
 	if len(n.Spec.PodCIDRs) > 2 {
 		errs = append(errs, field.Invalid(spec.Child("podCIDRs"), n.Spec.PodCIDRs, "may specify no more than one CIDR for each IP family"))
 	}
-	if len(n.Spec.PodCIDRs) > 0 && n.Spec.PodCIDR != n.Spec.PodCIDRs[0] {
-		errs = append(errs, field.Invalid(spec.Child("podCIDRs").Index(0), n.Spec.PodCIDRs[0], "must match `podCIDR`"))
-	}
-	for _, name := range slices.Sorted(maps.Keys(n.Status.Capacity)) {
-		q := n.Status.Capacity[name]
-		at := field.NewPath("status", "capacity").Key(string(name))
-		errs = append(errs, podspec.ResourceName(name, at)...)
-		errs = append(errs, podspec.Quantity(name, &q, at)...)
-	}
+	errs = append(errs, amounts(n.Status.Capacity, field.NewPath("status", "capacity"))...)
+	errs = append(errs, amounts(n.Status.Allocatable, field.NewPath("status", "allocatable"))...)
 	if swap := n.Status.NodeInfo.Swap; swap != nil && swap.Capacity != nil && *swap.Capacity <= 0 {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "nodeSwapStatus", "capacity"), *swap.Capacity, "must be greater than zero"))
+	}
+	return errs
+}
+
+func amounts(l corev1.ResourceList, at *field.Path) (errs field.ErrorList) {
+	for _, name := range slices.Sorted(maps.Keys(l)) {
+		q := l[name]
+		errs = append(errs, podspec.Quantity(name, &q, at.Child(string(name)))...)
 	}
 	return errs
 }
@@ -91,7 +92,7 @@ func updateNode(now, old *corev1.Node) (errs field.ErrorList) {
 		errs = append(errs, field.Forbidden(spec.Child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid"))
 	}
 	if old.Spec.ProviderID != "" && now.Spec.ProviderID != old.Spec.ProviderID {
-		errs = append(errs, field.Forbidden(spec.Child("providerID"), "node updates may not change providerID except from \"\" to valid"))
+		errs = append(errs, field.Invalid(spec.Child("providerID"), now.Spec.ProviderID, "field cannot be modified once set"))
 	}
 	// What may change is made equal; whatever then differs may not.
 	rest := now.Spec.DeepCopy()
@@ -106,6 +107,15 @@ func updateNode(now, old *corev1.Node) (errs field.ErrorList) {
 
 const roleLabel = "node-role.kubernetes.io/"
 
+// kernel is the kernel's version with the architecture that it was built for.
+func kernel(i *corev1.NodeSystemInfo) string {
+	text := or(i.KernelVersion, unknown)
+	if i.Architecture != "" {
+		text += " (" + i.Architecture + ")"
+	}
+	return text
+}
+
 func nodeColumns() []rest.Column[*corev1.Node] {
 	type node = *corev1.Node
 	info := corev1.NodeSystemInfo{}.SwaggerDoc()
@@ -117,7 +127,7 @@ func nodeColumns() []rest.Column[*corev1.Node] {
 		{Name: "Internal-IP", Wide: true, Description: corev1.NodeStatus{}.SwaggerDoc()["addresses"], Cell: func(n node) any { return nodeAddress(n, corev1.NodeInternalIP) }},
 		{Name: "External-IP", Wide: true, Description: corev1.NodeStatus{}.SwaggerDoc()["addresses"], Cell: func(n node) any { return nodeAddress(n, corev1.NodeExternalIP) }},
 		{Name: "OS-Image", Wide: true, Description: info["osImage"], Cell: func(n node) any { return or(n.Status.NodeInfo.OSImage, unknown) }},
-		{Name: "Kernel-Version", Wide: true, Description: info["kernelVersion"], Cell: func(n node) any { return or(n.Status.NodeInfo.KernelVersion, unknown) }},
+		{Name: "Kernel-Version", Wide: true, Description: info["kernelVersion"], Cell: func(n node) any { return kernel(&n.Status.NodeInfo) }},
 		{Name: "Container-Runtime", Wide: true, Description: info["containerRuntimeVersion"], Cell: func(n node) any { return or(n.Status.NodeInfo.ContainerRuntimeVersion, unknown) }},
 	}
 }

@@ -54,7 +54,7 @@ func clusterRoles(Deps) *rest.Resource[*rbacv1.ClusterRole] {
 
 func policyRule(r *rbacv1.PolicyRule, namespaced bool, at *field.Path) (errs field.ErrorList) {
 	if len(r.Verbs) == 0 {
-		errs = append(errs, field.Required(at.Child("verbs"), "verbs must contain at least one value"))
+		errs = append(errs, field.Required(at.Child("verbs"), ""))
 	}
 	if len(r.NonResourceURLs) > 0 {
 		if namespaced {
@@ -84,7 +84,7 @@ func roleBindings(Deps) *rest.Resource[*rbacv1.RoleBinding] {
 		},
 		ValidateUpdate: func(now, old b) field.ErrorList { return sameRole(now.RoleRef, old.RoleRef) },
 		Columns: bindingColumns(func(o b) (*rbacv1.RoleRef, []rbacv1.Subject) { return &o.RoleRef, o.Subjects },
-			rbacv1.RoleBinding{}.SwaggerDoc()["roleRef"]),
+			"roleBinding", rbacv1.RoleBinding{}.SwaggerDoc()["roleRef"]),
 	}
 }
 
@@ -98,7 +98,7 @@ func clusterRoleBindings(Deps) *rest.Resource[*rbacv1.ClusterRoleBinding] {
 		},
 		ValidateUpdate: func(now, old b) field.ErrorList { return sameRole(now.RoleRef, old.RoleRef) },
 		Columns: bindingColumns(func(o b) (*rbacv1.RoleRef, []rbacv1.Subject) { return &o.RoleRef, o.Subjects },
-			rbacv1.ClusterRoleBinding{}.SwaggerDoc()["roleRef"]),
+			"clusterRoleBinding", rbacv1.ClusterRoleBinding{}.SwaggerDoc()["roleRef"]),
 	}
 }
 
@@ -113,7 +113,7 @@ func defaultBinding(r *rbacv1.RoleRef, ss []rbacv1.Subject) {
 
 func sameRole(now, old rbacv1.RoleRef) field.ErrorList {
 	if now != old {
-		return field.ErrorList{field.Invalid(field.NewPath("roleRef"), now, "cannot change roleRef")}
+		return field.ErrorList{field.Invalid(field.NewPath("roleRef"), now, "field is immutable")}
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func subjects(ss []rbacv1.Subject, namespaced bool) (errs field.ErrorList) {
 	return errs
 }
 
-func bindingColumns[T api.Object](parts func(T) (*rbacv1.RoleRef, []rbacv1.Subject), doc string) []rest.Column[T] {
+func bindingColumns[T api.Object](parts func(T) (*rbacv1.RoleRef, []rbacv1.Subject), kind, doc string) []rest.Column[T] {
 	named := func(kind string) func(o T) any {
 		return func(o T) any {
 			var names []string
@@ -177,13 +177,13 @@ func bindingColumns[T api.Object](parts func(T) (*rbacv1.RoleRef, []rbacv1.Subje
 		}
 	}
 	return []rest.Column[T]{
-		{Name: "Role", Description: doc, Cell: func(o T) any {
+		{Name: "Role", Description: strings.TrimSuffix(doc, " This field is immutable."), Cell: func(o T) any {
 			r, _ := parts(o)
 			return r.Kind + "/" + r.Name
 		}},
 		{Name: "Age"},
-		{Name: "Users", Wide: true, Description: "Users in the binding", Cell: named(rbacv1.UserKind)},
-		{Name: "Groups", Wide: true, Description: "Groups in the binding", Cell: named(rbacv1.GroupKind)},
-		{Name: "ServiceAccounts", Wide: true, Description: "ServiceAccounts in the binding", Cell: named(rbacv1.ServiceAccountKind)},
+		{Name: "Users", Wide: true, Description: "Users in the " + kind, Cell: named(rbacv1.UserKind)},
+		{Name: "Groups", Wide: true, Description: "Groups in the " + kind, Cell: named(rbacv1.GroupKind)},
+		{Name: "ServiceAccounts", Wide: true, Description: "ServiceAccounts in the " + kind, Cell: named(rbacv1.ServiceAccountKind)},
 	}
 }

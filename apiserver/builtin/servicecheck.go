@@ -236,7 +236,7 @@ func trafficPolicies(s *corev1.Service, spec *field.Path) (errs fieldErrors) {
 
 func loadBalancer(s *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	lb := s.Spec.Type == corev1.ServiceTypeLoadBalancer
-	ranges := spec.Child("loadBalancerSourceRanges")
+	ranges := spec.Child("LoadBalancerSourceRanges") // upstream's spelling, on the wire
 	if len(s.Spec.LoadBalancerSourceRanges) > 0 && !lb {
 		errs = append(errs, field.Forbidden(ranges, "may only be used when `type` is 'LoadBalancer'"))
 	}

@@ -33,8 +33,8 @@ func (v *check) security(path *field.Path) (errs field.ErrorList) {
 			}
 		}
 		forbid(s.HostNetwork, "hostNetwork")
-		forbid(s.HostPID, "hostPID")
-		forbid(s.HostIPC, "hostIPC")
+		forbid(s.HostPID, "HostPID") // upstream's spelling, on the wire
+		forbid(s.HostIPC, "HostIPC")
 	}
 	sc, p := s.SecurityContext, path.Child("securityContext")
 	if sc == nil {

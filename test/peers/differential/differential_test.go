@@ -20,6 +20,7 @@ import (
 var (
 	only   = flag.String("only", "", "scripts whose names begin so")
 	list   = flag.String("list", "", "write all unexplained differences into this file")
+	accept = flag.Bool("accept", false, "rewrite testdata/open.txt")
 	answer = flag.Bool("answers", false, "show both answers of each request that differs")
 )
 
@@ -33,6 +34,10 @@ func TestDifferential(t *testing.T) {
 	ours, theirs := start(t)
 	scripts := collect(t, ours, theirs)
 	explained, err := readExplained("testdata/differences.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := readOpen("testdata/open.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,15 +65,23 @@ func TestDifferential(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d requests, %d answered differently, %d differences unexplained", requests, different, len(unexplained))
+	all := len(unexplained)
+	if *accept && *only == "" {
+		if err := writeOpen("testdata/open.txt", unexplained); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	fresh := open.fresh(unexplained)
+	t.Logf("%d requests, %d answered differently: %d differences not explained, of which %d are new", requests, different, all, len(fresh))
 	if *list != "" {
 		if err := os.WriteFile(*list, []byte(strings.Join(unexplained, "\n")+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i, u := range unexplained {
+	for i, u := range fresh {
 		if i == 40 {
-			t.Errorf("... and %d more: -list writes them into a file", len(unexplained)-i)
+			t.Errorf("... and %d more: -list writes them into a file", len(fresh)-i)
 			break
 		}
 		t.Error(u)
@@ -78,6 +91,9 @@ func TestDifferential(t *testing.T) {
 	}
 	if requests < least {
 		t.Errorf("only %d requests", requests)
+	}
+	for _, line := range open.mended() {
+		t.Errorf("mended, which -accept takes note of: %s", line)
 	}
 	for _, e := range explained {
 		if !e.used {

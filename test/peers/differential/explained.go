@@ -2,8 +2,10 @@ package differential
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -62,4 +64,62 @@ func explain(all []*Explained, request, line string) bool {
 		}
 	}
 	return false
+}
+
+// open are the differences that are neither mended nor explained yet, by request and path: the test tells of others, and of those
+// that are mended. It is a list to make empty.
+type open map[string]bool // whether it was met
+
+func readOpen(file string) (open, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	o := open{}
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			o[line] = false
+		}
+	}
+	return o, nil
+}
+
+// openKey is a difference without the values.
+func openKey(difference string) string {
+	request, line, _ := strings.Cut(difference, " => ")
+	path, _, _ := strings.Cut(line, ": ")
+	return request + " => " + path
+}
+
+// fresh returns the differences that are not open.
+func (o open) fresh(differences []string) (fresh []string) {
+	for _, d := range differences {
+		key := openKey(d)
+		if _, known := o[key]; !known {
+			fresh = append(fresh, d)
+			continue
+		}
+		o[key] = true
+	}
+	return fresh
+}
+
+// mended returns what is open and was not met.
+func (o open) mended() (keys []string) {
+	for key, met := range o {
+		if !met {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func writeOpen(file string, differences []string) error {
+	keys := map[string]bool{}
+	for _, d := range differences {
+		keys[openKey(d)] = true
+	}
+	head := "# Differences that are neither mended nor explained yet. The test rewrites this file with -accept; it is to become empty.\n"
+	return os.WriteFile(file, []byte(head+strings.Join(slices.Sorted(maps.Keys(keys)), "\n")+"\n"), 0o644)
 }
