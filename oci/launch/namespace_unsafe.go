@@ -92,7 +92,7 @@ func birth(n *nursery) (pid int, err syscall.Errno) {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 	syscall.RawSyscall(unix.SYS_CLOSE, uintptr(n.goWrite), 0, 0)
-	r, _, err = syscall.RawSyscall(unix.SYS_READ, uintptr(n.goRead), uintptr(unsafe.Pointer(&one)), 1)
+	r, _, _ = syscall.RawSyscall(unix.SYS_READ, uintptr(n.goRead), uintptr(unsafe.Pointer(&one)), 1)
 	if r != 1 || n.hold {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
 	}
