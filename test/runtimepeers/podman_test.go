@@ -33,7 +33,8 @@ func newPodman(t testing.TB) *podman {
 		for end := time.Now().Add(time.Minute); len(processes(dir)) > 0 && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond)
 		}
-		run(t, limit, "umount", dir+"/root/overlay") // unless the last of them has done so
+		run(t, limit, "umount", dir+"/root/overlay")                      // unless the last of them has done so
+		run(t, limit, "sh", "-c", "rmdir /sys/fs/cgroup/*/libpod_parent") // the parent of all of Podman's: gone where it is empty
 		leaks(t, dir, "libpod_parent/libpod-")
 	})
 	must(t, p.line("import", "--change", `CMD ["sh"]`, rootfs(t), image)...)
