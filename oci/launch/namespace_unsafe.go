@@ -53,7 +53,8 @@ type nursery struct {
 	empty *byte
 	// go: one byte is read before exec; its end is the order to give up. told: the child's pidfd, then perhaps an errno.
 	goRead, goWrite, toldWrite int
-	group                      int // the v2 group's directory, or -1
+	group                      int   // the v2 group's directory, or -1
+	said                       int32 // what is told; not on the stack, which may move after its address is taken
 }
 
 // birth forks twice. Only the launcher returns from it, with the first process's pid. The first shares the launcher's
@@ -62,7 +63,7 @@ type nursery struct {
 //go:noinline
 //go:norace
 func birth(n *nursery) (pid int, err syscall.Errno) {
-	var b, one [4]byte
+	var one [4]byte
 	var r uintptr
 	first := cloneArgs{flags: unix.CLONE_FILES, exitSignal: uint64(unix.SIGCHLD)}
 	if n.group >= 0 { // here: whoever has joined a user namespace may not
@@ -70,7 +71,7 @@ func birth(n *nursery) (pid int, err syscall.Errno) {
 		first.cgroup = uint64(n.group)
 	}
 	n.clone.flags |= unix.CLONE_PARENT | unix.CLONE_PIDFD
-	n.clone.pidfd = uint64(uintptr(unsafe.Pointer(&b)))
+	n.clone.pidfd = uint64(uintptr(unsafe.Pointer(&n.said)))
 	beforeFork()
 	r, _, err = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&first)), unsafe.Sizeof(first), 0)
 	if err != 0 || r != 0 {
@@ -88,7 +89,7 @@ func birth(n *nursery) (pid int, err syscall.Errno) {
 		goto fail
 	}
 	if r != 0 {
-		syscall.RawSyscall(unix.SYS_WRITE, uintptr(n.toldWrite), uintptr(unsafe.Pointer(&b)), 4)
+		syscall.RawSyscall(unix.SYS_WRITE, uintptr(n.toldWrite), uintptr(unsafe.Pointer(&n.said)), 4)
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 	syscall.RawSyscall(unix.SYS_CLOSE, uintptr(n.goWrite), 0, 0)
@@ -113,8 +114,8 @@ func birth(n *nursery) (pid int, err syscall.Errno) {
 	_, _, err = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(n.exe), uintptr(unsafe.Pointer(n.empty)),
 		uintptr(unsafe.Pointer(&n.argv[0])), uintptr(unsafe.Pointer(&n.envv[0])), unix.AT_EMPTY_PATH, 0)
 fail:
-	*(*int32)(unsafe.Pointer(&b)) = -int32(err)
-	syscall.RawSyscall(unix.SYS_WRITE, uintptr(n.toldWrite), uintptr(unsafe.Pointer(&b)), 4)
+	n.said = -int32(err)
+	syscall.RawSyscall(unix.SYS_WRITE, uintptr(n.toldWrite), uintptr(unsafe.Pointer(&n.said)), 4)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
 	}
