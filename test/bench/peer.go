@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,6 +53,7 @@ func upstream(ctx context.Context, b *bench) (*target, error) {
 		defer log.Close()
 		c := exec.Command(filepath.Join(programs, name), args...)
 		c.Stdout, c.Stderr = log, log
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it must not outlive a bench that is killed
 		if err := c.Start(); err != nil {
 			return err
 		}
