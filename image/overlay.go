@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +25,27 @@ type stack struct {
 // mount makes a detached overlay mount and returns its descriptor. Nothing can
 // reach it but through the descriptor until attach, and when the process dies
 // it is gone.
-func (o stack) mount() (int, error) {
+func (o stack) mount() (fd int, err error) {
+	fd, err = o.create()
+	if !errors.Is(err, unix.EINVAL) {
+		return fd, err
+	}
+	// Kernels before 6.7 do not know "lowerdir+", and some notice only at the end.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fd, err = onThread(o.mountBefore67)
+	}()
+	<-done
+	if err != nil {
+		return -1, fmt.Errorf("mount overlay of %d layers: %w", len(o.lower), err)
+	}
+	return fd, nil
+}
+
+// create gives the lower directories one by one, so that neither their number
+// nor the length of their names is limited by a page.
+func (o stack) create() (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("open overlay: %w", err)
@@ -31,10 +53,10 @@ func (o stack) mount() (int, error) {
 	defer unix.Close(fs)
 	held := &heldPaths{}
 	defer held.close()
-	if err := o.setLower(fs, held); err != nil {
-		return -1, err
-	}
 	options := [][2]string{{"source", "overlay"}}
+	for _, l := range o.lower {
+		options = append(options, [2]string{"lowerdir+", l})
+	}
 	if o.upper != "" {
 		options = append(options, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
 	}
@@ -47,17 +69,17 @@ func (o stack) mount() (int, error) {
 			return -1, fmt.Errorf("set overlay's %s to %s: %w", kv[0], kv[1], err)
 		}
 	}
+	attrs := unix.MOUNT_ATTR_RDONLY
 	if o.upper != "" {
+		attrs = 0
 		// A container's files need not survive a power cut; images are synced
-		// by hand. Kernels before 5.10 do not know the option.
-		_ = unix.FsconfigSetFlag(fs, "volatile")
+		// by hand.
+		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
+			return -1, fmt.Errorf("set overlay's volatile: %w", err)
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fmt.Errorf("create overlay of %d layers: %w", len(o.lower), err)
-	}
-	attrs := 0
-	if o.upper == "" {
-		attrs = unix.MOUNT_ATTR_RDONLY
 	}
 	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
 	if err != nil {
@@ -66,40 +88,62 @@ func (o stack) mount() (int, error) {
 	return m, nil
 }
 
-// setLower gives the lower directories one by one, so that neither their number
-// nor the length of their names is limited by a page. Kernels before 6.7 take
-// one string; there descriptors keep it short.
-func (o stack) setLower(fs int, held *heldPaths) error {
-	for i, l := range o.lower {
-		v, err := held.short(l)
-		if err != nil {
-			return err
-		}
-		err = unix.FsconfigSetString(fs, "lowerdir+", v)
-		if i == 0 && errors.Is(err, unix.EINVAL) {
-			return o.setLowerAtOnce(fs, held)
-		}
-		if err != nil {
-			return fmt.Errorf("set overlay's layer %s: %w", l, err)
-		}
+// onThread calls f in a thread that ends with the goroutine it is called from.
+func onThread(f func() (int, error)) (fd int, err error) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		return f() // never unlocked
 	}
-	return nil
+	// The main thread cannot end. It stands still here, so that the next
+	// goroutine gets another.
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fd, err = onThread(f)
+	}()
+	<-done
+	return fd, err
 }
 
-func (o stack) setLowerAtOnce(fs int, held *heldPaths) error {
-	short := make([]string, len(o.lower))
-	for i, l := range o.lower {
-		p, err := held.open(l)
+// mountBefore67 uses mount(2), which takes all directories in one page. They
+// fit since they are named by descriptor, as seen by a thread whose working
+// directory is that of the descriptors. The thread is changed for good: it has a
+// mount namespace of its own, so that the mount, which is made on the uppermost
+// layer, is nowhere but in the copy that is returned.
+func (o stack) mountBefore67() (int, error) {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return -1, fmt.Errorf("make mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return -1, fmt.Errorf("set propagation of /: %w", err)
+	}
+	if err := unix.Chdir("/proc/self/fd"); err != nil {
+		return -1, fmt.Errorf("enter /proc/self/fd: %w", err)
+	}
+	held := &heldPaths{} // of this mount namespace
+	defer held.close()
+	dirs := o.lower
+	if o.upper != "" {
+		dirs = append(slices.Clone(dirs), o.upper, o.work)
+	}
+	names := make([]string, len(dirs))
+	for i, dir := range dirs {
+		p, err := held.open(dir)
 		if err != nil {
-			return err
+			return -1, err
 		}
-		short[i] = p
+		names[i] = filepath.Base(p)
 	}
-	joined := strings.Join(short, ":")
-	if len(joined) > maxOption {
-		return fmt.Errorf("%d layers need overlayfs of Linux 6.7: %w", len(o.lower), errors.ErrUnsupported)
+	n := len(o.lower)
+	data, flags := "lowerdir="+strings.Join(names[:n], ":"), uintptr(unix.MS_RDONLY)
+	if o.upper != "" {
+		data, flags = data+",volatile,upperdir="+names[n]+",workdir="+names[n+1], 0
 	}
-	return unix.FsconfigSetString(fs, "lowerdir", joined)
+	if err := unix.Mount("overlay", o.lower[0], "overlay", flags, data); err != nil {
+		return -1, err
+	}
+	return unix.OpenTree(unix.AT_FDCWD, o.lower[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
 
 // heldPaths names directories by descriptor where their paths are too long. The
@@ -132,7 +176,7 @@ func (h *heldPaths) close() {
 func attach(mount int, dir string) error {
 	err := unix.MoveMount(mount, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
-		return fmt.Errorf("attach overlay at %s: %w", dir, err)
+		return fmt.Errorf("attach snapshot at %s: %w", dir, err)
 	}
 	return nil
 }

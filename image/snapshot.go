@@ -119,7 +119,7 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot) error
 	}
 	lower := s.lower(sn.Layers)
 	if !s.overlay {
-		return s.copySnapshot(ctx, lower[0], dir)
+		return s.copySnapshot(ctx, lower[0], dir, sn.ReadOnly)
 	}
 	o := stack{lower: lower}
 	if !sn.ReadOnly {
@@ -160,7 +160,7 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot) error
 
 // copySnapshot fills a snapshot where there is no overlayfs. A bind mount of
 // itself marks it as complete and makes it a mount like the other.
-func (s *Store) copySnapshot(ctx context.Context, from, dir string) error {
+func (s *Store) copySnapshot(ctx context.Context, from, dir string, readOnly bool) error {
 	rootfs, upper := filepath.Join(dir, "rootfs"), filepath.Join(dir, "upper")
 	if _, err := os.Lstat(upper); errors.Is(err, fs.ErrNotExist) {
 		part := filepath.Join(dir, "part")
@@ -177,7 +177,18 @@ func (s *Store) copySnapshot(ctx context.Context, from, dir string) error {
 			return err
 		}
 	}
-	return unix.Mount(upper, rootfs, "", unix.MS_BIND, "")
+	tree, err := unix.OpenTree(unix.AT_FDCWD, upper, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone mount of %s: %w", upper, err)
+	}
+	defer unix.Close(tree)
+	if readOnly {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return fmt.Errorf("make mount of %s read-only: %w", upper, err)
+		}
+	}
+	return attach(tree, rootfs)
 }
 
 // isMountPoint compares the mount IDs of dir and the directory above it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -67,7 +68,14 @@ func TestBuildMountExportImport(t *testing.T) {
 
 func TestReadOnlyMount(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	for _, plainCopy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("copy=%v", plainCopy), func(t *testing.T) {
+			testReadOnlyMount(t, newStore(t, func(c *Config) { c.Copy = plainCopy }))
+		})
+	}
+}
+
+func testReadOnlyMount(t *testing.T, s *Store) {
 	im, err := ingest(t, s, bundleOf(t, layerOf(t, file("a", "1"))), "x")
 	if err != nil {
 		t.Fatal(err)
