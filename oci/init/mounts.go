@@ -157,8 +157,7 @@ func (s *setup) openNull() error {
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
 		return errors.New("/dev/null is not the null device")
 	}
-	// A clone now, while the host's mounts are visible, to be cloned again
-	// for every masked path.
+	// A clone now, while the host's mounts are visible, for what is masked.
 	s.devNull, err = linux.CloneTree(fd, "", false)
 	unix.Close(fd)
 	return err
@@ -167,8 +166,8 @@ func (s *setup) openNull() error {
 // hide masks paths with the null device or an empty read-only directory, and
 // makes others read-only. Missing ones are passed over.
 func (s *setup) hide(masked, readonly []string) error {
-	empty := -1
-	defer func() { linux.CloseAll(empty) }()
+	null, empty := &cover{fd: s.devNull}, &cover{fd: -1}
+	defer func() { linux.CloseAll(empty.fd) }()
 	for _, path := range masked {
 		target, err := linux.OpenIn(s.root, path, unix.O_PATH)
 		if missing(err) {
@@ -181,17 +180,16 @@ func (s *setup) hide(masked, readonly []string) error {
 		if err := unix.Fstat(target, &st); err != nil {
 			return linux.Wrap("stat", path, err)
 		}
-		cover := s.devNull
+		c := null
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if empty < 0 {
+			if c = empty; c.fd < 0 {
 				options := []linux.Option{{Key: "nr_blocks", Value: "1"}, {Key: "nr_inodes", Value: "1"}}
-				if empty, err = linux.NewFS("tmpfs", "tmpfs", options, unix.MOUNT_ATTR_RDONLY); err != nil {
+				if c.fd, err = linux.NewFS("tmpfs", "tmpfs", options, unix.MOUNT_ATTR_RDONLY); err != nil {
 					return err
 				}
 			}
-			cover = empty
 		}
-		if err := clone(cover, target, path, 0); err != nil {
+		if err := c.put(target, path); err != nil {
 			return err
 		}
 	}
@@ -208,6 +206,23 @@ func (s *setup) hide(masked, readonly []string) error {
 		}
 	}
 	return nil
+}
+
+// cover is a mount that is put over any number of paths.
+type cover struct {
+	fd       int
+	attached bool
+}
+
+// put covers target, and closes it. The first is covered by the mount itself,
+// the others by copies of it: only what is attached can be copied before Linux 6.15.
+func (c *cover) put(target int, path string) error {
+	if c.attached {
+		return clone(c.fd, target, path, 0)
+	}
+	defer unix.Close(target)
+	c.attached = true
+	return linux.Attach(c.fd, target, path)
 }
 
 func missing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }

@@ -77,14 +77,15 @@ const (
 )
 
 // environment keeps the Go runtime small: one processor's worth of scheduling,
-// and garbage collection only where the process lives on.
+// no huge pages for a heap of some hundred kilobytes, and garbage collection only
+// where the process lives on.
 func (p *Process) environment() []string {
 	collect := "GOGC=off"
 	if p.Role == Shim {
 		collect = "GOGC=20"
 	}
 	return []string{
-		"GOMAXPROCS=1", collect,
+		"GOMAXPROCS=1", "GODEBUG=disablethp=1", collect,
 		RoleVariable + "=" + string(p.Role),
 		FDVariable + "=" + strconv.Itoa(3+p.Preserve),
 	}
@@ -97,10 +98,12 @@ type Namespace struct {
 	Flags int
 }
 
-// AllButMount are the namespaces of a container that a further process joins
-// before it starts; the mount namespace it enters by itself, and a user
-// namespace would have to be the first.
-const AllButMount = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+// Before are the namespaces of a container that a further process joins before it
+// starts. It enters the others by itself: the mount namespace, and the cgroup
+// namespace, from within which we, who are outside it, could not put anybody
+// into a group where v2 is mounted with nsdelegate. A user namespace would have
+// to be the first.
+const Before = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
 // Start starts the process in a session of its own. The caller owns the pidfd
 // and must reap the child.
