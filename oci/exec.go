@@ -74,7 +74,7 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
 	}
 	process.Tasks, process.Cgroup = entry.Tasks, entry.Dir
-	process.Join = []launch.Namespace{{FD: pidfd, Flags: launch.AllButMount | c.Enter}}
+	process.Join = []launch.Namespace{{FD: pidfd, Flags: launch.Before | c.Enter}}
 	if err := s.launch(process, o.Files, planFD, planFD, pidfd); err != nil {
 		return 0, err
 	}

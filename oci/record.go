@@ -24,7 +24,7 @@ type record struct {
 	Created     time.Time
 	Cgroup      string
 	Annotations map[string]string
-	// Enter are CLONE_NEW flags of namespaces that further processes join, beyond launch.AllButMount.
+	// Enter are CLONE_NEW flags of namespaces that further processes join, beyond launch.Before.
 	Enter  int
 	Shared *sharedRoot
 	// The spec is kept as it came, and read by those few verbs that need it.

@@ -16,7 +16,12 @@ import (
 )
 
 func (r *Result) mounts(s *specs.Spec, f Facts) error {
+	namespaced := slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 	for i, m := range s.Mounts {
+		if f.Unified && !namespaced && (m.Type == "cgroup" || m.Type == "cgroup2") {
+			// The file system would show all groups of the host.
+			m.Type, m.Source = "bind", f.CgroupDirs[""]
+		}
 		made, err := r.mount(m, f)
 		if err != nil {
 			return fmt.Errorf("mounts[%d] (%s): %w", i, m.Destination, err)

@@ -25,6 +25,11 @@ func (s *setup) exec() error {
 		if err := s.joinMounts(s.firstFD); err != nil {
 			return err
 		}
+		// A user namespace has no say over the host's cgroup namespace; that it
+		// is in already.
+		if err := unix.Setns(s.firstFD, unix.CLONE_NEWCGROUP); err != nil && err != unix.EPERM {
+			return linux.Wrap("join", "cgroup namespace", err)
+		}
 	}
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

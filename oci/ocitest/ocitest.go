@@ -20,8 +20,14 @@ import (
 	"github.com/yare-dev/yare/oci"
 )
 
+// BuiltInit is an environment variable with the path of an init program built before, for machines without Go.
+const BuiltInit = "YARE_TEST_INIT"
+
 // program builds the init once per test process.
 var program = sync.OnceValues(func() ([]byte, error) {
+	if path := os.Getenv(BuiltInit); path != "" {
+		return os.ReadFile(path)
+	}
 	dir, err := os.MkdirTemp("", "yare-init-")
 	if err != nil {
 		return nil, err

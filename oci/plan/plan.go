@@ -120,7 +120,7 @@ type Process struct {
 
 	// Preserve counts the descriptors from 3 on that the program gets.
 	Preserve int32
-	// JoinMount says that FirstFD is a mount namespace to join (exec).
+	// JoinMount says that FirstFD is a process whose mount and cgroup namespaces are to be joined (exec).
 	JoinMount bool
 	// SetGroups is false where the user namespace denies setgroups.
 	SetGroups bool

@@ -250,9 +250,16 @@ func TestExec(t *testing.T) {
 		}
 	})
 	t.Run("timeout", func(t *testing.T) {
-		out, _, _, err := s.ExecSync(t.Context(), "c", process("sh", "-c", "echo begun; sleep 1000"), 200*time.Millisecond, 100)
-		if !errors.Is(err, shim.ErrTimeout) || string(out) != "begun\n" {
-			t.Errorf("got %q, %v", out, err)
+		var out []byte
+		for timeout := 200 * time.Millisecond; len(out) == 0 && timeout < time.Minute; timeout *= 4 { // a slow machine does not come so far
+			var err error
+			out, _, _, err = s.ExecSync(t.Context(), "c", process("sh", "-c", "echo begun; sleep 1000"), timeout, 100)
+			if !errors.Is(err, shim.ErrTimeout) {
+				t.Fatalf("got %q, %v", out, err)
+			}
+		}
+		if string(out) != "begun\n" {
+			t.Errorf("got %q", out)
 		}
 	})
 	t.Run("limit", func(t *testing.T) {
@@ -271,13 +278,9 @@ func TestExec(t *testing.T) {
 		p.Terminal, p.ConsoleSize = true, &specs.Box{Width: 80, Height: 24}
 		resize := make(chan shim.Size, 1)
 		in, input := pipe(t)
-		var got bytes.Buffer
 		resize <- shim.Size{Width: 100, Height: 30}
-		go func() {
-			time.Sleep(100 * time.Millisecond)
-			_, _ = input.WriteString("hello\n")
-		}()
-		status, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: p, Streams: shim.Streams{Stdin: in, Stdout: &got, Resize: resize}})
+		got := &answering{after: 2, answer: func() { _, _ = input.WriteString("hello\n") }}
+		status, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: p, Streams: shim.Streams{Stdin: in, Stdout: got, Resize: resize}})
 		text := strings.ReplaceAll(got.String(), "\r", "")
 		if err != nil || status.Code != 0 || !strings.HasPrefix(text, "/dev/pts/0\n") || !strings.Contains(text, "30 100\n") || !strings.Contains(text, "got hello\n") {
 			t.Errorf("got %q, %+v, %v", text, status, err)
@@ -290,6 +293,22 @@ func TestExec(t *testing.T) {
 	if _, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: process("true")}); !errors.Is(err, shim.ErrNotFound) {
 		t.Errorf("exec in a deleted one: got %v, want ErrNotFound", err)
 	}
+}
+
+// answering calls answer once a number of lines has been written.
+type answering struct {
+	bytes.Buffer
+	after  int
+	answer func()
+}
+
+func (a *answering) Write(b []byte) (int, error) {
+	n, err := a.Buffer.Write(b)
+	if a.answer != nil && bytes.Count(a.Bytes(), []byte("\n")) >= a.after {
+		a.answer()
+		a.answer = nil
+	}
+	return n, err
 }
 
 func pipe(t *testing.T) (r, w *os.File) {

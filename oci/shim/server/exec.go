@@ -45,8 +45,8 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 		return err
 	}
 	// The container's process is our child and not reaped, so its pidfd is
-	// its namespaces; the mount namespace is joined by the init itself.
-	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.AllButMount | k.enter})
+	// its namespaces; what is not joined now is by the init itself.
+	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.Before | k.enter})
 	stdio := [3]int{s.null, s.null, s.null}
 	for i := range stdio {
 		if r.Streams&(1<<i) != 0 {
