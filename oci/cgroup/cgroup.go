@@ -27,6 +27,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -182,8 +183,46 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 			return err
 		}
 		res.SkipDevices = true
+		if g.unified {
+			if err := g.keepHalf(res); err != nil {
+				return err
+			}
+		}
 		return set(m, res)
 	})
+}
+
+// keepHalf completes a quota without a period, or the reverse: v2 has one file
+// for both.
+func (g *Group) keepHalf(r *cgroups.Resources) error {
+	if (r.CpuQuota == 0) == (r.CpuPeriod == 0) {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(g.dirs[""], "cpu.max"))
+	if err != nil {
+		return err
+	}
+	quota, period, err := parseCPUMax(string(b))
+	if r.CpuQuota == 0 {
+		r.CpuQuota = quota
+	} else {
+		r.CpuPeriod = period
+	}
+	return err
+}
+
+// parseCPUMax reads "50000 100000" or "max 100000"; no quota is -1.
+func parseCPUMax(text string) (quota int64, period uint64, err error) {
+	first, second, _ := strings.Cut(strings.TrimSpace(text), " ")
+	if quota = -1; first != "max" {
+		if quota, err = strconv.ParseInt(first, 10, 64); err != nil {
+			return 0, 0, fmt.Errorf("parse cpu.max: %w", err)
+		}
+	}
+	if period, err = strconv.ParseUint(second, 10, 64); err != nil {
+		return 0, 0, fmt.Errorf("parse cpu.max: %w", err)
+	}
+	return quota, period, nil
 }
 
 // Freeze stops all processes of the group; it returns when they have stopped.

@@ -149,8 +149,11 @@ func (a *app) events() *cobra.Command {
 		if interval <= 0 {
 			return errors.New("--interval: must be positive")
 		}
-		for {
+		for first := true; ; first = false {
 			event, err := a.runtime.Stats(args[0])
+			if s, serr := a.runtime.State(args[0]); err != nil && !first && (serr != nil || s.Status == specs.StateStopped) {
+				return nil // it has ended since it was last looked at
+			}
 			if err != nil {
 				return err
 			}
