@@ -39,13 +39,14 @@ func gatherFacts() (hostFacts, error) {
 		bit, ok := capability.Bit(name)
 		return !ok || held&(1<<bit) == 0
 	})
-	g, err := cgroup.Open("/yare-probe")
+	g, err := cgroup.Open("/yare-probe-" + newID()[:12])
 	if err != nil {
 		return f, err
 	}
 	f.Unified = g.Unified()
-	f.Swap, f.Hugepages = limitsSwap(g), limitsHugepages(g)
-	return f, nil
+	f.Hugepages = limitsHugepages(g)
+	f.Swap, err = limitsSwap(g)
+	return f, err
 }
 
 // heldCapabilities are those that we can give to others: a host may have taken some from all its processes.
@@ -59,15 +60,17 @@ func heldCapabilities() (uint64, error) {
 }
 
 // limitsSwap looks for the file that a limit would be written to. On v2 the root
-// has none, so any group's will do.
-func limitsSwap(g *cgroup.Group) bool {
-	file := "memory.memsw.limit_in_bytes"
-	root := filepath.Dir(g.Dirs()["memory"])
-	if g.Unified() {
-		file, root = "*/memory.swap.max", filepath.Dir(g.Dirs()[""])
+// has none, so a group is made for it.
+func limitsSwap(g *cgroup.Group) (bool, error) {
+	if !g.Unified() {
+		_, err := os.Stat(filepath.Join(filepath.Dir(g.Dirs()["memory"]), "memory.memsw.limit_in_bytes"))
+		return err == nil, nil
 	}
-	found, err := filepath.Glob(filepath.Join(root, file))
-	return err == nil && len(found) > 0
+	if err := g.Create(nil); err != nil {
+		return false, err
+	}
+	_, err := os.Stat(filepath.Join(g.Dirs()[""], "memory.swap.max"))
+	return err == nil, g.Remove()
 }
 
 // limitsHugepages looks for the controller, which hosts may be built without.
