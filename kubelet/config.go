@@ -57,6 +57,12 @@ type Config struct {
 	MaxContainerRestartPeriod Duration `json:"maxContainerRestartPeriod"`
 	// CPUCFSQuota enforces CPU limits.
 	CPUCFSQuota bool `json:"cpuCFSQuota"`
+	// SingleProcessOOMKill has the kernel kill one process of a container that is out of memory, not all. Hosts with
+	// cgroup v1 know nothing else.
+	SingleProcessOOMKill bool `json:"singleProcessOOMKill"`
+	// MemoryThrottlingFactor is where between its memory request and its limit a container is slowed down (memory.high
+	// of cgroup v2): above 0, up to 1. 0 slows nothing down.
+	MemoryThrottlingFactor float64 `json:"memoryThrottlingFactor"`
 	// AllowedUnsafeSysctls may be set by pods beside the safe ones; a closing * is a wildcard.
 	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls"`
 }
@@ -101,6 +107,9 @@ func (c *Config) Validate() error {
 		if _, err := netip.ParseAddr(ip); err != nil {
 			bad("nodeIPs and clusterDNS", "%q is not an IP address", ip)
 		}
+	}
+	if c.MemoryThrottlingFactor < 0 || c.MemoryThrottlingFactor > 1 {
+		bad("memoryThrottlingFactor", "%v is not between 0 and 1", c.MemoryThrottlingFactor)
 	}
 	if c.Port < 0 || c.Port > 65535 {
 		bad("port", "%d is out of range", c.Port)

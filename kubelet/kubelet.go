@@ -204,7 +204,9 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		Node: spec.Node{
 			Name: c.NodeName, CgroupRoot: c.CgroupRoot, LogRoot: c.LogDir, ClusterDomain: c.ClusterDomain,
 			SeccompRoot: filepath.Join(c.RootDir, "seccomp"),
-			Host:        resources.Host{Memory: k.facts.Memory, PidLimit: c.PodPidsLimit, NoQuota: !c.CPUCFSQuota},
+			Host: resources.Host{Memory: k.facts.Memory, PidLimit: c.PodPidsLimit, NoQuota: !c.CPUCFSQuota,
+				Unified: k.facts.UnifiedCgroups, SingleKill: c.SingleProcessOOMKill, Throttle: c.MemoryThrottlingFactor,
+				Allocatable: k.facts.Memory - reserved.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, HostsFile: "/etc/hosts",

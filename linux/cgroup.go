@@ -22,6 +22,11 @@ type Hierarchy struct {
 // Unified reports whether it is the v2 hierarchy.
 func (h Hierarchy) Unified() bool { return len(h.Controllers) == 0 }
 
+// Unified reports whether the v2 hierarchy has the controllers: no v1 one is mounted.
+func Unified(hierarchies []Hierarchy) bool {
+	return len(hierarchies) > 0 && !slices.ContainsFunc(hierarchies, func(h Hierarchy) bool { return !h.Unified() })
+}
+
 // Hierarchies returns the cgroup file systems that are mounted from their own
 // root, each once, in order of mounting.
 func Hierarchies() ([]Hierarchy, error) {

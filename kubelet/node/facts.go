@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // Facts is what the kernel says of the machine.
@@ -36,6 +38,7 @@ type Facts struct {
 	Kernel          string
 	OSImage         string
 	Architecture    string
+	UnifiedCgroups  bool // cgroup v2 alone
 }
 
 // Read gathers the facts; root is the kubelet's folder. What cannot be read is left zero, but for memory and cpu.
@@ -70,6 +73,11 @@ func Read(root string) (Facts, error) {
 	f.BootID = word("/proc/sys/kernel/random/boot_id")
 	f.Kernel = word("/proc/sys/kernel/osrelease")
 	f.OSImage = osImage()
+	hierarchies, err := linux.Hierarchies()
+	if err != nil {
+		return f, err
+	}
+	f.UnifiedCgroups = linux.Unified(hierarchies)
 	return f, nil
 }
 

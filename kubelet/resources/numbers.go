@@ -1,7 +1,9 @@
 package resources
 
 import (
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +27,8 @@ func Shares(milli int64) int64 {
 	return min(max(milli*1024/1000, minShares), maxShares)
 }
 
-// Weight converts v1 shares to cgroup v2's cpu.weight, as the OCI runtimes do.
+// Weight converts v1 shares to cgroup v2's cpu.weight, for pods in proportion, as upstream's kubelet does. (OCI runtimes have
+// another formula for the containers, which are weighed against each other only.)
 func Weight(shares int64) int64 {
 	return 1 + ((min(max(shares, minShares), maxShares)-minShares)*9999)/(maxShares-minShares)
 }
@@ -43,6 +46,15 @@ type Host struct {
 	Memory   int64 // bytes
 	PidLimit int64 // processes a pod may have; zero or less: no limit
 	NoQuota  bool  // CPU limits are not enforced (cpuCFSQuota: false)
+
+	// Unified says that the host has cgroup v2 alone, for which the rest is.
+	Unified bool
+	// SingleKill lets a container live on when the kernel kills one of its processes for want of memory.
+	SingleKill bool
+	// Throttle is where between its memory request and its limit a container is slowed down: 0 to 1; 0: nowhere.
+	Throttle float64
+	// Allocatable is the memory of all pods together, in bytes: the limit of what has none.
+	Allocatable int64
 }
 
 // Container returns the CRI resources of one container of the pod.
@@ -60,7 +72,31 @@ func Container(pod *corev1.Pod, c *corev1.Container, h Host) *runtimeapi.LinuxCo
 	if !h.NoQuota {
 		r.CpuPeriod, r.CpuQuota = period, Quota(limit)
 	}
+	if h.Unified {
+		r.Unified = unified(c, h)
+	}
 	return r
+}
+
+// unified returns what CRI has no fields for: files of the container's v2 group.
+func unified(c *corev1.Container, h Host) map[string]string {
+	// What an update does not name stays, so the throttle is also taken away.
+	files := map[string]string{"memory.oom.group": "1", "memory.high": "max"}
+	if h.SingleKill {
+		files["memory.oom.group"] = "0"
+	}
+	request, limit := c.Resources.Requests.Memory().Value(), c.Resources.Limits.Memory().Value()
+	if h.Throttle == 0 || request == limit && request != 0 {
+		return files
+	}
+	if limit == 0 {
+		limit = h.Allocatable
+	}
+	page := int64(os.Getpagesize())
+	if high := int64(float64(request)+float64(limit-request)*h.Throttle) / page * page; high > request {
+		files["memory.high"] = strconv.FormatInt(high, 10)
+	}
+	return files
 }
 
 // OOMScore returns the container's oom_score_adj: the more of its memory request a Burstable container has, the later

@@ -3,6 +3,7 @@ package resources
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,6 +71,32 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
+// TestUnified is about what hosts with cgroup v2 alone get beside.
+func TestUnified(t *testing.T) {
+	const high, group = "memory.high", "memory.oom.group"
+	for _, c := range []struct {
+		name string
+		pod  *corev1.Pod
+		host Host
+		want map[string]string
+	}{
+		{"v1", pod("/"), Host{Throttle: 0.5}, nil},
+		{"defaults", pod(",64Mi/,128Mi"), Host{Unified: true}, map[string]string{group: "1", high: "max"}},
+		{"one process is killed", pod("/"), Host{Unified: true, SingleKill: true}, map[string]string{group: "0", high: "max"}},
+		{"half way", pod(",64Mi/,128Mi"), Host{Unified: true, Throttle: 0.5}, map[string]string{group: "1", high: "100663296"}},
+		{"whole pages", pod(",8192/,20000"), Host{Unified: true, Throttle: 0.5}, map[string]string{group: "1", high: "12288"}},
+		{"guaranteed", pod("1,1Gi/1,1Gi"), Host{Unified: true, Throttle: 0.9}, map[string]string{group: "1", high: "max"}},
+		{"no limit", pod(",1Gi/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "2147483648"}},
+		{"nothing", pod("/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "1610612736"}},
+		{"more than there is", pod(",4Gi/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "max"}},
+	} {
+		got := Container(c.pod, &c.pod.Spec.Containers[0], c.host).Unified
+		if d := cmp.Diff(c.want, got); d != "" {
+			t.Errorf("%s: %s", c.name, d)
+		}
+	}
+}
+
 func TestConversions(t *testing.T) {
 	for milli, want := range map[int64]int64{0: 2, 1: 2, 2: 2, 100: 102, 1000: 1024, 1 << 40: 262144} {
 		if got := Shares(milli); got != want {
@@ -122,16 +149,15 @@ func TestGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := func(controller, path string) string {
+	// at is where a controller's group is, and whether that is v2.
+	at := func(controller, path string) (string, bool) {
 		for _, h := range g.hierarchies {
-			for _, c := range h.Controllers {
-				if c == controller {
-					return filepath.Join(h.Root, path)
-				}
+			if slices.Contains(controllers(h), controller) {
+				return filepath.Join(h.Root, path), h.Unified()
 			}
 		}
-		t.Skipf("no v1 hierarchy of %s here", controller)
-		return ""
+		t.Fatalf("no hierarchy of %s here", controller)
+		return "", false
 	}
 	path := root + "/kubepods/burstable/podu"
 	t.Cleanup(func() {
@@ -146,17 +172,23 @@ func TestGroups(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for file, want := range map[string]string{"cpu/cpu.shares": "512", "memory/memory.limit_in_bytes": "67108864", "pids/pids.max": "100"} {
-		controller, name, _ := strings.Cut(file, "/")
-		b, err := os.ReadFile(filepath.Join(at(controller, path), name))
-		if err != nil || strings.TrimSpace(string(b)) != want {
-			t.Errorf("%s: %s %v", file, b, err)
+	for _, c := range []struct{ controller, v1, v2 string }{
+		{"cpu", "cpu.shares=512", "cpu.weight=20"}, {"memory", "memory.limit_in_bytes=67108864", "memory.max=67108864"}, {"pids", "pids.max=100", "pids.max=100"},
+	} {
+		dir, v2 := at(c.controller, path)
+		file, want, _ := strings.Cut(c.v1, "=")
+		if v2 {
+			file, want, _ = strings.Cut(c.v2, "=")
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, file)); err != nil || strings.TrimSpace(string(b)) != want {
+			t.Errorf("%s: %s %v, want %s", file, b, err, want)
 		}
 	}
 	if got := g.Pods(); got["u"] != path || len(got) != 1 {
 		t.Error(got)
 	}
-	if err := os.Mkdir(filepath.Join(at("pids", path), "container"), 0o755); err != nil {
+	dir, _ := at("pids", path)
+	if err := os.Mkdir(filepath.Join(dir, "container"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
