@@ -11,7 +11,7 @@ STATICCHECK = go tool -modfile=test/tools/go.mod staticcheck
 
 .PHONY: help
 help: ## list the targets
-	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F': .*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: init ## build bin/yare (and bin/kubectl, a link to it) and bin/yare-oci
@@ -64,6 +64,11 @@ differential: build setup ## the same thousands of requests to our API server an
 .PHONY: peers
 peers: build setup ## a cluster of upstream's programs until Ctrl-C, for make conformance KUBECONFIG=: NAME= DIR= OURS=
 	go run -C test/peers . $(if $(NAME),-name '$(NAME)') $(if $(DIR),-dir '$(abspath $(DIR))') -ours '$(OURS)'
+
+.PHONY: test-v2
+test-v2: build setup ## a host with cgroup v2 alone, booted under qemu: ONLY='expression of packages'
+	@scripts/setup-v2
+	go test -C test/v2host -count=1 -timeout 60m ./... $(if $(ONLY),-only '$(ONLY)')
 
 .PHONY: crash
 crash: build setup ## kill -9 the server 100 times under load: nothing acknowledged is lost

@@ -1,0 +1,110 @@
+package v2host_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// places of the machine's root file system.
+const (
+	binDir    = "/v2/bin"
+	testsDir  = "/v2/tests"
+	sourceDir = "/v2/src"
+)
+
+// rc is the machine's only program beside what it tests. It has what a host is expected to have: a cgroup v2 file
+// system and nothing of v1, a network with a default route, swap.
+const rc = `#!/bin/sh
+export PATH=/v2/bin:/bin:/usr/bin:/usr/sbin HOME=/root YARE_TEST_INIT=/v2/bin/yare-init
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm /dev/mqueue
+mount -t devpts devpts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t mqueue mqueue /dev/mqueue
+mount -t tmpfs run /run
+mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+mount --make-rshared /
+modprobe virtio_console
+until [ -c /dev/vport1p1 ]; do usleep 10000; done # the second device's first port
+exec >/dev/vport1p1 2>&1 </dev/null
+echo "the machine is up after $(cut -d ' ' -f 1 /proc/uptime) s"
+hostname v2host
+ip link set lo up
+modprobe dummy numdummies=0
+ip link add uplink type dummy
+ip addr add 192.0.2.10/24 dev uplink
+ip link set uplink up
+ip route add default via 192.0.2.1
+dd if=/dev/zero of=/swap bs=1M count=32 2>/dev/null && mkswap /swap >/dev/null && swapon /swap
+`
+
+// newRoot makes the root file system: busybox, nft, ps, the kernel's modules, the program, the tests.
+func newRoot(t *testing.T, kernel string) string {
+	t.Helper()
+	root := t.TempDir()
+	for _, dir := range []string{"bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "run", "var", "root", "lib", "usr/sbin", binDir, testsDir, sourceDir} {
+		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	must(t, os.Chmod(filepath.Join(root, "tmp"), 0o1777))
+	copyTo(t, root, "/bin/busybox")
+	for applet := range strings.FieldsSeq(output(t, "/bin/busybox", "--list")) {
+		if applet != "busybox" {
+			must(t, os.Symlink("/bin/busybox", filepath.Join(root, "bin", applet)))
+		}
+	}
+	for _, name := range []string{"init", "modprobe"} {
+		must(t, os.Symlink("/bin/busybox", filepath.Join(root, "sbin", name)))
+	}
+	copyLinked(t, root, "nft")
+	must(t, os.Remove(filepath.Join(root, "bin/ps"))) // busybox' does not take processes
+	copyLinked(t, root, "ps")
+	output(t, "cp", "-rT", filepath.Join(kernel, "lib/modules"), filepath.Join(root, "lib/modules"))
+	return root
+}
+
+// copyTo copies a file of this host to the same place below root.
+func copyTo(t *testing.T, root, path string) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Join(root, filepath.Dir(path)), 0o755))
+	output(t, "cp", "-L", path, filepath.Join(root, path))
+}
+
+// copyLinked copies a program with the libraries that it is linked to.
+func copyLinked(t *testing.T, root, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	must(t, err)
+	copyTo(t, root, path)
+	for word := range strings.FieldsSeq(output(t, "ldd", path)) {
+		if filepath.IsAbs(word) {
+			copyTo(t, root, word)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// output runs a program of this host, which must succeed.
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String()))
+	}
+	return string(out)
+}
