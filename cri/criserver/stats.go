@@ -128,7 +128,7 @@ func (s *Server) measure(c *container) (*runtimeapi.ContainerStats, error) {
 	out.Cpu.UsageNanoCores = c.usage.next(st.At, st.CPU.Usage)
 	c.mu.Unlock()
 	out.Swap = &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: value(st.Memory.Swap)}
-	out.Io = &runtimeapi.IoUsage{Timestamp: at}
+	out.Io = &runtimeapi.IoUsage{Timestamp: at, Psi: pressure(st.IOPSI)}
 	return out, nil
 }
 
@@ -258,7 +258,7 @@ func measurePod(out *runtimeapi.LinuxPodSandboxStats, parent string, sb *sandbox
 		return err
 	}
 	out.Process = &runtimeapi.ProcessUsage{Timestamp: st.At.UnixNano(), ProcessCount: value(uint64(len(pids)))}
-	out.Io = &runtimeapi.IoUsage{Timestamp: st.At.UnixNano()}
+	out.Io = &runtimeapi.IoUsage{Timestamp: st.At.UnixNano(), Psi: pressure(st.IOPSI)}
 	return nil
 }
 

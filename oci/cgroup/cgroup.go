@@ -414,7 +414,9 @@ func (g *Group) Entry() (*Entry, error) {
 		}
 		seen[dir] = true
 		name, flags := dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC
-		if controller != "" {
+		if controller == "" {
+			name = g.habitable(dir)
+		} else {
 			name, flags = filepath.Join(dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC
 		}
 		fd, err := unix.Open(name, flags, 0)
@@ -429,6 +431,30 @@ func (g *Group) Entry() (*Entry, error) {
 		}
 	}
 	return e, nil
+}
+
+// habitable is where processes may be born: the group's v2 directory, or, if the
+// container has divided its group among groups of its own and so left it
+// (systemd does), that of its oldest process.
+func (g *Group) habitable(dir string) string {
+	if !g.unified {
+		return dir
+	}
+	divided, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	if err != nil || len(strings.TrimSpace(string(divided))) == 0 {
+		return dir
+	}
+	pids, err := g.Pids()
+	if err != nil || len(pids) == 0 {
+		return dir
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", slices.Min(pids)))
+	_, in, ok := strings.Cut(strings.TrimSpace(string(b)), "0::")
+	below, inside := strings.CutPrefix(in, g.path+"/")
+	if err != nil || !ok || !inside || !filepath.IsLocal(below) {
+		return dir
+	}
+	return filepath.Join(dir, below)
 }
 
 // Close closes the descriptors.

@@ -1,6 +1,12 @@
 package cgroup_test
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,6 +30,8 @@ func TestCreateTwiceAndRemoveTwice(t *testing.T) {
 	}
 	if s, err := g.Stats(); err != nil || s.Pids.Limit != 100 {
 		t.Errorf("got %+v, %v", s, err)
+	} else if _, err := os.Stat(filepath.Join(g.Dirs()[""], "io.pressure")); g.Unified() && err == nil && (s.IOPSI == nil || s.CPU.PSI == nil || s.Memory.PSI == nil) {
+		t.Errorf("the kernel measures pressure, but not we: %+v", s)
 	}
 	parent, err := cgroup.Open(g.Path() + "/..")
 	if err != nil {
@@ -51,6 +59,90 @@ func TestUnifiedNeedsV2(t *testing.T) {
 	}
 	if err := g.Remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// start starts a process that lives until the test's end.
+func start(t testing.TB, dir int) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: dir >= 0, CgroupFD: max(dir, 0)}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+// TestEntryOfDividedGroup is about containers whose program has made groups of its own and left that which it was
+// given: nobody may be born in that any more.
+func TestEntryOfDividedGroup(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	g, err := cgroup.Open(ocitest.Cgroup(t) + "/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !g.Unified() {
+		return
+	}
+	if err := g.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	dir := g.Dirs()[""]
+	for range 2 { // the first finds it whole
+		e, err := g.Entry()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := start(t, e.Dir)
+		e.Close()
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); g.Remove() })
+		if err := os.Mkdir(filepath.Join(dir, "leaf"), 0o755); err == nil {
+			if err := os.WriteFile(filepath.Join(dir, "leaf", "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+		if want := "0::" + g.Path() + "/leaf\n"; err != nil || string(b) != want {
+			t.Errorf("a process is in %s, %v; want %s", b, err, want)
+		}
+	}
+}
+
+// BenchmarkJoin compares ways into a group: birth there, as package launch does it, with a move after birth.
+func BenchmarkJoin(b *testing.B) {
+	ocitest.Root(b)
+	g, err := cgroup.Open(ocitest.Cgroup(b) + "/c")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := g.Create(nil); err != nil {
+		b.Fatal(err)
+	}
+	defer g.Remove()
+	e, err := g.Entry()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	for name, dir := range map[string]int{"born": e.Dir, "moved": -1} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				cmd := start(b, dir)
+				if dir < 0 {
+					if err := os.WriteFile(filepath.Join(g.Dirs()[""], "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StopTimer()
+				cmd.Process.Kill()
+				cmd.Wait()
+				b.StartTimer()
+			}
+		})
 	}
 }
 

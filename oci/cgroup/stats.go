@@ -18,6 +18,7 @@ func (g *Group) Stats() (*Stats, error) {
 		s.memory(&raw.MemoryStats, g.unified)
 		s.Pids = PidsStats{Current: raw.PidsStats.Current, Limit: raw.PidsStats.Limit}
 		s.io(&raw.BlkioStats)
+		s.IOPSI = psi(raw.BlkioStats.PSI)
 		s.Memory.OOMKills, err = m.OOMKillCount()
 		return err
 	})
@@ -111,6 +112,7 @@ type Stats struct {
 	Memory MemoryStats
 	Pids   PidsStats
 	IO     []IOStats
+	IOPSI  *PSI // nil where the kernel has none
 }
 
 // CPUStats is the processor time used.
