@@ -29,6 +29,8 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
+	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
+	Systemd bool
 }
 
 // Create makes a container and leaves it waiting for Start. The process is the
@@ -90,7 +92,7 @@ func (r *Runtime) make(ctx context.Context, id string, o CreateOptions, act func
 		return 0, err
 	}
 	c := &creation{Runtime: r, hooks: b.Spec.Hooks, o: o, record: &record{ID: id, Bundle: b.Dir, Created: time.Now().UTC(),
-		Cgroup: CgroupPath(b.Spec, id), Annotations: b.Spec.Annotations, Spec: b.text}}
+		Cgroup: CgroupPath(b.Spec, id, o.Systemd), Annotations: b.Spec.Annotations, Spec: b.text}}
 	if err := c.prepare(ctx, b.Spec, act); err != nil {
 		return 0, errors.Join(err, os.RemoveAll(r.dir(id)))
 	}
@@ -105,7 +107,8 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if err := c.save(c.record); err != nil {
 		return err
 	}
-	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot, Preserve: len(c.o.Files) - 3})
+	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot,
+		Preserve: len(c.o.Files) - 3, Systemd: c.o.Systemd, Init: c.Init})
 	if err != nil {
 		return err
 	}

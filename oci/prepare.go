@@ -31,6 +31,8 @@ type Prepared struct {
 	Joins  []int
 	// Extras are the init's further descriptors, from plan.FirstFD on.
 	Extras []int
+
+	unit *sleeper // nil: the group is ours
 }
 
 // PrepareOptions are what the spec does not say.
@@ -39,12 +41,18 @@ type PrepareOptions struct {
 	Spec       *specs.Spec // read only
 	NoPivot    bool
 	Preserve   int
+	// Systemd has systemd make the cgroup, for which Init is needed.
+	Systemd bool
+	Init    *Init
 }
 
 // CgroupPath is where a container's cgroup is: the spec's path, or one of our own.
-func CgroupPath(s *specs.Spec, id string) string {
-	if s.Linux != nil && s.Linux.CgroupsPath != "" {
+func CgroupPath(s *specs.Spec, id string, systemd bool) string {
+	switch {
+	case s.Linux != nil && s.Linux.CgroupsPath != "":
 		return s.Linux.CgroupsPath
+	case systemd:
+		return "system.slice:yare:" + id
 	}
 	return "/yare/" + id
 }
@@ -85,10 +93,11 @@ func LoadSpec(bundle string) (*specs.Spec, error) {
 // left. The caller closes the result after the launch, and removes the group
 // with the container.
 func Prepare(o PrepareOptions) (_ *Prepared, err error) {
-	if strings.Contains(CgroupPath(o.Spec, o.ID), ":") {
-		return nil, fmt.Errorf("linux.cgroupsPath %q: the systemd form is not supported", o.Spec.Linux.CgroupsPath)
+	where := CgroupPath(o.Spec, o.ID, o.Systemd)
+	if cgroup.Unit(where) != o.Systemd {
+		return nil, fmt.Errorf("linux.cgroupsPath %q: the form slice:prefix:name goes with systemd's cgroup driver, and only it", where)
 	}
-	group, err := cgroup.Open(CgroupPath(o.Spec, o.ID))
+	group, err := cgroup.Open(where)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +119,12 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 			}
 		}
 	}()
-	if err := group.Create(o.Spec.Linux.Resources); err != nil {
+	if o.Systemd {
+		err = p.createUnit(&o)
+	} else {
+		err = group.Create(o.Spec.Linux.Resources)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if p.Entry, err = group.Entry(); err != nil {
@@ -208,7 +222,7 @@ func (p *Prepared) mapTree(tree int, t compile.Tree) (err error) {
 	return linux.SetMountAttr(tree, t.MappedBelow, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)}, t.Source)
 }
 
-// Close closes the descriptors.
+// Close closes the descriptors, and ends what held a unit.
 func (p *Prepared) Close() {
 	if p.Entry != nil {
 		p.Entry.Close()
@@ -217,6 +231,8 @@ func (p *Prepared) Close() {
 	linux.CloseAll(p.Extras...)
 	linux.CloseAll(p.PlanFD)
 	p.Joins, p.Extras, p.PlanFD = nil, nil, -1
+	p.unit.end()
+	p.unit = nil
 }
 
 // Host is what a process depends on here.

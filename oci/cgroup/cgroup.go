@@ -17,6 +17,9 @@
 // file), for which the kernel takes no such lock, and the child inherits; the
 // thread is then thrown away. Package launch does it with what [Group.Entry]
 // returns.
+//
+// A group that systemd makes, a unit, needs a process from its beginning: one that
+// sleeps there until the container is born, and is moved by systemd.
 package cgroup
 
 import (
@@ -48,14 +51,20 @@ type Group struct {
 	// dirs are the group's directories by controller; "" is the v2 one.
 	dirs    map[string]string
 	unified bool // v2 has the controllers
+	// unit is what systemd needs to know; nil: the group is ours.
+	unit *cgroups.Cgroup
 
 	mu      sync.Mutex
 	manager cgroups.Manager // made on first need
 }
 
 // Open returns the group of a path below the hierarchies' roots, such as
-// "/kubepods/pod1/c1". It touches nothing; the group need not exist.
+// "/kubepods/pod1/c1", or of a systemd unit (see [Unit]). It touches nothing; the
+// group need not exist.
 func Open(name string) (*Group, error) {
+	if Unit(name) {
+		return openUnit(name)
+	}
 	name = path.Clean("/" + name)
 	if name == "/" {
 		return nil, errors.New("open cgroup /: it belongs to the host")
@@ -96,7 +105,12 @@ func (g *Group) open() (cgroups.Manager, error) {
 	if g.manager != nil {
 		return g.manager, nil
 	}
-	m, err := manager.NewWithPaths(&cgroups.Cgroup{Path: g.path, Resources: &cgroups.Resources{SkipDevices: true}}, g.dirs)
+	config := cgroups.Cgroup{Path: g.path}
+	if g.unit != nil {
+		config = *g.unit
+	}
+	config.Resources = &cgroups.Resources{SkipDevices: true}
+	m, err := manager.NewWithPaths(&config, g.dirs)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", g.path, err)
 	}
@@ -123,12 +137,14 @@ var ErrInUse = errors.New("it has processes")
 
 // Create makes the group and sets its limits; nil sets none. Missing parents
 // are made. An existing group that has processes is ErrInUse.
-func (g *Group) Create(r *specs.LinuxResources) error {
+func (g *Group) Create(r *specs.LinuxResources) error { return g.create(r, g.make) }
+
+func (g *Group) create(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
 	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
 		return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
 	}
 	return g.with("create", func(m cgroups.Manager) error {
-		if err := g.make(m); err != nil {
+		if err := build(m); err != nil {
 			return err
 		}
 		res, err := resources(r, g.unified)
@@ -138,7 +154,7 @@ func (g *Group) Create(r *specs.LinuxResources) error {
 		if r == nil {
 			return nil
 		}
-		return set(m, res)
+		return g.set(m, res)
 	})
 }
 
@@ -146,7 +162,10 @@ func (g *Group) Create(r *specs.LinuxResources) error {
 // what the kernel calls the weight of block devices.
 var probed sync.Once
 
-func set(m cgroups.Manager, r *cgroups.Resources) (err error) {
+func (g *Group) set(m cgroups.Manager, r *cgroups.Resources) (err error) {
+	if g.unit != nil {
+		tellNoSwap(r)
+	}
 	first := false
 	probed.Do(func() { first, err = true, m.Set(r) })
 	if !first {
@@ -188,7 +207,7 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 				return err
 			}
 		}
-		return set(m, res)
+		return g.set(m, res)
 	})
 }
 
@@ -382,6 +401,9 @@ func pollUntil(ctx context.Context, pidfd int) error {
 // Remove removes the group and those below it. It must be empty. No group is
 // no error.
 func (g *Group) Remove() error {
+	if g.unit != nil {
+		return g.with("remove", cgroups.Manager.Destroy)
+	}
 	seen := map[string]bool{}
 	var errs []error
 	for _, dir := range g.dirs {

@@ -70,7 +70,7 @@ func command(version string, program func(dir string) (*oci.Init, error)) *cobra
 	f.StringVar(&a.logPath, "log", "", "log file (default: standard error)")
 	f.StringVar(&a.logFormat, "log-format", "text", "log format: text or json")
 	f.BoolVar(&a.debug, "debug", false, "log more")
-	f.BoolVar(&a.systemd, "systemd-cgroup", false, "not supported: cgroups are made directly")
+	f.BoolVar(&a.systemd, "systemd-cgroup", false, "have systemd make cgroups, of which a spec's path is slice:prefix:name")
 	f.StringVar(&a.rootless, "rootless", "auto", "only auto and false are supported")
 	c.AddCommand(a.create(), a.run(), a.start(), a.state(), a.kill(), a.delete(), a.exec(), a.list(), a.ps(), a.events(),
 		a.pause(), a.resume(), a.update(), a.spec(), a.features(), a.absent("checkpoint"), a.absent("restore"))
@@ -101,9 +101,6 @@ func execute(ctx context.Context, c *cobra.Command, args []string) int {
 }
 
 func (a *app) open() error {
-	if a.systemd {
-		return errors.New("--systemd-cgroup is not supported: use the cgroupfs driver")
-	}
 	if a.rootless != "auto" && a.rootless != "false" {
 		return fmt.Errorf("--rootless=%s is not supported", a.rootless)
 	}

@@ -44,7 +44,7 @@ func (a *app) make(ctx context.Context, id string, f *createFlags, act func(cont
 		return 0, err
 	}
 	defer done()
-	f.Files = streams(f.preserve)
+	f.Files, f.Systemd = streams(f.preserve), a.systemd
 	pid, err := act(ctx, id, f.CreateOptions)
 	if err != nil {
 		return 0, err

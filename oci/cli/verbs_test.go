@@ -177,13 +177,32 @@ func TestErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"--log-format", "xml", "list"}, "must be text or json"},
-		{[]string{"--systemd-cgroup", "list"}, "not supported"},
+		{[]string{"--systemd-cgroup", "create", "-b", b.bundle, "other"}, "slice:prefix:name"},
 		{[]string{"--rootless=true", "list"}, "not supported"},
 		{[]string{"start"}, "accepts 1 arg"},
 		{[]string{"update", "--memory", "many", "c"}, "not an amount of memory"},
 	} {
 		if _, stderr, code := b.try(tt.args...); code != 1 || !strings.Contains(stderr, tt.want) {
 			t.Errorf("%v: exit code %d, errors %q", tt.args, code, stderr)
+		}
+	}
+}
+
+// TestUnits is about hosts that systemd does not run: paths of its form are refused.
+func TestUnits(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		return
+	}
+	for path, want := range map[string]string{
+		"system.slice:yare:c": "need a host that systemd runs", "a:b": "not of the form", "a.slice:b:c/d": "not of the form", "noslice:b:c": "invalid slice",
+	} {
+		b := newBox(t, func(s *specs.Spec) { s.Linux.CgroupsPath = path }, "true")
+		if _, stderr, code := b.try("--systemd-cgroup", "run", "-b", b.bundle, "c"); code == 0 || !strings.Contains(stderr, want) {
+			t.Errorf("%s: exit code %d, errors %q", path, code, stderr)
+		}
+		if _, stderr, code := b.try("run", "-b", b.bundle, "c"); code == 0 || !strings.Contains(stderr, "slice:prefix:name") {
+			t.Errorf("%s without the flag: exit code %d, errors %q", path, code, stderr)
 		}
 	}
 }

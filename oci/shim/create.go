@@ -72,7 +72,7 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec, dir string) (pid int, err error) {
 	// Written first, so that a server that is killed from here on leaves
 	// nothing that cannot be found.
-	state := &containerState{Cgroup: oci.CgroupPath(spec, r.ID), Bundle: r.Bundle, Annotations: spec.Annotations}
+	state := &containerState{Cgroup: oci.CgroupPath(spec, r.ID, false), Bundle: r.Bundle, Annotations: spec.Annotations}
 	if l := spec.Linux; l != nil {
 		state.Users = slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 	}

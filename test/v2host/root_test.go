@@ -17,11 +17,21 @@ const (
 	sourceDir = "/v2/src"
 )
 
+const (
+	head = `#!/bin/sh
+export PATH=/v2/bin:/bin:/usr/bin:/usr/sbin HOME=/root YARE_TEST_INIT=/v2/bin/yare-init
+`
+	// speak has all output go out of the machine, by the second device's first port.
+	speak = `/bin/busybox modprobe virtio_console
+until [ -c /dev/vport1p1 ]; do sleep 0.05; done
+exec >/dev/vport1p1 2>&1 </dev/null
+echo "the machine is up after $(cut -d ' ' -f 1 /proc/uptime) s"
+`
+)
+
 // rc is the machine's only program beside what it tests. It has what a host is expected to have: a cgroup v2 file
 // system and nothing of v1, a network with a default route, swap.
-const rc = `#!/bin/sh
-export PATH=/v2/bin:/bin:/usr/bin:/usr/sbin HOME=/root YARE_TEST_INIT=/v2/bin/yare-init
-mount -t proc proc /proc
+const rc = head + `mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm /dev/mqueue
@@ -31,11 +41,7 @@ mount -t mqueue mqueue /dev/mqueue
 mount -t tmpfs run /run
 mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
 mount --make-rshared /
-modprobe virtio_console
-until [ -c /dev/vport1p1 ]; do usleep 10000; done # the second device's first port
-exec >/dev/vport1p1 2>&1 </dev/null
-echo "the machine is up after $(cut -d ' ' -f 1 /proc/uptime) s"
-hostname v2host
+` + speak + `hostname v2host
 ip link set lo up
 modprobe dummy numdummies=0
 ip link add uplink type dummy
@@ -66,6 +72,33 @@ func newRoot(t *testing.T, kernel string) string {
 	must(t, os.Remove(filepath.Join(root, "bin/ps"))) // busybox' does not take processes
 	copyLinked(t, root, "ps")
 	output(t, "cp", "-rT", filepath.Join(kernel, "lib/modules"), filepath.Join(root, "lib/modules"))
+	for name, text := range map[string]string{
+		"etc/inittab": "::sysinit:/etc/rc\n", "etc/hosts": "127.0.0.1 localhost\n", "etc/resolv.conf": "nameserver 127.0.0.1\n",
+		"etc/protocols": "tcp 6 TCP\nudp 17 UDP\n", "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n",
+	} {
+		must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
+	}
+	return root
+}
+
+// newSystemdRoot makes the root file system of a machine that systemd runs, from Debian's own.
+func newSystemdRoot(t *testing.T, debian, kernel string) string {
+	t.Helper()
+	root := t.TempDir()
+	output(t, "cp", "-aT", debian, root)
+	for _, dir := range []string{binDir, testsDir, sourceDir} {
+		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	output(t, "cp", "/bin/busybox", filepath.Join(root, "usr/bin/busybox"))
+	output(t, "cp", "-rT", filepath.Join(kernel, "lib/modules"), filepath.Join(root, "usr/lib/modules"))
+	for name, text := range map[string]string{
+		"etc/machine-id":                    "", // is made
+		"etc/systemd/system/v2host.service": "[Unit]\nAfter=basic.target\nRequires=basic.target\n[Service]\nType=oneshot\nExecStart=/etc/rc\n",
+		"etc/systemd/system/default.target": "[Unit]\nRequires=v2host.service\n",
+	} {
+		must(t, os.RemoveAll(filepath.Join(root, name)))
+		must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
+	}
 	return root
 }
 

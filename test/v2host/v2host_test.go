@@ -39,8 +39,8 @@ const (
 	// perPackage bounds each package's tests, and whole the machine's life.
 	perPackage = 15 * time.Minute
 	whole      = 50 * time.Minute
-	// notHere measure how fast this machine is, which says nothing of a computed one.
-	notHere = "^TestRealLatency$"
+	// notHere measures how fast a machine is, of which one that is computed says nothing, or needs another machine.
+	notHere = "^(TestRealLatency|TestSystemd)$"
 	// mark begins the lines that say where a package's output begins and ends.
 	mark = "\x02"
 )
@@ -55,15 +55,42 @@ func (p testPackage) file() string {
 	return testsDir + "/" + strings.ReplaceAll(p.name(), "/", "_") + ".test"
 }
 
+// TestV2 has a machine with as little as possible beside the kernel.
 func TestV2(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), whole)
-	defer cancel()
+	top, kernel := places(t)
+	packages := findPackages(t, top)
+	root := newRoot(t, kernel)
+	script := rc
+	for _, p := range packages {
+		script += install(t, top, root, p, "-test.skip='"+notHere+"'")
+	}
+	boot(t, kernel, root, script, packages)
+}
+
+// TestSystemd has a machine that systemd runs, for the cgroup driver that asks it.
+func TestSystemd(t *testing.T) {
+	p := testPackage{path: guestPackage, dir: "guest"}
+	if !regexp.MustCompile(*only).MatchString(p.name()) {
+		return
+	}
+	top, kernel := places(t)
+	root := newSystemdRoot(t, filepath.Join(top, "bin/v2host/debian"), kernel)
+	boot(t, kernel, root, head+speak+install(t, top, root, p, "-test.run=^TestSystemd$"), []testPackage{p})
+}
+
+func places(t *testing.T) (top, kernel string) {
+	t.Helper()
 	top, err := filepath.Abs("../..")
 	must(t, err)
-	packages := findPackages(t, top)
-	kernel := filepath.Join(top, "bin/v2host/kernel")
-	root := newRoot(t, kernel)
-	install(t, top, root, packages)
+	return top, filepath.Join(top, "bin/v2host/kernel")
+}
+
+// boot runs the script in a machine and reports what the packages' tests said.
+func boot(t *testing.T, kernel, root, script string, packages []testPackage) {
+	t.Helper()
+	must(t, os.WriteFile(filepath.Join(root, "etc/rc"), []byte(script+"sync\n/bin/busybox reboot -f\n"), 0o755))
+	ctx, cancel := context.WithTimeout(t.Context(), whole)
+	defer cancel()
 	m := &machine.Machine{Kernel: kernel, Root: root, Scratch: t.TempDir(), Memory: 3072, Disk: 6144,
 		Parameters: []string{"cgroup_no_v1=all", "psi=1", "hugepages=16", "quiet"}}
 	var out bytes.Buffer
@@ -72,7 +99,7 @@ func TestV2(t *testing.T) {
 		to = io.MultiWriter(&out, os.Stderr)
 	}
 	begin := time.Now()
-	err = m.Run(ctx, to)
+	err := m.Run(ctx, to)
 	t.Logf("the machine lived for %.1f s", time.Since(begin).Seconds())
 	before, results := split(out.String())
 	if err != nil {
@@ -111,39 +138,31 @@ func findPackages(t *testing.T, top string) []testPackage {
 	return out
 }
 
-// install builds the tests and writes the programs and the script into the root.
-func install(t *testing.T, top, root string, packages []testPackage) {
+// install builds a package's tests and the programs into the root, and returns the script's lines that run them.
+func install(t *testing.T, top, root string, p testPackage, flags string) string {
 	t.Helper()
-	for from, to := range map[string]string{"bin/yare": "yare", "oci/bin/yare-init": "yare-init"} {
-		output(t, "cp", filepath.Join(top, from), filepath.Join(root, binDir, to))
-	}
-	must(t, os.Symlink("yare", filepath.Join(root, binDir, "kubectl")))
-	goBuild(t, top, "build", "-o", filepath.Join(root, binDir, "hello"), "./examples/hello")
-	script := rc
-	for _, p := range packages {
-		goBuild(t, p.dir, "test", "-tags=guest", "-c", "-o", filepath.Join(root, p.file()), ".")
-		dir := filepath.Join(sourceDir, p.name())
-		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
-		if data := filepath.Join(p.dir, "testdata"); exists(data) {
-			output(t, "cp", "-r", data, filepath.Join(root, dir))
+	if !exists(filepath.Join(root, binDir, "yare")) {
+		for from, to := range map[string]string{"bin/yare": "yare", "oci/bin/yare-init": "yare-init"} {
+			output(t, "cp", filepath.Join(top, from), filepath.Join(root, binDir, to))
 		}
-		args := fmt.Sprintf("-test.v=test2json -test.timeout=%s -test.skip='%s'", perPackage, notHere)
-		if *guestRun != "" {
-			args += fmt.Sprintf(" -test.run='%s'", *guestRun)
-		}
-		if *bench != "" {
-			args += fmt.Sprintf(" -test.bench='%s'", *bench)
-		}
-		script += fmt.Sprintf("cd %s\nprintf '\\n\\002begin %s\\n'\ntimeout -s KILL %d %s %s\nprintf '\\n\\002end %s %%d\\n' $?\n",
-			dir, p.name(), int((perPackage + 10*time.Second).Seconds()), p.file(), args, p.name())
+		must(t, os.Symlink("yare", filepath.Join(root, binDir, "kubectl")))
+		goBuild(t, top, "build", "-o", filepath.Join(root, binDir, "hello"), "./examples/hello")
 	}
-	files := map[string]string{
-		"etc/rc": script + "sync\nreboot -f\n", "etc/inittab": "::sysinit:/etc/rc\n", "etc/hosts": "127.0.0.1 localhost\n",
-		"etc/resolv.conf": "nameserver 127.0.0.1\n", "etc/protocols": "tcp 6 TCP\nudp 17 UDP\n", "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n",
+	goBuild(t, p.dir, "test", "-tags=guest", "-c", "-o", filepath.Join(root, p.file()), ".")
+	dir := filepath.Join(sourceDir, p.name())
+	must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	if data := filepath.Join(p.dir, "testdata"); exists(data) {
+		output(t, "cp", "-r", data, filepath.Join(root, dir))
 	}
-	for name, text := range files {
-		must(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o755))
+	flags += fmt.Sprintf(" -test.v=test2json -test.timeout=%s", perPackage)
+	if *guestRun != "" {
+		flags += fmt.Sprintf(" -test.run='%s'", *guestRun)
 	}
+	if *bench != "" {
+		flags += fmt.Sprintf(" -test.bench='%s'", *bench)
+	}
+	return fmt.Sprintf("cd %s\nprintf '\\n\\002begin %s\\n'\ntimeout -s KILL %d %s %s\nprintf '\\n\\002end %s %%d\\n' $?\n",
+		dir, p.name(), int((perPackage + 10*time.Second).Seconds()), p.file(), flags, p.name())
 }
 
 func exists(path string) bool {

@@ -18,20 +18,32 @@ type bundle struct{ id, group string }
 // runBundle starts a container with these limits.
 func runBundle(t *testing.T, r *specs.LinuxResources, args ...string) bundle {
 	t.Helper()
+	b := bundle{id: strings.ToLower(t.Name()), group: "guest/" + strings.ToLower(t.Name())}
+	t.Cleanup(func() {
+		if err := os.Remove(filepath.Join(root, "guest")); err != nil {
+			t.Error(err)
+		}
+	})
+	b.run(t, "/"+b.group, r, args)
+	return b
+}
+
+// run starts the container, whose spec names a path for its group.
+func (b bundle) run(t *testing.T, path string, r *specs.LinuxResources, args []string, flags ...string) {
+	t.Helper()
 	dir := t.TempDir()
 	run(t, "yare", "oci", "spec", "--bundle", dir)
 	spec := new(specs.Spec)
 	if err := json.Unmarshal([]byte(read(t, dir, "config.json")), spec); err != nil {
 		t.Fatal(err)
 	}
-	b := bundle{id: strings.ToLower(t.Name()), group: "guest/" + strings.ToLower(t.Name())}
 	spec.Root = &specs.Root{Path: busybox(t)}
 	spec.Process.Args, spec.Process.Terminal = args, false
 	spec.Process.Capabilities.Bounding = append(spec.Process.Capabilities.Bounding, "CAP_MKNOD")
 	spec.Process.Capabilities.Effective = append(spec.Process.Capabilities.Effective, "CAP_MKNOD")
 	spec.Process.Capabilities.Permitted = append(spec.Process.Capabilities.Permitted, "CAP_MKNOD")
 	r.Devices = append(spec.Linux.Resources.Devices, r.Devices...)
-	spec.Linux.CgroupsPath, spec.Linux.Resources = "/"+b.group, r
+	spec.Linux.CgroupsPath, spec.Linux.Resources = path, r
 	text, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
@@ -39,17 +51,14 @@ func runBundle(t *testing.T, r *specs.LinuxResources, args ...string) bundle {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "yare", "oci", "run", "--detach", "--bundle", dir, b.id)
+	flags = append([]string{"oci"}, flags...)
+	run(t, "yare", append(flags, "run", "--detach", "--bundle", dir, b.id)...)
 	t.Cleanup(func() {
-		run(t, "yare", "oci", "delete", "--force", b.id)
+		run(t, "yare", append(flags, "delete", "--force", b.id)...)
 		if _, err := os.Stat(filepath.Join(root, b.group)); err == nil {
 			t.Errorf("%s is left", b.group)
 		}
-		if err := os.Remove(filepath.Join(root, "guest")); err != nil {
-			t.Error(err)
-		}
 	})
-	return b
 }
 
 func ptr[T any](v T) *T { return &v }

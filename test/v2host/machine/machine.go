@@ -161,7 +161,7 @@ func (m *Machine) disk(ctx context.Context) error {
 
 const initScript = `#!/busybox sh
 /busybox mount -t devtmpfs dev /dev
-for m in %s; do /busybox insmod /$m.ko; done
+for m in %s; do /busybox insmod /$m; done
 /busybox mount -t ext4 /dev/vda /root && exec /busybox switch_root /root /sbin/init
 /busybox reboot -f
 `
@@ -177,9 +177,10 @@ func (m *Machine) initramfs(release string) error {
 		return err
 	}
 	a.add("busybox", 0o100755, busybox)
-	a.add("init", 0o100755, fmt.Appendf(nil, initScript, strings.Join(diskDrivers, " ")))
+	var files []string
 	for _, name := range diskDrivers {
-		found, err := filepath.Glob(filepath.Join(m.Kernel, "lib/modules", release, "kernel/drivers/*", name+".ko"))
+		// Debian compresses them, or not.
+		found, err := filepath.Glob(filepath.Join(m.Kernel, "lib/modules", release, "kernel/drivers/*", name+".ko*"))
 		if err != nil || len(found) != 1 {
 			return fmt.Errorf("%d modules %s for %s, want one", len(found), name, release)
 		}
@@ -187,7 +188,9 @@ func (m *Machine) initramfs(release string) error {
 		if err != nil {
 			return err
 		}
-		a.add(name+".ko", 0o100644, module)
+		files = append(files, filepath.Base(found[0]))
+		a.add(filepath.Base(found[0]), 0o100644, module)
 	}
+	a.add("init", 0o100755, fmt.Appendf(nil, initScript, strings.Join(files, " ")))
 	return os.WriteFile(filepath.Join(m.Scratch, "initramfs"), a.end(), 0o600)
 }
