@@ -281,7 +281,7 @@ func TestExec(t *testing.T) {
 		resize <- shim.Size{Width: 100, Height: 30}
 		got := &answering{after: 2, answer: func() { _, _ = input.WriteString("hello\n") }}
 		status, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: p, Streams: shim.Streams{Stdin: in, Stdout: got, Resize: resize}})
-		text := strings.ReplaceAll(got.String(), "\r", "")
+		text := strings.ReplaceAll(got.text.String(), "\r", "")
 		if err != nil || status.Code != 0 || !strings.HasPrefix(text, "/dev/pts/0\n") || !strings.Contains(text, "30 100\n") || !strings.Contains(text, "got hello\n") {
 			t.Errorf("got %q, %+v, %v", text, status, err)
 		}
@@ -297,14 +297,14 @@ func TestExec(t *testing.T) {
 
 // answering calls answer once a number of lines has been written.
 type answering struct {
-	bytes.Buffer
+	text   bytes.Buffer
 	after  int
 	answer func()
 }
 
 func (a *answering) Write(b []byte) (int, error) {
-	n, err := a.Buffer.Write(b)
-	if a.answer != nil && bytes.Count(a.Bytes(), []byte("\n")) >= a.after {
+	n, err := a.text.Write(b)
+	if a.answer != nil && bytes.Count(a.text.Bytes(), []byte("\n")) >= a.after {
 		a.answer()
 		a.answer = nil
 	}
