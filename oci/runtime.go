@@ -129,6 +129,9 @@ func (r *Runtime) List() ([]*State, error) {
 	}
 	var list []*State
 	for _, e := range entries {
+		if !validID(e.Name()) {
+			continue // the init that is kept there
+		}
 		s, err := r.State(e.Name())
 		if errors.Is(err, ErrNotExist) {
 			continue // deleted, or not one of ours

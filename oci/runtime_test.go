@@ -260,3 +260,15 @@ func BenchmarkRunDelete(b *testing.B) {
 		b.ReportMetric(float64(d.Microseconds())/float64(b.N), name+"-µs")
 	}
 }
+
+// What else is kept in the state directory, the init among it, is no container.
+func TestListOfNone(t *testing.T) {
+	t.Parallel()
+	r := &oci.Runtime{Root: t.TempDir()}
+	if err := os.Mkdir(filepath.Join(r.Root, "@init-1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := r.List(); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
