@@ -58,8 +58,12 @@ test-peers: build setup ## each component alone among upstream's programs, and u
 	go test -C test/peers -count=1 -timeout 30m ./cluster
 
 .PHONY: differential
-differential: build setup ## the same thousands of requests to our API server and upstream's: no difference unexplained
-	go test -C test/peers -count=1 -timeout 20m -v ./differential
+differential: build setup ## the same thousands of requests to our API server and upstream's: no new difference unexplained
+	go test -C test/peers -count=1 -timeout 20m -v ./differential -args $(if $(ONLY),-only '$(ONLY)') -list '$(CURDIR)/bin/differences.txt'
+
+.PHONY: differential-accept
+differential-accept: build setup ## take note of differences that were mended, in testdata/open.txt
+	go test -C test/peers -count=1 -timeout 20m -v ./differential -args -accept
 
 .PHONY: peers
 peers: build setup ## a cluster of upstream's programs until Ctrl-C, for make conformance KUBECONFIG=: NAME= DIR= OURS=

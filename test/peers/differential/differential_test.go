@@ -65,6 +65,11 @@ func TestDifferential(t *testing.T) {
 			}
 		}
 	}
+	if *list != "" {
+		if err := os.WriteFile(*list, []byte(strings.Join(unexplained, "\n")+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	all := len(unexplained)
 	if *accept && *only == "" {
 		if err := writeOpen("testdata/open.txt", unexplained); err != nil {
@@ -74,11 +79,6 @@ func TestDifferential(t *testing.T) {
 	}
 	fresh := open.fresh(unexplained)
 	t.Logf("%d requests, %d answered differently: %d differences not explained, of which %d are new", requests, different, all, len(fresh))
-	if *list != "" {
-		if err := os.WriteFile(*list, []byte(strings.Join(unexplained, "\n")+"\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for i, u := range fresh {
 		if i == 40 {
 			t.Errorf("... and %d more: -list writes them into a file", len(fresh)-i)

@@ -13,12 +13,14 @@ import (
 type Explained struct {
 	Request, Line *regexp.Regexp
 	Reason        string
+	Sometimes     bool // it depends on who is faster
 
 	used bool
 }
 
 // readExplained reads the file of explained differences. An entry is a reason over one or more lines that open with "# ", and
-// under it lines "REQUEST => DIFFERENCE", both regular expressions that must match from the beginning.
+// under it lines "REQUEST => DIFFERENCE", both regular expressions that must match from the beginning. After "? " stands one that
+// is not met in each run.
 func readExplained(file string) (all []*Explained, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -39,11 +41,12 @@ func readExplained(file string) (all []*Explained, err error) {
 			reason = nil
 			continue
 		}
+		line, sometimes := strings.CutPrefix(line, "? ")
 		request, difference, ok := strings.Cut(line, " => ")
 		if !ok || len(reason) == 0 {
 			return nil, fmt.Errorf("%s:%d: not a request and a difference under a reason", file, n+1)
 		}
-		e := &Explained{Reason: strings.Join(reason, " ")}
+		e := &Explained{Reason: strings.Join(reason, " "), Sometimes: sometimes, used: sometimes}
 		if e.Request, err = regexp.Compile("^(?:" + request + ")"); err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", file, n+1, err)
 		}
@@ -77,7 +80,7 @@ func readOpen(file string) (open, error) {
 	}
 	o := open{}
 	for line := range strings.Lines(string(text)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+		if line = strings.TrimRight(line, "\n"); line != "" && !strings.HasPrefix(line, "#") {
 			o[line] = false
 		}
 	}
