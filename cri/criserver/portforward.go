@@ -18,6 +18,18 @@ const linger = 30 * time.Second
 
 // PortForward connects a session's stream to a port of localhost in a sandbox.
 func (st *streams) PortForward(ctx context.Context, sandbox string, port int32, stream io.ReadWriteCloser) error {
+	err := st.forward(ctx, sandbox, port, stream)
+	if err != nil {
+		// Our caller resets the stream now. It hands it over before it has told
+		// the client that the stream is there, and a client whose stream is
+		// reset before it is there does not learn why. A write, even of
+		// nothing, waits until it is told.
+		_, _ = stream.Write(nil)
+	}
+	return err
+}
+
+func (st *streams) forward(ctx context.Context, sandbox string, port int32, stream io.ReadWriteCloser) error {
 	sb, err := st.s.findSandbox(sandbox)
 	if err != nil {
 		return err

@@ -70,6 +70,8 @@ func (r runtime) Attach(ctx context.Context, id string, in io.Reader, out, errs 
 
 func (runtime) PortForward(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
 	if port == RefusedPort {
+		// As our runtime does: a stream must not be reset before its client knows that it is there, which a write waits for.
+		_, _ = stream.Write(nil)
 		return errors.New("connection refused")
 	}
 	n, err := io.Copy(stream, stream)

@@ -196,20 +196,24 @@ func connection(conn httpstream.Connection, id, port string) (data, refused stri
 	if err != nil {
 		return "", "", err
 	}
+	defer conn.RemoveStreams(errs)
 	if err := errs.Close(); err != nil { // nothing is sent
 		return "", "", err
 	}
-	h.Set(forward.StreamType, forward.StreamTypeData)
-	both, err := conn.CreateStream(h)
-	if err != nil {
-		return "", "", err
-	}
-	defer conn.RemoveStreams(errs, both)
-	// What nobody reads of one stream holds others up.
+	// A stream that nobody reads holds up others of its connection, so that this one is read from its beginning: a refusal
+	// may come before the answer to the creation of the data's stream, which then waits behind it.
 	var text []byte
 	var textErr error
 	var busy sync.WaitGroup
 	busy.Go(func() { text, textErr = io.ReadAll(errs) })
+	h.Set(forward.StreamType, forward.StreamTypeData)
+	both, err := conn.CreateStream(h)
+	if err != nil {
+		_ = errs.Reset() // which ends the reading
+		busy.Wait()
+		return "", "", err
+	}
+	defer conn.RemoveStreams(both)
 	busy.Go(func() {
 		_, _ = both.Write(big()) // refused ports take nothing
 		_ = both.Close()
