@@ -72,6 +72,8 @@ func (r Result) Sooner(after time.Duration) Result {
 // For declares a controller of the kind of T. Reconcile is required.
 type For[T api.Object] struct {
 	Controller string // upstream's name
+	// Heeds says whether an update of the object wakes it. Every one does when it is nil.
+	Heeds func(before, after T) bool
 	// Also lists what else wakes an object beside its own changes.
 	Also []Source
 	// Read lists kinds that are read but wake nobody.
@@ -132,7 +134,11 @@ func New[T api.Object](d Deps, f For[T]) *Controller {
 			}
 			return Result{}, fmt.Errorf("get %s %s: %w", kind, key, err)
 		}})
-	d.Informers.subscribe(kind, func(e client.Event) { c.queue.add(api.KeyOf(e.Object)) })
+	d.Informers.subscribe(kind, func(e client.Event) {
+		if f.Heeds == nil || e.Op == client.Deleted || e.Old == nil || f.Heeds(e.Old.(T), e.Object.(T)) {
+			c.queue.add(api.KeyOf(e.Object))
+		}
+	})
 	c.wakeBy(kind, f.Also)
 	return c
 }

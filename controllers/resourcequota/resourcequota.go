@@ -2,8 +2,8 @@
 // controller.
 //
 // The API server adds to what is used before it stores an object; this controller gives back. Hence it looks when
-// something goes or becomes less, and now and then, for what was reserved and never stored. Creations do not wake it:
-// what it counts then would lack others that were reserved at the same time.
+// something goes or becomes less, and now and then, for what was reserved and never stored. Neither creations nor
+// reservations wake it: what it counts then would lack others that were reserved at the same time, and let in too many.
 package resourcequota
 
 import (
@@ -50,9 +50,12 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 	}
 	return reconcile.New(d, reconcile.For[*corev1.ResourceQuota]{
 		Controller: "resourcequota-controller",
-		Also:       sources,
-		Write:      reconcile.Writes{api.ResourceQuotaKind: {"update/status"}},
-		Reconcile:  c.reconcile,
+		Heeds: func(before, after *corev1.ResourceQuota) bool {
+			return !equality.Semantic.DeepEqual(before.Spec, after.Spec)
+		},
+		Also:      sources,
+		Write:     reconcile.Writes{api.ResourceQuotaKind: {"update/status"}},
+		Reconcile: c.reconcile,
 	})
 }
 

@@ -81,7 +81,11 @@ func TestUsage(t *testing.T) {
 		rt.Create(t, c, &corev1.ConfigMap{ObjectMeta: meta("cm")})
 		expect(t, c, "all", "configmaps=1 count/replicasets.apps=1 memory=64Mi pods=1 requests.cpu=500m resourcequotas=2 services.nodeports=0")
 		rt.Mutate(t, c, all, "status", func(q *corev1.ResourceQuota) { q.Status.Used["configmaps"] = resource.MustParse("5") })
+		expect(t, c, "all", "configmaps=5 count/replicasets.apps=1 memory=64Mi pods=1 requests.cpu=500m resourcequotas=2 services.nodeports=0")
 		time.Sleep(again + time.Second)
 		expect(t, c, "all", "configmaps=1 count/replicasets.apps=1 memory=64Mi pods=1 requests.cpu=500m resourcequotas=2 services.nodeports=0")
+		// Other limits are counted at once.
+		rt.Mutate(t, c, all, "", func(q *corev1.ResourceQuota) { q.Spec.Hard = hard("pods", "secrets") })
+		expect(t, c, "all", "pods=1 secrets=0")
 	})
 }
