@@ -24,8 +24,12 @@ import (
 	"github.com/yare-dev/yare/reconcile"
 )
 
-// again is how often everything is counted without a reason.
-const again = 5 * time.Minute
+const (
+	again = 5 * time.Minute // is how often everything is counted without a reason
+	// soon is when a quota is counted again that a count changed: it may lack what was reserved and not stored yet, which would
+	// let in too many until then.
+	soon = 5 * time.Second
+)
 
 type controller struct {
 	reconcile.Deps
@@ -82,10 +86,14 @@ func (c controller) reconcile(ctx context.Context, _ *slog.Logger, q *corev1.Res
 	if failure != nil && used == nil {
 		return reconcile.Result{}, failure
 	}
-	_, err := client.Mutate(ctx, c.Client, q, "status", func(q *corev1.ResourceQuota) {
+	stored, err := client.Mutate(ctx, c.Client, q, "status", func(q *corev1.ResourceQuota) {
 		q.Status = corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: used}
 	})
-	return reconcile.Result{After: again}, errors.Join(failure, err)
+	res := reconcile.Result{After: again}
+	if stored != q {
+		res = res.Sooner(soon)
+	}
+	return res, errors.Join(failure, err)
 }
 
 // count returns what is used of each name that q limits and that some kind uses.

@@ -89,3 +89,24 @@ func TestUsage(t *testing.T) {
 		expect(t, c, "all", "pods=1 secrets=0")
 	})
 }
+
+// A count may come between a reservation and what it was made for.
+func TestCountDuringCreation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, c)
+		rt.Start(t, d, New(d, api.Stored()))
+		rt.Create(t, c, pod("old"))
+		q := &corev1.ResourceQuota{ObjectMeta: meta("q"), Spec: corev1.ResourceQuotaSpec{Hard: hard("pods")}}
+		rt.Create(t, c, q)
+		expect(t, c, "q", "pods=1")
+		time.Sleep(2 * soon)
+		rt.Mutate(t, c, q, "status", func(q *corev1.ResourceQuota) { q.Status.Used["pods"] = resource.MustParse("2") })
+		rt.Delete(t, c, pod("old"), client.DeleteOptions{})
+		expect(t, c, "q", "pods=0")
+		rt.Create(t, c, pod("new"))
+		expect(t, c, "q", "pods=0")
+		time.Sleep(soon + time.Second)
+		expect(t, c, "q", "pods=1")
+	})
+}
