@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -194,24 +195,45 @@ func (t *table) diff(all []Event, at api.Revision) []Event {
 	return evs
 }
 
+// keepSteps is how many steps Keep is looked at in: nothing is kept for longer than Keep and one step.
+const keepSteps = 5
+
+// mark is how far the history went at some time.
+type mark struct {
+	rev    api.Revision
+	events map[*table]int64
+}
+
+func (s *Store) mark() mark {
+	m := mark{rev: s.Revision(), events: make(map[*table]int64, len(s.tables))}
+	for _, t := range s.tables {
+		m.events[t] = t.next()
+	}
+	return m
+}
+
 // compact forgets revisions and events that are older than Keep, until ctx ends.
 func (s *Store) compact(ctx context.Context) {
-	tick := time.NewTicker(s.o.Keep)
+	tick := time.NewTicker(s.o.Keep / keepSteps)
 	defer tick.Stop()
-	marks := make(map[*table]int64, len(s.tables))
-	rev := s.Revision()
+	marks := []mark{s.mark()}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		for _, t := range s.tables {
-			marks[t] = t.expire(marks[t])
+		marks = append(marks, s.mark())
+		if len(marks) <= keepSteps {
+			continue
 		}
-		if err := s.b.Compact(ctx, rev); err != nil && !errors.Is(err, ErrCompacted) && ctx.Err() == nil {
-			s.o.Log.Warn("compacting failed", "revision", rev, "err", err)
+		old := marks[0]
+		marks = slices.Delete(marks, 0, 1)
+		for t, n := range old.events {
+			t.expire(n)
 		}
-		rev = s.Revision()
+		if err := s.b.Compact(ctx, old.rev); err != nil && !errors.Is(err, ErrCompacted) && ctx.Err() == nil {
+			s.o.Log.Warn("compacting failed", "revision", old.rev, "err", err)
+		}
 	}
 }

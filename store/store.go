@@ -103,7 +103,7 @@ type Options struct {
 	// Window is the number of recent events kept per kind, for watches that start in the past and for readers that are
 	// behind. Zero: 8192.
 	Window int
-	// Keep is for how long events and revisions are kept before they are compacted. Zero: 5 minutes; negative: for ever.
+	// Keep is for how long events and revisions are kept at least, and not much longer. Zero: 5 minutes; negative: for ever.
 	Keep time.Duration
 	// Indexes are further indexes by kind and name. A function returns an object's value, empty for none; it is pure. See
 	// Snapshot.Indexed. Owners are always indexed.

@@ -359,15 +359,13 @@ func churn(t *testing.T, s *store.Store, w, rounds int) {
 	}
 }
 
-func TestTTLAndCompaction(t *testing.T) {
+func TestTTL(t *testing.T) {
 	t.Parallel()
-	b := memory.New(false)
-	bubble(t, func() store.Backend { return b }, store.Options{}, func(t *testing.T, s *store.Store) {
+	bubble(t, func() store.Backend { return memory.New(false) }, store.Options{}, func(t *testing.T, s *store.Store) {
 		ctx := t.Context()
 		ev := &corev1.Event{}
 		ev.Namespace, ev.Name = "ns", "e"
 		must[*store.Entry](t)(s.Create(ctx, api.EventKind, ev, time.Hour))
-		start := s.Revision()
 		time.Sleep(time.Hour - time.Second)
 		if s.Snapshot(api.EventKind).Len() != 1 {
 			t.Error("gone too early")
@@ -376,8 +374,25 @@ func TestTTLAndCompaction(t *testing.T) {
 		if s.Snapshot(api.EventKind).Len() != 0 {
 			t.Error("still there after its time")
 		}
-		time.Sleep(20 * time.Minute)
+	})
+}
+
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	bubble(t, func() store.Backend { return memory.New(false) }, store.Options{Keep: 5 * time.Minute}, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		time.Sleep(90 * time.Second) // amid a step
+		start := s.Revision()
+		ev := &corev1.Event{}
+		ev.Namespace, ev.Name = "ns", "e"
+		must[*store.Entry](t)(s.Create(ctx, api.EventKind, ev, 0))
+		time.Sleep(5*time.Minute - time.Second)
 		_, err := s.Watch(api.EventKind, start, 0)
+		isErr(t, "watch from a while ago", err, nil)
+		_, err = s.SnapshotAt(ctx, api.EventKind, start)
+		isErr(t, "list at a revision of a while ago", err, nil)
+		time.Sleep(time.Minute + 2*time.Second)
+		_, err = s.Watch(api.EventKind, start, 0)
 		isErr(t, "watch from long ago", err, store.ErrCompacted)
 		_, err = s.SnapshotAt(ctx, api.EventKind, start)
 		isErr(t, "list at a revision of long ago", err, store.ErrCompacted)

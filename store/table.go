@@ -218,12 +218,18 @@ func (t *table) trim(n int) {
 	t.events = append(make([]Event, 0, len(t.events)-n+len(t.events)/2), t.events[n:]...)
 }
 
-// expire forgets events up to number mark, and returns the number of the next event, for the next call.
-func (t *table) expire(mark int64) (next int64) {
+// next returns the number of the event that comes next.
+func (t *table) next() int64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.base + int64(len(t.events))
+}
+
+// expire forgets the events before number n.
+func (t *table) expire(n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.trim(int(mark - t.base))
-	return t.base + int64(len(t.events))
+	t.trim(int(n - t.base))
 }
 
 // oldest returns the revision after which the history is complete.
