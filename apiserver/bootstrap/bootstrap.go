@@ -1,5 +1,6 @@
 // Package bootstrap puts into an empty API server what every cluster has: the system namespaces and priority
-// classes, upstream's roles and levels of fairness, and the Service by which pods reach the API server. It replaces kube-apiserver's post-start hooks.
+// classes, upstream's roles and levels of fairness, the Service by which pods reach the API server, and the ConfigMap by which
+// other servers know its clients. It replaces kube-apiserver's post-start hooks.
 //
 // Fields are given whole, defaults included, so that nothing is written when nothing differs.
 // Everything is level-triggered and idempotent: what is missing is created, what differs is mended, at each start and every time
@@ -37,6 +38,8 @@ type Config struct {
 	APIService netip.Addr
 	// Services is the range of Services' addresses.
 	Services netip.Prefix
+	// ClientCA are the authorities whose client certificates this API server accepts, in PEM.
+	ClientCA []byte
 }
 
 // Bootstrap is the component.
@@ -67,7 +70,7 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	if err := authz.Bootstrap(ctx, b.client); err != nil {
 		return err
 	}
-	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx)); err != nil {
+	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx), b.trust(ctx)); err != nil {
 		return err
 	}
 	if err := errors.Join(b.serviceCIDR(ctx), b.service(ctx), b.allAddresses(ctx)); err != nil {
@@ -83,6 +86,8 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	wg.Go(func() { b.keep(ctx, api.ServiceCIDRKind, isDefault, b.serviceCIDR) })
 	system := func(o api.Object) bool { return slices.Contains(Namespaces(), o.GetName()) }
 	wg.Go(func() { b.keep(ctx, api.NamespaceKind, system, b.namespaces) })
+	trust := func(o api.Object) bool { return api.KeyOf(o) == trusted }
+	wg.Go(func() { b.keep(ctx, api.ConfigMapKind, trust, b.trust) })
 	any := func(api.Object) bool { return true }
 	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.tend) })
 	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.tend) })

@@ -45,7 +45,7 @@ func server(t testing.TB) client.Client {
 func start(t testing.TB, c client.Client) (stop func()) {
 	t.Helper()
 	b := New(Config{APIServer: netip.MustParseAddrPort("192.0.2.1:6443"), APIService: netip.MustParseAddr("10.43.0.1"),
-		Services: netip.MustParsePrefix("10.43.0.0/16")}, c,
+		Services: netip.MustParsePrefix("10.43.0.0/16"), ClientCA: []byte(authority(t, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)))}, c,
 		slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)
@@ -165,10 +165,10 @@ func TestFlow(t *testing.T) {
 func TestBootstrapTwiceWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := server(t)
-		revisions := func() (all [10]api.Revision) {
+		revisions := func() (all [11]api.Revision) {
 			for i, k := range []*api.Kind{api.NamespaceKind, api.ServiceKind, api.ClusterRoleKind, api.EndpointSliceKind,
 				api.PriorityClassKind, api.FlowSchemaKind, api.PriorityLevelConfigurationKind,
-				api.ServiceCIDRKind, api.IPAddressKind, api.APIServiceKind} {
+				api.ServiceCIDRKind, api.IPAddressKind, api.APIServiceKind, api.ConfigMapKind} {
 				os, _, err := c.List(t.Context(), k, client.Query{})
 				if err != nil || len(os) == 0 {
 					t.Fatal(len(os), err)

@@ -174,6 +174,7 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 func (s *server) bootstrap() run.Component {
 	return bootstrap.New(bootstrap.Config{
 		APIServer: netip.AddrPortFrom(s.address, uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceNet,
+		ClientCA: s.pki.CA.PEM(),
 	}, s.admin(), s.log)
 }
 

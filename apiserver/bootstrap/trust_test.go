@@ -1,0 +1,89 @@
+package bootstrap
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/yare-dev/yare/client"
+)
+
+// authority is the certificate of an authority that ends at a time, which alone tells one from another.
+func authority(t testing.TB, end time.Time) string {
+	t.Helper()
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: end, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func TestBundle(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	a, b := authority(t, now.Add(time.Hour)), authority(t, now.Add(-slack))
+	gone := authority(t, now.Add(-slack-time.Second))
+	key := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}))
+	for _, tt := range []struct {
+		name  string
+		texts []string
+		want  string
+	}{
+		{"nothing", []string{"", ""}, ""},
+		{"first", []string{"", a}, a},
+		{"another server's stays", []string{b, a}, b + a},
+		{"once", []string{a + b, a}, a + b},
+		{"ended", []string{gone + b, a}, b + a},
+		{"not certificates", []string{"x" + key, a}, a},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := bundle(now, tt.texts...); got != tt.want {
+				t.Errorf("got\n%swant\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+// Other servers read whose client certificates are accepted, whatever somebody does to the ConfigMap.
+func TestTrust(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		stop := start(t, c)
+		defer stop()
+		look := func() *corev1.ConfigMap {
+			t.Helper()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			return get[*corev1.ConfigMap](t, c, trusted.Namespace, trusted.Name)
+		}
+		m := look()
+		own := m.Data[clientCA]
+		if bundle(time.Now(), own) != own || own == "" || len(m.Data) != 1 {
+			t.Errorf("%v", m.Data)
+		}
+		other := authority(t, time.Now().Add(time.Hour))
+		m, err := client.Mutate(t.Context(), c, m, "", func(m *corev1.ConfigMap) {
+			m.Data = map[string]string{clientCA: other, "requestheader-allowed-names": `["front-proxy"]`}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m = look(); m.Data[clientCA] != other+own || len(m.Data) != 2 {
+			t.Errorf("not mended: %v", m.Data)
+		}
+		if err := c.Delete(t.Context(), m, client.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if again := look(); again.UID == m.UID || again.Data[clientCA] != own {
+			t.Errorf("not made again: %v", again.Data)
+		}
+	})
+}
