@@ -55,7 +55,7 @@ test: build setup ## everything that must pass, real containers included
 # Upstream's programs come from the Go module proxy and are built once; containerd needs Debian's runc and CNI plugins.
 .PHONY: test-peers
 test-peers: build setup ## each component alone among upstream's programs, and upstream's alone
-	go test -C test/peers -count=1 -timeout 30m ./cluster
+	go test -C test/peers -count=1 -timeout 30m ./host ./cluster
 
 .PHONY: differential
 differential: build setup ## the same thousands of requests to our API server and upstream's: no new difference unexplained

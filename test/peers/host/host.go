@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,7 +43,8 @@ type Host struct {
 	// Address is the host's, reached from outside as well; Outside is the other end of the link.
 	Address, Outside netip.Addr
 
-	holder  *exec.Cmd // keeps the namespaces
+	holder  *exec.Cmd       // keeps the namespaces
+	foreign map[string]bool // places of mounts that were there when the namespaces were made
 	started []*Process
 }
 
@@ -66,11 +68,11 @@ func New(ctx context.Context, name, dir string) (h *Host, err error) {
 	if err := h.removeCgroups(ctx); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
-	defer func() {
+	defer func(made *Host) { // a return without a host has none in h
 		if err != nil {
-			err = errors.Join(err, h.Close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, made.Close(context.WithoutCancel(ctx)))
 		}
-	}()
+	}(h)
 	if err := h.makeCgroups(); err != nil {
 		return nil, fmt.Errorf("make cgroups: %w", err)
 	}
@@ -93,10 +95,35 @@ func New(ctx context.Context, name, dir string) (h *Host, err error) {
 			return nil, fmt.Errorf("prepare namespaces: %w: %s%s", err, word[:n], complaint.String())
 		}
 	}
+	points, err := h.points()
+	if err != nil {
+		return nil, err
+	}
+	h.foreign = map[string]bool{}
+	for _, p := range points {
+		h.foreign[p] = true
+	}
 	if err := h.link(); err != nil {
 		return nil, fmt.Errorf("make link: %w", err)
 	}
 	return h, nil
+}
+
+// Mounts are the places where something was mounted inside since the host was made. What others had mounted on this
+// machine by then is in its namespace as well, and may never leave it.
+func (h *Host) Mounts() ([]string, error) {
+	points, err := h.points()
+	return slices.DeleteFunc(points, func(p string) bool { return h.foreign[p] }), err
+}
+
+func (h *Host) points() (points []string, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mounts", h.holder.Process.Pid))
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 {
+			points = append(points, f[1])
+		}
+	}
+	return points, err
 }
 
 // born is a command that is in the host's cgroups before it is anything else.
