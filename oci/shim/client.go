@@ -113,15 +113,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 		return err
 	}
 	for _, s := range list {
-		if s.State == Running {
-			if err := c.Kill(ctx, s.ID, unix.SIGKILL, false); err != nil && !errors.Is(err, ErrState) {
-				return err
-			}
-			if _, err := c.Wait(ctx, s.ID); err != nil {
-				return err
-			}
-		}
-		if err := c.Delete(ctx, s.ID); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := c.end(ctx, s.ID); err != nil {
 			return err
 		}
 	}
@@ -140,6 +132,25 @@ func (c *Client) Shutdown(ctx context.Context) error {
 		return err
 	}
 	return Remove(c.dir)
+}
+
+// end deletes a container, whatever it does. It may begin to run at any moment: a server that was killed may have asked for
+// its start.
+func (c *Client) end(ctx context.Context, id string) error {
+	err := c.Delete(ctx, id)
+	if errors.Is(err, ErrState) {
+		if err := c.Kill(ctx, id, unix.SIGKILL, false); err != nil && !errors.Is(err, ErrState) {
+			return err
+		}
+		if _, err := c.Wait(ctx, id); err != nil {
+			return err
+		}
+		err = c.Delete(ctx, id)
+	}
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // freeCgroup ends what is in a cgroup and removes it.

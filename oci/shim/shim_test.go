@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -199,6 +201,24 @@ func TestKill(t *testing.T) {
 	status, _ := s.finish("c")
 	if status.Code != 137 || status.Signal != unix.SIGKILL || status.OOM {
 		t.Errorf("got %+v", status)
+	}
+}
+
+// What a server asked for before it was killed may happen while the next one removes the sandbox: a container that begins to
+// run meanwhile goes like any other.
+func TestShutdownDuringStart(t *testing.T) {
+	ocitest.Root(t)
+	for i := range 8 {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			s := start(t, nil)
+			s.create(shim.CreateRequest{ID: "c", Bundle: s.dir, Spec: s.spec("c", "sleep", "60")})
+			var started sync.WaitGroup
+			started.Go(func() { _ = s.Start(t.Context(), "c") }) // whether it still starts is a matter of luck
+			if err := s.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			started.Wait()
+		})
 	}
 }
 
