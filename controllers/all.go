@@ -28,6 +28,7 @@ import (
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
 	"github.com/yare-dev/yare/controllers/ttlafterfinished"
+	"github.com/yare-dev/yare/controllers/vacprotection"
 	"github.com/yare-dev/yare/controllers/volumebinder"
 	"github.com/yare-dev/yare/reconcile"
 	"github.com/yare-dev/yare/run"
@@ -82,6 +83,7 @@ func List(d Deps) []*reconcile.Controller {
 		clusterroleaggregation.New(d.Deps),
 		pvcprotection.New(d.Deps),
 		pvprotection.New(d.Deps),
+		vacprotection.New(d.Deps),
 		ttlafterfinished.New(d.Deps),
 		rootca.New(d.Deps, d.RootCA),
 		ephemeralvolume.New(d.Deps),
