@@ -70,10 +70,9 @@ func TestTrust(t *testing.T) {
 			t.Errorf("%v", m.Data)
 		}
 		other := authority(t, time.Now().Add(time.Hour))
-		m, err := client.Mutate(t.Context(), c, m, "", func(m *corev1.ConfigMap) {
+		if _, err := client.Mutate(t.Context(), c, m, "", func(m *corev1.ConfigMap) {
 			m.Data = map[string]string{clientCA: other, "requestheader-allowed-names": `["front-proxy"]`}
-		})
-		if err != nil {
+		}); err != nil {
 			t.Fatal(err)
 		}
 		if m = look(); m.Data[clientCA] != other+own || len(m.Data) != 2 {
