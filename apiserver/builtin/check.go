@@ -98,32 +98,6 @@ func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, fals
 
 func isLabel(s string) []string { return apivalidation.NameIsDNSLabel(s, false) }
 
-// deprecatedLabel is what users of a node label that is going away are told; it is empty for other labels.
-func deprecatedLabel(label string) string {
-	use := func(since, instead string) string {
-		return "deprecated since " + since + `; use "` + instead + `" instead`
-	}
-	switch label {
-	case "beta.kubernetes.io/arch":
-		return use("v1.14", corev1.LabelArchStable)
-	case "beta.kubernetes.io/os":
-		return use("v1.14", corev1.LabelOSStable)
-	case corev1.LabelFailureDomainBetaRegion:
-		return use("v1.17", corev1.LabelTopologyRegion)
-	case corev1.LabelFailureDomainBetaZone:
-		return use("v1.17", corev1.LabelTopologyZone)
-	case corev1.LabelInstanceType:
-		return use("v1.17", corev1.LabelInstanceTypeStable)
-	case "app.kubernetes.io/created-by":
-		return "deprecated since v1.9"
-	case "scheduler.alpha.kubernetes.io/preferAvoidPods":
-		return "deprecated since v1.22; use Taints and Tolerations instead"
-	case "node-role.kubernetes.io/master":
-		return `use "node-role.kubernetes.io/control-plane" instead`
-	}
-	return ""
-}
-
 func setDefault[T comparable](p *T, v T) {
 	var zero T
 	if *p == zero {

@@ -30,7 +30,7 @@ func runtimeClasses() *rest.Resource[*nodev1.RuntimeClass] {
 				return nil
 			}
 			for _, label := range sortedKeys(c.Scheduling.NodeSelector) {
-				if text := deprecatedLabel(label); text != "" {
+				if text := podspec.RetiredLabel(label); text != "" {
 					warnings = append(warnings, "scheduling.nodeSelector: "+text)
 				}
 			}

@@ -43,7 +43,7 @@ func storageClasses() *rest.Resource[*storagev1.StorageClass] {
 		Warn: func(c, _ class) (warnings []string) {
 			for i, term := range c.AllowedTopologies {
 				for j, e := range term.MatchLabelExpressions {
-					if text := deprecatedLabel(e.Key); text != "" {
+					if text := podspec.RetiredLabel(e.Key); text != "" {
 						warnings = append(warnings, fmt.Sprintf("allowedTopologies[%d].matchLabelExpressions[%d].key: %s", i, j, text))
 					}
 				}
@@ -182,12 +182,12 @@ func csiStorageCapacities() *rest.Resource[*storagev1.CSIStorageCapacity] {
 				return nil
 			}
 			for i, e := range c.NodeTopology.MatchExpressions {
-				if text := deprecatedLabel(e.Key); text != "" {
+				if text := podspec.RetiredLabel(e.Key); text != "" {
 					warnings = append(warnings, fmt.Sprintf("nodeTopology.matchExpressions[%d].key: %s is %s", i, e.Key, text))
 				}
 			}
 			for _, k := range sortedKeys(c.NodeTopology.MatchLabels) {
-				if text := deprecatedLabel(k); text != "" {
+				if text := podspec.RetiredLabel(k); text != "" {
 					warnings = append(warnings, fmt.Sprintf("nodeTopology.matchLabels.%s: %s", k, text))
 				}
 			}

@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"net"
 	"regexp"
 	"strings"
 
@@ -92,7 +91,7 @@ func currentSources(s *corev1.PersistentVolumeSpec, spec *field.Path) []sourceCh
 	return []sourceCheck{
 		source("hostPath", s.HostPath, podspec.HostPath),
 		source("nfs", s.NFS, podspec.NFS),
-		source("fc", s.FC, fibreChannel),
+		source("fc", s.FC, podspec.FibreChannel),
 		source("local", s.Local, func(l *corev1.LocalVolumeSource, at *field.Path) (errs field.ErrorList) {
 			if l.Path == "" {
 				errs = append(errs, field.Required(at.Child("path"), ""))
@@ -124,11 +123,11 @@ func retiredSources(s *corev1.PersistentVolumeSpec, name string) []sourceCheck {
 			return append(required(at, "volumeID", d.VolumeID), partition(d.Partition, at)...)
 		}),
 		source("glusterfs", s.Glusterfs, glusterfs),
-		source("flocker", s.Flocker, flocker),
+		source("flocker", s.Flocker, podspec.Flocker),
 		source("rbd", s.RBD, func(r *corev1.RBDPersistentVolumeSource, at *field.Path) field.ErrorList {
 			return append(required(at, "monitors", strings.Join(r.CephMonitors, ",")), required(at, "image", r.RBDImage)...)
 		}),
-		source("quobyte", s.Quobyte, quobyte),
+		source("quobyte", s.Quobyte, podspec.Quobyte),
 		source("cephfs", s.CephFS, func(c *corev1.CephFSPersistentVolumeSource, at *field.Path) field.ErrorList {
 			return required(at, "monitors", strings.Join(c.Monitors, ","))
 		}),
@@ -194,29 +193,11 @@ func partition(n int32, at *field.Path) field.ErrorList {
 	return nil
 }
 
-func lun(n int32, value any, at *field.Path) field.ErrorList {
+func lun(n int32, at *field.Path) field.ErrorList {
 	if n < 0 || n > 255 {
-		return field.ErrorList{field.Invalid(at.Child("lun"), value, validation.InclusiveRangeError(0, 255))}
+		return field.ErrorList{field.Invalid(at.Child("lun"), n, validation.InclusiveRangeError(0, 255))}
 	}
 	return nil
-}
-
-func fibreChannel(f *corev1.FCVolumeSource, at *field.Path) (errs field.ErrorList) {
-	targets := at.Child("targetWWNs")
-	switch {
-	case len(f.TargetWWNs) == 0 && len(f.WWIDs) == 0:
-		return field.ErrorList{field.Required(targets, "must specify either targetWWNs or wwids, but not both")}
-	case len(f.TargetWWNs) > 0 && len(f.WWIDs) > 0:
-		errs = append(errs, field.Invalid(targets, f.TargetWWNs, "targetWWNs and wwids can not be specified simultaneously"))
-	}
-	switch {
-	case len(f.TargetWWNs) == 0:
-	case f.Lun == nil:
-		errs = append(errs, field.Required(at.Child("lun"), "lun is required if targetWWNs is specified"))
-	default:
-		errs = append(errs, lun(*f.Lun, f.Lun, at)...)
-	}
-	return errs
 }
 
 func glusterfs(g *corev1.GlusterfsPersistentVolumeSource, at *field.Path) field.ErrorList {
@@ -227,36 +208,6 @@ func glusterfs(g *corev1.GlusterfsPersistentVolumeSource, at *field.Path) field.
 		errs = append(errs, texts(at.Child("endpointsNamespace"), *ns, validation.IsDNS1123Label(*ns))...)
 	}
 	return errs
-}
-
-func flocker(f *corev1.FlockerVolumeSource, at *field.Path) (errs field.ErrorList) {
-	switch {
-	case f.DatasetName == "" && f.DatasetUUID == "":
-		errs = append(errs, field.Required(at, "one of datasetName and datasetUUID is required"))
-	case f.DatasetName != "" && f.DatasetUUID != "":
-		errs = append(errs, field.Invalid(at, "resource", "datasetName and datasetUUID can not be specified simultaneously"))
-	}
-	if strings.Contains(f.DatasetName, "/") {
-		errs = append(errs, field.Invalid(at.Child("datasetName"), f.DatasetName, "must not contain '/'"))
-	}
-	return errs
-}
-
-func quobyte(q *corev1.QuobyteVolumeSource, at *field.Path) (errs field.ErrorList) {
-	const form = "must be a host:port pair or multiple pairs separated by commas"
-	switch {
-	case q.Registry == "":
-		errs = append(errs, field.Required(at.Child("registry"), form))
-	case len(q.Tenant) >= 65:
-		errs = append(errs, field.Required(at.Child("tenant"), "must be a UUID and may not exceed a length of 64 characters"))
-	default:
-		for pair := range strings.SplitSeq(q.Registry, ",") {
-			if _, _, err := net.SplitHostPort(pair); err != nil {
-				errs = append(errs, field.Invalid(at.Child("registry"), q.Registry, form))
-			}
-		}
-	}
-	return append(errs, required(at, "volume", q.Volume)...)
 }
 
 // The forms of the names of iSCSI nodes.
@@ -284,7 +235,7 @@ func iscsi(i *corev1.ISCSIPersistentVolumeSource, name string, at *field.Path) f
 	} else {
 		errs = append(errs, iscsiName(i.IQN, at.Child("iqn"))...)
 	}
-	errs = append(errs, lun(i.Lun, i.Lun, at)...)
+	errs = append(errs, lun(i.Lun, at)...)
 	if (i.DiscoveryCHAPAuth || i.SessionCHAPAuth) && i.SecretRef == nil {
 		errs = append(errs, field.Required(at.Child("secretRef"), ""))
 	}

@@ -1,8 +1,10 @@
 package podspec
 
 import (
+	"maps"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -71,8 +73,8 @@ func foreignSources(v *corev1.VolumeSource) []foreign {
 			return append(required(p.Child("volumeID"), v.Cinder.VolumeID), secretName(v.Cinder.SecretRef, p)...)
 		}},
 		{"cephfs", v.CephFS != nil, func(p *field.Path) field.ErrorList { return someOf(p.Child("monitors"), v.CephFS.Monitors) }},
-		{"flocker", v.Flocker != nil, func(p *field.Path) field.ErrorList { return flocker(v.Flocker, p) }},
-		{"fc", v.FC != nil, func(p *field.Path) field.ErrorList { return fibreChannel(v.FC, p) }},
+		{"flocker", v.Flocker != nil, func(p *field.Path) field.ErrorList { return Flocker(v.Flocker, p) }},
+		{"fc", v.FC != nil, func(p *field.Path) field.ErrorList { return FibreChannel(v.FC, p) }},
 	}
 	return append(list, vendorSources(v)...)
 }
@@ -85,7 +87,7 @@ func vendorSources(v *corev1.VolumeSource) []foreign {
 		{"vsphereVolume", v.VsphereVolume != nil, func(p *field.Path) field.ErrorList {
 			return required(p.Child("volumePath"), v.VsphereVolume.VolumePath)
 		}},
-		{"quobyte", v.Quobyte != nil, func(p *field.Path) field.ErrorList { return quobyte(v.Quobyte, p) }},
+		{"quobyte", v.Quobyte != nil, func(p *field.Path) field.ErrorList { return Quobyte(v.Quobyte, p) }},
 		{"azureDisk", v.AzureDisk != nil, func(p *field.Path) field.ErrorList { return azureDisk(v.AzureDisk, p) }},
 		{"photonPersistentDisk", v.PhotonPersistentDisk != nil, func(p *field.Path) field.ErrorList {
 			return required(p.Child("pdID"), v.PhotonPersistentDisk.PdID)
@@ -170,7 +172,7 @@ func iscsi(i *corev1.ISCSIVolumeSource, p *field.Path) field.ErrorList {
 
 func flex(f *corev1.FlexVolumeSource, p *field.Path) field.ErrorList {
 	errs := required(p.Child("driver"), f.Driver)
-	for key := range f.Options {
+	for _, key := range slices.Sorted(maps.Keys(f.Options)) {
 		domain, _, _ := strings.Cut(key, "/")
 		domain = "." + strings.ToLower(domain)
 		if strings.HasSuffix(domain, ".kubernetes.io") || strings.HasSuffix(domain, ".k8s.io") {
@@ -180,7 +182,8 @@ func flex(f *corev1.FlexVolumeSource, p *field.Path) field.ErrorList {
 	return errs
 }
 
-func flocker(f *corev1.FlockerVolumeSource, p *field.Path) (errs field.ErrorList) {
+// Flocker checks a Flocker volume, of a pod or of a PersistentVolume.
+func Flocker(f *corev1.FlockerVolumeSource, p *field.Path) (errs field.ErrorList) {
 	if f.DatasetName == "" && f.DatasetUUID == "" {
 		errs = append(errs, field.Required(p, "one of datasetName and datasetUUID is required"))
 	}
@@ -193,7 +196,8 @@ func flocker(f *corev1.FlockerVolumeSource, p *field.Path) (errs field.ErrorList
 	return errs
 }
 
-func fibreChannel(f *corev1.FCVolumeSource, p *field.Path) (errs field.ErrorList) {
+// FibreChannel checks a Fibre Channel volume, of a pod or of a PersistentVolume.
+func FibreChannel(f *corev1.FCVolumeSource, p *field.Path) (errs field.ErrorList) {
 	targets := p.Child("targetWWNs")
 	switch {
 	case len(f.TargetWWNs) == 0 && len(f.WWIDs) == 0:
@@ -211,7 +215,8 @@ func fibreChannel(f *corev1.FCVolumeSource, p *field.Path) (errs field.ErrorList
 	return errs
 }
 
-func quobyte(q *corev1.QuobyteVolumeSource, p *field.Path) (errs field.ErrorList) {
+// Quobyte checks a Quobyte volume, of a pod or of a PersistentVolume.
+func Quobyte(q *corev1.QuobyteVolumeSource, p *field.Path) (errs field.ErrorList) {
 	const registry = "must be a host:port pair or multiple pairs separated by commas"
 	switch {
 	case q.Registry == "":

@@ -4,7 +4,8 @@
 //	default.go     what the API fills in
 //	podspec.go     the pod as a whole        update.go   what may change
 //	containers.go  containers of each sort   probes.go   probes and lifecycle handlers
-//	env.go         environment               volumes.go, sources.go, mounts.go
+//	env.go         environment               volumes.go, mounts.go
+//	claim.go       claims for volumes        foreignvolumes.go  what CSI drivers have taken over
 //	resources.go   quantities                security.go security contexts, sysctls
 //	scheduling.go  affinity, tolerations, spread
 //	absent.go      fields whose behaviour this release does not have, refused by name

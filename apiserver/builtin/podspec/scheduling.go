@@ -252,14 +252,15 @@ func SelectorMatches(s *metav1.LabelSelector, l map[string]string) bool {
 // NodeTermWarnings tell of labels of nodes that have other names now.
 func NodeTermWarnings(t *corev1.NodeSelectorTerm, path *field.Path) (warnings []string) {
 	for i, r := range t.MatchExpressions {
-		if text := retiredLabel(r.Key); text != "" {
+		if text := RetiredLabel(r.Key); text != "" {
 			warnings = append(warnings, fmt.Sprintf("%s: %s is %s", path.Child("matchExpressions").Index(i).Child("key"), r.Key, text))
 		}
 	}
 	return warnings
 }
 
-func retiredLabel(key string) string {
+// RetiredLabel is what users of a node label that is going away are told; it is empty for other labels.
+func RetiredLabel(key string) string {
 	switch key {
 	case "beta.kubernetes.io/arch":
 		return `deprecated since v1.14; use "kubernetes.io/arch" instead`
