@@ -3,7 +3,7 @@
 //
 // A request goes through
 //
-//	recover > count > parse URL > authenticate > impersonate > limit > authorize > serve
+//	recover > count > parse URL > authenticate > audit > impersonate > fairness > authorize > serve
 //
 // where serving an API object means to negotiate formats, decode, call the pipeline (package rest) and encode. The
 // in-process client (ClientAs) enters at authorize and neither decodes nor encodes.

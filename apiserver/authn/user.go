@@ -1,5 +1,5 @@
-// Package authn says who sends a request: client certificates, service account tokens
-// and anonymous. It replaces k8s.io/apiserver's authenticators.
+// Package authn says who sends a request: by client certificates, by bearer tokens (of service accounts, of bootstrap, of OpenID
+// Connect, or that a webhook reviews), else anonymous. It replaces k8s.io/apiserver's authenticators.
 package authn
 
 import (

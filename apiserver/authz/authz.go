@@ -1,6 +1,5 @@
-// Package authz says what a user may do: RBAC over the Role and RoleBinding objects in the store, and for kubelets what
-// follows from their pods. It
-// replaces k8s.io/apiserver's authorizers and kube-apiserver's RBAC and node authorizers.
+// Package authz says what a user may do: RBAC over the Role and RoleBinding objects in the store, for kubelets what
+// follows from their pods, and what webhooks answer. It replaces k8s.io/apiserver's authorizers and kube-apiserver's RBAC and node authorizers.
 package authz
 
 import (

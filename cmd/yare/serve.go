@@ -26,7 +26,10 @@ func serverCommand() *cobra.Command {
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
 		Long: `Run a cluster in the foreground: what 'yare up' starts in the background. Settings come from a YAML file;
-'yare config' prints them all with their defaults. SIGTERM ends the server and leaves the containers running.`,
+'yare config' prints those in effect. Its part apiServer names files of authentication, authorization, encryption
+and audit: authenticationConfig, tokenWebhookConfig, authorizationConfig, encryptionConfig, auditPolicy, auditLog,
+auditLogMaxSize, auditLogMaxAge, auditLogMaxBackups, auditWebhookConfig ('yare apiserver --help' says what they are).
+SIGTERM ends the server and leaves the containers running.`,
 		Example: `  yare config > /etc/yare.yaml
   yare server --config /etc/yare.yaml`,
 		RunE: func(c *cobra.Command, _ []string) error {
