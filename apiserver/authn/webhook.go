@@ -88,16 +88,16 @@ func (w *Webhook) post(ctx context.Context, body []byte, into any) (again bool, 
 	defer a.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(a.Body, webhookAnswer))
 	if err != nil {
-		return true, fmt.Errorf("read the webhook's answer: %w", err)
+		return true, fmt.Errorf("read the answer of webhook %s: %w", r.URL.Redacted(), err)
 	}
 	if a.StatusCode < 200 || a.StatusCode > 299 {
-		return a.StatusCode == http.StatusTooManyRequests || a.StatusCode >= 500, fmt.Errorf("ask webhook: %s", a.Status)
+		return a.StatusCode == http.StatusTooManyRequests || a.StatusCode >= 500, fmt.Errorf("ask webhook %s: %s", r.URL.Redacted(), a.Status)
 	}
 	if into == nil {
 		return false, nil
 	}
 	if err := json.Unmarshal(text, into); err != nil {
-		return false, fmt.Errorf("read the webhook's answer: %w", err)
+		return false, fmt.Errorf("read the answer of webhook %s: %w", r.URL.Redacted(), err)
 	}
 	return false, nil
 }
