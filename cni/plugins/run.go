@@ -102,6 +102,9 @@ func (n *Network) reapLinks(ctx context.Context, h *host) {
 			continue
 		case <-timer.C:
 		case <-ctx.Done():
+			for len(n.dying) > 0 { // told before the end, not heard yet
+				queue = append(queue, death{link: <-n.dying})
+			}
 		}
 		for len(queue) > 0 && (ctx.Err() != nil || !time.Now().Before(queue[0].due)) {
 			if err := link.Delete(h.links, queue[0].link); err != nil {
