@@ -59,7 +59,9 @@ func (i *Informers) Run(ctx context.Context, ready func()) error {
 	}) {
 		syncing.Add(1)
 		watching.Go(func() {
-			if err := i.watch(ctx, k, sync.OnceFunc(syncing.Done)); err != nil && ctx.Err() == nil {
+			synced := sync.OnceFunc(syncing.Done)
+			defer synced() // after the cancellation: what failed is not taken for ready
+			if err := i.watch(ctx, k, synced); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("watch %s: %w", k, err))
 			}
 		})
@@ -79,7 +81,6 @@ func (i *Informers) Run(ctx context.Context, ready func()) error {
 }
 
 func (i *Informers) watch(ctx context.Context, k *api.Kind, synced func()) error {
-	defer synced()
 	for e, err := range i.reader.Watch(ctx, k, client.Query{}, 0) {
 		switch {
 		case err != nil:

@@ -172,7 +172,8 @@ func TestFilesOfAllSources(t *testing.T) {
 	}
 }
 
-// A reader sees all old or all new files, never a mixture, and never none.
+// A reader sees all old or all new files, never a mixture, and never none. Only one who stands between the link and its
+// folder while that folder goes has to look again.
 func TestUpdateIsAtomic(t *testing.T) {
 	v := newVolumes(t)
 	o := &objects{maps: map[string]*corev1.ConfigMap{"m": configMap("m", map[string]string{"a": "0", "b": "0"})}}
@@ -191,7 +192,14 @@ func TestUpdateIsAtomic(t *testing.T) {
 				return
 			default:
 			}
+			if _, err := os.Readlink(filepath.Join(dir, dataLink)); err != nil {
+				t.Error(err)
+				return
+			}
 			data, err := os.Open(filepath.Join(dir, dataLink))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
 			if err != nil {
 				t.Error(err)
 				return
