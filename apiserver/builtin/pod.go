@@ -5,7 +5,6 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -22,7 +21,7 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 		"binding":             {Body: api.BindingKind, Create: d.bindPod},
 		"eviction":            {Body: api.EvictionKind, Create: d.evictPod},
 		"ephemeralcontainers": {Update: ephemeralContainers},
-		"resize":              {Update: refuseResize},
+		"resize":              {Update: resizePod},
 	}
 	maps.Copy(sub, d.PodStreams)
 	return &rest.Resource[*corev1.Pod]{
@@ -126,13 +125,12 @@ func ephemeralContainers(_ context.Context, now, old api.Object) field.ErrorList
 	return podspec.Ephemeral(n, o)
 }
 
-func refuseResize(_ context.Context, now, old api.Object) field.ErrorList {
+// resizePod lets the resources of containers change and nothing else.
+func resizePod(_ context.Context, now, old api.Object) field.ErrorList {
 	n, o := now.(*corev1.Pod), old.(*corev1.Pod)
-	same := equality.Semantic.DeepEqual(n.Spec, o.Spec)
-	if same {
-		return nil
-	}
-	return field.ErrorList{field.Forbidden(field.NewPath("spec"), "resizing a running pod is not supported by this release")}
+	podspec.KeepButResources(n, o)
+	podspec.DefaultPod(&n.Spec)
+	return podspec.Resize(n, o)
 }
 
 func podColumns() []rest.Column[*corev1.Pod] {

@@ -31,6 +31,8 @@ type Runtime struct {
 	RunSandbox func(*runtimeapi.PodSandboxConfig) error
 	Create     func(*runtimeapi.ContainerConfig) error
 	NotReady   bool
+	// Memory is what each container uses, in bytes.
+	Memory uint64
 	// Sessions prepares those of Exec, Attach and PortForward.
 	Sessions streaming.Server
 
@@ -150,7 +152,7 @@ func (r *Runtime) exit(c *Container, code int32) {
 func (c *Container) copy() *runtimeapi.ContainerStatus {
 	s := c.status
 	return &runtimeapi.ContainerStatus{Id: s.Id, Metadata: s.Metadata, State: s.State, CreatedAt: s.CreatedAt, StartedAt: s.StartedAt,
-		Image: s.Image, ImageRef: s.ImageRef, Labels: s.Labels, Annotations: s.Annotations, LogPath: s.LogPath, Mounts: s.Mounts}
+		Image: s.Image, ImageRef: s.ImageRef, Labels: s.Labels, Annotations: s.Annotations, LogPath: s.LogPath, Mounts: s.Mounts, Resources: s.Resources}
 }
 
 func (r *Runtime) tell(c *Container, t runtimeapi.ContainerEventType) {
@@ -310,7 +312,8 @@ func (r *Runtime) CreateContainer(_ context.Context, q *runtimeapi.CreateContain
 	c := &Container{Sandbox: q.PodSandboxId, Config: q.Config}
 	c.status = &runtimeapi.ContainerStatus{Id: id, Metadata: q.Config.Metadata, State: runtimeapi.ContainerState_CONTAINER_CREATED,
 		CreatedAt: time.Now().UnixNano(), Image: q.Config.Image, ImageRef: q.Config.Image.Image, Labels: q.Config.Labels,
-		Annotations: q.Config.Annotations, LogPath: q.SandboxConfig.GetLogDirectory() + "/" + q.Config.LogPath, Mounts: q.Config.Mounts}
+		Annotations: q.Config.Annotations, LogPath: q.SandboxConfig.GetLogDirectory() + "/" + q.Config.LogPath, Mounts: q.Config.Mounts,
+		Resources: &runtimeapi.ContainerResources{Linux: q.Config.GetLinux().GetResources()}}
 	r.containers[id] = c
 	r.tell(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
@@ -400,6 +403,32 @@ func (r *Runtime) ContainerStatus(_ context.Context, q *runtimeapi.ContainerStat
 		return nil, err
 	}
 	return &runtimeapi.ContainerStatusResponse{Status: c.status}, nil
+}
+
+// UpdateContainerResources implements the CRI.
+func (r *Runtime) UpdateContainerResources(_ context.Context, q *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := r.find(q.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	r.note("update %s %d %d %d", c.Config.Metadata.Name, q.Linux.CpuShares, q.Linux.CpuQuota, q.Linux.MemoryLimitInBytes)
+	s := c.copy()
+	s.Resources = &runtimeapi.ContainerResources{Linux: q.Linux}
+	c.status = s
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// ContainerStats implements the CRI: a container uses Memory bytes.
+func (r *Runtime) ContainerStats(_ context.Context, q *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.find(q.ContainerId); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ContainerStatsResponse{Stats: &runtimeapi.ContainerStats{
+		Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Memory}}}}, nil
 }
 
 // ExecSync implements the CRI.

@@ -119,6 +119,14 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *C
 	if most, ok := node.Status.Allocatable[corev1.ResourcePods]; ok && int64(len(others)+1) > most.Value() {
 		return &Condition{"OutOfpods", fmt.Sprintf("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), most.Value())}
 	}
+	if name, text := lacking(resources.Requests(pod), node, others); name != "" {
+		return &Condition{"OutOf" + string(name), "Pod was rejected: " + text}
+	}
+	return nil
+}
+
+// lacking returns the first resource of which the node has not enough for the requests beside the others, and says so.
+func lacking(wants corev1.ResourceList, node *corev1.Node, others []*corev1.Pod) (corev1.ResourceName, string) {
 	used := corev1.ResourceList{}
 	for _, o := range others {
 		for name, q := range resources.Requests(o) {
@@ -127,7 +135,6 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *C
 			used[name] = sum
 		}
 	}
-	wants := resources.Requests(pod)
 	for _, name := range slices.Sorted(maps.Keys(wants)) {
 		want := wants[name]
 		if want.IsZero() || len(node.Status.Allocatable) == 0 {
@@ -137,11 +144,11 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *C
 		total := sum.DeepCopy()
 		total.Add(want)
 		if total.Cmp(capacity) > 0 {
-			return &Condition{"OutOf" + string(name), fmt.Sprintf("Pod was rejected: Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d",
-				name, units(name, want), units(name, sum), units(name, capacity))}
+			return name, fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d",
+				name, units(name, want), units(name, sum), units(name, capacity))
 		}
 	}
-	return nil
+	return "", ""
 }
 
 // units is the number that messages show: thousandths of CPUs, bytes, pieces.

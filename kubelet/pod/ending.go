@@ -68,6 +68,7 @@ func (w *worker) end(ctx context.Context, pod *corev1.Pod, real, full *View) (fi
 		w.mu.Lock()
 		w.over = true
 		w.mu.Unlock()
+		w.wakeDeferred()
 	}
 	if w.isGone() {
 		return w.bury(ctx, pod, real)

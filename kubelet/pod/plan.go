@@ -27,6 +27,8 @@ type Facts struct {
 	View   *View
 	Now    time.Time
 	Health func(containerID string) Health
+	// Again are containers, by ID, that are restarted whatever their restart policy says.
+	Again map[string]bool
 	// Until returns when the container may be started again after it ended.
 	Until func(c *corev1.Container, ended *Container) time.Time
 }
@@ -131,7 +133,7 @@ func doneForever(f Facts) bool {
 	}
 	for i := range f.Pod.Spec.Containers {
 		c := &f.Pod.Spec.Containers[i]
-		if s := f.View.Latest(c.Name); !s.Exited() || restarts(f.Pod, c, s.ExitCode) {
+		if s := f.View.Latest(c.Name); !s.Exited() || restarts(f.Pod, c, s.ExitCode) || f.Again[s.Id] {
 			return false
 		}
 	}
@@ -180,6 +182,10 @@ func (d *decision) start(c *corev1.Container, k spec.Kind) {
 
 // again plans another run of a container that has ended, when its time has come.
 func (d *decision) again(c *corev1.Container, k spec.Kind, ended *Container) {
+	if d.Again[ended.Id] {
+		d.start(c, k)
+		return
+	}
 	if until := d.Until(c, ended); d.Now.Before(until) {
 		d.plan.Waiting[c.Name] = until
 		return
@@ -195,6 +201,9 @@ func (d *decision) running(c *corev1.Container, s *Container) (h Health, goesOn 
 	case !spec.SameHash(s.Annotations[spec.HashAnnotation], c):
 		stop.Reason = "definition changed"
 		stop.Message = fmt.Sprintf("Container %s definition changed, will be restarted", c.Name)
+	case d.Again[s.Id]:
+		stop.Reason = "resized"
+		stop.Message = fmt.Sprintf("Container %s resize requires restart", c.Name)
 	case h.Failed != "":
 		stop.Reason, stop.Message = "postStart hook failed", "FailedPostStartHook"
 	case h.Unwell != "":
@@ -280,7 +289,7 @@ func (d *decision) main(c *corev1.Container) bool {
 		h, _ := d.running(c, s)
 		return !h.Starting
 	case s.Exited():
-		if restarts(d.Pod, c, s.ExitCode) {
+		if restarts(d.Pod, c, s.ExitCode) || d.Again[s.Id] {
 			d.again(c, spec.Main, s)
 		}
 	case s != nil && s.State == runtimeapi.ContainerState_CONTAINER_UNKNOWN:

@@ -197,17 +197,21 @@ func (p *Pods) Has(uid types.UID) bool {
 func (p *Pods) admit(pod *corev1.Pod) *Condition {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var others []*corev1.Pod
-	for uid, w := range p.workers {
-		if uid != pod.UID && w.takesRoom() {
-			others = append(others, w.current())
-		}
-	}
-	refused := Admit(pod, p.Node(), others, p.config.UnsafeSysctls)
+	refused := Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls)
 	if refused == nil {
-		p.workers[pod.UID].noteAdmitted()
+		p.workers[pod.UID].noteAdmitted(allocationOf(pod))
 	}
 	return refused
+}
+
+// others returns the pods that take room, but for the one of the UID. p.mu is held.
+func (p *Pods) others(but types.UID) (pods []*corev1.Pod) {
+	for uid, w := range p.workers {
+		if uid != but && w.takesRoom() {
+			pods = append(pods, w.current())
+		}
+	}
+	return pods
 }
 
 // left removes a worker that has done its work.

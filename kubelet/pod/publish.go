@@ -14,6 +14,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/logs"
+	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
@@ -91,8 +92,15 @@ func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 	s := Situation{
 		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Ended: w.settled,
 		Message: func(c *Container) string { return w.messages[c.Id] },
-		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(),
+		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
+		Has: func(c *corev1.Container, now *Container) bool {
+			cpu, memory := resources.Differ(now.Resources.GetLinux(), resources.Container(pod, c, w.config.Node.Host))
+			return !cpu && !memory
+		},
 	}
+	w.mu.Lock()
+	s.Pending = w.deferred
+	w.mu.Unlock()
 	for name, c := range w.waiting {
 		if c == nil {
 			continue

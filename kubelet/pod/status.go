@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -26,6 +27,10 @@ type Situation struct {
 	Message func(c *Container) string
 	// Verdict is set when the kubelet ended the pod against its will (Evicted, DeadlineExceeded, OutOfcpu).
 	Verdict *Condition
+	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
+	Pending, Resizing *Condition
+	// Has reports whether a running container has the resources that its spec here gives it.
+	Has     func(*corev1.Container, *Container) bool
 	Ended   bool // everything has ended and nothing will start again
 	HostIPs []string
 	Runtime string // prefix of container IDs
@@ -169,6 +174,10 @@ func (s *Situation) runningState(cs *corev1.ContainerStatus, now *Container, c *
 		cs.AllocatedResources = c.Resources.Requests.DeepCopy()
 	}
 	cs.Resources = c.Resources.DeepCopy()
+	if had := s.previous(slices.Concat(s.Pod.Status.ContainerStatuses, s.Pod.Status.InitContainerStatuses), c.Name); s.Has != nil && !s.Has(c, now) &&
+		had != nil && had.Resources != nil {
+		cs.Resources = had.Resources.DeepCopy() // until it is resized
+	}
 }
 
 func waiting(known map[string]Condition, name, idle string) *corev1.ContainerStateWaiting {
@@ -367,12 +376,15 @@ func (s *Situation) conditions(st *corev1.PodStatus) {
 		}
 	}
 	s.set(st, corev1.PodReady, ready, reason, message)
+	s.passing(st, corev1.PodResizePending, s.Pending)
+	s.passing(st, corev1.PodResizeInProgress, s.Resizing)
 	sort.SliceStable(st.Conditions, func(i, j int) bool { return rank(st.Conditions[i].Type) < rank(st.Conditions[j].Type) })
 }
 
 // rank orders the conditions that upstream's kubelet writes first.
 func rank(t corev1.PodConditionType) int {
-	for i, own := range []corev1.PodConditionType{corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled} {
+	for i, own := range []corev1.PodConditionType{corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady,
+		corev1.PodResizePending, corev1.PodResizeInProgress, corev1.PodScheduled} {
 		if t == own {
 			return i
 		}
@@ -396,6 +408,15 @@ func (s *Situation) closedGates(st *corev1.PodStatus) (closed []string) {
 		}
 	}
 	return closed
+}
+
+// passing gives the status a condition that is there only while it is true.
+func (s *Situation) passing(st *corev1.PodStatus, t corev1.PodConditionType, c *Condition) {
+	if c != nil {
+		s.set(st, t, true, c.Reason, c.Message)
+		return
+	}
+	st.Conditions = slices.DeleteFunc(st.Conditions, func(have corev1.PodCondition) bool { return have.Type == t })
 }
 
 // set gives the status a condition; its transition time moves only when its truth changes.

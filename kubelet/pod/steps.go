@@ -31,10 +31,12 @@ func (w *worker) steps() []step {
 	nothing := func(context.Context, *corev1.Pod, *View) (bool, error) { return true, nil }
 	return []step{
 		{"admit", w.admitUp, nothing},
+		{"allocate", w.allocateUp, nothing},
 		{"folders", w.foldersUp, w.foldersDown},
 		{"cgroup", w.cgroupUp, w.cgroupDown},
 		{"volumes", w.volumesUp, w.volumesDown},
 		{"sandbox", w.sandboxUp, w.sandboxDown},
+		{"resources", w.resourcesUp, nothing},
 		{"containers", w.containersUp, w.containersDown},
 	}
 }
@@ -70,7 +72,7 @@ func (w *worker) admitUp(_ context.Context, pod *corev1.Pod, v *View) (bool, err
 		return true, nil
 	}
 	if v.Sandbox() != nil {
-		w.noteAdmitted()
+		w.noteAdmitted(allocationShown(pod))
 	} else if refused := w.Pods.admit(pod); refused != nil {
 		w.verdict = refused
 		w.say(pod, corev1.EventTypeWarning, refused.Reason, "%s", refused.Message)
@@ -105,11 +107,11 @@ func (w *worker) cgroupUp(_ context.Context, pod *corev1.Pod, _ *View) (bool, er
 	if w.cgroup != "" {
 		return true, nil
 	}
-	path := resources.Parent(w.config.Node.CgroupRoot, pod)
-	if err := w.Groups.Ensure(path, resources.PodLimits(pod, w.config.Node.Host)); err != nil {
+	path, limits := resources.Parent(w.config.Node.CgroupRoot, pod), resources.PodLimits(pod, w.config.Node.Host)
+	if err := w.Groups.Ensure(path, limits); err != nil {
 		return false, err
 	}
-	w.cgroup = path
+	w.cgroup, w.limits = path, limits
 	return true, nil
 }
 
@@ -232,7 +234,7 @@ func (w *worker) sandboxDown(ctx context.Context, _ *corev1.Pod, v *View) (bool,
 }
 
 func (w *worker) decide(pod *corev1.Pod, v *View) Plan {
-	return Decide(Facts{Pod: pod, View: v, Now: w.now(), Health: w.health, Until: func(c *corev1.Container, ended *Container) time.Time {
+	return Decide(Facts{Pod: pod, View: v, Now: w.now(), Health: w.health, Again: w.again, Until: func(c *corev1.Container, ended *Container) time.Time {
 		return w.crashes.next(c.Name, ended)
 	}})
 }

@@ -178,6 +178,9 @@ func (r *viewer) read(ctx context.Context) (*View, error) {
 	return v, nil
 }
 
+// forget makes the next read ask for the container, which was changed.
+func (r *viewer) forget(id string) { delete(r.containers, id) }
+
 func (r *viewer) readSandboxes(ctx context.Context, items []*runtimeapi.PodSandbox) ([]*runtimeapi.PodSandboxStatus, error) {
 	seen := make(map[string]*runtimeapi.PodSandboxStatus, len(items))
 	var out []*runtimeapi.PodSandboxStatus

@@ -13,6 +13,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/probe"
+	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
@@ -29,8 +30,10 @@ type worker struct {
 	mirror   *corev1.Pod // of a static pod
 	gone     bool        // the source has it no more
 	admitted bool
-	fresh    bool // what the pod refers to has changed: earlier failures do not count
-	over     bool // nothing of it runs any more, and never will
+	given    allocation // what its containers may use; nil before it is admitted
+	deferred *Condition // why the node does not give what the spec wants now
+	fresh    bool       // what the pod refers to has changed: earlier failures do not count
+	over     bool       // nothing of it runs any more, and never will
 	written  *corev1.Pod
 
 	// The rest belongs to the worker's goroutine.
@@ -53,7 +56,10 @@ type worker struct {
 	moved      bool // the runtime was changed: look again
 	settled    bool // nothing is left of a pod that has ended but its containers' logs
 	cgroup     string
-	exposed    map[string]bool // resolver warnings that were given
+	limits     resources.Limits // of the pod's cgroup
+	resizing   *Condition       // set while containers follow a new allocation; its reason and message tell of failures
+	again      map[string]bool  // containers, by ID, that are restarted to be resized
+	exposed    map[string]bool  // resolver warnings that were given
 }
 
 func newWorker(p *Pods, pod *corev1.Pod) *worker {
@@ -66,7 +72,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 		retries:    newRetries(),
 		pulls:      newDelays(10*time.Second, 5*time.Minute, 10*time.Minute),
 		pullErrors: map[string]string{}, hooks: map[string]string{}, messages: map[string]string{},
-		born: map[string]bool{}, exposed: map[string]bool{},
+		born: map[string]bool{}, exposed: map[string]bool{}, again: map[string]bool{},
 	}
 	w.jobs = newJobs(w.poke)
 	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)
@@ -94,10 +100,10 @@ func (w *worker) setGone() {
 	w.poke()
 }
 
-func (w *worker) noteAdmitted() {
+func (w *worker) noteAdmitted(given allocation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.admitted = true
+	w.admitted, w.given = true, given
 }
 
 func (w *worker) refresh() {
@@ -133,7 +139,8 @@ func (w *worker) poke() {
 	}
 }
 
-// current returns the pod with the newest status that is known: what was written may not have come back yet.
+// current returns the pod with the newest status that is known: what was written may not have come back yet. Its resources are
+// those it was given.
 func (w *worker) current() *corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -145,11 +152,11 @@ func (w *worker) current() *corev1.Pod {
 		shown = w.written
 	}
 	if shown == nil || shown == w.pod {
-		return w.pod
+		return w.given.over(w.pod)
 	}
 	merged := *w.pod // what was written may lack a newer spec, and a mirror is no spec
 	merged.Status = shown.Status
-	return &merged
+	return w.given.over(&merged)
 }
 
 func (w *worker) isGone() bool {

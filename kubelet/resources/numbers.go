@@ -157,6 +157,40 @@ func PodLimits(pod *corev1.Pod, h Host) Limits {
 	return l
 }
 
+// Equal reports whether the limits are the same.
+func (l Limits) Equal(o Limits) bool {
+	same := slices.EqualFunc(l.Hugepages, o.Hugepages, func(a, b *runtimeapi.HugepageLimit) bool {
+		return a.PageSize == b.PageSize && a.Limit == b.Limit
+	})
+	return same && l.Shares == o.Shares && l.Quota == o.Quota && l.Memory == o.Memory && l.Pids == o.Pids
+}
+
+// Widest returns limits under which whatever fits into either of two does. One of the two is l, for what cannot be compared.
+func (l Limits) Widest(o Limits) Limits {
+	l.Shares, l.Pids = max(l.Shares, o.Shares), max(l.Pids, o.Pids)
+	if l.Quota > 0 && o.Quota > 0 {
+		l.Quota = max(l.Quota, o.Quota)
+	} else {
+		l.Quota = min(l.Quota, o.Quota, 0)
+	}
+	if l.Memory > 0 && o.Memory > 0 {
+		l.Memory = max(l.Memory, o.Memory)
+	} else {
+		l.Memory = 0
+	}
+	return l
+}
+
+// Differ reports whether the CPU or memory numbers of a running container are not those wanted. What a runtime does not report,
+// and what cannot be changed while it runs, does not differ.
+func Differ(is, want *runtimeapi.LinuxContainerResources) (cpu, memory bool) {
+	if is == nil {
+		return false, false
+	}
+	cpu = is.CpuShares != want.CpuShares || max(is.CpuQuota, 0) != max(want.CpuQuota, 0)
+	return cpu, is.MemoryLimitInBytes != want.MemoryLimitInBytes
+}
+
 func everyContainer(pod *corev1.Pod, name corev1.ResourceName) bool {
 	limited := func(c corev1.Container) bool {
 		limit := c.Resources.Limits[name]

@@ -126,8 +126,8 @@ func standard(name corev1.ResourceName) bool {
 	return isHuge(name) || strings.HasPrefix(string(name), corev1.ResourceRequestsHugePagesPrefix)
 }
 
-// resizePolicies checks what happens to a container when its resources change.
-func resizePolicies(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
+// resizePolicies checks what happens to a container of a pod with that restart policy when its resources change.
+func resizePolicies(c *corev1.Container, pod corev1.RestartPolicy, path *field.Path) (errs field.ErrorList) {
 	seen := map[corev1.ResourceName]bool{}
 	for _, p := range c.ResizePolicy {
 		if seen[p.ResourceName] {
@@ -136,6 +136,9 @@ func resizePolicies(c *corev1.Container, path *field.Path) (errs field.ErrorList
 		seen[p.ResourceName] = true
 		errs = append(errs, oneOf(path, p.ResourceName, corev1.ResourceCPU, corev1.ResourceMemory)...)
 		errs = append(errs, oneOf(path, p.RestartPolicy, corev1.NotRequired, corev1.RestartContainer)...)
+		if pod == corev1.RestartPolicyNever && p.RestartPolicy != corev1.NotRequired {
+			errs = append(errs, field.Invalid(path, p.RestartPolicy, "must be 'NotRequired' when pod `restartPolicy` is 'Never'"))
+		}
 	}
 	return errs
 }
