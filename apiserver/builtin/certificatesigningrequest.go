@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -17,11 +16,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/duration"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -187,7 +186,7 @@ func csrErrors(r *certificatesv1.CertificateSigningRequest) (errs field.ErrorLis
 	if r.Spec.SignerName == legacySigner {
 		errs = append(errs, field.Invalid(spec.Child("signerName"), r.Spec.SignerName, "the legacy signerName is not allowed via this API version"))
 	} else {
-		errs = append(errs, signerName(r.Spec.SignerName, spec.Child("signerName"))...)
+		errs = append(errs, podspec.SignerName(r.Spec.SignerName, spec.Child("signerName"))...)
 	}
 	if n := r.Spec.ExpirationSeconds; n != nil && *n < minExpiration {
 		errs = append(errs, field.Invalid(spec.Child("expirationSeconds"), *n, "may not specify a duration less than 600 seconds (10 minutes)"))
@@ -276,38 +275,4 @@ func keyUsages() []certificatesv1.KeyUsage {
 	}
 	slices.Sort(us)
 	return us
-}
-
-// signerName checks a name like "example.com/signer".
-func signerName(name string, at *field.Path) (errs field.ErrorList) {
-	if name == "" {
-		return field.ErrorList{field.Required(at, "")}
-	}
-	domain, path, ok := strings.Cut(name, "/")
-	if !ok || strings.Contains(path, "/") {
-		return field.ErrorList{field.Invalid(at, name, "must be a fully qualified domain and path of the form 'example.com/signer-name'")}
-	}
-	if len(domain) > validation.DNS1123SubdomainMaxLength {
-		errs = append(errs, field.TooLong(at, "", validation.DNS1123SubdomainMaxLength))
-	}
-	// Of several bad labels the first is told.
-	labels := func(value string, check func(string) []string) {
-		for label := range strings.SplitSeq(value, ".") {
-			if msgs := check(label); len(msgs) > 0 {
-				for _, m := range msgs {
-					errs = append(errs, field.Invalid(at, value, fmt.Sprintf("validating label %q: %s", label, m)))
-				}
-				return
-			}
-		}
-	}
-	labels(domain, validation.IsDNS1123Label)
-	if !strings.Contains(domain, ".") {
-		errs = append(errs, field.Invalid(at, domain, "should be a domain with at least two segments separated by dots"))
-	}
-	labels(path, validation.IsDNS1123Subdomain)
-	if most := 2*validation.DNS1123SubdomainMaxLength + validation.DNS1123LabelMaxLength + 2; len(name) > most {
-		errs = append(errs, field.TooLong(at, "", most))
-	}
-	return errs
 }

@@ -4,13 +4,12 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -32,13 +31,13 @@ func clusterTrustBundles() *rest.Resource[*certificatesv1.ClusterTrustBundle] {
 		Validate: func(b bundle) (errs field.ErrorList) {
 			meta := field.NewPath("metadata")
 			if b.GenerateName != "" {
-				errs = texts(meta.Child("generateName"), b.GenerateName, trustBundleName(b.GenerateName, b.Spec.SignerName, true))
+				errs = texts(meta.Child("generateName"), b.GenerateName, podspec.TrustBundleName(b.GenerateName, b.Spec.SignerName, true))
 			}
 			if b.Name != "" {
-				errs = append(errs, texts(meta.Child("name"), b.Name, trustBundleName(b.Name, b.Spec.SignerName, false))...)
+				errs = append(errs, texts(meta.Child("name"), b.Name, podspec.TrustBundleName(b.Name, b.Spec.SignerName, false))...)
 			}
 			if b.Spec.SignerName != "" {
-				errs = append(errs, signerName(b.Spec.SignerName, spec.Child("signerName"))...)
+				errs = append(errs, podspec.SignerName(b.Spec.SignerName, spec.Child("signerName"))...)
 			}
 			return errs
 		},
@@ -54,21 +53,6 @@ func clusterTrustBundles() *rest.Resource[*certificatesv1.ClusterTrustBundle] {
 			{Name: "SignerName", Description: doc["signerName"], Cell: func(b bundle) any { return or(b.Spec.SignerName, none) }},
 		},
 	}
-}
-
-func trustBundleName(name, signer string, prefix bool) []string {
-	if signer == "" {
-		if strings.Contains(name, ":") {
-			return []string{"ClusterTrustBundle without signer name must not have \":\" in its name"}
-		}
-		return apivalidation.NameIsDNSSubdomain(name, prefix)
-	}
-	start := strings.ReplaceAll(signer, "/", ":") + ":"
-	rest, ok := strings.CutPrefix(name, start)
-	if !ok {
-		return []string{fmt.Sprintf("ClusterTrustBundle for signerName %s must be named with prefix %s", signer, start)}
-	}
-	return apivalidation.NameIsDNSSubdomain(rest, prefix)
 }
 
 // trustAnchors checks that text is certificates of authorities, each once.

@@ -16,28 +16,24 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
 // Limits of what kubelets ask and signers answer.
 const (
-	maxKeyMaterial       = 10 << 10
-	maxChain             = 100 << 10
-	maxUID               = 128
-	minLife        int32 = 3600
-	maxLife        int32 = 91 * 24 * 3600
-	maxOwnLife     int32 = 24 * 3600 // of Kubernetes' own signers
+	maxKeyMaterial = 10 << 10
+	maxChain       = 100 << 10
+	maxUID         = 128
 )
 
 // The conditions that end a request, of which it has at most one.
@@ -56,7 +52,7 @@ func podCertificateRequests(d Deps) *rest.Resource[podCertificate] {
 		StrictStatus:    true,
 		NoStatus:        true, // only those may write it who sign: the subresource asks
 		RequireRevision: true,
-		Default:         func(r podCertificate) { setPtr(&r.Spec.MaxExpirationSeconds, maxOwnLife) },
+		Default:         func(r podCertificate) { setPtr(&r.Spec.MaxExpirationSeconds, podspec.MaxOwnCertificateSeconds) },
 		Prepare:         func(r podCertificate) { r.Status = certificatesv1.PodCertificateRequestStatus{} },
 		PrepareUpdate:   func(now, old podCertificate) { now.Status = *old.Status.DeepCopy() },
 		ValidateCreate:  podCertificateErrors,
@@ -91,13 +87,8 @@ func podCertificateEnd(r podCertificate) string {
 
 func podCertificateErrors(r podCertificate) field.ErrorList {
 	s, at := &r.Spec, field.NewPath("spec")
-	errs := signerName(s.SignerName, at.Child("signerName"))
-	for _, k := range sortedKeys(s.UnverifiedUserAnnotations) {
-		errs = append(errs, validation.IsDomainPrefixedKey(at.Child("unverifiedUserAnnotations"), strings.ToLower(k))...)
-	}
-	if apivalidation.ValidateAnnotationsSize(s.UnverifiedUserAnnotations) != nil {
-		errs = append(errs, field.TooLong(at.Child("unverifiedUserAnnotations"), "", apivalidation.TotalAnnotationSizeLimitB))
-	}
+	errs := podspec.SignerName(s.SignerName, at.Child("signerName"))
+	errs = append(errs, podspec.SignerAnnotations(s.UnverifiedUserAnnotations, at.Child("unverifiedUserAnnotations"))...)
 	for _, ref := range []struct{ field, name, uid string }{
 		{"pod", s.PodName, string(s.PodUID)}, {"serviceAccount", s.ServiceAccountName, string(s.ServiceAccountUID)}, {"node", string(s.NodeName), string(s.NodeUID)},
 	} {
@@ -109,12 +100,8 @@ func podCertificateErrors(r podCertificate) field.ErrorList {
 			errs = append(errs, field.TooLong(at.Child(ref.field+"UID"), "", maxUID))
 		}
 	}
-	most := maxLife
-	if host, _, _ := strings.Cut(s.SignerName, "/"); host == "kubernetes.io" || strings.HasSuffix(host, ".kubernetes.io") {
-		most = maxOwnLife
-	}
-	if n := *s.MaxExpirationSeconds; n < minLife || n > most {
-		errs = append(errs, field.Invalid(at.Child("maxExpirationSeconds"), n, fmt.Sprintf("must be in the range [%d, %d]", minLife, most)))
+	if n, most := *s.MaxExpirationSeconds, podspec.MaxCertificateSeconds(s.SignerName); n < podspec.MinCertificateSeconds || n > most {
+		errs = append(errs, field.Invalid(at.Child("maxExpirationSeconds"), n, fmt.Sprintf("must be in the range [%d, %d]", podspec.MinCertificateSeconds, most)))
 	}
 	if len(s.StubPKCS10Request) == 0 {
 		// What the beta versions had in its place is not in this one; the text is that of all versions.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -153,8 +154,11 @@ func selected(k *api.Kind, o api.Object, q client.Query) bool {
 		return true
 	}
 	set := fields.Set{"metadata.name": o.GetName()}
-	if p, ok := o.(*corev1.Pod); ok {
-		set["spec.nodeName"] = p.Spec.NodeName
+	switch o := o.(type) {
+	case *corev1.Pod:
+		set["spec.nodeName"] = o.Spec.NodeName
+	case *certificatesv1.PodCertificateRequest:
+		set["spec.nodeName"], set["spec.podName"] = string(o.Spec.NodeName), o.Spec.PodName
 	}
 	return q.Fields.Matches(set)
 }
@@ -217,6 +221,9 @@ func (a *API) Create(_ context.Context, o api.Object) (api.Object, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	k := api.KindOf(o)
+	if o.GetName() == "" && o.GetGenerateName() != "" {
+		o.SetName(fmt.Sprintf("%s%d", o.GetGenerateName(), a.rev+1))
+	}
 	a.note("create", k, api.KeyOf(o), "")
 	if a.objects[id(k, api.KeyOf(o))] != nil {
 		return nil, apierrors.NewAlreadyExists(k.GroupResource(), o.GetName())

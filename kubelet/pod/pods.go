@@ -70,6 +70,7 @@ type Pods struct {
 	runner    probe.Runner
 	refs      *references
 	tokens    *tokens
+	bundles   *bundles
 	pullSlots chan struct{}
 
 	mu      sync.Mutex
@@ -85,6 +86,7 @@ func New(c Config, d Deps) *Pods {
 		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
 	p.runner.Exec = p.Exec
 	p.refs = newReferences(d.Client, p.referenceChanged)
+	p.bundles = newBundles(d.Client, p.referenceChanged)
 	return p
 }
 
@@ -94,12 +96,14 @@ func (p *Pods) Open(ctx context.Context) {
 	defer p.mu.Unlock()
 	p.ctx = ctx
 	p.refs.open(ctx)
+	p.bundles.open(ctx)
 }
 
 // Close waits until all workers have ended, after the context of Open did. Containers go on.
 func (p *Pods) Close() {
 	p.wg.Wait()
 	p.refs.close()
+	p.bundles.close()
 }
 
 // Set tells what the API (or a static pod's file) says of a pod. The pod is shared and read-only.
@@ -142,7 +146,7 @@ func (p *Pods) Wake(uid types.UID) {
 	}
 }
 
-// referenceChanged wakes a pod at once whose ConfigMap or Secret has changed, although it may be waiting after a failure.
+// referenceChanged wakes a pod at once whose ConfigMap, Secret or the like has changed, although it may be waiting after a failure.
 func (p *Pods) referenceChanged(uid types.UID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -221,4 +225,5 @@ func (p *Pods) left(uid types.UID) {
 	p.mu.Unlock()
 	p.refs.set(uid, nil)
 	p.tokens.forget(uid)
+	p.bundles.forget(uid)
 }

@@ -7,24 +7,36 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/kubelet/volume"
 	"github.com/yare-dev/yare/run"
 )
 
-// reference names an object that a pod's volumes or environment are made of.
+// reference names an object that a pod's volumes or environment are made of, or, with a node, the PodCertificateRequests of
+// the pod that key names.
 type reference struct {
 	kind *api.Kind
 	key  api.Key
+	node string
 }
 
-// references watches exactly the ConfigMaps and Secrets that pods of this node name, each once, and wakes the
-// pods when one changes.
+func (r reference) query() client.Query {
+	q := client.Query{Namespace: r.key.Namespace, Fields: fields.OneTermEqualSelector("metadata.name", r.key.Name)}
+	if r.node != "" { // without which a kubelet may not watch them
+		q.Fields = fields.AndSelectors(fields.OneTermEqualSelector("spec.nodeName", r.node), fields.OneTermEqualSelector("spec.podName", r.key.Name))
+	}
+	return q
+}
+
+// references watches exactly the objects that pods of this node name, each once, and wakes the pods when one changes.
 type references struct {
 	client client.Reader
 	wake   func(types.UID)
@@ -90,18 +102,14 @@ func (r *references) set(uid types.UID, refs []reference) {
 // watch wakes the object's pods at each change, until ctx ends. A refusal (the node authorizer may not know the pod
 // yet) is tried again.
 func (r *references) watch(ctx context.Context, ref reference) {
-	q := client.Query{Namespace: ref.key.Namespace, Fields: fields.OneTermEqualSelector("metadata.name", ref.key.Name)}
 	for ctx.Err() == nil {
 		synced := false
-		for e, err := range r.client.Watch(ctx, ref.kind, q, 0) {
+		for e, err := range r.client.Watch(ctx, ref.kind, ref.query(), 0) {
 			if err != nil {
 				break
 			}
-			if e.Op == client.Synced {
-				synced = true
-				continue
-			}
-			if synced { // what existed at the start was read by whoever asked
+			// What existed at the start may have been read before it was as it is.
+			if synced = synced || e.Op == client.Synced; synced {
 				r.notify(ref)
 			}
 		}
@@ -125,10 +133,13 @@ func (r *references) notify(ref reference) {
 	}
 }
 
-// referencesOf lists what the pod names, each once.
-func referencesOf(pod *corev1.Pod) (refs []reference) {
+// referencesOf lists what the pod names, each once, and the requests for its certificates on the node.
+func referencesOf(pod *corev1.Pod, node string) (refs []reference) {
 	add := func(kind *api.Kind, name string) {
-		ref := reference{kind, api.Key{Namespace: pod.Namespace, Name: name}}
+		ref := reference{kind: kind, key: api.Key{Namespace: pod.Namespace, Name: name}}
+		if kind == api.PodCertificateRequestKind {
+			ref.node = node
+		}
 		if name != "" && !slices.Contains(refs, ref) {
 			refs = append(refs, ref)
 		}
@@ -147,6 +158,9 @@ func referencesOf(pod *corev1.Pod) (refs []reference) {
 				}
 				if s.Secret != nil {
 					add(api.SecretKind, s.Secret.Name)
+				}
+				if s.PodCertificate != nil {
+					add(api.PodCertificateRequestKind, pod.Name)
 				}
 			}
 		}
@@ -239,12 +253,12 @@ func (t *tokens) forget(uid types.UID) {
 
 // source is where a pod's volumes and environment get their contents.
 type source struct {
-	*Pods
+	*worker
 	ctx context.Context // of the one sync that made it
 	pod *corev1.Pod
 }
 
-func (p *Pods) source(ctx context.Context, pod *corev1.Pod) source { return source{p, ctx, pod} }
+func (w *worker) source(ctx context.Context, pod *corev1.Pod) source { return source{w, ctx, pod} }
 
 func (s source) ConfigMap(name string) (*corev1.ConfigMap, error) {
 	return client.Get[*corev1.ConfigMap](s.ctx, s.Client, api.Key{Namespace: s.pod.Namespace, Name: name})
@@ -256,4 +270,18 @@ func (s source) Secret(name string) (*corev1.Secret, error) {
 
 func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error) {
 	return s.tokens.get(ctx, pod, req)
+}
+
+func (s source) Bundle(name string) (*certificatesv1.ClusterTrustBundle, error) {
+	s.bundles.use(s.pod.UID)
+	return s.bundles.get(s.ctx, name)
+}
+
+func (s source) Bundles(signer string, selector labels.Selector) ([]*certificatesv1.ClusterTrustBundle, error) {
+	s.bundles.use(s.pod.UID)
+	return s.bundles.of(s.ctx, signer, selector)
+}
+
+func (s source) Certificate(ctx context.Context, pod *corev1.Pod, vol string, index int) (*volume.Certificate, time.Time, error) {
+	return s.certificate(ctx, pod, projection{vol, index})
 }

@@ -133,7 +133,7 @@ func (w *worker) removeGroup(pod *corev1.Pod) error {
 
 // volumesUp makes volumes and brings their files up to date, as often as it is called.
 func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, error) {
-	w.refs.set(pod.UID, referencesOf(pod))
+	w.refs.set(pod.UID, referencesOf(pod, w.config.Node.Name))
 	again, err := w.Volumes.Up(ctx, pod, w.source(ctx, pod), w.fields(pod, v))
 	w.at(again)
 	if err == nil {

@@ -60,6 +60,8 @@ type worker struct {
 	resizing   *Condition       // set while containers follow a new allocation; its reason and message tell of failures
 	again      map[string]bool  // containers, by ID, that are restarted to be resized
 	exposed    map[string]bool  // resolver warnings that were given
+	// certificates are those of the pod's volumes.
+	certificates map[projection]*certificate
 }
 
 func newWorker(p *Pods, pod *corev1.Pod) *worker {
@@ -72,7 +74,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 		retries:    newRetries(),
 		pulls:      newDelays(10*time.Second, 5*time.Minute, 10*time.Minute),
 		pullErrors: map[string]string{}, hooks: map[string]string{}, messages: map[string]string{},
-		born: map[string]bool{}, exposed: map[string]bool{}, again: map[string]bool{},
+		born: map[string]bool{}, exposed: map[string]bool{}, again: map[string]bool{}, certificates: map[projection]*certificate{},
 	}
 	w.jobs = newJobs(w.poke)
 	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)

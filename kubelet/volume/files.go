@@ -9,8 +9,10 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/yare-dev/yare/kubelet/field"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -21,6 +23,12 @@ type Source interface {
 	spec.Objects
 	// Token returns a token of the pod's service account and when it should be replaced.
 	Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (token string, renew time.Time, err error)
+	// Bundle returns the ClusterTrustBundle of that name.
+	Bundle(name string) (*certificatesv1.ClusterTrustBundle, error)
+	// Bundles returns the signer's ClusterTrustBundles that the selector matches.
+	Bundles(signer string, labels labels.Selector) ([]*certificatesv1.ClusterTrustBundle, error)
+	// Certificate returns the certificate for the source of that index in the volume, and when to ask again.
+	Certificate(ctx context.Context, pod *corev1.Pod, volume string, index int) (*Certificate, time.Time, error)
 }
 
 // contents collects the files of one volume. renew is when the first of them should be made anew; zero: never.
@@ -54,7 +62,7 @@ func collect(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, src Source,
 		return c, c.downward(pod, v.DownwardAPI.Items, v.DownwardAPI.DefaultMode, v.DownwardAPI.DefaultUser, rt)
 	case v.Projected != nil:
 		for i := range v.Projected.Sources {
-			if err := c.projection(ctx, pod, v.Projected, &v.Projected.Sources[i], src, rt); err != nil {
+			if err := c.projection(ctx, pod, v, i, src, rt); err != nil {
 				return nil, err
 			}
 		}
@@ -62,8 +70,9 @@ func collect(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, src Source,
 	return c, nil
 }
 
-func (c *contents) projection(ctx context.Context, pod *corev1.Pod, v *corev1.ProjectedVolumeSource, p *corev1.VolumeProjection, src Source, rt field.Runtime) error {
-	mode, user := v.DefaultMode, v.DefaultUser
+// projection adds the files of the volume's source of that index.
+func (c *contents) projection(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, index int, src Source, rt field.Runtime) error {
+	p, mode, user := &v.Projected.Sources[index], v.Projected.DefaultMode, v.Projected.DefaultUser
 	switch {
 	case p.ConfigMap != nil:
 		return c.configMap(p.ConfigMap.Name, p.ConfigMap.Items, mode, user, p.ConfigMap.Optional, src)
@@ -74,9 +83,14 @@ func (c *contents) projection(ctx context.Context, pod *corev1.Pod, v *corev1.Pr
 	case p.ServiceAccountToken != nil:
 		return c.token(ctx, pod, p.ServiceAccountToken, mode, user, src)
 	case p.ClusterTrustBundle != nil:
-		return fmt.Errorf("projected source clusterTrustBundle is not supported by this node")
+		return c.bundle(pod, p.ClusterTrustBundle, mode, user, src)
 	case p.PodCertificate != nil:
-		return fmt.Errorf("projected source podCertificate is not supported by this node")
+		got, renew, err := src.Certificate(ctx, pod, v.Name, index)
+		if err != nil {
+			return err
+		}
+		c.until(renew)
+		c.certificate(pod, p.PodCertificate, mode, user, got)
 	}
 	return nil
 }
@@ -174,22 +188,31 @@ func (c *contents) token(ctx context.Context, pod *corev1.Pod, p *corev1.Service
 	if err != nil {
 		return fmt.Errorf("request token of service account %s/%s: %w", pod.Namespace, pod.Spec.ServiceAccountName, err)
 	}
-	if c.renew.IsZero() || renew.Before(c.renew) {
+	c.until(renew)
+	c.addOwn(pod, p.Path, []byte(token), mode, p.User, user)
+	return nil
+}
+
+// until notes that something should be made anew at a time; zero: never.
+func (c *contents) until(renew time.Time) {
+	if !renew.IsZero() && (c.renew.IsZero() || renew.Before(c.renew)) {
 		c.renew = renew
 	}
-	if p.User != nil {
-		user = p.User
+}
+
+// addOwn adds what is for the pod's own user alone, where one is told or all containers have the same, or for the pod's group.
+func (c *contents) addOwn(pod *corev1.Pod, path string, data []byte, mode *int32, user, fallback *int64) {
+	if user == nil {
+		user = fallback
 	}
-	// A token is for the pod's own user alone where all containers have the same, or for the pod's group.
-	if owner := commonUser(pod); user == nil && owner != nil {
-		user = owner
+	if user == nil {
+		user = commonUser(pod)
 	}
 	if user != nil || fsGroup(pod) != nil {
 		private := int32(0o600)
 		mode = &private
 	}
-	c.add(p.Path, []byte(token), nil, mode, user)
-	return nil
+	c.add(path, data, nil, mode, user)
 }
 
 // commonUser returns the user that all containers are told to run as, nil if they differ or one is not told.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,10 +15,12 @@ import (
 
 	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -31,6 +34,7 @@ type objects struct {
 	secrets map[string]*corev1.Secret
 	token   string
 	renew   time.Time
+	bundles []*certificatesv1.ClusterTrustBundle
 }
 
 func (o *objects) ConfigMap(name string) (*corev1.ConfigMap, error) {
@@ -49,6 +53,28 @@ func (o *objects) Secret(name string) (*corev1.Secret, error) {
 
 func (o *objects) Token(context.Context, *corev1.Pod, authenticationv1.TokenRequestSpec) (string, time.Time, error) {
 	return o.token, o.renew, nil
+}
+
+func (o *objects) Bundle(name string) (*certificatesv1.ClusterTrustBundle, error) {
+	for _, b := range o.bundles {
+		if b.Name == name {
+			return b, nil
+		}
+	}
+	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clustertrustbundles"}, name)
+}
+
+func (o *objects) Bundles(signer string, selector labels.Selector) (out []*certificatesv1.ClusterTrustBundle, err error) {
+	for _, b := range o.bundles {
+		if b.Spec.SignerName == signer && selector.Matches(labels.Set(b.Labels)) {
+			out = append(out, b)
+		}
+	}
+	return out, nil
+}
+
+func (o *objects) Certificate(_ context.Context, _ *corev1.Pod, volume string, index int) (*Certificate, time.Time, error) {
+	return &Certificate{Key: []byte(volume + " key "), Chain: []byte(strconv.Itoa(index) + " chain")}, o.renew, nil
 }
 
 // newVolumes returns Volumes whose mounts are gone when the test ends.
@@ -198,7 +224,7 @@ func TestUpdateIsAtomic(t *testing.T) {
 			}
 			data, err := os.Open(filepath.Join(dir, dataLink))
 			if errors.Is(err, fs.ErrNotExist) {
-				continue
+				continue // replaced while the link was being followed
 			}
 			if err != nil {
 				t.Error(err)

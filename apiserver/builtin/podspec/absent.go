@@ -23,15 +23,6 @@ func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	refuse(s.Resources != nil, path.Child("resources"))
 	refuse(s.SchedulingGroup != nil, path.Child("schedulingGroup"))
 	refuse(len(s.EvictionResponders) > 0, path.Child("evictionResponders"))
-	for i := range s.Volumes {
-		if p := s.Volumes[i].Projected; p != nil {
-			for j, src := range p.Sources {
-				at := path.Child("volumes").Index(i).Child("projected", "sources").Index(j)
-				refuse(src.ClusterTrustBundle != nil, at.Child("clusterTrustBundle"))
-				refuse(src.PodCertificate != nil, at.Child("podCertificate"))
-			}
-		}
-	}
 	eachContainer(s, path, func(c *corev1.Container, at *field.Path) {
 		refuse(len(c.Resources.Claims) > 0, at.Child("resources", "claims"))
 		for i := range c.VolumeMounts {

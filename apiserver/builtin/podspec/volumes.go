@@ -245,7 +245,16 @@ func projected(s *corev1.ProjectedVolumeSource, p *field.Path) (errs field.Error
 			errs = append(errs, token(s, at.Child("serviceAccountToken"))...)
 			once(s.Path, p)
 		}
-		if n == 0 && src.ClusterTrustBundle == nil && src.PodCertificate == nil {
+		if s := src.ClusterTrustBundle; s != nil {
+			n++
+			errs = append(errs, trustBundle(s, at.Child("clusterTrustBundle"))...)
+			once(s.Path, p)
+		}
+		if s := src.PodCertificate; s != nil {
+			n++
+			errs = append(errs, podCertificate(s, at.Child("podCertificate"), func(path string) { once(path, p) })...)
+		}
+		if n == 0 {
 			errs = append(errs, field.Required(at, "must specify a volume source"))
 		}
 		if n > 1 {
