@@ -1,7 +1,7 @@
 // Package server is the kubelet's HTTPS server: what the API server, metrics collectors and curious operators ask of a
 // node. It replaces upstream's kubelet/server.
 //
-//	GET      /healthz                                open to all
+//	GET      /healthz
 //	GET      /pods                                   the node's pods as a v1 PodList
 //	GET      /containerLogs/<ns>/<pod>/<container>   follow, previous, tailLines, sinceSeconds, sinceTime, timestamps, limitBytes, stream
 //	GET,POST /exec, /attach/<ns>/<pod>[/<uid>]/<container>, /portForward/<ns>/<pod>[/<uid>]
@@ -47,7 +47,7 @@ type Access struct {
 	User   string
 	Groups []string
 	Verb   string // get, create
-	// Part is the subresource of nodes that the request is for, as upstream's: proxy, stats, metrics, log, healthz.
+	// Part is the subresource of nodes that the request is for, as upstream's: proxy, stats, metrics, pods, configz, healthz.
 	Part string
 	Path string
 }
@@ -108,7 +108,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	defer s.runtime.CloseIdleConnections()
 	config := s.TLS.Clone()
-	config.ClientAuth = tls.RequestClientCert // checked by us, so that /healthz needs none
+	config.ClientAuth = tls.RequestClientCert // checked by us, who say what is wrong
 	config.NextProtos = []string{"http/1.1"}  // sessions take over their connection
 	// Sessions hijack their connections; their contexts end them.
 	sessions, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -135,11 +135,15 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 // Handler returns what is served, with the checks of who asks.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 	handle := func(pattern, part string, f http.HandlerFunc) {
-		mux.Handle(pattern, s.checked(part, f))
+		mux.Handle(pattern, s.checked(f, part))
 	}
-	handle("GET /pods", "proxy", s.pods)
+	// Who may see one of these alone needs no right to everything.
+	fine := func(pattern, part string, f http.HandlerFunc) {
+		mux.Handle(pattern, s.checked(f, part, "proxy"))
+	}
+	fine("GET /healthz", "healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	fine("GET /pods", "pods", s.pods)
 	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
 	for _, verb := range []string{"GET", "POST"} {
 		for _, path := range []string{"/{namespace}/{pod}/{container}", "/{namespace}/{pod}/{uid}/{container}"} {
@@ -154,14 +158,14 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /stats/summary", "stats", s.summary)
 	handle("GET /metrics", "metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	handle("GET /metrics/resource", "metrics", s.resource)
-	handle("GET /configz", "proxy", func(w http.ResponseWriter, _ *http.Request) {
+	fine("GET /configz", "configz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"kubeletconfig": s.Configz})
 	})
 	return mux
 }
 
-// checked serves f to those who may.
-func (s *Server) checked(part string, f http.HandlerFunc) http.Handler {
+// checked serves f to those who may use one of the parts.
+func (s *Server) checked(f http.HandlerFunc, parts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		cert, err := s.identify(r)
 		if err != nil {
@@ -169,15 +173,17 @@ func (s *Server) checked(part string, f http.HandlerFunc) http.Handler {
 			s.Log.Debug("request without a valid certificate", "path", r.URL.Path, "err", err)
 			return
 		}
-		a := Access{User: cert.Subject.CommonName, Groups: cert.Subject.Organization, Verb: "get", Part: part, Path: r.URL.Path}
+		a := Access{User: cert.Subject.CommonName, Groups: cert.Subject.Organization, Verb: "get", Path: r.URL.Path}
 		if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
 			a.Verb = "create" // also sessions that are opened by GET
 		}
-		if err := s.Authorize(r.Context(), a); err != nil {
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)", a.User, a.Verb, a.Part), http.StatusForbidden)
-			return
+		for _, a.Part = range parts {
+			if s.Authorize(r.Context(), a) == nil {
+				f(w, r)
+				return
+			}
 		}
-		f(w, r)
+		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User, a.Verb, parts), http.StatusForbidden)
 	})
 }
 

@@ -107,7 +107,8 @@ func TestWhoMayAsk(t *testing.T) {
 		path string
 		want int
 	}{
-		{"health is open", nil, "/healthz", 200},
+		{"health of nobody's", nil, "/healthz", 401},
+		{"health", admin, "/healthz", 200},
 		{"no certificate", nil, "/pods", 401},
 		{"administrator", admin, "/pods", 200},
 		{"somebody", ca.client(x509.ExtKeyUsageClientAuth, "joe", "dev"), "/pods", 403},
@@ -158,6 +159,29 @@ func TestSessionsNeedCreate(t *testing.T) {
 		h.ServeHTTP(w, r)
 		if w.Code != 403 || seen[len(seen)-1] != c.want {
 			t.Errorf("%s %s: %d %v", c.method, c.path, w.Code, seen)
+		}
+	}
+}
+
+// Upstream's fine rights: who may see one thing needs no right to all, and who has that needs no other.
+func TestFineRights(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
+	for path, fine := range map[string]string{"/healthz": "healthz", "/pods": "pods", "/configz": "configz"} {
+		for right, want := range map[string]int{fine: 200, "proxy": 200, "metrics": 403} {
+			h := newServer(t, ca, func(_ context.Context, a Access) error {
+				if a.Part == right {
+					return nil
+				}
+				return http.ErrNotSupported
+			})
+			r := httptest.NewRequest("GET", path, nil)
+			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s with the right to %s: %d, want %d", path, right, w.Code, want)
+			}
 		}
 	}
 }
