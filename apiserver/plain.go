@@ -114,7 +114,7 @@ func (s *Server) listPaths() []string {
 }
 
 // health serves /healthz, /livez and /readyz, and their parts below them. A process that answers lives; it is ready
-// when all its components are.
+// when all its components are, and healthy when what it depends on elsewhere answers.
 func (c *call) health(which, part string) {
 	type check struct {
 		name string
@@ -123,7 +123,9 @@ func (c *call) health(which, part string) {
 	checks := []check{{"ping", true}}
 	if c.s.deps.Health != nil {
 		for _, h := range c.s.deps.Health.Checks() {
-			checks = append(checks, check{h.Name, h.Ready || which != "readyz"})
+			if !h.Probe || which != "livez" {
+				checks = append(checks, check{h.Name, h.Ready || which != "readyz" && !h.Probe})
+			}
 		}
 	}
 	if part != "" {

@@ -217,6 +217,8 @@ type Health struct {
 	mu    sync.Mutex
 	names []string
 	state map[string]*atomic.Bool
+
+	probes []probe
 }
 
 // NewHealth returns an empty Health.
@@ -237,19 +239,36 @@ func (h *Health) Watch(c Component) Component {
 	})
 }
 
+// Probe adds a check that is made anew each time it is asked for.
+func (h *Health) Probe(name string, ok func() bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.probes = append(h.probes, probe{name, ok})
+}
+
+type probe struct {
+	name string
+	ok   func() bool
+}
+
 // Check is one line of /readyz?verbose.
 type Check struct {
 	Name  string
 	Ready bool
+	// Probe says that it is no component's: /healthz shows it as well.
+	Probe bool
 }
 
-// Checks returns the components in the order in which they were given to Watch.
+// Checks returns the components in the order in which they were given to Watch, then what was given to Probe.
 func (h *Health) Checks() []Check {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var cs []Check
 	for _, n := range h.names {
-		cs = append(cs, Check{n, h.state[n].Load()})
+		cs = append(cs, Check{Name: n, Ready: h.state[n].Load()})
+	}
+	for _, p := range h.probes {
+		cs = append(cs, Check{Name: p.name, Ready: p.ok(), Probe: true})
 	}
 	return cs
 }

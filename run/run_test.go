@@ -158,7 +158,7 @@ func TestHealth(t *testing.T) {
 			t.Error("ready too early")
 		}
 		time.Sleep(2 * time.Second)
-		if want := []Check{{"a", true}}; !slices.Equal(h.Checks(), want) {
+		if want := []Check{{Name: "a", Ready: true}}; !slices.Equal(h.Checks(), want) {
 			t.Error(h.Checks())
 		}
 		cancel()

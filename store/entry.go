@@ -17,17 +17,18 @@ type Entry struct {
 	// Revision is that of the write, or of the deletion where this is the last state of a deleted object.
 	Revision api.Revision
 	Key      api.Key
-	// Stale says that the object is stored in a form that it would not get now: sealed with an old key.
-	Stale bool
-
 	// Of is the entry as it is stored where this one is another form of it, made by As.
 	Of *Entry
 
-	form atomic.Pointer[Entry]
-	err  error
-	mu   sync.Mutex // held while encoding, so that it is done once
-	made [formats]atomic.Pointer[[]byte]
+	form  atomic.Pointer[Entry]
+	stale func() bool
+	err   error
+	mu    sync.Mutex // held while encoding, so that it is done once
+	made  [formats]atomic.Pointer[[]byte]
 }
+
+// Stale says that the object is stored in a form that it would not get now: sealed with an old key.
+func (e *Entry) Stale() bool { return e.stale != nil && e.stale() }
 
 // Err says why the stored bytes could not be read as an object; it is nil otherwise.
 func (e *Entry) Err() error { return e.err }
@@ -109,9 +110,7 @@ func load(k *api.Kind, key api.Key, kv KV) *Entry {
 	if err != nil {
 		return &Entry{Key: key, Revision: kv.Modified, err: fmt.Errorf("read %s from the database: %w", kv.Key, err)}
 	}
-	e := entry(o, key, kv.Modified)
-	e.Stale = kv.Stale
-	return e
+	return entry(o, key, kv.Modified)
 }
 
 // entry makes o, which it takes over, the object of revision rev.

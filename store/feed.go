@@ -112,6 +112,7 @@ func (s *Store) event(t *table, key api.Key, c *Change) Event {
 	} else if e = load(t.kind, key, c.KV); e.err != nil {
 		s.o.Log.Error("unreadable object", "key", c.Key, "err", e.err)
 	}
+	e.stale = c.Stale
 	s.detect.add(e)
 	return Event{Entry: e}
 }

@@ -62,8 +62,8 @@ type KV struct {
 	Value    []byte
 	Created  api.Revision
 	Modified api.Revision
-	// Stale says that the value would be stored in another form now, so that writing it again is of use.
-	Stale bool
+	// Stale says whether the value would be stored in another form now, so that writing it again is of use. Nil: no.
+	Stale func() bool
 }
 
 // Change is one key's change: a put, or a deletion where KV.Value is nil.

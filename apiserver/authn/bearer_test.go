@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -24,6 +27,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	config "k8s.io/apiserver/pkg/apis/apiserver"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 )
@@ -136,20 +140,31 @@ func (p *provider) token(claims map[string]any) string {
 	return text
 }
 
-func (p *provider) config() authn.JWT {
+func (p *provider) config() config.JWTAuthenticator {
 	oidc := "oidc:"
 	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw}))
-	return authn.JWT{
-		Issuer:               authn.JWTIssuer{URL: p.URL, CertificateAuthority: ca, Audiences: []string{"kubernetes"}},
-		ClaimValidationRules: []authn.ClaimRule{{Claim: "tenant", RequiredValue: "acme"}},
-		ClaimMappings:        authn.Mappings{Username: authn.Mapping{Claim: "sub", Prefix: &oidc}, Groups: authn.Mapping{Claim: "groups", Prefix: &oidc}},
+	return config.JWTAuthenticator{
+		Issuer:               config.Issuer{URL: p.URL, CertificateAuthority: ca, Audiences: []string{"kubernetes"}},
+		ClaimValidationRules: []config.ClaimValidationRule{{Claim: "tenant", RequiredValue: "acme"}},
+		ClaimMappings: config.ClaimMappings{Username: config.PrefixedClaimOrExpression{Claim: "sub", Prefix: &oidc},
+			Groups: config.PrefixedClaimOrExpression{Claim: "groups", Prefix: &oidc}},
 	}
+}
+
+// verifier is one of the configured issuers.
+func verifier(t *testing.T, configs ...config.JWTAuthenticator) *authn.OIDC {
+	t.Helper()
+	o, err := authn.NewOIDC(configs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 func TestOIDC(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t)
-	o := authn.NewOIDC([]authn.JWT{p.config()})
+	o := verifier(t, p.config())
 	for name, tc := range map[string]struct {
 		claims map[string]any
 		user   string // and groups
@@ -190,41 +205,129 @@ func TestOIDC(t *testing.T) {
 	}
 }
 
+// What expressions make of claims, and what they refuse.
+func TestOIDCExpressions(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	c := p.config()
+	c.ClaimValidationRules = []config.ClaimValidationRule{{Claim: "tenant", RequiredValue: "acme"},
+		{Expression: "claims.level >= 2.0", Message: "level is too low"}}
+	c.ClaimMappings = config.ClaimMappings{
+		Username: config.PrefixedClaimOrExpression{Expression: "claims.sub + '@' + claims.tenant"},
+		Groups:   config.PrefixedClaimOrExpression{Expression: "claims.realm.roles__dot__all.map(r, 'role:' + r)"},
+		UID:      config.ClaimOrExpression{Expression: "string(claims.level)"},
+		Extra: []config.ExtraMapping{{Key: "example.org/tenant", ValueExpression: "claims.tenant"},
+			{Key: "example.org/none", ValueExpression: "claims.?nothing.orValue('')"}, {Key: "example.org/list", ValueExpression: "claims.groups"}},
+	}
+	c.UserValidationRules = []config.UserValidationRule{{Expression: "!user.username.startsWith('system:')", Message: "reserved"},
+		{Expression: "user.extra['example.org/tenant'][0] == 'acme' && !('role:banned' in user.groups)"}}
+	o := verifier(t, c)
+	good := map[string]any{"level": 3, "realm": map[string]any{"roles.all": []string{"a", "", "b"}}, "jti": "x"}
+	for name, tc := range map[string]struct {
+		claims map[string]any
+		user   string
+		err    string
+	}{
+		"good":        {nil, "jane@acme [role:a role: role:b] 3 map[authentication.kubernetes.io/credential-id:[JTI=x] example.org/list:[a b] example.org/tenant:[acme]]", ""},
+		"too low":     {map[string]any{"level": 1}, "", "error evaluating claim validation expression: validation expression 'claims.level >= 2.0' failed: level is too low"},
+		"reserved":    {map[string]any{"sub": "system:admin"}, "", "validation expression '!user.username.startsWith('system:')' failed: reserved"},
+		"banned":      {map[string]any{"realm": map[string]any{"roles.all": []string{"banned"}}}, "", "error evaluating user info validation rule"},
+		"no realm":    {map[string]any{"realm": nil}, "", "error evaluating group claim expression: expression 'claims.realm.roles__dot__all"},
+		"odd roles":   {map[string]any{"realm": map[string]any{"roles.all": []int{1}}}, "", "error evaluating group claim expression"},
+		"odd name":    {map[string]any{"sub": 3}, "", "error evaluating username claim expression"},
+		"odd tenant":  {map[string]any{"tenant": "x"}, "", "required claim tenant value does not match"},
+		"odd groups":  {map[string]any{"groups": []any{"a", 1}}, "", "expression must return a string or a list of strings"},
+		"null groups": {map[string]any{"realm": map[string]any{"roles.all": []string{}}}, "jane@acme [] 3 map[authentication.kubernetes.io/credential-id:[JTI=x] example.org/list:[a b] example.org/tenant:[acme]]", ""},
+	} {
+		claims := maps.Clone(good)
+		maps.Copy(claims, tc.claims)
+		u, err := o.Verify(t.Context(), p.token(claims))
+		switch {
+		case tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)):
+			t.Errorf("%s: got %v, want %q", name, err, tc.err)
+		case tc.err == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case (u != nil) != (tc.user != "") || u != nil && fmt.Sprint(u.Name, " ", u.Groups, " ", u.UID, " ", u.Extra) != tc.user:
+			t.Errorf("%s: user %+v", name, u)
+		}
+	}
+}
+
+const configurationHead = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
+
+func writeConfiguration(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestConfiguration(t *testing.T) {
 	t.Parallel()
 	load := func(text string) (*authn.Configuration, error) {
 		file := filepath.Join(t.TempDir(), "c.yaml")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		writeConfiguration(t, file, text)
 		return authn.LoadConfiguration(file)
 	}
-	const head = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
-	c, err := load(head + `
+	c, err := load(configurationHead + `
 jwt:
 - issuer: {url: https://example.org, audiences: [a]}
-  claimMappings: {username: {claim: sub, prefix: ""}}
+  claimMappings: {username: {expression: claims.sub}}
 anonymous: {enabled: true, conditions: [{path: /livez}]}`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !c.AnonymousOn("/livez") || c.AnonymousOn("/api") || !(*authn.Configuration)(nil).AnonymousOn("/api") {
+	if !c.AnonymousOn("/livez") || c.AnonymousOn("/api") {
 		t.Error("anonymous paths")
 	}
-	_, err = load(head + `
+	_, err = load(configurationHead + `
 jwt:
-- issuer: {url: http://example.org, audiences: [a, b]}
-  claimMappings: {username: {expression: claims.sub}, groups: {claim: g}}
-  userValidationRules: [{expression: "true"}]`)
-	for _, want := range []string{"jwt[0].issuer.url: Invalid value", "jwt[0].issuer.audienceMatchPolicy: Invalid value", "jwt[0].claimMappings.username.expression: Forbidden: CEL",
-		"jwt[0].claimMappings.groups.prefix: Required value", "jwt[0].userValidationRules: Forbidden"} {
+- issuer: {url: http://example.org, audiences: [a, b], egressSelectorType: cluster}
+  claimMappings: {username: {expression: "claims."}, groups: {claim: g}}
+  userValidationRules: [{expression: "user.nobody"}]
+- issuer: {url: https://kubernetes.default.svc.cluster.local, audiences: [a]}
+  claimMappings: {username: {claim: sub, prefix: ""}}`)
+	for _, want := range []string{"jwt[0].issuer.url: Invalid value", "jwt[0].issuer.audienceMatchPolicy: Invalid value", "jwt[0].claimMappings.username.expression: Invalid value",
+		"jwt[0].claimMappings.groups.prefix: Required value", "jwt[0].userValidationRules[0].expression: Invalid value", "jwt[0].issuer.egressSelectorType: Forbidden", "jwt[1].issuer.url: Invalid value"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v has no %q", err, want)
 		}
 	}
-	if _, err := load(head + "jwts: []"); err == nil {
-		t.Error("an unknown field was taken")
+	for _, text := range []string{configurationHead + "jwts: []", "", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\n"} {
+		if _, err := load(text); err == nil {
+			t.Errorf("taken: %q", text)
+		}
 	}
+}
+
+// What is good in a changed file counts within its time; what is bad changes nothing.
+func TestConfigurationChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		writeConfiguration(t, file, configurationHead+"anonymous: {enabled: false}")
+		c, err := authn.LoadConfiguration(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- c.Follow(slog.New(slog.DiscardHandler)).Run(ctx, func() {}) }()
+		time.Sleep(30 * time.Second) // between two looks
+		for _, step := range []struct {
+			text string
+			want bool
+		}{{"anonymous: {enabled: false}", false}, {"anonymous: {enabled: true}", true}, {"anonymous: {enabled: false, conditions: [{path: /}]}", true}, {"anonymous: {enabled: false}", false}} {
+			writeConfiguration(t, file, configurationHead+step.text)
+			time.Sleep(2 * time.Minute)
+			if c.AnonymousOn("/api") != step.want {
+				t.Errorf("%s has not the effect %v", step.text, step.want)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // hook is a webhook that answers reviews, and its kubeconfig.
@@ -314,6 +417,11 @@ func TestVerifiers(t *testing.T) {
 		if got != want {
 			t.Errorf("%q: %s, want %s", token, got, want)
 		}
+	}
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+	r.Header.Set("Sec-WebSocket-Protocol", "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.~")
+	if u, err := a.Authenticate(r); u != nil || err == nil {
+		t.Errorf("a token in no base64: %v %v", u, err)
 	}
 	if u, _, err := v.Verify(t.Context(), "good", []string{"vault"}); u != nil || err != nil {
 		t.Errorf("a token for another audience: %v %v", u, err)

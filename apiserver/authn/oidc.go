@@ -16,6 +16,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/golang-jwt/jwt/v5"
+	config "k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/apis/apiserver/validation"
 )
 
 const (
@@ -35,10 +37,14 @@ var oidcAlgorithms = []string{"RS256", "RS384", "RS512", "ES256", "ES384", "ES51
 type OIDC struct{ issuers map[string]*issuer }
 
 // NewOIDC returns the verifier of the configured issuers.
-func NewOIDC(configs []JWT) *OIDC {
+func NewOIDC(configs []config.JWTAuthenticator) (*OIDC, error) {
 	o := &OIDC{issuers: map[string]*issuer{}}
 	for _, c := range configs {
-		i := &issuer{config: c, client: &http.Client{Timeout: oidcTimeout}}
+		mapper, errs := validation.CompileAndValidateJWTAuthenticator(compiler(), c, []string{Issuer})
+		if len(errs) > 0 {
+			return nil, errs.ToAggregate()
+		}
+		i := &issuer{mapping: mapping{&c, mapper}, client: &http.Client{Timeout: oidcTimeout}}
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		if ca := c.Issuer.CertificateAuthority; ca != "" {
 			pool := x509.NewCertPool()
@@ -49,12 +55,12 @@ func NewOIDC(configs []JWT) *OIDC {
 		i.parser = jwt.NewParser(jwt.WithValidMethods(oidcAlgorithms), jwt.WithIssuer(c.Issuer.URL), jwt.WithExpirationRequired())
 		o.issuers[c.Issuer.URL] = i
 	}
-	return o
+	return o, nil
 }
 
 // issuer is one of them.
 type issuer struct {
-	config JWT
+	mapping
 	client *http.Client
 	parser *jwt.Parser
 
@@ -98,7 +104,7 @@ func (i *issuer) verify(ctx context.Context, token string) (*User, error) {
 	if !slices.ContainsFunc(audiences, func(a string) bool { return slices.Contains(i.config.Issuer.Audiences, a) }) {
 		return nil, fmt.Errorf("verify token: expected audience in %q got %q", i.config.Issuer.Audiences, []string(audiences))
 	}
-	return i.user(claims)
+	return i.user(ctx, claims)
 }
 
 // key returns the issuer's keys of that name, all where the token does not say.
@@ -131,8 +137,8 @@ func (i *issuer) key(ctx context.Context, kid string) (any, error) {
 
 func (i *issuer) fetch(ctx context.Context) error {
 	address := strings.TrimSuffix(i.config.Issuer.URL, "/") + ConfigurationPath
-	if d := i.config.Issuer.DiscoveryURL; d != nil {
-		address = *d
+	if d := i.config.Issuer.DiscoveryURL; d != "" {
+		address = d
 	}
 	var about struct {
 		Issuer string `json:"issuer"`
@@ -173,68 +179,4 @@ func (i *issuer) read(ctx context.Context, address string, into any) error {
 		return fmt.Errorf("read %s: %w", address, err)
 	}
 	return nil
-}
-
-// user maps claims.
-func (i *issuer) user(claims jwt.MapClaims) (*User, error) {
-	m := &i.config.ClaimMappings
-	name, ok := claims[m.Username.Claim].(string)
-	if !ok || name == "" {
-		return nil, fmt.Errorf("parse username claims %q: claim not present or not a string", m.Username.Claim)
-	}
-	if verified, present := claims["email_verified"]; m.Username.Claim == "email" && present && verified != true {
-		return nil, errors.New("email not verified")
-	}
-	u := &User{Name: prefix(m.Username) + name}
-	if c := m.Groups.Claim; c != "" && claims[c] != nil {
-		groups, err := texts(claims[c])
-		if err != nil {
-			return nil, fmt.Errorf("parse groups claim %q: %w", c, err)
-		}
-		for _, g := range groups {
-			u.Groups = append(u.Groups, prefix(m.Groups)+g)
-		}
-	}
-	if c := m.UID.Claim; c != "" {
-		if u.UID, ok = claims[c].(string); !ok {
-			return nil, fmt.Errorf("parse uid claim %q: claim not present or not a string", c)
-		}
-	}
-	for _, r := range i.config.ClaimValidationRules {
-		if value, ok := claims[r.Claim].(string); !ok {
-			return nil, fmt.Errorf("required claim %s not present in ID token", r.Claim)
-		} else if value != r.RequiredValue {
-			return nil, fmt.Errorf("required claim %s value does not match. Got = %s, want = %s", r.Claim, value, r.RequiredValue)
-		}
-	}
-	if id, ok := claims["jti"].(string); ok && id != "" {
-		u.Extra = map[string][]string{CredentialID: {"JTI=" + id}}
-	}
-	return u, nil
-}
-
-func prefix(m Mapping) string {
-	if m.Prefix == nil {
-		return ""
-	}
-	return *m.Prefix
-}
-
-// texts reads a claim that is one string or several.
-func texts(v any) ([]string, error) {
-	switch v := v.(type) {
-	case string:
-		return []string{v}, nil
-	case []any:
-		var all []string
-		for _, x := range v {
-			s, ok := x.(string)
-			if !ok {
-				return nil, fmt.Errorf("%v is not a string", x)
-			}
-			all = append(all, s)
-		}
-		return all, nil
-	}
-	return nil, errors.New("neither a string nor a list of strings")
 }

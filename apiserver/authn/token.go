@@ -271,6 +271,7 @@ func bearer(r *http.Request) string {
 				if data, err := base64.RawURLEncoding.DecodeString(enc); err == nil {
 					return string(data)
 				}
+				return enc // a bad token, not none
 			}
 		}
 	}

@@ -3,9 +3,6 @@ package authz
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +10,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	config "k8s.io/apiserver/pkg/apis/apiserver"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 )
@@ -21,7 +19,8 @@ func TestWebhook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		w := &webhook{seen: map[string]answer{}, config: &WebhookConfig{AuthorizedTTL: metav1.Duration{Duration: time.Minute}, UnauthorizedTTL: metav1.Duration{Duration: time.Second}, FailurePolicy: "Deny"}}
+		w := &webhook{seen: map[string]answer{}, config: &config.WebhookConfiguration{CacheAuthorizedRequests: true, CacheUnauthorizedRequests: true,
+			AuthorizedTTL: metav1.Duration{Duration: time.Minute}, UnauthorizedTTL: metav1.Duration{Duration: time.Second}, FailurePolicy: "Deny"}}
 		w.post = func(_ context.Context, o any) error {
 			asked++
 			q := o.(*authorizationv1.SubjectAccessReview)
@@ -63,24 +62,41 @@ func TestWebhook(t *testing.T) {
 	})
 }
 
-func TestAuthorizationConfiguration(t *testing.T) {
+// A webhook is asked about the requests that it is for, and about no others.
+func TestMatchConditions(t *testing.T) {
 	t.Parallel()
-	load := func(text string) error {
-		file := filepath.Join(t.TempDir(), "c.yaml")
-		if err := os.WriteFile(file, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\n"+text), 0o600); err != nil {
+	for _, c := range []struct {
+		policy     string
+		conditions []string
+		namespace  string
+		asked      bool
+		denied     bool
+	}{
+		{"NoOpinion", []string{"has(request.resourceAttributes)", "request.resourceAttributes.namespace == 'a'"}, "a", true, false},
+		{"NoOpinion", []string{"request.resourceAttributes.namespace == 'a'"}, "b", false, false},
+		{"Deny", []string{"request.resourceAttributes.namespace == 'a'"}, "b", false, false},
+		{"Deny", []string{"'jane' in request.groups", "request.extra['k'][0] == 'v'"}, "a", false, false},
+		{"Deny", []string{"request.extra['k'][0] == 'v'"}, "a", false, true},
+		{"NoOpinion", []string{"request.extra['k'][0] == 'v'"}, "a", false, false},
+		{"NoOpinion", []string{"request.resourceAttributes.fieldSelector.requirements.exists(r, r.key == 'a')"}, "a", true, false},
+	} {
+		k := &config.WebhookConfiguration{FailurePolicy: c.policy, ConnectionInfo: config.WebhookConnectionInfo{KubeConfigFile: new(emptyKubeconfig(t))}}
+		for _, e := range c.conditions {
+			k.MatchConditions = append(k.MatchConditions, config.WebhookMatchCondition{Expression: e})
+		}
+		w, err := newWebhook(k)
+		if err != nil {
 			t.Fatal(err)
 		}
-		_, err := LoadConfiguration(file)
-		return err
-	}
-	if err := load("authorizers: [{type: Node, name: node}, {type: RBAC, name: rbac}]"); err != nil {
-		t.Error(err)
-	}
-	err := load("authorizers: [{type: Node, name: a}, {type: Node, name: a}, {type: Webhook, name: c, webhook: {timeout: 1m, matchConditions: [{expression: x}]}}, {type: ABAC, name: d}]")
-	for _, want := range []string{`authorizers[1].type: Duplicate value: "Node"`, `authorizers[1].name: Duplicate value: "a"`, "authorizers[2].webhook.timeout: Invalid value", "authorizers[2].webhook.matchConditions: Forbidden",
-		"authorizers[2].webhook.connectionInfo.type: Unsupported value", "authorizers[3].type: Unsupported value"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v has no %q", err, want)
+		asked := false
+		w.post = func(_ context.Context, o any) error {
+			asked = true
+			o.(*authorizationv1.SubjectAccessReview).Status.Allowed = true
+			return nil
+		}
+		ok, _, err := w.Authorize(t.Context(), &Attributes{User: &authn.User{Name: "jane"}, Verb: "list", Resource: "pods", Namespace: c.namespace, Fields: fields.OneTermEqualSelector("a", "b")})
+		if asked != c.asked || ok != c.asked || errors.Is(err, ErrDenied) != c.denied {
+			t.Errorf("%v in %s: asked %v, answer %v %v", c.conditions, c.namespace, asked, ok, err)
 		}
 	}
 }

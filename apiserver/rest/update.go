@@ -331,7 +331,7 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 	if r.released(now) {
 		return p.commitDelete(ctx, r, entry, now)
 	}
-	if r.Any.r.ttl == 0 && !entry.Stale && equality.Semantic.DeepEqual(now, old) {
+	if r.Any.r.ttl == 0 && !entry.Stale() && equality.Semantic.DeepEqual(now, old) {
 		return entry, nil
 	}
 	done, err := hold(ctx, r, now, old)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -28,7 +30,8 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 			return nil, err
 		}
 		a.anonymous = config.AnonymousOn
-		verifiers = append(verifiers, authn.ForServer(authn.NewOIDC(config.JWT).Verify, tokens.Audiences()))
+		verifiers = append(verifiers, authn.ForServer(config.Verify, tokens.Audiences()))
+		s.files = append(s.files, config.Follow(s.log))
 	}
 	if c.TokenWebhookConfig != "" {
 		reviews, err := authn.NewTokenReviews(c.TokenWebhookConfig)
@@ -40,13 +43,12 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 	a.verifier = authn.Verifiers(verifiers...)
 	a.authorizer = authz.Union(authz.NewNode(s.store), a.rbac)
 	if c.AuthorizationConfig != "" {
-		config, err := authz.LoadConfiguration(c.AuthorizationConfig)
+		config, err := authz.LoadConfiguration(c.AuthorizationConfig, authz.NewNode(s.store), a.rbac)
 		if err != nil {
 			return nil, err
 		}
-		if a.authorizer, err = authz.Configured(config, authz.NewNode(s.store), a.rbac); err != nil {
-			return nil, err
-		}
+		a.authorizer = config
+		s.files = append(s.files, config.Follow(s.log))
 	}
 	return a, nil
 }
@@ -56,9 +58,17 @@ func (s *server) sealed(b store.Backend) (store.Backend, error) {
 	if s.config.APIServer.EncryptionConfig == "" {
 		return b, nil
 	}
-	c, err := sealed.LoadConfig(s.config.APIServer.EncryptionConfig)
+	e, err := sealed.New(b, s.config.APIServer.EncryptionConfig, api.Stored(), s.log)
 	if err != nil {
 		return nil, err
 	}
-	return sealed.New(b, c, api.Stored(), s.log)
+	s.files = append(s.files, e.Follow())
+	s.health.Probe("kms-providers", func() bool {
+		err := e.Well(context.Background())
+		if err != nil {
+			s.log.Warn("encryption at rest does not work", "err", err)
+		}
+		return err == nil
+	})
+	return e, nil
 }

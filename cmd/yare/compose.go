@@ -42,6 +42,7 @@ type server struct {
 	api     *apiserver.Server
 	init    *oci.Init
 	metrics *prometheus.Registry // of all components of this process
+	files   []run.Component      // settings' files that may change while it runs
 }
 
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
@@ -73,7 +74,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	return run.InOrder("yare",
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
-			containers, s.warm(), run.GiveBack()),
+			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
 		run.Together("loops", s.pki.Renewer(s.log), s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil

@@ -4,7 +4,6 @@ import (
 	"crypto/aes"
 	"encoding/base64"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -59,20 +58,12 @@ type KMS struct {
 	Timeout    *metav1.Duration `json:"timeout,omitempty"`
 }
 
-// LoadConfig reads and checks the file.
-func LoadConfig(file string) (*Config, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("encryption configuration: %w", err)
-	}
+func parse(text []byte) (*Config, error) {
 	c := &Config{}
 	if err := yaml.UnmarshalStrict(text, c); err != nil {
-		return nil, fmt.Errorf("encryption configuration in %s: %w", file, err)
+		return nil, err
 	}
-	if err := c.validate().ToAggregate(); err != nil {
-		return nil, fmt.Errorf("encryption configuration in %s: %w", file, err)
-	}
-	return c, nil
+	return c, c.validate().ToAggregate()
 }
 
 func (c *Config) validate() (errs field.ErrorList) {

@@ -32,6 +32,11 @@ const (
 type service struct {
 	client  kms.KeyManagementServiceClient
 	timeout time.Duration
+	close   func() error
+
+	health sync.Mutex // held while asking how it is, so that it is done once
+	probed time.Time
+	ill    error
 
 	mu      sync.Mutex
 	current *seed
@@ -52,11 +57,7 @@ func dial(endpoint string, timeout time.Duration) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newService(kms.NewKeyManagementServiceClient(c), timeout), nil
-}
-
-func newService(c kms.KeyManagementServiceClient, timeout time.Duration) *service {
-	return &service{client: c, timeout: timeout, opened: map[[32]byte]transformer{}}
+	return &service{client: kms.NewKeyManagementServiceClient(c), timeout: timeout, close: c.Close, opened: map[[32]byte]transformer{}}, nil
 }
 
 // writer returns the seed to write with, a new one where the service uses another key now.
@@ -69,10 +70,10 @@ func (s *service) writer(ctx context.Context) (*seed, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	status, err := s.client.Status(ctx, &kms.StatusRequest{})
-	switch {
-	case err == nil && (status.Healthz != "ok" || status.Version != "v2" && status.Version != "v2beta1"):
-		err = fmt.Errorf("key management service is %q, version %s", status.Healthz, status.Version)
-	case err == nil && s.current != nil && status.KeyId == s.current.keyID:
+	if err == nil {
+		err = well(status)
+	}
+	if err == nil && s.current != nil && status.KeyId == s.current.keyID {
 		s.checked = time.Now()
 		return s.current, nil
 	}

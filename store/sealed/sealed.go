@@ -9,8 +9,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/yare-dev/yare/api"
@@ -23,13 +26,24 @@ type prefixed struct {
 	transformer
 }
 
-// Backend encrypts what goes into another.
+// Backend encrypts what goes into another, by a file that may change meanwhile.
 type Backend struct {
 	store.Backend
-	log *slog.Logger
+	file  string
+	text  []byte
+	kinds []*api.Kind
+	log   *slog.Logger
+	now   atomic.Pointer[rules]
+}
+
+// rules are what the file says at a time.
+type rules struct {
 	// byPrefix has the transformers of built-in kinds by their folder below /registry/.
 	byPrefix map[string][]prefixed
-	rules    []rule
+	all      []rule
+	services map[string]*service // by name
+	// changed says that these are not the rules any more: values that were read by them may have another form now.
+	changed func() bool
 }
 
 // rule is an entry of the configuration.
@@ -40,56 +54,83 @@ type rule struct {
 
 const root = "/registry/"
 
-// New returns a Backend over b for the built-in kinds, and those that are defined later.
-func New(b store.Backend, c *Config, kinds []*api.Kind, log *slog.Logger) (*Backend, error) {
-	s := &Backend{Backend: b, log: log.With("component", "store"), byPrefix: map[string][]prefixed{}}
-	made := map[string]*service{}
-	for i := range c.Resources {
-		by, err := c.Resources[i].transformers(made)
-		if err != nil {
-			return nil, err
-		}
-		s.rules = append(s.rules, rule{&c.Resources[i], by})
+// New returns a Backend over b for the built-in kinds, and those that are defined later, as the file has it.
+func New(b store.Backend, file string, kinds []*api.Kind, log *slog.Logger) (*Backend, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("encryption configuration: %w", err)
 	}
-	for _, k := range kinds {
-		s.byPrefix[k.Prefix] = s.of(k)
+	s := &Backend{Backend: b, file: file, text: text, kinds: kinds, log: log.With("component", "store")}
+	r, err := s.rules(text)
+	if err != nil {
+		return nil, fmt.Errorf("encryption configuration in %s: %w", file, err)
 	}
+	s.now.Store(r)
 	return s, nil
 }
 
+// rules reads a file's text.
+func (b *Backend) rules(text []byte) (*rules, error) {
+	c, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	r := &rules{byPrefix: map[string][]prefixed{}, services: map[string]*service{}}
+	r.changed = func() bool { return b.now.Load() != r }
+	for i := range c.Resources {
+		by, err := c.Resources[i].transformers(r.services)
+		if err != nil {
+			return nil, errors.Join(err, r.close())
+		}
+		r.all = append(r.all, rule{&c.Resources[i], by})
+	}
+	for _, k := range b.kinds {
+		r.byPrefix[k.Prefix] = r.of(k)
+	}
+	return r, nil
+}
+
+// close ends the connections to key management services.
+func (r *rules) close() (err error) {
+	for _, s := range r.services {
+		err = errors.Join(err, s.close())
+	}
+	return err
+}
+
 // of returns the transformers of a kind, none where it is stored as it is.
-func (b *Backend) of(k *api.Kind) []prefixed {
-	for _, r := range b.rules {
-		if r.about.names(k) {
-			return r.by
+func (r *rules) of(k *api.Kind) []prefixed {
+	for _, one := range r.all {
+		if one.about.names(k) {
+			return one.by
 		}
 	}
 	return nil
 }
 
 // transformers returns those of a key of the database.
-func (b *Backend) transformers(key string) []prefixed {
+func (r *rules) transformers(key string) []prefixed {
 	rest, ok := strings.CutPrefix(key, root)
 	if !ok {
 		return nil
 	}
 	first, rest, _ := strings.Cut(rest, "/")
-	if t, ok := b.byPrefix[first]; ok {
+	if t, ok := r.byPrefix[first]; ok {
 		return t
 	}
 	second, _, _ := strings.Cut(rest, "/")
-	if t, ok := b.byPrefix[first+"/"+second]; ok {
+	if t, ok := r.byPrefix[first+"/"+second]; ok {
 		return t
 	}
 	if strings.Contains(first, ".") { // a custom resource: its group, then its name
-		return b.of(&api.Kind{Group: first, Plural: second})
+		return r.of(&api.Kind{Group: first, Plural: second})
 	}
 	return nil
 }
 
 // Put implements store.Backend.
 func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error) {
-	if ts := b.transformers(key); len(ts) > 0 {
+	if ts := b.now.Load().transformers(key); len(ts) > 0 {
 		text, err := ts[0].seal(ctx, key, value)
 		if err != nil {
 			return 0, err
@@ -124,7 +165,9 @@ var errUnknown = errors.New("no matching prefix found")
 
 // open replaces the value by what it was before it was sealed.
 func (b *Backend) open(ctx context.Context, kv *store.KV) {
-	ts := b.transformers(kv.Key)
+	r := b.now.Load()
+	kv.Stale = r.changed
+	ts := r.transformers(kv.Key)
 	if len(ts) == 0 {
 		return
 	}
@@ -136,10 +179,14 @@ func (b *Backend) open(ctx context.Context, kv *store.KV) {
 		}
 		plain, stale, e := t.open(ctx, kv.Key, text)
 		if e == nil {
-			kv.Value, kv.Stale = plain, stale || i > 0
+			if kv.Value = plain; stale || i > 0 {
+				kv.Stale = always
+			}
 			return
 		}
 		err = e
 	}
 	b.log.Error("sealed object cannot be opened", "key", kv.Key, "err", err)
 }
+
+func always() bool { return true }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
@@ -31,23 +33,21 @@ import (
 
 func key(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
 
-func load(t *testing.T, text string) (*Config, error) {
+const head = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\n"
+
+func write(t *testing.T, file, text string) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "c.yaml")
-	if err := os.WriteFile(file, []byte("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\n"+text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(head+text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return LoadConfig(file)
 }
 
 // over returns a Backend by that configuration over b.
 func over(t *testing.T, b store.Backend, text string) *Backend {
 	t.Helper()
-	c, err := load(t, text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(b, c, api.Stored(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, file, text)
+	s, err := New(b, file, api.Stored(), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func raw(t *testing.T, b store.Backend, key string) (string, bool) {
 	if err != nil || len(kvs) != 1 {
 		t.Fatalf("%v %v", kvs, err)
 	}
-	return string(kvs[0].Value), kvs[0].Stale
+	return string(kvs[0].Value), kvs[0].Stale != nil && kvs[0].Stale()
 }
 
 const secret = "/registry/secrets/ns/s"
@@ -172,7 +172,7 @@ resources:
 		"/registry/services/specs/ns/s": "k8s:enc:aesgcm:v1:b:", "/registry/jobs/ns/j": "none", "/registry/example.org/widgets/ns/w": "k8s:enc:aescbc:v1:a:", "/other": "none",
 	} {
 		got := "none"
-		if ts := b.transformers(path); len(ts) > 0 {
+		if ts := b.now.Load().transformers(path); len(ts) > 0 {
 			got = ts[0].prefix
 		}
 		if got != want {
@@ -183,11 +183,11 @@ resources:
 
 func TestConfig(t *testing.T) {
 	t.Parallel()
-	_, err := load(t, `
+	_, err := parse([]byte(head + `
 resources:
 - resources: [secrets, secrets, "*"]
   providers: [{aesgcm: {keys: [{name: a, secret: YWJj}, {name: a, secret: "!"}]}, identity: {}}, {kms: {apiVersion: v1, name: "a:b", endpoint: "tcp://x", cachesize: 1}}, {}]
-- {resources: []}`)
+- {resources: []}`))
 	for _, want := range []string{`resources[0].resources[1]: Duplicate value: "secrets"`, `resources[0].resources[2]: Invalid value: "*"`, "providers[0].aesgcm.keys[0].secret: Invalid value", "providers[0].aesgcm.keys[1].name: Duplicate value",
 		"providers[0]: Invalid value", "kms.apiVersion: Unsupported value", "kms.name: Invalid value", "kms.cachesize: Invalid value", "kms.endpoint: Invalid value", "providers[2]: Invalid value",
 		"resources[1].resources: Required value", "resources[1].providers: Required value"} {
@@ -205,9 +205,13 @@ type vault struct {
 	kms.UnimplementedKeyManagementServiceServer
 	keyID atomic.Value
 	asked atomic.Int32
+	ill   atomic.Bool
 }
 
 func (v *vault) Status(context.Context, *kms.StatusRequest) (*kms.StatusResponse, error) {
+	if v.ill.Load() {
+		return &kms.StatusResponse{Version: "v2", Healthz: "on fire", KeyId: v.keyID.Load().(string)}, nil
+	}
 	return &kms.StatusResponse{Version: "v2", Healthz: "ok", KeyId: v.keyID.Load().(string)}, nil
 }
 
@@ -224,9 +228,10 @@ func (v *vault) Decrypt(_ context.Context, r *kms.DecryptRequest) (*kms.DecryptR
 	return &kms.DecryptResponse{Plaintext: plain}, nil
 }
 
-func TestKMS(t *testing.T) {
-	t.Parallel()
-	v := &vault{}
+// serveVault serves a vault whose key is k1 and returns it with its configuration.
+func serveVault(t *testing.T) (v *vault, config string) {
+	t.Helper()
+	v = &vault{}
 	v.keyID.Store("k1")
 	socket := filepath.Join(t.TempDir(), "kms.sock")
 	l, err := net.Listen("unix", socket)
@@ -243,10 +248,14 @@ func TestKMS(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return v, "resources: [{resources: [secrets], providers: [{kms: {apiVersion: v2, name: vault, endpoint: 'unix://" + socket + "'}}, {identity: {}}]}]"
+}
+
+func TestKMS(t *testing.T) {
+	t.Parallel()
+	v, config := serveVault(t)
 	inner := memory.New(true)
-	fresh := func() *Backend {
-		return over(t, inner, "resources: [{resources: [secrets], providers: [{kms: {apiVersion: v2, name: vault, endpoint: 'unix://"+socket+"'}}]}]")
-	}
+	fresh := func() *Backend { return over(t, inner, config) }
 	b := fresh()
 	for i := range 3 {
 		if _, err := b.Put(t.Context(), fmt.Sprint(secret, i), []byte("hidden"), 0, 0); err != nil {
@@ -274,11 +283,121 @@ func TestKMS(t *testing.T) {
 	}
 }
 
+// What the file says counts when it has changed: what is written then, what is read, and what would be written otherwise now.
+func TestChange(t *testing.T) {
+	t.Parallel()
+	v, config := serveVault(t)
+	inner := memory.New(true)
+	b := over(t, inner, "resources: [{resources: [secrets], providers: [{identity: {}}]}]")
+	put := func(name string) {
+		t.Helper()
+		if _, err := b.Put(t.Context(), secret+name, []byte("hidden"), 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("0")
+	kvs, _, _, err := b.Range(t.Context(), secret, secret+"~", 0, 0)
+	if err != nil || len(kvs) != 1 || kvs[0].Stale == nil || kvs[0].Stale() {
+		t.Fatalf("%+v %v", kvs, err)
+	}
+	v.ill.Store(true)
+	if _, err := b.take(t.Context(), []byte(head+config)); err == nil {
+		t.Error("rules are taken whose service is ill")
+	}
+	if _, err := b.take(t.Context(), []byte(head)); err == nil {
+		t.Error("rules are taken that are wrong")
+	}
+	if kvs[0].Stale() || b.Well(t.Context()) != nil {
+		t.Error("rules that were not taken changed something")
+	}
+	v.ill.Store(false)
+	old, err := b.take(t.Context(), []byte(head+config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.close(); err != nil {
+		t.Error(err)
+	}
+	if !kvs[0].Stale() {
+		t.Error("what was read before is as it would be written now")
+	}
+	put("1")
+	if text, _ := raw(t, inner, secret+"1"); !strings.HasPrefix(text, "k8s:enc:kms:v2:vault:") {
+		t.Errorf("stored as %q", text)
+	}
+	for name, want := range map[string]bool{"0": true, "1": false} {
+		if plain, stale := raw(t, b, secret+name); plain != "hidden" || stale != want {
+			t.Errorf("%s: %q, stale %v", name, plain, stale)
+		}
+	}
+}
+
+// A service that is ill is told, asked again soon, and not asked for long when it is well.
+func TestWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &vault{}
+		v.keyID.Store("k1")
+		asked := 0
+		s := &service{timeout: time.Second, client: direct{v, &asked}}
+		for _, step := range []struct {
+			after time.Duration
+			ill   bool
+			want  bool
+			asked int
+		}{{0, false, true, 1}, {50 * time.Second, true, true, 1}, {20 * time.Second, true, false, 2}, {5 * time.Second, false, false, 2}, {10 * time.Second, false, true, 3}} {
+			time.Sleep(step.after)
+			v.ill.Store(step.ill)
+			if err := s.probe(t.Context()); (err == nil) != step.want || asked != step.asked {
+				t.Errorf("after %v: %v, asked %d times", step.after, err, asked)
+			}
+		}
+	})
+}
+
+// direct calls a vault without a connection.
+type direct struct {
+	*vault
+	statuses *int
+}
+
+func (d direct) Status(ctx context.Context, r *kms.StatusRequest, _ ...grpc.CallOption) (*kms.StatusResponse, error) {
+	*d.statuses++
+	return d.vault.Status(ctx, r)
+}
+
+func (d direct) Encrypt(ctx context.Context, r *kms.EncryptRequest, _ ...grpc.CallOption) (*kms.EncryptResponse, error) {
+	return d.vault.Encrypt(ctx, r)
+}
+
+func (d direct) Decrypt(ctx context.Context, r *kms.DecryptRequest, _ ...grpc.CallOption) (*kms.DecryptResponse, error) {
+	return d.vault.Decrypt(ctx, r)
+}
+
 // TestBackend holds the whole to what every Backend has to pass.
 func TestBackend(t *testing.T) {
 	t.Parallel()
 	storetest.Backend(t, func(t *testing.T) store.Backend {
-		return over(t, memory.New(true), fmt.Sprintf("resources: [{resources: ['*.*'], providers: [{aesgcm: {keys: [{name: a, secret: %s}]}}]}]", key(1)))
+		return plain{over(t, memory.New(true), fmt.Sprintf("resources: [{resources: ['*.*'], providers: [{aesgcm: {keys: [{name: a, secret: %s}]}}]}]", key(1)))}
+	})
+}
+
+// plain leaves out what other Backends do not say.
+type plain struct{ *Backend }
+
+func (p plain) Range(ctx context.Context, from, end string, limit int, at api.Revision) ([]store.KV, bool, api.Revision, error) {
+	kvs, more, rev, err := p.Backend.Range(ctx, from, end, limit, at)
+	for i := range kvs {
+		kvs[i].Stale = nil
+	}
+	return kvs, more, rev, err
+}
+
+func (p plain) Watch(ctx context.Context, prefix string, from api.Revision, emit func(api.Revision, []store.Change) error) error {
+	return p.Backend.Watch(ctx, prefix, from, func(rev api.Revision, changes []store.Change) error {
+		for i := range changes {
+			changes[i].Stale = nil
+		}
+		return emit(rev, changes)
 	})
 }
 
@@ -302,13 +421,13 @@ func TestStore(t *testing.T) {
 	old := fmt.Sprintf("{aescbc: {keys: [{name: a, secret: %s}]}}", key(1))
 	run("resources: [{resources: [secrets], providers: ["+old+"]}]", func(s *store.Store) {
 		e, err := s.Create(t.Context(), api.SecretKind, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}, Data: map[string][]byte{"a": []byte("b")}}, 0)
-		if err != nil || e.Stale {
-			t.Errorf("%v, stale %v", err, e.Stale)
+		if err != nil || e.Stale() {
+			t.Errorf("%v, stale %v", err, e.Stale())
 		}
 	})
 	run("resources: [{resources: [secrets], providers: [{aesgcm: {keys: [{name: b, secret: "+key(2)+"}]}}, "+old+"]}]", func(s *store.Store) {
 		e := s.Snapshot(api.SecretKind).Get(at)
-		if e == nil || e.Err() != nil || !e.Stale || string(e.Object.(*corev1.Secret).Data["a"]) != "b" {
+		if e == nil || e.Err() != nil || !e.Stale() || string(e.Object.(*corev1.Secret).Data["a"]) != "b" {
 			t.Errorf("%+v", e)
 		}
 	})
