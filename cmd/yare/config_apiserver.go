@@ -15,8 +15,11 @@ type APIServerConfig struct {
 	TokenWebhookConfig string `json:"tokenWebhookConfig,omitempty"`
 	// AuthorizationConfig is a file with an AuthorizationConfiguration of apiserver.config.k8s.io/v1. Default: Node, then RBAC.
 	AuthorizationConfig string `json:"authorizationConfig,omitempty"`
+	// AdmissionConfig is a file with an AdmissionConfiguration of apiserver.config.k8s.io/v1: the plug-in EventRateLimit, where it is to
+	// be used.
+	AdmissionConfig string `json:"admissionConfig,omitempty"`
 	// EncryptionConfig is a file with an EncryptionConfiguration of apiserver.config.k8s.io/v1: which kinds are encrypted in etcd, and
-	// with which keys.
+	// with which keys. This file, AuthenticationConfig and AuthorizationConfig are read anew within a minute after they have changed.
 	EncryptionConfig string `json:"encryptionConfig,omitempty"`
 	// AuditPolicy is a file with a Policy of audit.k8s.io/v1. Without it nothing is recorded.
 	AuditPolicy string `json:"auditPolicy,omitempty"`
@@ -56,6 +59,7 @@ func (c *APIServerConfig) flags(to *cobra.Command) {
 	l.StringVar(&c.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers, anonymous paths")
 	l.StringVar(&c.TokenWebhookConfig, "authentication-token-webhook-config-file", "", "kubeconfig of a service that reviews bearer tokens")
 	l.StringVar(&c.AuthorizationConfig, "authorization-config", "", "file with an AuthorizationConfiguration (default: Node, then RBAC)")
+	l.StringVar(&c.AdmissionConfig, "admission-control-config-file", "", "file with an AdmissionConfiguration: limits of Events")
 	l.StringVar(&c.EncryptionConfig, "encryption-provider-config", "", "file with an EncryptionConfiguration: what is encrypted in etcd")
 	l.StringVar(&c.AuditPolicy, "audit-policy-file", "", "file with the audit policy")
 	l.StringVar(&c.AuditLog, "audit-log-path", "", "file that audit events are written to")

@@ -84,6 +84,14 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	if err != nil {
 		return apiserver.Deps{}, err
 	}
+	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer})
+	if file := s.config.APIServer.AdmissionConfig; file != "" {
+		more, err := admission.Configured(file)
+		if err != nil {
+			return apiserver.Deps{}, err
+		}
+		plugins = append(plugins, more...)
+	}
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
@@ -92,7 +100,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Authorizer:     access.authorizer,
 		Audit:          record,
 		Fairness:       fairness.New(s.store, seats),
-		Admission:      admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer}),
+		Admission:      plugins,
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
 			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
