@@ -6,8 +6,9 @@
 // owner's foreground deletion when its reference says so.
 //
 // There is no graph in memory: the dependents of an object are found by the index of owner UIDs that every kind has,
-// and its owners by name. What wakes an object: it came, its references changed, it is being deleted, or an owner
-// of it went.
+// and its owners by name; only the kinds of what was seen to depend on a UID are remembered (heirs), so that the end of
+// an object that nothing depends on, which most are, costs nothing. What wakes an object: it came, its references
+// changed, it is being deleted, or an owner of it went.
 //
 // Invariant: nothing is deleted because of an owner that was not seen to be absent by a live read, and every
 // deletion is conditional on the revision that the decision was made on.
@@ -40,6 +41,7 @@ type controller struct {
 	byName map[string]*api.Kind           // Kind.String
 	byGK   map[schema.GroupKind]*api.Kind // what owner references name
 	wake   func(api.Key)
+	heirs  heirs
 }
 
 // New returns the garbage collector for the kinds: all stored ones. Events are left out, they expire.
@@ -77,16 +79,12 @@ func keyOf(k *api.Kind, o api.Key) api.Key {
 func (c *controller) concerned(ctx context.Context, k *api.Kind, before, after api.Object) []api.Key {
 	var keys []api.Key
 	if after == nil {
-		deps, err := c.dependents(ctx, before)
-		if err != nil {
-			c.Log.Warn("list dependents", "kind", k.String(), "key", api.KeyOf(before).String(), "err", err)
-		}
-		for _, o := range deps {
-			keys = append(keys, keyOf(api.KindOf(o), api.KeyOf(o)))
-		}
-		return append(keys, c.ownerKeys(before)...)
+		return append(c.bereaved(ctx, before.GetNamespace(), before.GetUID()), c.ownerKeys(before)...)
 	}
 	changed := before == nil || !equality.Semantic.DeepEqual(before.GetOwnerReferences(), after.GetOwnerReferences())
+	if changed {
+		c.depends(k, after)
+	}
 	if changed && len(after.GetOwnerReferences()) > 0 || waits(after) {
 		keys = append(keys, keyOf(k, api.KeyOf(after)))
 	}
@@ -131,12 +129,17 @@ func (c *controller) locate(o api.Object, ref *metav1.OwnerReference) (*api.Kind
 
 // dependents returns every object with a reference to o.
 func (c *controller) dependents(ctx context.Context, o api.Object) ([]api.Object, error) {
+	return c.owned(ctx, c.kinds, o.GetNamespace(), o.GetUID())
+}
+
+// owned returns the objects of the kinds with a reference to an owner in the namespace.
+func (c *controller) owned(ctx context.Context, kinds []*api.Kind, namespace string, owner types.UID) ([]api.Object, error) {
 	var out []api.Object
-	for _, k := range c.kinds {
-		if o.GetNamespace() != "" && !k.Namespaced {
+	for _, k := range kinds {
+		if namespace != "" && !k.Namespaced {
 			continue
 		}
-		os, _, err := c.Client.List(ctx, k, client.Query{Namespace: o.GetNamespace(), Owner: o.GetUID()})
+		os, _, err := c.Client.List(ctx, k, client.Query{Namespace: namespace, Owner: owner})
 		if err != nil {
 			return nil, fmt.Errorf("list owned %s: %w", k, err)
 		}
@@ -309,6 +312,9 @@ func (c *controller) classify(ctx context.Context, o api.Object) (owners, error)
 		switch {
 		case apierrors.IsNotFound(err) || err == nil && owner.GetUID() != ref.UID:
 			s.dangling = append(s.dangling, ref.UID)
+			for _, key := range c.bereaved(ctx, key.Namespace, ref.UID) {
+				c.wake(key)
+			}
 		case err != nil:
 			errs = append(errs, fmt.Errorf("get owner %s %s: %w", k, key, err))
 		case foreground(owner):
