@@ -32,6 +32,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	}
 	c.starting = true
 	c.mu.Unlock()
+	started := now() // not after the program: what it does at once, and its end, come later
 	startErr := c.sandbox.shim.Start(ctx, c.id)
 	c.mu.Lock()
 	c.starting = false
@@ -39,7 +40,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	c.early = nil
 	var recordErr error
 	if startErr == nil {
-		recordErr = c.change(func(r *containerRecord) { r.Started = now() })
+		recordErr = c.change(func(r *containerRecord) { r.Started = started })
 	} else {
 		c.rec.Message = startErr.Error()
 	}

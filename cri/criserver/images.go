@@ -121,6 +121,9 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 
 // PullImage pulls an image. The answer is its ID, as containers name it.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	if err := s.checkHandler(r.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	a := r.GetAuth()
 	im, err := s.images.Pull(ctx, r.GetImage().GetImage(), image.PullOptions{Auth: image.Auth{
 		Username: a.GetUsername(), Password: a.GetPassword(), Basic: a.GetAuth(),

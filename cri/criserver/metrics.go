@@ -2,6 +2,7 @@ package criserver
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -101,13 +102,17 @@ func (s *Server) sandboxMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
 	return all, nil
 }
 
-// metricsOf is pure.
+// metricsOf is pure. Metrics without a time were measured for who asked.
 func metricsOf(st *runtimeapi.PodSandboxStats) *runtimeapi.PodSandboxMetrics {
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: st.GetAttributes().GetId()}
-	for _, link := range st.GetLinux().GetNetwork().GetInterfaces() {
+	links := st.GetLinux().GetNetwork().GetInterfaces()
+	if d := st.GetLinux().GetNetwork().GetDefaultInterface(); d != nil {
+		links = slices.Concat([]*runtimeapi.NetworkInterfaceUsage{d}, links)
+	}
+	for _, link := range links {
 		for _, m := range linkMetrics() {
 			out.Metrics = append(out.Metrics, &runtimeapi.Metric{
-				Name: m.name, Timestamp: st.Linux.Network.Timestamp, MetricType: runtimeapi.MetricType_COUNTER,
+				Name: m.name, MetricType: runtimeapi.MetricType_COUNTER,
 				LabelValues: []string{link.Name}, Value: m.of(link),
 			})
 		}
@@ -116,9 +121,7 @@ func metricsOf(st *runtimeapi.PodSandboxStats) *runtimeapi.PodSandboxMetrics {
 		of := &runtimeapi.ContainerMetrics{ContainerId: c.GetAttributes().GetId()}
 		for _, m := range containerMetrics() {
 			if v := m.of(c); v != nil {
-				of.Metrics = append(of.Metrics, &runtimeapi.Metric{
-					Name: m.name, Timestamp: c.GetCpu().GetTimestamp(), MetricType: m.kind, Value: v,
-				})
+				of.Metrics = append(of.Metrics, &runtimeapi.Metric{Name: m.name, MetricType: m.kind, Value: v})
 			}
 		}
 		out.ContainerMetrics = append(out.ContainerMetrics, of)

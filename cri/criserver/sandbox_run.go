@@ -30,7 +30,10 @@ const shimTimeout = 10 * time.Second
 // nothing is left.
 func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	config := r.GetConfig()
-	if err := checkSandbox(config, r.GetRuntimeHandler()); err != nil {
+	if err := checkSandbox(config); err != nil {
+		return nil, err
+	}
+	if err := s.checkHandler(r.GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	sb := s.newSandbox(sandboxRecord{ID: newID(), Config: config, Handler: r.GetRuntimeHandler(), Created: now()})
@@ -48,15 +51,20 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: sb.id}, nil
 }
 
-func checkSandbox(c *runtimeapi.PodSandboxConfig, handler string) error {
+// checkHandler refuses a RuntimeClass's handler that is not configured.
+func (s *Server) checkHandler(handler string) error {
+	if handler != "" && handler != handlerName {
+		return status.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", handler)
+	}
+	return nil
+}
+
+func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	bad := func(format string, args ...any) error {
 		return status.Errorf(codes.InvalidArgument, "run sandbox: "+format, args...)
 	}
 	if c.GetMetadata().GetName() == "" || c.GetMetadata().GetUid() == "" {
 		return bad("name and UID are required")
-	}
-	if handler != "" && handler != handlerName {
-		return bad("runtime handler %q is not configured", handler)
 	}
 	if u := namespaceOptions(c).GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
 		return bad("user namespaces are not supported")

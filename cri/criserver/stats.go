@@ -262,7 +262,8 @@ func measurePod(out *runtimeapi.LinuxPodSandboxStats, parent string, sb *sandbox
 	return nil
 }
 
-// networkUsage reads the counters of a network namespace: lines of
+// networkUsage reads the counters of a network namespace, the default
+// interface's (eth0, else the first) apart from the others': lines of
 // "eth0: rx-bytes packets errs drop fifo frame compressed multicast tx-bytes packets errs ...".
 func networkUsage(file string) (*runtimeapi.NetworkUsage, error) {
 	f, err := os.Open(file)
@@ -286,10 +287,14 @@ func networkUsage(file string) (*runtimeapi.NetworkUsage, error) {
 		link := &runtimeapi.NetworkInterfaceUsage{
 			Name: name, RxBytes: number(0), RxErrors: number(2), TxBytes: number(8), TxErrors: number(10),
 		}
-		if out.DefaultInterface == nil || name == "eth0" {
+		if out.DefaultInterface == nil && name == "eth0" {
 			out.DefaultInterface = link
+			continue
 		}
 		out.Interfaces = append(out.Interfaces, link)
+	}
+	if out.DefaultInterface == nil && len(out.Interfaces) > 0 {
+		out.DefaultInterface, out.Interfaces = out.Interfaces[0], out.Interfaces[1:]
 	}
 	return out, lines.Err()
 }

@@ -68,6 +68,9 @@ func resolveUser(sc *runtimeapi.LinuxContainerSecurityContext, imageUser string,
 		who, group = sc.RunAsUsername, ""
 	}
 	if g := sc.GetRunAsGroup(); g != nil {
+		if sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
+			return user{}, fmt.Errorf("group %d is asked for without a user", g.Value) // CRI: "the runtime MUST error"
+		}
 		group = strconv.FormatInt(g.Value, 10)
 	}
 	if who == "" {

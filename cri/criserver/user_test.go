@@ -43,7 +43,8 @@ func TestResolveUser(t *testing.T) {
 		"image's numbers":        {image: "5:6", want: user{UID: 5, GID: 6, Home: "/"}},
 		"number with an account": {image: "1000", want: user{UID: 1000, GID: 1001, Groups: []uint32{50, 0}, Home: "/home/alice"}},
 		"pod over image":         {sc: &sc{RunAsUser: id(12)}, image: "alice:staff", want: user{UID: 12, Home: "/"}},
-		"pod's group":            {sc: &sc{RunAsGroup: id(77)}, image: "alice", want: user{UID: 1000, GID: 77, Groups: []uint32{50, 0}, Home: "/home/alice"}},
+		"pod's group":            {sc: &sc{RunAsUsername: "alice", RunAsGroup: id(77)}, want: user{UID: 1000, GID: 77, Groups: []uint32{50, 0}, Home: "/home/alice"}},
+		"group alone":            {sc: &sc{RunAsGroup: id(77)}, image: "alice", fails: "without a user"},
 		"supplemental":           {sc: &sc{RunAsUser: id(12), SupplementalGroups: []int64{3, 4, 3}}, want: user{UID: 12, Groups: []uint32{3, 4}, Home: "/"}},
 		"strict":                 {sc: &sc{RunAsUser: id(1000), SupplementalGroups: []int64{3}, SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict}, want: user{UID: 1000, GID: 1001, Groups: []uint32{3}, Home: "/home/alice"}},
 		"no files":               {image: "7", files: map[string]string{}, want: user{UID: 7, Home: "/"}},
@@ -54,7 +55,7 @@ func TestResolveUser(t *testing.T) {
 		"overflow to root":       {image: "18446744073709551616", fails: "not between"},
 		"overflow in passwd":     {image: "big", fails: "not between"},
 		"negative":               {sc: &sc{RunAsUser: id(-1)}, fails: "not between"},
-		"negative group":         {sc: &sc{RunAsGroup: id(-5)}, fails: "not between"},
+		"negative group":         {sc: &sc{RunAsUser: id(1), RunAsGroup: id(-5)}, fails: "not between"},
 		"supplemental overflow":  {sc: &sc{SupplementalGroups: []int64{1 << 32}}, fails: "not between"},
 		"line that never ends":   {image: "alice", files: map[string]string{"/etc/passwd": strings.Repeat("x", maxAccounts+10)}, fails: "too long"},
 	} {
