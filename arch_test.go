@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"cni":           {"linux", "run"},
 	"image":         {"linux", "run"},
 	"cri":           {"run"},
+	"cri/critest":   {"cri", "linux"},
 	"cri/criserver": {"cri", "image", "oci", "cni", "linux", "run"},
 	"kubelet":       {"api", "client", "cri", "csi", "deviceplugin", "linux", "pki", "run", "stream"},
 	"proxy":         {"api", "client", "linux", "run"},

@@ -1,0 +1,430 @@
+package critest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/websocket"
+	"google.golang.org/grpc/codes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	utilexec "k8s.io/client-go/util/exec"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func execCases() []Case {
+	return []Case{
+		{"SPDY: input, output, errors and the code", 0, spdyExec},
+		{"SPDY: success", 0, spdySuccess},
+		{"SPDY: much in and much out", 0, spdyMuch},
+		{"SPDY: a terminal has the size it is told", 0, spdyTerminal},
+		{"SPDY: a terminal's size changes", 0, spdyResize},
+		{"SPDY: the end of the input is seen", 0, spdyEnd},
+		{"SPDY: a program that is not there is an error", 0, spdyNoProgram},
+		{"WebSocket: output, errors and the code", 0, socketExec},
+		{"WebSocket: input", 0, socketInput},
+		{"WebSocket: a terminal has the size it is told", 0, socketTerminal},
+		{"an address is good for one session", 0, execOnce},
+		{"an address that was not given is refused", 0, execForged},
+		{"no stream at all is refused", 0, execNoStream},
+		{"errors beside a terminal are refused", 0, execTerminalErrors},
+		{"a container that is not there is not found", 0, execSessionUnknown},
+		{"an exited container is refused", 0, execSessionExited},
+	}
+}
+
+// session is what a client of a session sees.
+type session struct {
+	out, errs string
+	err       error
+	code      int
+}
+
+// execURL asks for a session.
+func (t *T) execURL(r *runtimeapi.ExecRequest) string {
+	t.Helper()
+	a, err := t.Runtime.Exec(t.Context(), r)
+	if err != nil {
+		t.Fatalf("exec: %v", err)
+	}
+	return a.Url
+}
+
+// spdy runs a session as kubectl's older versions do.
+func (t *T) spdy(address string, options remotecommand.StreamOptions) session {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, "POST", u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	options.Stdout = &out
+	if !options.Tty {
+		options.Stderr = &errs
+	}
+	s := session{err: e.StreamWithContext(t.Context(), options)}
+	s.out, s.errs = out.String(), errs.String()
+	var code utilexec.CodeExitError
+	if errors.As(s.err, &code) {
+		s.code, s.err = code.Code, nil
+	}
+	return s
+}
+
+func (t *T) spdyRun(options remotecommand.StreamOptions, cmd ...string) session {
+	t.Helper()
+	return t.spdy(t.execURL(&runtimeapi.ExecRequest{
+		ContainerId: t.sleeper(t.any()), Cmd: cmd, Stdin: options.Stdin != nil, Stdout: true, Stderr: !options.Tty, Tty: options.Tty,
+	}), options)
+}
+
+func spdyExec(t *T) {
+	s := t.spdyRun(remotecommand.StreamOptions{Stdin: strings.NewReader("hello")}, "sh", "-c", "cat; echo err >&2; exit 5")
+	if s.err != nil || s.code != 5 || s.out != "hello" || s.errs != "err\n" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func spdySuccess(t *T) {
+	if s := t.spdyRun(remotecommand.StreamOptions{}, "echo", "hi"); s.err != nil || s.code != 0 || s.out != "hi\n" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func spdyMuch(t *T) {
+	in := strings.Repeat("0123456789abcdef", 1<<16)
+	if s := t.spdyRun(remotecommand.StreamOptions{Stdin: strings.NewReader(in)}, "cat"); s.err != nil || s.out != in {
+		t.Errorf("%d bytes of %d, %v", len(s.out), len(in), s.err)
+	}
+}
+
+// sizes is a terminal that changes its size whenever it is told.
+type sizes chan remotecommand.TerminalSize
+
+// Next is asked in a goroutine of the session's, until nil.
+func (s sizes) Next() *remotecommand.TerminalSize {
+	size, ok := <-s
+	if !ok {
+		return nil
+	}
+	return &size
+}
+
+func untilSize(size string) string {
+	return fmt.Sprintf(`while [ "$(stty size 2>/dev/null)" != '%s' ]; do sleep 0.01; done`, size)
+}
+
+func spdyTerminal(t *T) {
+	stdin, hold := io.Pipe()
+	defer hold.Close()
+	terminal := make(sizes, 1)
+	terminal <- remotecommand.TerminalSize{Width: 99, Height: 33}
+	defer close(terminal)
+	s := t.spdyRun(remotecommand.StreamOptions{Stdin: stdin, Tty: true, TerminalSizeQueue: terminal}, "sh", "-c", untilSize("33 99")+"; tty; echo $TERM")
+	if s.err != nil || s.code != 0 || !strings.Contains(s.out, "/dev/pts/") || !strings.HasSuffix(s.out, "xterm\r\n") {
+		t.Errorf("%+v", s)
+	}
+}
+
+func spdyResize(t *T) {
+	stdin, hold := io.Pipe()
+	defer hold.Close()
+	terminal := make(sizes, 2)
+	terminal <- remotecommand.TerminalSize{Width: 99, Height: 33}
+	terminal <- remotecommand.TerminalSize{Width: 120, Height: 40}
+	defer close(terminal)
+	s := t.spdyRun(remotecommand.StreamOptions{Stdin: stdin, Tty: true, TerminalSizeQueue: terminal}, "sh", "-c", untilSize("40 120")+"; exit 3")
+	if s.err != nil || s.code != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func spdyEnd(t *T) {
+	s := t.spdyRun(remotecommand.StreamOptions{Stdin: strings.NewReader("")}, "sh", "-c", "cat; echo end")
+	if s.err != nil || s.out != "end\n" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func spdyNoProgram(t *T) {
+	if s := t.spdyRun(remotecommand.StreamOptions{}, "/no/such/program"); s.err == nil && s.code == 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Channels of version 4 of the protocol, which servers of CRI's sessions know; an API server translates to it.
+const (
+	channelIn = iota
+	channelOut
+	channelErr
+	channelStatus
+	channelSize
+)
+
+// socket is a session over WebSocket.
+type socket struct {
+	*websocket.Conn
+	mu sync.Mutex
+}
+
+func (t *T) dial(address string) *socket {
+	t.Helper()
+	config, err := websocket.NewConfig(strings.Replace(address, "http", "ws", 1), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = []string{"v4.channel.k8s.io"}
+	conn, err := config.DialContext(t.Context())
+	if err != nil {
+		t.Fatalf("dial %s: %v", address, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &socket{Conn: conn}
+}
+
+func (s *socket) send(channel byte, data string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return websocket.Message.Send(s.Conn, append([]byte{channel}, data...))
+}
+
+// receive reads to the end; channels are what came on each.
+func (s *socket) receive() (channels [5]string) {
+	for {
+		var frame []byte
+		if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
+			return channels
+		}
+		if len(frame) > 0 && int(frame[0]) < len(channels) {
+			channels[frame[0]] += string(frame[1:])
+		}
+	}
+}
+
+func socketExec(t *T) {
+	s := t.dial(t.execURL(&runtimeapi.ExecRequest{
+		ContainerId: t.sleeper(t.any()), Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 5"}, Stdout: true, Stderr: true,
+	}))
+	c := s.receive()
+	if c[channelOut] != "out\n" || c[channelErr] != "err\n" || !strings.Contains(c[channelStatus], `"message":"5"`) {
+		t.Errorf("%q", c)
+	}
+}
+
+func socketInput(t *T) {
+	s := t.dial(t.execURL(&runtimeapi.ExecRequest{
+		ContainerId: t.sleeper(t.any()), Cmd: []string{"sh", "-c", "read line; echo got $line"}, Stdin: true, Stdout: true, Stderr: true,
+	}))
+	if err := s.send(channelIn, "a line\n"); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.receive(); c[channelOut] != "got a line\n" || !strings.Contains(c[channelStatus], `"status":"Success"`) {
+		t.Errorf("%q", c)
+	}
+}
+
+func socketTerminal(t *T) {
+	s := t.dial(t.execURL(&runtimeapi.ExecRequest{
+		ContainerId: t.sleeper(t.any()), Cmd: []string{"sh", "-c", untilSize("33 99") + "; tty"}, Stdin: true, Stdout: true, Tty: true,
+	}))
+	if err := s.send(channelSize, `{"Width":99,"Height":33}`); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.receive(); !strings.HasPrefix(c[channelOut], "/dev/pts/") {
+		t.Errorf("%q", c)
+	}
+}
+
+func execOnce(t *T) {
+	address := t.execURL(&runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true})
+	if s := t.spdy(address, remotecommand.StreamOptions{}); s.err != nil {
+		t.Errorf("%+v", s)
+	}
+	if s := t.spdy(address, remotecommand.StreamOptions{}); s.err == nil {
+		t.Errorf("the second session: %+v", s)
+	}
+}
+
+func execForged(t *T) {
+	address := t.execURL(&runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true})
+	forged := address[:strings.LastIndex(address, "/")] + "/forged"
+	if s := t.spdy(forged, remotecommand.StreamOptions{}); s.err == nil {
+		t.Errorf("%+v", s)
+	}
+}
+
+func (t *T) execRefused(what string, r *runtimeapi.ExecRequest, allowed ...codes.Code) {
+	t.Helper()
+	_, err := t.Runtime.Exec(t.Context(), r)
+	t.refused(what, err, allowed...)
+}
+
+func execNoStream(t *T) {
+	t.execRefused("exec without a stream", &runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}}, codes.InvalidArgument)
+}
+
+func execTerminalErrors(t *T) {
+	t.execRefused("exec with a terminal and errors", &runtimeapi.ExecRequest{
+		ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true, Tty: true,
+	}, codes.InvalidArgument)
+}
+
+func execSessionUnknown(t *T) {
+	t.execRefused("exec in nothing", &runtimeapi.ExecRequest{ContainerId: "0123456789abcdef", Cmd: []string{"true"}, Stdout: true}, codes.NotFound)
+}
+
+func execSessionExited(t *T) {
+	id := t.run(t.any(), t.config("true"))
+	t.exited(id)
+	t.execRefused("exec in an exited container", &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true})
+}
+
+func attachCases() []Case {
+	return []Case{
+		{"SPDY: output from now on", 0, attachOutput},
+		{"SPDY: input once, and its end", 0, attachOnce},
+		{"SPDY: input again and again", 0, attachAgain},
+		{"SPDY: a terminal with a size", 0, attachTerminal},
+		{"WebSocket: input and output", 0, attachSocket},
+		{"what is attached goes to the log too", 0, attachLog},
+		{"no stream at all is refused", 0, attachNoStream},
+		{"a container that is not there is not found", 0, attachUnknown},
+		{"an exited container is refused", 0, attachExited},
+	}
+}
+
+func (t *T) attachURL(r *runtimeapi.AttachRequest) string {
+	t.Helper()
+	a, err := t.Runtime.Attach(t.Context(), r)
+	if err != nil {
+		t.Fatalf("attach: %v", err)
+	}
+	return a.Url
+}
+
+// reader is a container that answers lines.
+func (t *T) reader(once bool) *containerConfig {
+	c := t.script("while read line; do echo got $line; done; echo end")
+	c.Stdin, c.StdinOnce = true, once
+	return c
+}
+
+func attachOutput(t *T) {
+	id := t.run(t.any(), t.script("until test -e /tmp/go; do sleep 0.01; done", "echo out; echo err >&2"))
+	s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdout: true, Stderr: true}))
+	// The session is there when its first frames have come: empty ones, one for each channel.
+	var first []byte
+	if err := websocket.Message.Receive(s.Conn, &first); err != nil {
+		t.Fatal(err)
+	}
+	t.exec(id, "touch", "/tmp/go")
+	if c := s.receive(); c[channelOut] != "out\n" || c[channelErr] != "err\n" {
+		t.Errorf("%q", c)
+	}
+}
+
+func attachOnce(t *T) {
+	id := t.run(t.any(), t.reader(true))
+	s := t.spdy(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true}),
+		remotecommand.StreamOptions{Stdin: strings.NewReader("a\nb\n")})
+	if s.err != nil || s.out != "got a\ngot b\nend\n" {
+		t.Errorf("%+v", s)
+	}
+	t.wantCode(id, 0)
+}
+
+func attachAgain(t *T) {
+	id := t.run(t.any(), t.reader(false))
+	for _, line := range []string{"a", "b"} {
+		s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true}))
+		if err := s.send(channelIn, line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		for !strings.Contains(got, "got "+line+"\n") {
+			var frame []byte
+			if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
+				t.Fatalf("%v after %q", err, got)
+			}
+			if len(frame) > 0 && frame[0] == channelOut {
+				got += string(frame[1:])
+			}
+		}
+		s.Close()
+	}
+	if s := t.status(id); s.State != running {
+		t.Errorf("%v", s)
+	}
+}
+
+func attachTerminal(t *T) {
+	c := t.script(untilSize("33 99"), "echo seen")
+	c.Tty, c.Stdin = true, true
+	id := t.run(t.any(), c)
+	s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true}))
+	if err := s.send(channelSize, `{"Width":99,"Height":33}`); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.receive(); got[channelOut] != "seen\r\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func attachSocket(t *T) {
+	id := t.run(t.any(), t.reader(true))
+	s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true}))
+	if err := s.send(channelIn, "a\n"); err != nil {
+		t.Fatal(err)
+	}
+	for got := ""; got != "got a\n"; {
+		var frame []byte
+		if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
+			t.Fatalf("%v after %q", err, got)
+		}
+		if len(frame) > 0 && frame[0] == channelOut {
+			got += string(frame[1:])
+		}
+	}
+	s.Close()
+	t.wantCode(id, 0) // its input is gone with the session
+}
+
+func attachLog(t *T) {
+	pod, c := t.any(), t.reader(true)
+	id := t.run(pod, c)
+	t.spdy(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true}),
+		remotecommand.StreamOptions{Stdin: strings.NewReader("a\n")})
+	t.wantCode(id, 0)
+	if got := said(t.readLog(logPath(pod, c)), "stdout"); got != "got a\nend\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func (t *T) attachRefused(what string, r *runtimeapi.AttachRequest, allowed ...codes.Code) {
+	t.Helper()
+	_, err := t.Runtime.Attach(t.Context(), r)
+	t.refused(what, err, allowed...)
+}
+
+func attachNoStream(t *T) {
+	t.attachRefused("attach without a stream", &runtimeapi.AttachRequest{ContainerId: t.sleeper(t.any())}, codes.InvalidArgument)
+}
+
+func attachUnknown(t *T) {
+	t.attachRefused("attach to nothing", &runtimeapi.AttachRequest{ContainerId: "0123456789abcdef", Stdout: true}, codes.NotFound)
+}
+
+func attachExited(t *T) {
+	id := t.run(t.any(), t.config("true"))
+	t.exited(id)
+	t.attachRefused("attach to an exited container", &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
+}
