@@ -14,9 +14,10 @@ import (
 	"github.com/yare-dev/yare/oci/shim"
 )
 
-// maxExecOutput is what ExecSync keeps of each stream, in bytes; the rest is
-// dropped (CVE-2022-1708).
-const maxExecOutput = 16 << 20
+// maxExecOutput is what ExecSync keeps of both streams together, in bytes; the
+// rest is dropped (CVE-2022-1708). Upstream's kubelet takes no larger message
+// than 16 MiB, in which the answer's other fields must fit.
+const maxExecOutput = 16<<20 - 64
 
 // ExecSync runs a command in a container and returns its output. A command that
 // outlives the timeout (seconds, 0: none) is killed; the error is
@@ -38,7 +39,15 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, shimError(err))
 	}
+	stdout, stderr = cut(stdout, stderr, maxExecOutput)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
+}
+
+// cut leaves most bytes of both together: half for each, and to one what the
+// other does not need.
+func cut(a, b []byte, most int) (x, y []byte) {
+	forA := min(len(a), max(most/2, most-len(b)))
+	return a[:forA], b[:min(len(b), most-forA)]
 }
 
 // execProcess is a further process like the container's first, as the same user.

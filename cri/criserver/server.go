@@ -157,9 +157,9 @@ func (s *Server) leave() {
 	}
 }
 
-// maxMessage is what a gRPC message may have, in bytes: an ExecSync answer
-// holds two streams of up to 16 MiB.
-const maxMessage = 40 << 20
+// maxMessage is what a gRPC message may have, in bytes: as much as upstream's
+// kubelet takes.
+const maxMessage = 16 << 20
 
 func (s *Server) serveSocket(failed chan<- error) (stop func(), err error) {
 	if s.cfg.Socket == "" {

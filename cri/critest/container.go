@@ -171,14 +171,15 @@ func (t *T) readLog(path string) []record {
 	return all
 }
 
-// said is what a log has of a stream, whole lines again.
+// said is what a log has of a stream, whole lines again. Servers differ in whether they keep the carriage returns of a
+// terminal's lines.
 func said(log []record, stream string) string {
 	var b strings.Builder
 	for _, r := range log {
 		if r.stream != stream {
 			continue
 		}
-		b.WriteString(r.text)
+		b.WriteString(strings.TrimSuffix(r.text, "\r"))
 		if r.tags == "F" {
 			b.WriteString("\n")
 		}
@@ -186,7 +187,7 @@ func said(log []record, stream string) string {
 	return b.String()
 }
 
-// finish runs a container to its end, waits until its log is whole, and returns the status and the log.
+// finish runs a container to its end and returns the status and the log.
 func (t *T) finish(pod pods, config *runtimeapi.ContainerConfig) (*runtimeapi.ContainerStatus, []record) {
 	t.Helper()
 	id := t.run(pod, config)
@@ -194,10 +195,16 @@ func (t *T) finish(pod pods, config *runtimeapi.ContainerConfig) (*runtimeapi.Co
 	return s, t.readLog(logPath(pod, config))
 }
 
+// lag is how long a log may come after the end of its container: CRI asks for no order.
+const lag = 3 * time.Second
+
 // prints runs a container and compares what it printed.
 func (t *T) prints(want string, pod pods, config *runtimeapi.ContainerConfig) {
 	t.Helper()
 	s, log := t.finish(pod, config)
+	for end := time.Now().Add(lag); said(log, "stdout") != want && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		log = t.readLog(logPath(pod, config))
+	}
 	if got := said(log, "stdout"); got != want || s.ExitCode != 0 {
 		t.Errorf("it printed %q, want %q; exit code %d, errors %q", got, want, s.ExitCode, said(log, "stderr"))
 	}

@@ -22,6 +22,7 @@ func execSyncCases() []Case {
 		{"there is nothing to read", 0, execStdin},
 		{"much output is whole", 0, execMuch},
 		{"more than 16 MiB is cut, and no error", 0, execTooMuch},
+		{"more than 16 MiB of both streams is cut", 0, execTooMuchOfBoth},
 		{"bytes are bytes", 0, execBytes},
 		{"a command that outlives its time is killed", 0, execTimeout},
 		{"a command that is quick enough is not", 0, execInTime},
@@ -94,9 +95,19 @@ func execMuch(t *T) {
 }
 
 func execTooMuch(t *T) {
-	r := t.execSync(t.sleeper(t.any()), "sh", "-c", "head -c 20000000 /dev/zero; exit 3")
-	if len(r.Stdout) != 16<<20 || r.ExitCode != 3 {
-		t.Errorf("%d bytes, exit code %d", len(r.Stdout), r.ExitCode)
+	t.cut("head -c 20000000 /dev/zero; exit 3")
+}
+
+func execTooMuchOfBoth(t *T) {
+	t.cut("head -c 10000000 /dev/zero; head -c 10000000 /dev/zero >&2; exit 3")
+}
+
+// cut runs a script that prints 20 MB. Of them come nearly all that fit into 16 MiB, the largest message of the kubelet's.
+func (t *T) cut(script string) {
+	t.Helper()
+	r := t.execSync(t.sleeper(t.any()), "sh", "-c", script)
+	if n := len(r.Stdout) + len(r.Stderr); n > 16<<20 || n < 15<<20 || r.ExitCode != 3 {
+		t.Errorf("%d bytes, exit code %d", n, r.ExitCode)
 	}
 }
 

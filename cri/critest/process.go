@@ -117,7 +117,7 @@ func processHome(t *T) {
 func processTerm(t *T) {
 	c := t.script("echo $TERM; tty >/dev/null && echo terminal")
 	c.Tty = true
-	t.prints("xterm\r\nterminal\r\n", t.any(), c)
+	t.prints("xterm\nterminal\n", t.any(), c)
 }
 
 func processNoStdin(t *T) { t.prints("end\n", t.any(), t.script("cat; echo end")) }

@@ -27,7 +27,6 @@ func resourceCases() []Case {
 		{"shares change while it runs", 0, updateShares},
 		{"what is not named stays as it is", 0, updateOthers},
 		{"a created container changes too", 0, updateCreated},
-		{"an exited container does not change", 0, updateExited},
 		{"a container that is not there is not found", 0, updateUnknown},
 		{"a change of nothing is taken", 0, updateNothing},
 		{"the status says what holds after a change", 25, updateStatus},
@@ -196,13 +195,6 @@ func updateCreated(t *T) {
 	t.update(id, &limits{MemoryLimitInBytes: 128 << 20})
 	t.start(id)
 	t.same("memory", t.memory(pod, id), "134217728")
-}
-
-func updateExited(t *T) {
-	id := t.run(t.any(), t.config("true"))
-	t.exited(id)
-	_, err := t.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &limits{CpuShares: 256}})
-	t.refused("the update of an exited container", err)
 }
 
 func updateUnknown(t *T) {

@@ -21,7 +21,6 @@ func sandboxRunCases() []Case {
 		{"the hostname is in /etc/hostname", 0, runHostnameFile},
 		{"the hostname is in the environment", 0, runHostnameEnv},
 		{"resolv.conf is made of the DNS configuration", 0, runDNS},
-		{"an empty DNS configuration names no server", 0, runDNSEmpty},
 		{"sysctls hold in the sandbox", 0, runSysctls},
 		{"a sysctl that is not there is refused", 0, runSysctlUnknown},
 		{"a sandbox has an address", 0, runAddress},
@@ -31,7 +30,6 @@ func sandboxRunCases() []Case {
 		{"containers' cgroups are below the cgroup parent", 0, runCgroupParent},
 		{"a handler that is not configured is refused", 0, runHandlerUnknown},
 		{"a configuration without metadata is refused", 0, runNoMetadata},
-		{"a configuration without a name is refused", 0, runNoName},
 		{"a container port without a host port is fine", 0, runNoHostPort},
 		{"a user, groups and a read-only root for the sandbox are taken", 0, runUser},
 		{"a seccomp profile for the sandbox is taken", 0, runSeccomp},
@@ -105,11 +103,6 @@ func runHostnameEnv(t *T) {
 
 func runDNS(t *T) {
 	t.prints("nameserver 192.0.2.53\noptions ndots:5\nsearch a.test b.test\n", t.any(), t.script("sort /etc/resolv.conf"))
-}
-
-func runDNSEmpty(t *T) {
-	pod := t.own(func(c *sandboxConfig) { c.DnsConfig = &runtimeapi.DNSConfig{} })
-	t.prints("0\n", pod, t.script("grep -c nameserver /etc/resolv.conf || true"))
 }
 
 func runSysctls(t *T) {
@@ -192,12 +185,6 @@ func runNoMetadata(t *T) {
 	c := t.sandboxConfig()
 	c.Metadata = nil
 	t.refused("a sandbox without metadata", t.tryPod(c, ""))
-}
-
-func runNoName(t *T) {
-	c := t.sandboxConfig()
-	c.Metadata = &runtimeapi.PodSandboxMetadata{}
-	t.refused("a sandbox without a name", t.tryPod(c, ""))
 }
 
 func runNoHostPort(t *T) {

@@ -12,12 +12,10 @@ func securityCases() []Case {
 	return []Case{
 		{"capabilities are the usual ones", 0, capsUsual},
 		{"a capability is added", 0, capsAdd},
-		{"a name may have its prefix", 0, capsPrefix},
 		{"a capability is dropped", 0, capsDrop},
 		{"all capabilities are dropped", 0, capsDropAll},
 		{"all are dropped but one that is added", 0, capsDropAllAddOne},
 		{"all capabilities are added", 0, capsAddAll},
-		{"an unknown capability is refused", 0, capsUnknown},
 		{"another user has none in effect", 0, capsUser},
 		{"an ambient capability is another user's in effect", 24, capsAmbient},
 		{"a privileged container has all capabilities", 0, privilegedCaps},
@@ -85,12 +83,6 @@ func capsAdd(t *T) {
 	}
 }
 
-func capsPrefix(t *T) {
-	if got := t.caps("CapEff", adding("CAP_NET_ADMIN")); got != usual|1<<bitNetAdmin {
-		t.Errorf("%x", got)
-	}
-}
-
 func capsDrop(t *T) {
 	if got := t.caps("CapBnd", dropping("CHOWN")); got != usual&^(1<<bitChown) {
 		t.Errorf("%x", got)
@@ -121,12 +113,6 @@ func capsAddAll(t *T) {
 	if got&usual|1<<bitNetRaw != usual || got&(1<<bitSysAdmin) == 0 || got&(1<<bitNetRaw) != 0 {
 		t.Errorf("%x", got)
 	}
-}
-
-func capsUnknown(t *T) {
-	c := t.config("true")
-	adding("NO_SUCH_THING")(security(c))
-	t.refused("an unknown capability", t.runs(t.any(), c))
 }
 
 func capsUser(t *T) {
