@@ -7,8 +7,16 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/audit"
+	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/client"
 )
 
 // TestAudit sends requests and reads what was recorded of them.
@@ -39,6 +47,16 @@ func TestAudit(t *testing.T) {
 	if code := do(t, s, "GET", "/readyz", "").Code; code != 200 {
 		t.Errorf("anonymous health: %d", code)
 	}
+	local := s.ClientAs(&authn.User{Name: "system:serviceaccount:kube-system:job-controller"})
+	if _, err := local.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", GenerateName: "l-"}}); err != nil {
+		t.Error(err)
+	}
+	if _, err := local.Get(t.Context(), api.ConfigMapKind, api.Key{Namespace: "default", Name: "none"}); !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
+	if _, err := local.Patch(t.Context(), api.ConfigMapKind, api.Key{Namespace: "default", Name: "none"}, client.Patch{Type: types.MergePatchType, Data: []byte(`{"data":{"c":"d"}}`)}); !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +69,9 @@ func TestAudit(t *testing.T) {
 		{`"verb":"delete"`, `"code":403`, `"reason":"Forbidden"`, `"authorization.k8s.io/decision":"forbid"`},
 		{`"verb":"list"`, `"code":401`, `"user":{}`},
 		{`"verb":"list"`, `"code":401`},
+		{`"verb":"create"`, `"requestURI":"/api/v1/namespaces/default/configmaps"`, `"username":"system:serviceaccount:kube-system:job-controller"`, `"userAgent":"kube-controller-manager"`,
+			`"requestObject":{"kind":"ConfigMap"`, `"responseObject":{"kind":"ConfigMap"`, `"code":201`, `"authorization.k8s.io/decision":"allow"`},
+		{`"verb":"patch"`, `"requestURI":"/api/v1/namespaces/default/configmaps/none"`, `"requestObject":{"data":{"c":"d"}}`, `"code":404`, `"reason":"NotFound"`},
 	} {
 		for _, w := range want {
 			if i >= len(lines) || !strings.Contains(lines[i], w) {
@@ -58,7 +79,7 @@ func TestAudit(t *testing.T) {
 			}
 		}
 	}
-	if len(lines) != 6 {
+	if len(lines) != 8 {
 		t.Errorf("%d events", len(lines))
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/yare-dev/yare/apiserver/audit"
@@ -129,7 +130,7 @@ func (c *call) serve(begin time.Time) error {
 	}
 	c.r = c.r.WithContext(ctx)
 	reason, err := c.s.decide(ctx, c.attributes)
-	c.decided(reason, err)
+	decided(c.record, reason, err)
 	if err != nil {
 		return err
 	}
@@ -170,16 +171,16 @@ func (c *call) audit(u *authn.User, begin time.Time) {
 }
 
 // decided notes what the authorizer said.
-func (c *call) decided(reason string, err error) {
-	if c.record == nil {
+func decided(record *audit.Record, reason string, err error) {
+	if record == nil {
 		return
 	}
 	decision := "allow"
 	if err != nil {
 		decision = "forbid"
 	}
-	c.record.Annotate("authorization.k8s.io/decision", decision)
-	c.record.Annotate("authorization.k8s.io/reason", reason)
+	record.Annotate("authorization.k8s.io/decision", decision)
+	record.Annotate("authorization.k8s.io/reason", reason)
 }
 
 // long says that the request may go on for ever.
@@ -426,6 +427,21 @@ func (c *call) seats() int {
 
 // fail answers with the Status of err.
 func (c *call) fail(err error) {
+	status := statusOf(err)
+	code := int(status.Code)
+	if code >= http.StatusInternalServerError {
+		c.s.deps.Log.Warn("request failed", "method", c.r.Method, "path", c.r.URL.Path, "code", code, "err", err)
+	}
+	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {
+		c.w.Header().Set("Retry-After", strconv.Itoa(int(status.Details.RetryAfterSeconds)))
+	}
+	c.record.Failed(&status)
+	f := negotiateError(c.r)
+	c.write(f, code, &status)
+}
+
+// statusOf is what a client is told of an error.
+func statusOf(err error) metav1.Status {
 	var st apierrors.APIStatus
 	if !errors.As(err, &st) {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -436,18 +452,8 @@ func (c *call) fail(err error) {
 	}
 	status := st.Status()
 	status.Kind, status.APIVersion = "Status", "v1"
-	code := int(status.Code)
-	if code == 0 {
-		code = http.StatusInternalServerError
-		status.Code = int32(code)
+	if status.Code == 0 {
+		status.Code = http.StatusInternalServerError
 	}
-	if code >= http.StatusInternalServerError {
-		c.s.deps.Log.Warn("request failed", "method", c.r.Method, "path", c.r.URL.Path, "code", code, "err", err)
-	}
-	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {
-		c.w.Header().Set("Retry-After", strconv.Itoa(int(status.Details.RetryAfterSeconds)))
-	}
-	c.record.Failed(&status)
-	f := negotiateError(c.r)
-	c.write(f, code, &status)
+	return status
 }

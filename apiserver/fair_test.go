@@ -1,9 +1,13 @@
 package apiserver_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
 
 	"github.com/yare-dev/yare/api"
@@ -39,7 +43,21 @@ func TestFairness(t *testing.T) {
 	if w := do(t, s, "GET", maps, "", "X-User", "master"); w.Code != 200 {
 		t.Errorf("a master gets %d", w.Code)
 	}
+	// What this process writes itself waits for its turn as well, and what it reads does not.
+	local := s.ClientAs(&authn.User{Name: "jim", Groups: []string{authn.Authenticated}})
+	if _, err := local.Get(t.Context(), api.ConfigMapKind, api.Key{Namespace: "default", Name: "none"}); !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
+	ended, stop := context.WithCancel(t.Context())
+	stop()
+	made := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "local"}}
+	if _, err := local.Create(ended, made); !apierrors.IsTooManyRequests(err) {
+		t.Errorf("a write without a seat: %v", err)
+	}
 	ticket.Leave()
+	if _, err := local.Create(t.Context(), made); err != nil {
+		t.Error(err)
+	}
 	if w := do(t, s, "GET", maps, "", "X-User", "jane"); w.Code != 200 {
 		t.Errorf("after the seat is free: %d", w.Code)
 	}

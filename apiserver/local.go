@@ -53,29 +53,38 @@ func (l *local) request(ctx context.Context, verb string, k *api.Kind, key api.K
 
 // selecting is request for a list or watch, whose field selector may decide what is allowed: a kubelet sees its own pods.
 func (l *local) selecting(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string, sel fields.Selector) (context.Context, *rest.Request, error) {
-	a, ok := l.s.byKind[k]
-	if !ok || !a.Has(sub) {
-		return ctx, nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
-	}
-	if k.Namespaced && key.Namespace == "" && key.Name != "" {
-		return ctx, nil, apierrors.NewBadRequest(fmt.Sprintf("an object of %v needs a namespace", k))
-	}
-	at := &authz.Attributes{
-		User: l.user, Verb: verb, Group: k.Group, Version: k.Version, Resource: k.Plural, Subresource: sub,
-		Namespace: key.Namespace, Name: key.Name,
+	a, at, err := l.find(verb, k, key, sub)
+	if err != nil {
+		return ctx, nil, err
 	}
 	if sel != nil {
 		at.Fields = sel
 		at.Name, _ = sel.RequiresExactMatch("metadata.name")
-	}
-	if k == api.NamespaceKind {
-		at.Namespace = key.Name
 	}
 	ctx = authn.WithUser(ctx, l.user)
 	if err := l.s.authorize(ctx, at); err != nil {
 		return ctx, nil, err
 	}
 	return ctx, &rest.Request{Any: a, Key: key, Sub: sub, Manager: l.manager}, nil
+}
+
+// find returns the kind's resource and what a request for it is about.
+func (l *local) find(verb string, k *api.Kind, key api.Key, sub string) (rest.Any, *authz.Attributes, error) {
+	a, ok := l.s.byKind[k]
+	if !ok || !a.Has(sub) {
+		return rest.Any{}, nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
+	}
+	if k.Namespaced && key.Namespace == "" && key.Name != "" {
+		return rest.Any{}, nil, apierrors.NewBadRequest(fmt.Sprintf("an object of %v needs a namespace", k))
+	}
+	at := &authz.Attributes{
+		User: l.user, Verb: verb, Group: k.Group, Version: k.Version, Resource: k.Plural, Subresource: sub,
+		Namespace: key.Namespace, Name: key.Name,
+	}
+	if k == api.NamespaceKind {
+		at.Namespace = key.Name
+	}
+	return a, at, nil
 }
 
 func (l *local) Get(ctx context.Context, k *api.Kind, key api.Key) (api.Object, error) {
@@ -240,14 +249,13 @@ func (l *local) Create(ctx context.Context, o api.Object) (api.Object, error) {
 		return nil, err
 	}
 	// The name is not attributed, as over HTTP, where it is in the body.
-	ctx, r, err := l.request(ctx, "create", k, api.Key{Namespace: o.GetNamespace()}, "")
-	if err != nil {
-		return nil, err
-	}
-	if !r.Any.Stored() {
-		return l.s.pipe.Answer(ctx, r, o)
-	}
-	return object(l.s.pipe.Create(ctx, r, o))
+	w := write{verb: "create", kind: k, key: api.Key{Namespace: o.GetNamespace()}, sent: o}
+	return l.write(ctx, w, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		if !r.Any.Stored() {
+			return l.s.pipe.Answer(ctx, r, o)
+		}
+		return object(l.s.pipe.Create(ctx, r, o))
+	})
 }
 
 func kindOf(o api.Object) (*api.Kind, error) {
@@ -262,16 +270,15 @@ func (l *local) Update(ctx context.Context, o api.Object, sub string) (api.Objec
 	if err != nil {
 		return nil, err
 	}
-	ctx, r, err := l.request(ctx, "update", k, api.KeyOf(o), sub)
-	if err != nil {
-		return nil, err
-	}
-	r.MayCreate = l.mayCreate(k, api.KeyOf(o))
-	e, _, err := l.s.pipe.Update(ctx, r, o)
-	if sub == "scale" && err == nil { // the caller knows the object, not its Scale
-		e, err = l.s.pipe.Get(ctx, r, "")
-	}
-	return object(e, err)
+	key := api.KeyOf(o)
+	return l.write(ctx, write{verb: "update", kind: k, key: key, sub: sub, sent: o}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		r.MayCreate = l.mayCreate(k, key)
+		e, _, err := l.s.pipe.Update(ctx, r, o)
+		if sub == "scale" && err == nil { // the caller knows the object, not its Scale
+			e, err = l.s.pipe.Get(ctx, r, "")
+		}
+		return object(e, err)
+	})
 }
 
 func (l *local) mayCreate(k *api.Kind, key api.Key) func(context.Context) error {
@@ -282,18 +289,16 @@ func (l *local) mayCreate(k *api.Kind, key api.Key) func(context.Context) error 
 }
 
 func (l *local) Patch(ctx context.Context, k *api.Kind, key api.Key, p client.Patch) (api.Object, error) {
-	ctx, r, err := l.request(ctx, "patch", k, key, p.Sub)
-	if err != nil {
-		return nil, err
-	}
-	if p.Manager != "" {
-		r.Manager = p.Manager
-	} else if p.Type == types.ApplyYAMLPatchType {
-		r.Manager = ""
-	}
-	r.MayCreate = l.mayCreate(k, key)
-	e, _, err := l.s.pipe.Patch(ctx, r, rest.Patch{Type: p.Type, Data: p.Data, Force: p.Force, Strict: metav1.FieldValidationStrict})
-	return object(e, err)
+	return l.write(ctx, write{verb: "patch", kind: k, key: key, sub: p.Sub, text: p.Data}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		if p.Manager != "" {
+			r.Manager = p.Manager
+		} else if p.Type == types.ApplyYAMLPatchType {
+			r.Manager = ""
+		}
+		r.MayCreate = l.mayCreate(k, key)
+		e, _, err := l.s.pipe.Patch(ctx, r, rest.Patch{Type: p.Type, Data: p.Data, Force: p.Force, Strict: metav1.FieldValidationStrict})
+		return object(e, err)
+	})
 }
 
 func (l *local) Delete(ctx context.Context, o api.Object, opts client.DeleteOptions) error {
@@ -301,31 +306,28 @@ func (l *local) Delete(ctx context.Context, o api.Object, opts client.DeleteOpti
 	if err != nil {
 		return err
 	}
-	ctx, r, err := l.request(ctx, "delete", k, api.KeyOf(o), "")
-	if err != nil {
-		return err
-	}
-	_, err = l.s.pipe.Delete(ctx, r, opts.For(o))
+	_, err = l.write(ctx, write{verb: "delete", kind: k, key: api.KeyOf(o)}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		_, err := l.s.pipe.Delete(ctx, r, opts.For(o))
+		return nil, err
+	})
 	return err
 }
 
 func (l *local) Post(ctx context.Context, k *api.Kind, key api.Key, sub string, body api.Object) (api.Object, error) {
-	ctx, r, err := l.request(ctx, "create", k, key, sub)
-	if err != nil {
-		return nil, err
-	}
-	out, err := l.s.pipe.Post(ctx, r, body, &metav1.CreateOptions{})
-	if err != nil {
-		return nil, err
-	}
-	switch o := out.(type) {
-	case api.Object:
-		return o, nil
-	case *metav1.Status:
-		if o.Status == metav1.StatusFailure {
-			return nil, &apierrors.StatusError{ErrStatus: *o}
+	return l.write(ctx, write{verb: "create", kind: k, key: key, sub: sub, sent: body}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		out, err := l.s.pipe.Post(ctx, r, body, &metav1.CreateOptions{})
+		if err != nil {
+			return nil, err
 		}
-		return body, nil
-	}
-	return nil, apierrors.NewInternalError(errors.New("the subresource answered with what is no object"))
+		switch o := out.(type) {
+		case api.Object:
+			return o, nil
+		case *metav1.Status:
+			if o.Status == metav1.StatusFailure {
+				return nil, &apierrors.StatusError{ErrStatus: *o}
+			}
+			return body, nil
+		}
+		return nil, apierrors.NewInternalError(errors.New("the subresource answered with what is no object"))
+	})
 }

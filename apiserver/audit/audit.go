@@ -1,8 +1,8 @@
 // Package audit records who asked what of the API server, by upstream's policies (audit.k8s.io/v1) and in its form, in a
 // file or at a webhook. It replaces k8s.io/apiserver's audit packages.
 //
-// Requests over HTTP are recorded. What the components of this process do through their own client is not: their acts are in the
-// objects.
+// Requests over HTTP are recorded, and what the components of this process write through their own client. What these read is
+// not: it is in their memory already.
 //
 //	request ── Begin ──> Record ── notes on the way ──> Complete
 //	              │RequestReceived        │ResponseStarted   │ResponseComplete, Panic

@@ -79,15 +79,43 @@ func (l *Log) Begin(w http.ResponseWriter, r *http.Request, a *authz.Attributes,
 		id = uuid.NewUUID()
 	}
 	w.Header().Set(idHeader, string(id))
+	return l.begin(a, at, Event{AuditID: id, RequestURI: r.URL.RequestURI(), SourceIPs: sources(r), UserAgent: r.UserAgent()})
+}
+
+// BeginLocal starts the record of a request that the program agent makes in this process, nil where the policy wants none.
+func (l *Log) BeginLocal(agent string, a *authz.Attributes, at time.Time) *Record {
+	if l == nil {
+		return nil
+	}
+	return l.begin(a, at, Event{AuditID: uuid.NewUUID(), RequestURI: uri(a), SourceIPs: []string{"::1"}, UserAgent: agent})
+}
+
+// uri is how a request for an object would come over HTTP.
+func uri(a *authz.Attributes) string {
+	parts := []string{"", "api", a.Version}
+	if a.Group != "" {
+		parts = []string{"", "apis", a.Group, a.Version}
+	}
+	if a.Namespace != "" && a.Resource != "namespaces" {
+		parts = append(parts, "namespaces", a.Namespace)
+	}
+	for _, p := range []string{a.Resource, a.Name, a.Subresource} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// begin completes the first event of a record and emits it.
+func (l *Log) begin(a *authz.Attributes, at time.Time, e Event) *Record {
 	x := l.policy.decide(a)
 	if x.level == None {
 		return nil
 	}
-	rec := &Record{log: l, extent: x, event: Event{
-		TypeMeta: metav1.TypeMeta{Kind: "Event", APIVersion: "audit.k8s.io/v1"},
-		Level:    x.level, AuditID: id, RequestURI: r.URL.RequestURI(), Verb: a.Verb, User: info(a.User), SourceIPs: sources(r),
-		UserAgent: r.UserAgent(), RequestReceivedTimestamp: metav1.NewMicroTime(at),
-	}}
+	e.TypeMeta = metav1.TypeMeta{Kind: "Event", APIVersion: "audit.k8s.io/v1"}
+	e.Level, e.Verb, e.User, e.RequestReceivedTimestamp = x.level, a.Verb, info(a.User), metav1.NewMicroTime(at)
+	rec := &Record{log: l, extent: x, event: e}
 	if a.Path == "" {
 		rec.event.ObjectRef = &ObjectReference{Resource: a.Resource, Namespace: a.Namespace, Name: a.Name, APIGroup: a.Group, APIVersion: a.Version, Subresource: a.Subresource}
 	}
