@@ -24,6 +24,7 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/client"
@@ -40,6 +41,9 @@ type Config struct {
 	Services netip.Prefix
 	// ClientCA are the authorities whose client certificates this API server accepts, in PEM.
 	ClientCA []byte
+	// FrontProxy, where it has authorities (PEM), is whose word for other users this server takes.
+	FrontProxy            authn.FrontProxy
+	FrontProxyAuthorities []byte
 }
 
 // Bootstrap is the component.
@@ -70,7 +74,7 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	if err := authz.Bootstrap(ctx, b.client); err != nil {
 		return err
 	}
-	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx), b.trust(ctx)); err != nil {
+	if err := errors.Join(b.classes(ctx), b.flow(ctx), b.services(ctx), b.configMaps(ctx)); err != nil {
 		return err
 	}
 	if err := errors.Join(b.serviceCIDR(ctx), b.service(ctx), b.allAddresses(ctx)); err != nil {
@@ -86,8 +90,8 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	wg.Go(func() { b.keep(ctx, api.ServiceCIDRKind, isDefault, b.serviceCIDR) })
 	system := func(o api.Object) bool { return slices.Contains(Namespaces(), o.GetName()) }
 	wg.Go(func() { b.keep(ctx, api.NamespaceKind, system, b.namespaces) })
-	trust := func(o api.Object) bool { return api.KeyOf(o) == trusted }
-	wg.Go(func() { b.keep(ctx, api.ConfigMapKind, trust, b.trust) })
+	maps := func(o api.Object) bool { return api.KeyOf(o) == trusted || api.KeyOf(o) == tracking }
+	wg.Go(func() { b.keep(ctx, api.ConfigMapKind, maps, b.configMaps) })
 	any := func(api.Object) bool { return true }
 	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.tend) })
 	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.tend) })
@@ -103,6 +107,11 @@ func (b *Bootstrap) namespaces(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// configMaps ensures those by which others learn about this server.
+func (b *Bootstrap) configMaps(ctx context.Context) error {
+	return errors.Join(b.trust(ctx), b.track(ctx))
 }
 
 // keep mends what somebody changes of kind, until ctx ends. A watch that breaks is begun anew.

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,12 +16,13 @@ import (
 	"github.com/yare-dev/yare/api"
 )
 
-// trusted is the ConfigMap by which other servers of the cluster learn whose client certificates this one accepts. Its
-// keys requestheader-* are for front proxies, of which this server accepts none, so it writes none of them.
+// trusted is the ConfigMap by which other servers of the cluster learn whose client certificates this one accepts, and, in its
+// keys requestheader-*, which front proxies it believes, if any.
 var trusted = api.Key{Namespace: metav1.NamespaceSystem, Name: "extension-apiserver-authentication"}
 
 const (
 	clientCA = "client-ca-file"
+	proxyCA  = "requestheader-client-ca-file"
 	// slack is how long a certificate stays after its end, for clocks that differ.
 	slack = 5 * time.Minute
 )
@@ -27,13 +31,46 @@ const (
 func (b *Bootstrap) trust(ctx context.Context) error {
 	return ensure(ctx, b.client, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: trusted.Namespace, Name: trusted.Name},
-		Data:       map[string]string{clientCA: string(b.config.ClientCA)},
-	}, func(now, want *corev1.ConfigMap) {
-		if now.Data == nil {
-			now.Data = map[string]string{}
+		Data:       b.trustedData(nil),
+	}, func(now, _ *corev1.ConfigMap) { now.Data = b.trustedData(now.Data) })
+}
+
+// trustedData adds to what the ConfigMap says.
+func (b *Bootstrap) trustedData(now map[string]string) map[string]string {
+	data := map[string]string{}
+	maps.Copy(data, now)
+	data[clientCA] = bundle(time.Now(), now[clientCA], string(b.config.ClientCA))
+	if len(b.config.FrontProxyAuthorities) == 0 {
+		return data
+	}
+	data[proxyCA] = bundle(time.Now(), now[proxyCA], string(b.config.FrontProxyAuthorities))
+	f := &b.config.FrontProxy
+	for key, own := range map[string][]string{
+		"requestheader-allowed-names": f.AllowedNames, "requestheader-username-headers": f.UsernameHeaders, "requestheader-uid-headers": f.UIDHeaders,
+		"requestheader-group-headers": f.GroupHeaders, "requestheader-extra-headers-prefix": f.ExtraHeaderPrefixes,
+	} {
+		data[key] = joined(now[key], own)
+	}
+	return data
+}
+
+// joined is a list in JSON of what is in text, such a list as well, and in own.
+func joined(text string, own []string) string {
+	var list []string
+	_ = json.Unmarshal([]byte(text), &list) // what is none is replaced
+	for _, s := range own {
+		if !slices.Contains(list, s) {
+			list = append(list, s)
 		}
-		now.Data[clientCA] = bundle(time.Now(), now.Data[clientCA], want.Data[clientCA])
-	})
+	}
+	if list == nil {
+		list = []string{}
+	}
+	out, err := json.Marshal(list)
+	if err != nil {
+		return "[]"
+	}
+	return string(out)
 }
 
 // bundle is each certificate of the texts once, in PEM, without those that have ended and whatever else there is.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"maps"
 	"math/big"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client"
 )
 
@@ -49,6 +51,19 @@ func TestBundle(t *testing.T) {
 				t.Errorf("got\n%swant\n%s", got, tt.want)
 			}
 		})
+	}
+}
+
+// Which front proxies are believed is said beside what other servers have said.
+func TestFrontProxies(t *testing.T) {
+	ca := authority(t, time.Now().Add(time.Hour))
+	b := New(Config{ClientCA: []byte(ca), FrontProxyAuthorities: []byte(ca), FrontProxy: authn.FrontProxy{
+		AllowedNames: []string{"front"}, UsernameHeaders: []string{"X-Remote-User"}, GroupHeaders: []string{"X-Remote-Group"}}}, nil, nil)
+	got := b.trustedData(map[string]string{"requestheader-allowed-names": `["other","front"]`, "requestheader-username-headers": "odd", "more": "stays"})
+	want := map[string]string{clientCA: ca, proxyCA: ca, "requestheader-allowed-names": `["other","front"]`, "requestheader-username-headers": `["X-Remote-User"]`,
+		"requestheader-uid-headers": "[]", "requestheader-group-headers": `["X-Remote-Group"]`, "requestheader-extra-headers-prefix": "[]", "more": "stays"}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -15,6 +16,7 @@ import (
 type access struct {
 	verifier   authn.Verifier
 	anonymous  func(path string) bool
+	proxies    authn.Authenticator // nil: none are believed
 	rbac       *authz.RBAC
 	authorizer authz.Authorizer
 }
@@ -32,6 +34,15 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 		a.anonymous = config.AnonymousOn
 		verifiers = append(verifiers, authn.ForServer(config.Verify, tokens.Audiences()))
 		s.files = append(s.files, config.Follow(s.log))
+	}
+	if f := &c.RequestHeader; f.ClientCAFile != "" {
+		var err error
+		if s.proxies, err = f.Authorities(); err != nil {
+			return nil, err
+		}
+		if a.proxies, err = authn.FrontProxies(*f, s.proxies); err != nil {
+			return nil, err
+		}
 	}
 	if c.TokenWebhookConfig != "" {
 		reviews, err := authn.NewTokenReviews(c.TokenWebhookConfig)
@@ -51,6 +62,14 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 		s.files = append(s.files, config.Follow(s.log))
 	}
 	return a, nil
+}
+
+// authenticators are those who are asked for a request's user, in order.
+func (a *access) authenticators(pool *x509.CertPool, audiences []string) (all []authn.Authenticator) {
+	if a.proxies != nil {
+		all = append(all, a.proxies)
+	}
+	return append(all, authn.Certificates(pool), authn.Bearer(a.verifier, audiences))
 }
 
 // sealed is the database with the encryption that the settings ask for.

@@ -43,6 +43,7 @@ type server struct {
 	init    *oci.Init
 	metrics *prometheus.Registry // of all components of this process
 	files   []run.Component      // settings' files that may change while it runs
+	proxies []byte               // authorities of front proxies
 }
 
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
@@ -175,7 +176,7 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 func (s *server) bootstrap() run.Component {
 	return bootstrap.New(bootstrap.Config{
 		APIServer: netip.AddrPortFrom(s.address, uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceNet,
-		ClientCA: s.pki.CA.PEM(),
+		ClientCA: s.pki.CA.PEM(), FrontProxy: s.config.APIServer.RequestHeader, FrontProxyAuthorities: s.proxies,
 	}, s.admin(), s.log)
 }
 

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/apiserver/audit"
+	"github.com/yare-dev/yare/apiserver/authn"
 )
 
 // APIServerConfig are the settings of the API server that files of upstream's forms hold, and its audit log.
@@ -11,6 +12,8 @@ type APIServerConfig struct {
 	// AuthenticationConfig is a file with an AuthenticationConfiguration of apiserver.config.k8s.io/v1: OpenID Connect issuers, and which
 	// paths need no credentials.
 	AuthenticationConfig string `json:"authenticationConfig,omitempty"`
+	// RequestHeader says which proxies before the API server may speak for others, by headers. Default: none.
+	RequestHeader authn.FrontProxy `json:"requestHeader,omitzero"`
 	// TokenWebhookConfig is a kubeconfig file that names a service to which bearer tokens are sent for review.
 	TokenWebhookConfig string `json:"tokenWebhookConfig,omitempty"`
 	// AuthorizationConfig is a file with an AuthorizationConfiguration of apiserver.config.k8s.io/v1. Default: Node, then RBAC.
@@ -57,6 +60,13 @@ func (c *APIServerConfig) audit() audit.Config {
 func (c *APIServerConfig) flags(to *cobra.Command) {
 	l := to.Flags()
 	l.StringVar(&c.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers, anonymous paths")
+	h := &c.RequestHeader
+	l.StringVar(&h.ClientCAFile, "requestheader-client-ca-file", "", "authorities of proxies that may speak for others")
+	l.StringSliceVar(&h.AllowedNames, "requestheader-allowed-names", nil, "common names of these proxies (default: any)")
+	l.StringSliceVar(&h.UsernameHeaders, "requestheader-username-headers", nil, "headers with the user's name")
+	l.StringSliceVar(&h.UIDHeaders, "requestheader-uid-headers", nil, "headers with the user's UID")
+	l.StringSliceVar(&h.GroupHeaders, "requestheader-group-headers", nil, "headers with the user's groups")
+	l.StringSliceVar(&h.ExtraHeaderPrefixes, "requestheader-extra-headers-prefix", nil, "what headers with extras of the user begin with")
 	l.StringVar(&c.TokenWebhookConfig, "authentication-token-webhook-config-file", "", "kubeconfig of a service that reviews bearer tokens")
 	l.StringVar(&c.AuthorizationConfig, "authorization-config", "", "file with an AuthorizationConfiguration (default: Node, then RBAC)")
 	l.StringVar(&c.AdmissionConfig, "admission-control-config-file", "", "file with an AdmissionConfiguration: limits of Events")

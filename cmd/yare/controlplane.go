@@ -95,7 +95,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
-		Authenticators: []authn.Authenticator{authn.Certificates(s.pki.Pool()), authn.Bearer(access.verifier, tokens.Audiences())},
+		Authenticators: access.authenticators(s.pki.Pool(), tokens.Audiences()),
 		Anonymous:      access.anonymous,
 		Authorizer:     access.authorizer,
 		Audit:          record,
