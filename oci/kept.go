@@ -16,25 +16,38 @@ import (
 // OpenInitIn is [OpenInit] for programs that make one container and end. Copying the program into memory is a tenth of their
 // work, so the copy is kept in dir, which only root can write, and sealed in another way: it is executed through an overlay
 // without an upper layer, which nobody can write through, whatever they may remount. Where that cannot be, it is OpenInit.
+// There is one copy, of the version that was used last; a reboot, after which dir is empty, ends it.
 func OpenInitIn(dir string) (*Init, error) {
-	if fd, err := keptInit(dir); err == nil {
+	fd, kept := keptInit(dir)
+	if kept == nil {
 		return &Init{fd: fd}, nil
 	}
-	return OpenInit()
+	i, err := OpenInit()
+	if err != nil && !errors.Is(kept, ErrNoInit) {
+		err = errors.Join(err, kept)
+	}
+	return i, err
 }
+
+// keptPrefix begins the names of kept programs' folders, which no container can have.
+const keptPrefix = "@init-"
 
 // keptInit returns the kept program through its overlay.
 func keptInit(dir string) (int, error) {
 	sum, err := programs.ReadFile("bin/yare-init.sum")
-	if err != nil || len(sum) < 16 || strings.ContainsAny(dir, ":,\\") {
-		return -1, errors.Join(errors.New("no kept container init"), err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && len(sum) < 16:
+		return -1, ErrNoInit
+	case err != nil:
+		return -1, fmt.Errorf("read sum of container init: %w", err)
+	case strings.ContainsAny(dir, ":,\\"):
+		return -1, fmt.Errorf("keep container init in %s: overlayfs takes no path with colon, comma or backslash", dir)
 	}
 	info, err := fs.Stat(programs, "bin/yare-init")
 	if err != nil {
 		return -1, err
 	}
-	// No container can have this name.
-	home := filepath.Join(dir, "@init-"+string(sum[:16]))
+	home := filepath.Join(dir, keptPrefix+string(sum[:16]))
 	if !intact(home, info.Size()) {
 		if err := keepInit(home); err != nil {
 			return -1, err
@@ -64,7 +77,8 @@ func intact(home string, size int64) bool {
 	return true
 }
 
-// keepInit writes the program down. Of several at once each writes the same.
+// keepInit writes the program down, and removes those of other versions. Of several at once each writes the same; one of
+// another version whose program goes meanwhile does without.
 func keepInit(home string) error {
 	program, err := programs.ReadFile("bin/yare-init")
 	if err != nil {
@@ -97,5 +111,11 @@ func keepInit(home string) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("keep container init: %w", err), os.Remove(f.Name()))
 	}
-	return nil
+	entries, err := os.ReadDir(filepath.Dir(home))
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), keptPrefix) && e.Name() != filepath.Base(home) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(filepath.Dir(home), e.Name()))) // what runs from it has it open
+		}
+	}
+	return err
 }

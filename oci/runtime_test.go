@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/seccomp"
@@ -270,5 +271,52 @@ func TestListOfNone(t *testing.T) {
 	}
 	if list, err := r.List(); err != nil || len(list) != 0 {
 		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
+
+// The program that the command line keeps replaces those of other versions, and nothing else.
+func TestInitOfOtherVersions(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	dir := t.TempDir()
+	for _, name := range []string{"@init-old/program", "container"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second finds it kept
+		i, err := oci.OpenInitIn(dir)
+		if errors.Is(err, oci.ErrNoInit) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 || entries[0].Name() == "@init-old" || entries[1].Name() != "container" {
+		t.Errorf("kept: %v, %v", entries, err)
+	}
+}
+
+// Where a copy cannot be kept, because overlayfs would misread the path, it is made in memory.
+func TestInitNotKept(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "with:colon")
+	i, err := oci.OpenInitIn(dir)
+	if errors.Is(err, oci.ErrNoInit) || errors.Is(err, linux.ErrNotSupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something is in %s: %v", dir, err)
 	}
 }
