@@ -48,6 +48,7 @@ type app struct {
 
 	runtime *oci.Runtime
 	log     *os.File
+	stderr  late // the log without a file
 	// program makes the container init ready; it may keep things in the folder.
 	program func(dir string) (*oci.Init, error)
 }
@@ -104,7 +105,8 @@ func (a *app) open() error {
 	if a.rootless != "auto" && a.rootless != "false" {
 		return fmt.Errorf("--rootless=%s is not supported", a.rootless)
 	}
-	var out io.Writer = os.Stderr
+	a.stderr = late{through: a.debug}
+	var out io.Writer = &a.stderr
 	if a.logPath != "" {
 		f, err := os.OpenFile(a.logPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|os.O_SYNC, 0o644)
 		if err != nil {
@@ -150,11 +152,37 @@ func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Co
 	return func(c *cobra.Command, args []string) error {
 		err := f(c, args)
 		var exit *ExitError
-		if err != nil && a.log != nil && (!errors.As(err, &exit) || exit.Err != nil) {
+		switch {
+		case err == nil || errors.As(err, &exit) && exit.Err == nil:
+			a.stderr.release()
+		case a.log != nil:
 			a.runtime.Log.Error(err.Error())
 		}
 		return err
 	}
+}
+
+// late holds back what is logged until it is known that all went well. When it did not, the standard error has the error
+// and nothing else: Podman finds out what went wrong by words there, such as "permission denied", and would find them in a
+// warning.
+type late struct {
+	through bool
+	held    []byte
+}
+
+// Write implements io.Writer.
+func (l *late) Write(b []byte) (int, error) {
+	if l.through {
+		return os.Stderr.Write(b)
+	}
+	l.held = append(l.held, b...)
+	return len(b), nil
+}
+
+// release writes what was held back; from then on nothing is.
+func (l *late) release() {
+	_, _ = os.Stderr.Write(l.held) // there is nowhere else to tell of it
+	l.through, l.held = true, nil
 }
 
 // openInit makes the container init ready, for the verbs that start processes.

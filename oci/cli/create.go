@@ -52,6 +52,7 @@ func (a *app) make(ctx context.Context, id string, f *createFlags, act func(cont
 	if err := writePid(f.pidFile, pid); err != nil {
 		return 0, errors.Join(err, a.runtime.Delete(context.WithoutCancel(ctx), id, true))
 	}
+	a.stderr.release()
 	return pid, nil
 }
 
@@ -236,6 +237,7 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 	if err := writePid(f.pidFile, pid); err != nil {
 		return errors.Join(err, unix.Kill(pid, unix.SIGKILL))
 	}
+	a.stderr.release()
 	if f.detach {
 		return nil
 	}

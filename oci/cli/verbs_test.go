@@ -264,3 +264,26 @@ func TestAbsentVerbs(t *testing.T) {
 		}
 	}
 }
+
+// Warnings are told when all went well. Podman finds out by words on the standard error what went wrong: there is the error
+// alone.
+func TestWarnings(t *testing.T) {
+	b := newBox(t, func(s *specs.Spec) {
+		s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_NOPE")
+	}, "true")
+	if _, stderr, code := b.try("run", "-b", b.bundle, "c"); code != 0 || strings.Count(stderr, "CAP_NOPE") != 1 {
+		t.Errorf("exit code %d, errors %q", code, stderr)
+	}
+	for _, tt := range []struct {
+		flags []string
+		told  bool
+	}{{nil, false}, {[]string{"--debug"}, true}} {
+		b.write(func(s *specs.Spec) {
+			s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_NOPE")
+		}, "missing")
+		_, stderr, code := b.try(append(tt.flags, "create", "-b", b.bundle, "c")...)
+		if code != 1 || !strings.Contains(stderr, "not found") || strings.Contains(stderr, "CAP_NOPE") != tt.told {
+			t.Errorf("%v: exit code %d, errors %q", tt.flags, code, stderr)
+		}
+	}
+}
