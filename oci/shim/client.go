@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -255,6 +256,40 @@ func (c *Client) Containers(ctx context.Context) ([]Status, error) {
 		}
 	}
 	return list, nil
+}
+
+// Sweep frees what a server that was killed has left of containers that the shim does not list: it had not heard of them
+// yet, or has given them up. No Create may be under way.
+func (c *Client) Sweep(ctx context.Context) error {
+	list, err := c.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return fmt.Errorf("sweep shim: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || slices.ContainsFunc(list, func(s Status) bool { return s.ID == e.Name() }) {
+			continue
+		}
+		dir := filepath.Join(c.dir, e.Name())
+		var state containerState
+		err := readJSON(filepath.Join(dir, stateName), &state)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil // the cgroup comes after it
+		}
+		if err == nil {
+			err = freeCgroup(ctx, state.Cgroup)
+		}
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("sweep container %s: %w", e.Name(), err)
+		}
+	}
+	return nil
 }
 
 func (c *Client) status(ctx context.Context, id string) (Status, error) {

@@ -66,6 +66,9 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("create container %s: %w", r.ID, err), os.RemoveAll(dir))
 	}
+	c.mu.Lock()
+	delete(c.exits, r.ID) // of one that was given up
+	c.mu.Unlock()
 	return pid, nil
 }
 

@@ -17,7 +17,14 @@ type connection struct {
 	fd int
 }
 
+// accept takes a client in, after all that those before it have asked for: a server that was killed may have asked for
+// starts, which its successor must not find undone and then done.
 func (s *server) accept(listener int) {
+	for _, c := range slices.Clone(s.connections) {
+		for c.fd >= 0 && pending(c.fd) {
+			c.ready(unix.EPOLLIN)
+		}
+	}
 	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 	if err != nil {
 		return // gone before we looked
@@ -52,13 +59,12 @@ func (c *connection) ready(events uint32) {
 		c.close()
 		return
 	}
-	buf := make([]byte, protocol.MaxMessage)
-	n, fds, err := linux.ReceiveMessage(c.fd, buf)
+	n, fds, err := linux.ReceiveMessage(c.fd, c.s.message[:])
 	if errors.Is(err, unix.EAGAIN) {
 		return
 	}
 	var r protocol.Request
-	if err != nil || n == 0 || wire.Unmarshal(buf[:n], &r) != nil {
+	if err != nil || n == 0 || wire.Unmarshal(c.s.message[:n], &r) != nil {
 		linux.CloseAll(fds...)
 		c.close()
 		return

@@ -196,6 +196,9 @@ func (k *container) exited() {
 	}
 	k.io.finish()
 	k.state = stopped
+	if k.problem != nil {
+		k.started = time.Time{} // it never ran
+	}
 	if err := k.s.persist(k.id, k.exit); err != nil {
 		// The record is a help for a server that was away; one that is here
 		// hears of the exit all the same.
@@ -220,13 +223,10 @@ func (k *container) vanish() {
 	}
 	client, serial := k.creator, k.serial
 	k.free()
-	client.failIfOpen(serial, err)
-}
-
-func (c *connection) failIfOpen(serial uint64, err error) {
-	if c != nil {
-		c.fail(serial, err)
+	if client != nil {
+		client.fail(serial, err)
 	}
+	k.s.broadcast(k.id, k.exit) // another client may wait for its end
 }
 
 // abandon gives up a set-up whose client is gone.
@@ -306,7 +306,7 @@ func (k *container) begin(c *connection, serial uint64) error {
 	if _, err := unix.Write(k.start, []byte{1}); err != nil {
 		return linux.Wrap("start container", k.id, err)
 	}
-	k.waiting, k.serial = c, serial
+	k.waiting, k.serial, k.started = c, serial, time.Now()
 	k.s.close(&k.start)
 	return nil
 }
@@ -316,8 +316,12 @@ func (k *container) wrongState(verb string) error {
 	return coded{protocol.WrongState, verb + " container " + k.id + ": it is " + names[k.state]}
 }
 
+// record tells of the container. One that was let go runs, for all that its client can do about it.
 func (k *container) record() protocol.Container {
 	r := protocol.Container{ID: k.id, State: k.state, Pid: k.pid, Created: k.created.UnixNano(), Exit: k.exit, Cgroup: k.cgroup}
+	if k.state == created && k.start < 0 {
+		r.State = running
+	}
 	if !k.started.IsZero() {
 		r.Started = k.started.UnixNano()
 	}

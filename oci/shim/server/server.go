@@ -56,6 +56,7 @@ type server struct {
 
 	buffer  []byte // for reading, of whoever is being served
 	logLine []byte
+	message [protocol.MaxMessage]byte // what a client sent last; of its pages only those that were needed exist
 }
 
 // Run serves until a client asks for the shutdown. The configuration is read
