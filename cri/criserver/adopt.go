@@ -129,6 +129,9 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			}
 		}
 	}
+	if err := client.Sweep(ctx); err != nil {
+		log.Error("containers of interrupted calls not removed", "err", err)
+	}
 	for _, c := range s.containersOf(sb.id) {
 		st, ok := known[c.id]
 		if !ok {

@@ -106,29 +106,24 @@ func (s *Server) dismantle(ctx context.Context, sb *sandbox) error {
 	sb.leaving = true
 	rec := sb.rec
 	sb.mu.Unlock()
-	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { return s.endShim(ctx, sb) })
-	work.Go(func() error {
-		if rec.NetNS == "" {
-			return nil
-		}
-		pod, err := networkPod(&rec)
-		if err != nil {
-			return err
-		}
-		if err := s.network.Teardown(ctx, pod); err != nil {
-			return fmt.Errorf("tear down network: %w", err)
-		}
-		return nil
-	})
-	work.Go(func() error { return unmountShm(s.sandboxDir(sb.id)) })
-	if err := work.Wait(); err != nil {
+	// The shim first: as long as it is there a server that comes after us takes the sandbox for ready, with all that it has,
+	// and as long as a process may be in the network namespace its address is not given to another.
+	if err := s.endShim(ctx, sb); err != nil {
+		return err
+	}
+	if err := unmountShm(s.sandboxDir(sb.id)); err != nil {
 		return err
 	}
 	if rec.NetNS == "" {
 		return nil
 	}
-	// After the shim, which lives in it.
+	pod, err := networkPod(&rec)
+	if err != nil {
+		return err
+	}
+	if err := s.network.Teardown(ctx, pod); err != nil {
+		return fmt.Errorf("tear down network: %w", err)
+	}
 	if err := s.network.DeleteNamespace(ctx, rec.NetNS); err != nil {
 		return fmt.Errorf("delete network namespace: %w", err)
 	}
