@@ -6,13 +6,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // addresses gives out the addresses of some ranges, one of each range per pod.
 // Its state is a directory, so that any number of processes may share it.
 type addresses struct {
 	dir    string // of the links address -> pod ID
-	last   string // link to the address given last, by range
+	last   string // file with the address given last, by range
 	ranges []netip.Prefix
 }
 
@@ -67,8 +68,8 @@ func (a *addresses) next(i int, pod string) (netip.Addr, error) {
 	first := r.Addr().Next()
 	last := fmt.Sprintf("%s.%d", a.last, i)
 	ip := first
-	if text, err := os.Readlink(last); err == nil {
-		if after, err := netip.ParseAddr(text); err == nil && usable(after.Next()) {
+	if text, err := os.ReadFile(last); err == nil {
+		if after, err := netip.ParseAddr(strings.TrimSpace(string(text))); err == nil && usable(after.Next()) {
 			ip = after.Next()
 		}
 	}
@@ -78,7 +79,7 @@ func (a *addresses) next(i int, pod string) (netip.Addr, error) {
 			return netip.Addr{}, err
 		}
 		if ok {
-			return ip, replaceLink(ip.String(), last)
+			return ip, remember(ip, last)
 		}
 		if !usable(ip.Next()) {
 			if round || start == first {
@@ -100,17 +101,18 @@ func (a *addresses) claim(ip netip.Addr, pod string) (bool, error) {
 	return err == nil, err
 }
 
-// replaceLink makes path a symbolic link to target in one step.
-func replaceLink(target, path string) error {
-	tmp, err := os.MkdirTemp(filepath.Dir(path), ".last")
+// addressWidth is more than the longest address has letters.
+const addressWidth = 48
+
+// remember writes down which address was given last. It is a hint for whoever reads it: the file is written in place, by one
+// write of always the same length, so that a process that is killed meanwhile leaves nothing half made.
+func remember(ip netip.Addr, path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
-	if err := os.Symlink(target, filepath.Join(tmp, "l")); err != nil {
-		return err
-	}
-	return os.Rename(filepath.Join(tmp, "l"), path)
+	_, err = fmt.Fprintf(f, "%-*s", addressWidth, ip)
+	return errors.Join(err, f.Close())
 }
 
 // all returns who holds which address.

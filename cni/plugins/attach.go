@@ -30,8 +30,11 @@ type attachment struct {
 	Ports     []cni.PortMapping `json:"ports,omitempty"`
 }
 
+// halfPrefix begins the name of a record that is being written.
+const halfPrefix = "."
+
 func (n *Network) recordPath(pod string) (string, error) {
-	if pod == "" || strings.ContainsAny(pod, "/\x00") || strings.HasPrefix(pod, ".") {
+	if pod == "" || strings.ContainsAny(pod, "/\x00") || strings.HasPrefix(pod, halfPrefix) {
 		return "", fmt.Errorf("pod id %q cannot be a file name", pod)
 	}
 	return filepath.Join(n.c.Dir, "pods", pod), nil
@@ -46,7 +49,7 @@ func (n *Network) save(a *attachment) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(n.c.Dir, "pods", "."+a.Pod)
+	tmp := filepath.Join(n.c.Dir, "pods", halfPrefix+a.Pod)
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func (n *Network) records() ([]*attachment, error) {
 	}
 	var out []*attachment
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
+		if strings.HasPrefix(e.Name(), halfPrefix) {
 			continue
 		}
 		a, err := n.load(e.Name())

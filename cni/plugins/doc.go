@@ -27,7 +27,7 @@
 //
 //	netns/<random>      the namespaces, bind mounts
 //	addrs/<address>     a symbolic link to the pod's ID: made in one system call, never twice
-//	last                a symbolic link to the address given last
+//	given.<range>       the address given last, as a hint
 //	pods/<ID>           the attachment, JSON, renamed into place
 //
 // An attachment is recorded before the kernel is touched, and forgotten after, so that a crash at

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -127,7 +128,7 @@ func New(c Config, log *slog.Logger) (*Network, error) {
 	}
 	return &Network{
 		c: c, log: log,
-		addrs:  &addresses{dir: filepath.Join(c.Dir, "addrs"), last: filepath.Join(c.Dir, "last"), ranges: c.Ranges},
+		addrs:  &addresses{dir: filepath.Join(c.Dir, "addrs"), last: filepath.Join(c.Dir, "given"), ranges: c.Ranges},
 		spare:  make(chan *ready, max(c.Pool, 1)),
 		refill: make(chan struct{}, 1),
 		dying:  make(chan string, 1024),
@@ -278,7 +279,24 @@ func (n *Network) Prune(ctx context.Context, live []cni.Pod) error {
 		paths[path], links[r.link] = true, true
 	}
 	n.mu.Unlock()
-	errs = append(errs, n.pruneAddresses(ids), n.pruneNamespaces(paths), n.pruneLinks(h, links), n.syncTable(h))
+	errs = append(errs, n.pruneHalf(ids), n.pruneAddresses(ids), n.pruneNamespaces(paths), n.pruneLinks(h, links), n.syncTable(h))
+	return errors.Join(errs...)
+}
+
+// pruneHalf removes records that a process was killed over before they were in place.
+func (n *Network) pruneHalf(live map[string]bool) error {
+	dir := filepath.Join(n.c.Dir, "pods")
+	entries, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, e := range entries {
+		pod, half := strings.CutPrefix(e.Name(), halfPrefix)
+		if !half || live[pod] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -370,6 +370,10 @@ func TestRestart(t *testing.T) {
 	if err := os.WriteFile(half, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
+	record := filepath.Join(w.state, "pods", ".half-written")
+	if err := os.WriteFile(record, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	w.serve(t, live.NetNS, "tcp", ":80")
 	n := w.network(t, nil)
 	if err := n.Prune(t.Context(), []cni.Pod{live}); err != nil {
@@ -384,7 +388,7 @@ func TestRestart(t *testing.T) {
 	if err := n.Check(t.Context(), dead); err == nil {
 		t.Error("the dead pod is still attached")
 	}
-	for _, path := range []string{dead.NetNS, unused, half} {
+	for _, path := range []string{dead.NetNS, unused, half, record} {
 		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", path, err)
 		}
