@@ -45,6 +45,7 @@ check: init ## format, vet, staticcheck, architecture, short tests with the race
 test: build setup ## everything that must pass, real containers included
 	go test ./...
 	go test -C test/cluster -count=1 -timeout 20m ./...
+	go test -C test/campaign -count=1 -timeout 20m
 	go test -C test/conformance ./...
 	go test -C test/roles ./...
 	go test -C test/runtimevalidation ./...
@@ -77,6 +78,17 @@ test-v2: build setup ## a host with cgroup v2 alone, booted under qemu: ONLY='ex
 .PHONY: crash
 crash: build setup ## kill -9 the server 100 times under load: nothing acknowledged is lost
 	go test -C test/cluster -count=1 -timeout 60m -run TestCrash -kills 100 -v ./...
+
+CAMPAIGN = go test -C test/campaign -count=1 -timeout 60m -v
+
+.PHONY: kill
+kill: build setup ## kill -9 the runtime 1,000 times under load and at each of its steps, and 1,000 shims: KILLS=
+	$(CAMPAIGN) -run '^(TestServerKilled|TestShimKilled|TestKilledAtEachCall)$$' -kills $(or $(KILLS),1000) \
+		-shim-kills $(or $(KILLS),1000) -within 2s -first-call 1 -last-call 2000 -call-stride 3
+
+.PHONY: soak
+soak: build setup ## 500 containers at once; 10,000 starts and removals in a row: MANY= STARTS=
+	$(CAMPAIGN) -run '^(TestMany|TestInARow)$$' -many $(or $(MANY),500) -starts $(or $(STARTS),10000)
 
 .PHONY: linear
 linear: build ## kill -9 the API server 200 times: what concurrent clients saw is linearizable
