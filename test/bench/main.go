@@ -107,6 +107,11 @@ func rows() []row {
 	rows = append(rows, apiRows("", ours)...)
 	rows = append(rows, apiRows("  the same by upstream: ", upstream)...)
 	return append(rows,
+		row{name: "a shim's memory, pod of 1 container", unit: "MB", goal: 1.5, run: shimMemory(1)},
+		row{name: "a shim's memory, pod of 5 containers", unit: "MB", goal: 1.5, run: shimMemory(5)},
+		row{name: "a shim's memory, pod of 20 containers", unit: "MB", goal: 1.5, run: shimMemory(20)},
+		row{name: "idle CPU of the shims of 200 containers", unit: "% of a core", goal: 0.01, run: idleFull((*bench).shims)},
+		row{name: "idle CPU of all with 200 containers", unit: "% of a core", budget: 1, goal: 0.4, run: idleFull((*bench).processes)},
 		row{name: "idle memory, 60 s after start", unit: "MB", budget: 110, goal: 80, run: idleMemory},
 		row{name: "idle CPU over 60 s", unit: "% of a core", budget: 1, goal: 0.4, run: idleCPU},
 	)
