@@ -18,6 +18,7 @@ import (
 
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/ocitest"
 )
 
 const shift = 100000 // of the ids in the tests' user namespaces
@@ -138,6 +139,17 @@ func TestUserNamespaceJoined(t *testing.T) {
 	}
 	if g, err := cgroup.Open(other.cgroup); err != nil || g.Remove() != nil {
 		t.Error(err)
+	}
+}
+
+// The same where the host's mounts are shared, as systemd makes them, in a mount namespace that goes with the process.
+func TestUserNamespaceSharedMounts(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	cmd := exec.Command("unshare", "--mount", "--propagation", "shared", os.Args[0], "-test.run=^TestUserNamespace(Joined)?$")
+	cmd.Env = append(os.Environ(), ocitest.BuiltInit+"="+ocitest.Program(t))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

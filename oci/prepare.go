@@ -196,6 +196,11 @@ func (p *Prepared) openTrees() error {
 			return err
 		}
 		p.Extras = append(p.Extras, fd)
+		if t.Propagation != 0 {
+			if err := linux.SetMountAttr(fd, true, unix.MountAttr{Propagation: t.Propagation}, t.Source); err != nil {
+				return err
+			}
+		}
 		if t.Mapped {
 			if err := p.mapTree(fd, t); err != nil {
 				return err
@@ -219,7 +224,11 @@ func (p *Prepared) mapTree(tree int, t compile.Tree) (err error) {
 		return err
 	}
 	defer unix.Close(users)
-	return linux.SetMountAttr(tree, t.MappedBelow, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)}, t.Source)
+	err = linux.SetMountAttr(tree, t.MappedBelow, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)}, t.Source)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("map ids of %s: the kernel cannot for its file system: %w", t.Source, err)
+	}
+	return err
 }
 
 // Close closes the descriptors, and ends what held a unit.

@@ -80,6 +80,9 @@ type Tree struct {
 	// user namespace is.
 	Mapped, MappedBelow bool
 	UIDs, GIDs          []syscall.SysProcIDMap
+	// Propagation is set on all its mounts (an MS_ flag, 0: leave): a copy of one that is shared would be so too, and what
+	// the container mounts would come up on the host.
+	Propagation uint64
 }
 
 // Container compiles a whole spec.
@@ -121,7 +124,12 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 		return nil, err
 	}
 	if r.foreign() {
-		p.RootFD = r.tree(Tree{Source: p.Root, Recursive: true})
+		// The root is never shared: the kernel would not pivot to it.
+		root := Tree{Source: p.Root, Recursive: true, Propagation: unix.MS_PRIVATE}
+		if p.HostPropagation&unix.MS_SLAVE != 0 {
+			root.Propagation = unix.MS_SLAVE
+		}
+		p.RootFD = r.tree(root)
 	}
 	if err := r.mounts(s, f); err != nil {
 		return nil, err

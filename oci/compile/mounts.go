@@ -120,6 +120,8 @@ func (r *Result) bindMount(m plan.Mount, tree Tree, f Facts) ([]plan.Mount, erro
 	}
 	if tree.Mapped || r.foreign() { // only the launcher can map, and can reach every source
 		tree.Source, tree.Recursive = m.Source, m.Recursive
+		// As if the init had copied it from the host's mounts, of which it makes that first.
+		tree.Propagation = r.Plan.HostPropagation &^ (unix.MS_REC | unix.MS_SHARED)
 		m.FD = r.tree(tree)
 	}
 	return []plan.Mount{m}, nil
