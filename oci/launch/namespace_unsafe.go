@@ -2,6 +2,7 @@ package launch
 
 import (
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -222,15 +223,21 @@ func startApart(p *Process, exe int) (int, int, error) {
 	if err != nil {
 		return 0, -1, linux.Wrap("start", p.Name, err)
 	}
-	pid, pidfd, err := bear(n, func(pid int) error { return p.settle(pid) })
+	pid, pidfd, err := bear(n, func(pid int) error { return p.settle(pid, n.root) })
 	return pid, pidfd, linux.Wrap("start", p.Name, err)
 }
 
-// settle does what only the launcher may: the mappings, and the OOM score, which a process in a user namespace cannot set.
-func (p *Process) settle(pid int) error {
+// settle does what only the launcher may: the mappings, the owner of the standard streams, and the OOM score, which a process
+// in a user namespace cannot set.
+func (p *Process) settle(pid int, users bool) error {
 	proc := "/proc/" + strconv.Itoa(pid)
 	if p.CloneFlags&unix.CLONE_NEWUSER != 0 {
 		if err := writeMaps(proc, p.UIDs, p.GIDs); err != nil {
+			return err
+		}
+	}
+	if users {
+		if err := p.giveStreams(proc); err != nil {
 			return err
 		}
 	}
@@ -238,6 +245,44 @@ func (p *Process) settle(pid int) error {
 		return nil
 	}
 	return linux.WriteFile(unix.AT_FDCWD, proc+"/oom_score_adj", strconv.Itoa(int(*p.OOMScoreAdj)))
+}
+
+// giveStreams gives pipes among the standard streams to root of the process's user namespace, who can pass them on: their owner
+// may open them by /dev/stdout.
+func (p *Process) giveStreams(proc string) error {
+	uid, err := rootIn(proc + "/uid_map")
+	if err != nil {
+		return err
+	}
+	gid, err := rootIn(proc + "/gid_map")
+	if err != nil {
+		return err
+	}
+	for _, fd := range p.Files[:min(len(p.Files), 3)] {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+			continue
+		}
+		if err := unix.Fchown(fd, uid, gid); err != nil {
+			return linux.Wrap("change owner of", "stream", err)
+		}
+	}
+	return nil
+}
+
+// rootIn returns what 0 is outside, by a file of mappings as the kernel shows it.
+func rootIn(file string) (int, error) {
+	b, err := linux.ReadFile(unix.AT_FDCWD, file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "0" {
+			n, err := strconv.Atoi(f[1])
+			return n, linux.Wrap("read", file, err)
+		}
+	}
+	return 0, linux.Wrap("find 0 in", file, syscall.EINVAL)
 }
 
 func writeMaps(proc string, uids, gids []syscall.SysProcIDMap) error {
@@ -258,20 +303,32 @@ func writeMaps(proc string, uids, gids []syscall.SysProcIDMap) error {
 
 // UserNamespace returns a descriptor of a new user namespace with the mappings, in which no process is: for id-mapped mounts.
 func UserNamespace(uids, gids []syscall.SysProcIDMap) (fd int, err error) {
-	n := &nursery{hold: true, group: -1, clone: cloneArgs{flags: unix.CLONE_NEWUSER}}
 	fd = -1
-	pid, pidfd, err := bear(n, func(pid int) (err error) {
-		proc := "/proc/" + strconv.Itoa(pid)
-		if err := writeMaps(proc, uids, gids); err != nil {
-			return err
-		}
+	err = UserNamespaces(0, uids, gids, func(proc string) (err error) {
 		fd, err = unix.Open(proc+"/ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {
 		linux.CloseAll(fd)
-		return -1, linux.Wrap("make", "user namespace", err)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// UserNamespaces makes a user namespace with the mappings, and those of the CLONE_NEW flags to belong to it. hold is called
+// with the folder in /proc of a process that does nothing but be in them; what it does not take hold of goes with that.
+func UserNamespaces(flags uintptr, uids, gids []syscall.SysProcIDMap, hold func(proc string) error) error {
+	n := &nursery{hold: true, group: -1, clone: cloneArgs{flags: uint64(flags) | unix.CLONE_NEWUSER}}
+	pid, pidfd, err := bear(n, func(pid int) error {
+		proc := "/proc/" + strconv.Itoa(pid)
+		if err := writeMaps(proc, uids, gids); err != nil {
+			return err
+		}
+		return hold(proc)
+	})
+	if err != nil {
+		return linux.Wrap("make", "user namespace", err)
 	}
 	unix.Close(pidfd)
-	return fd, linux.Wrap("make", "user namespace", linux.Retry(func() error { _, e := unix.Wait4(pid, nil, 0, nil); return e }))
+	return linux.Wrap("make", "user namespace", linux.Retry(func() error { _, e := unix.Wait4(pid, nil, 0, nil); return e }))
 }

@@ -100,6 +100,9 @@ type Namespaces struct {
 	// PID makes one PID namespace for all containers, with yare-init as
 	// process 1 that reaps orphans (shareProcessNamespace).
 	PID bool
+	// Users, if not empty, is the folder of [oci.HoldUsers]: its namespaces of IPC and UTS are joined in place of making such,
+	// and the PID namespace belongs to its user namespace. The shim itself stays in the host's.
+	Users string
 }
 
 // CreateRequest describes a container.

@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/launch"
 	"github.com/yare-dev/yare/oci/shim/protocol"
 	"github.com/yare-dev/yare/oci/wire"
@@ -115,19 +117,22 @@ func listen(path string) (int, error) {
 // born launches the shim's process.
 func born(c Config, group *cgroup.Group, listener int) (pidfd int, err error) {
 	p := launch.Process{Exe: c.Init.FD(), Name: "yare-shim", Role: launch.Shim, Cgroup: -1}
-	if c.Namespaces.IPC {
-		p.CloneFlags |= unix.CLONE_NEWIPC
-	}
-	if c.Namespaces.UTS {
-		p.CloneFlags |= unix.CLONE_NEWUTS
-	}
-	if path := c.Namespaces.Net; path != "" {
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, linux.Wrap("open network namespace", path, err)
+	defer func() {
+		for _, n := range p.Join {
+			unix.Close(n.FD)
 		}
-		defer unix.Close(fd)
-		p.Join = []launch.Namespace{{FD: fd, Flags: unix.CLONE_NEWNET}}
+	}()
+	for _, n := range c.Namespaces.list() {
+		flag := compile.CloneFlag(n.Type)
+		if n.Path == "" {
+			p.CloneFlags |= flag
+			continue
+		}
+		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, linux.Wrap("open "+string(n.Type)+" namespace", n.Path, err)
+		}
+		p.Join = append(p.Join, launch.Namespace{FD: fd, Flags: int(flag)})
 	}
 	if group != nil {
 		entry, err := group.Entry()
@@ -158,10 +163,30 @@ func born(c Config, group *cgroup.Group, listener int) (pidfd int, err error) {
 	return pidfd, err
 }
 
+// list are those that the shim itself is in: joined by path, or made.
+func (n *Namespaces) list() (all []specs.LinuxNamespace) {
+	if n.Net != "" {
+		all = append(all, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: n.Net})
+	}
+	for t, want := range map[specs.LinuxNamespaceType]bool{specs.IPCNamespace: n.IPC, specs.UTSNamespace: n.UTS} {
+		switch {
+		case !want:
+		case n.Users != "":
+			all = append(all, specs.LinuxNamespace{Type: t, Path: oci.HeldNamespace(n.Users, t)})
+		default:
+			all = append(all, specs.LinuxNamespace{Type: t})
+		}
+	}
+	return all
+}
+
 func shimConfig(c Config) *protocol.Config {
 	out := &protocol.Config{Dir: c.Dir, SharePID: c.Namespaces.PID}
 	if c.Namespaces.UTS {
 		out.Hostname = c.Namespaces.Hostname
+	}
+	if c.Namespaces.Users != "" {
+		out.Users = oci.HeldNamespace(c.Namespaces.Users, specs.UserNamespace)
 	}
 	for name, value := range c.Sysctls {
 		if !strings.Contains(name, "/") {

@@ -140,6 +140,8 @@ type Config struct {
 	Hostname string
 	Sysctls  []Sysctl
 	SharePID bool
+	// Users is the user namespace that the shared PID namespace belongs to; empty: the host's.
+	Users string
 }
 
 // Sysctl is a name with slashes, and a value.
@@ -215,4 +217,5 @@ func (f *Config) Fields(c *wire.Codec) {
 	c.String(&f.Hostname)
 	wire.List(c, &f.Sysctls, func(s *Sysctl) { c.String(&s.Name); c.String(&s.Value) })
 	c.Bool(&f.SharePID)
+	c.String(&f.Users)
 }

@@ -118,21 +118,30 @@ func (s *server) open(c *protocol.Config) (err error) {
 		}
 	}
 	if c.SharePID {
-		return s.startReaper()
+		return s.startReaper(c.Users)
 	}
 	return nil
 }
 
-// startReaper makes the PID namespace that containers share.
-func (s *server) startReaper() error {
+// startReaper makes the PID namespace that containers share, which belongs to the user namespace.
+func (s *server) startReaper(users string) error {
+	p := launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Reaper, CloneFlags: unix.CLONE_NEWPID, Cgroup: -1}
+	if users != "" {
+		fd, err := unix.Open(users, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return linux.Wrap("open", users, err)
+		}
+		defer unix.Close(fd)
+		p.Join = []launch.Namespace{{FD: fd, Flags: unix.CLONE_NEWUSER}}
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return linux.Wrap("make", "socket pair", err)
 	}
 	// Our end stays open as long as we live: its end is what ends the reaper.
 	defer unix.Close(pair[1])
-	s.reaperPid, s.reaper, err = launch.Start(launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Reaper,
-		Files: []int{s.null, s.null, s.null, s.null, pair[1]}, CloneFlags: unix.CLONE_NEWPID, Cgroup: -1})
+	p.Files = []int{s.null, s.null, s.null, s.null, pair[1]}
+	s.reaperPid, s.reaper, err = launch.Start(p)
 	if err != nil {
 		return err
 	}
