@@ -104,3 +104,18 @@ func WriteFile(dirfd int, path, data string) error {
 		return err
 	}))
 }
+
+// CreateFile writes a regular file, which it makes or empties. It is os.WriteFile without what that does for files that can be
+// waited for, which programs of a few milliseconds feel.
+func CreateFile(path string, data []byte, mode uint32) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return wrap("create", path, err)
+	}
+	for len(data) > 0 && err == nil {
+		n := 0
+		err = Retry(func() error { n, err = unix.Write(fd, data); return err })
+		data = data[max(n, 0):]
+	}
+	return wrap("write", path, errors.Join(err, unix.Close(fd)))
+}

@@ -58,7 +58,8 @@ func keptInit(dir string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(tree)
+	// Not waited for: to forget a mount takes the kernel a grace period.
+	defer func() { go unix.Close(tree) }()
 	fd, err := unix.Openat(tree, "yare-init", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	return fd, linux.Wrap("open", "yare-init", err)
 }

@@ -71,7 +71,7 @@ func OpenBundle(dir string) (*Bundle, error) {
 		return nil, err
 	}
 	b := &Bundle{Dir: dir, Spec: new(specs.Spec)}
-	if b.text, err = os.ReadFile(filepath.Join(dir, "config.json")); err != nil {
+	if b.text, err = linux.ReadFile(unix.AT_FDCWD, filepath.Join(dir, "config.json")); err != nil {
 		return nil, fmt.Errorf("read spec: %w", err)
 	}
 	if err := json.Unmarshal(b.text, b.Spec); err != nil {
@@ -101,9 +101,11 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := hookState(&o)
-	if err != nil {
-		return nil, err
+	var state []byte
+	if o.Spec.Hooks != nil {
+		if state, err = hookState(&o); err != nil {
+			return nil, err
+		}
 	}
 	result, err := compile.Container(o.Spec, compile.Facts{Bundle: o.Bundle, CgroupDirs: group.Dirs(), Unified: group.Unified(),
 		Host: Host(), State: state, NoPivot: o.NoPivot, Preserve: o.Preserve})

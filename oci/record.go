@@ -9,7 +9,9 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/wire"
 )
 
@@ -90,7 +92,7 @@ func (r *Runtime) load(id string) (*record, error) {
 	if !validID(id) {
 		return nil, fmt.Errorf("container %q: invalid identifier", id)
 	}
-	b, err := os.ReadFile(filepath.Join(r.dir(id), recordName))
+	b, err := linux.ReadFile(unix.AT_FDCWD, filepath.Join(r.dir(id), recordName))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("container %s: %w", id, ErrNotExist)
 	}
@@ -111,13 +113,17 @@ func (r *Runtime) save(c *record) error {
 	b := wire.Marshal(c)
 	path := filepath.Join(r.dir(c.ID), recordName)
 	if c.Pid == 0 { // the first: nobody can have read anything
-		if err := os.WriteFile(path, b, 0o600); err != nil {
+		if err := linux.CreateFile(path, b, 0o600); err != nil {
 			return fmt.Errorf("save container %s: %w", c.ID, err)
 		}
 		return nil
 	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+	err := linux.CreateFile(path+".new", b, 0o600)
+	if err == nil {
+		err = linux.Wrap("rename to", path, unix.Rename(path+".new", path))
+	}
+	if err != nil {
 		return fmt.Errorf("save container %s: %w", c.ID, err)
 	}
-	return os.Rename(path+".new", path)
+	return nil
 }

@@ -69,7 +69,7 @@ func Open(name string) (*Group, error) {
 	if name == "/" {
 		return nil, errors.New("open cgroup /: it belongs to the host")
 	}
-	hierarchies, err := linux.Hierarchies()
+	hierarchies, err := mounted.list()
 	if err != nil {
 		return nil, err
 	}
@@ -186,8 +186,14 @@ func (g *Group) make(m cgroups.Manager) error {
 			if err := (&fs.CpusetGroup{}).Apply(dir, &cgroups.Resources{}, -1); err != nil {
 				return err
 			}
-		} else if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+			continue
+		}
+		err := unix.Mkdir(dir, 0o755) // the parents are there, mostly
+		if err == unix.ENOENT {
+			err = os.MkdirAll(dir, 0o755)
+		}
+		if err != nil && err != unix.EEXIST {
+			return linux.Wrap("make", dir, err)
 		}
 	}
 	return nil

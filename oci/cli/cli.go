@@ -64,6 +64,7 @@ func command(version string, program func(dir string) (*oci.Init, error)) *cobra
 		PersistentPreRunE:  func(*cobra.Command, []string) error { return a.open() },
 		PersistentPostRunE: func(*cobra.Command, []string) error { return a.close() },
 	}
+	c.CompletionOptions.DisableDefaultCmd = true
 	// Docker and Podman read the name, the version and the specification's.
 	c.SetVersionTemplate("yare oci version {{.Version}}\nspec: " + specs.Version + "\n")
 	f := c.PersistentFlags()

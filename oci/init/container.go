@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,9 @@ func (s *setup) container() error {
 	if p.Outcome != 0 {
 		s.outcome = s.extra(p.Outcome)
 	}
+	if err := s.openProc(); err != nil {
+		return err
+	}
 	if p.MountNS != 0 {
 		if err := s.joinMounts(s.extra(p.MountNS)); err != nil {
 			return err
@@ -29,9 +33,6 @@ func (s *setup) container() error {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return linux.Wrap("make", "cgroup namespace", err)
 		}
-	}
-	if err := s.openProc(); err != nil {
-		return err
 	}
 	if err := s.makeRoot(p); err != nil {
 		return err
@@ -48,30 +49,49 @@ func (s *setup) container() error {
 	return s.become(&p.Process, p)
 }
 
-// openProc finds a procfs that nobody can have mounted over.
+// openProc opens the host's procfs, while its mounts are those that we see and nobody can have put another there.
 func (s *setup) openProc() error {
-	fd, err := linux.PrivateProc()
-	if err == nil {
-		s.proc = fd
-		return nil
-	}
-	// Not ours to make: a user namespace that does not own the PID namespace.
-	// The host's, checked, then serves; its files are opened without crossing mounts.
-	fd, oerr := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if oerr != nil {
-		return err
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return s.privateProc()
 	}
 	var fs unix.Statfs_t
-	if serr := unix.Fstatfs(fd, &fs); serr != nil || fs.Type != unix.PROC_SUPER_MAGIC {
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.PROC_SUPER_MAGIC {
 		unix.Close(fd)
-		return err
+		return s.privateProc()
 	}
 	s.proc = fd
 	return nil
 }
 
-// writeProc writes one file of the private procfs.
+// privateProc takes a procfs of our own in place of the host's, where that one is in parts mounted over or read-only. It is
+// not always ours to make (in a user namespace that does not own the PID namespace), and to make and forget it takes the kernel
+// as long as much of the rest.
+func (s *setup) privateProc() error {
+	fd, err := linux.PrivateProc()
+	if err == nil {
+		s.closeProc()
+		s.proc = fd
+	}
+	return err
+}
+
+func (s *setup) closeProc() {
+	linux.CloseAll(s.proc)
+	s.proc = -1
+}
+
+// writeProc writes one file of procfs, through no mount but the one that was opened: what is written reaches the kernel.
 func (s *setup) writeProc(name, value string) error {
+	err := s.tryProc(name, value)
+	unfit := errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOENT) // the last: of another PID namespace
+	if unfit && s.privateProc() == nil {
+		err = s.tryProc(name, value)
+	}
+	return err
+}
+
+func (s *setup) tryProc(name, value string) error {
 	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV}
 	fd, err := unix.Openat2(s.proc, name, &how)
 	if err != nil {
@@ -107,8 +127,10 @@ func (s *setup) sysctls(list []plan.Setting) error {
 
 // makeRoot builds the new root file system and makes it "/".
 func (s *setup) makeRoot(p *plan.Container) error {
-	if err := s.openNull(); err != nil {
-		return err
+	if len(p.Masked) > 0 {
+		if err := s.openNull(); err != nil {
+			return err
+		}
 	}
 	if !p.Shared {
 		if err := unix.Mount("", "/", "", uintptr(p.HostPropagation), ""); err != nil {

@@ -21,6 +21,9 @@ func (s *setup) exec() error {
 		return err
 	}
 	s.slave = -1
+	if err := s.openProc(); err != nil {
+		return err
+	}
 	if p.JoinMount {
 		if err := s.joinMounts(s.firstFD); err != nil {
 			return err
@@ -36,9 +39,6 @@ func (s *setup) exec() error {
 		return linux.Wrap("open", "/", err)
 	}
 	s.root = fd
-	if err := s.openProc(); err != nil {
-		return err
-	}
 	if p.Terminal {
 		if err := s.console(p, false); err != nil {
 			return err
@@ -61,6 +61,7 @@ func (s *setup) become(p *plan.Process, c *plan.Container) error {
 	if err := s.labels(p); err != nil {
 		return err
 	}
+	s.closeProc() // what is the host's stays open no longer than it must
 	if err := attributes(p); err != nil {
 		return err
 	}
