@@ -1,10 +1,5 @@
 // Command yare-oci is the OCI runtime alone, for those who start it once per verb: containerd, Podman, CRI-O, Docker. It is
 // `yare oci` to the letter (package oci/cli) without the rest of Yare, whose size every start would pay for.
-//
-// It does not ask how many processors its cgroup has: the answer takes reading the host's mounts.
-//
-//go:debug containermaxprocs=0
-//go:debug updatemaxprocs=0
 package main
 
 import (

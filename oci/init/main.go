@@ -29,15 +29,10 @@
 //
 //   - The main goroutine is locked to its thread; namespaces, credentials and
 //     filters are set on that thread only, and it is the one that execs.
-//   - The Go runtime does not ask how many processors it may use: the launcher says so, and the answer would take reading the
-//     host's mounts.
 //   - Nothing is opened by a path that the image or another container can
 //     redirect: targets are resolved with openat2 inside the root, procfs is the
 //     host's, opened before anything else, or a private mount, and /dev/null is
 //     the host's and checked.
-//
-//go:debug containermaxprocs=0
-//go:debug updatemaxprocs=0
 package main
 
 import (
