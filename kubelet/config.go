@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/yare-dev/yare/kubelet/users"
 )
 
 // Config configures the kubelet. Defaults returns what is usual; Validate reports all mistakes at once.
@@ -63,8 +65,17 @@ type Config struct {
 	// MemoryThrottlingFactor is where between its memory request and its limit a container is slowed down (memory.high
 	// of cgroup v2): above 0, up to 1. 0 slows nothing down.
 	MemoryThrottlingFactor float64 `json:"memoryThrottlingFactor"`
+	// UserNamespaces is about pods with a user namespace of their own. Their ids on the host are those that /etc/subuid and
+	// /etc/subgid give the user "kubelet", or those from IDsPerPod on.
+	UserNamespaces UserNamespaces `json:"userNamespaces"`
 	// AllowedUnsafeSysctls may be set by pods beside the safe ones; a closing * is a wildcard.
 	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls"`
+}
+
+// UserNamespaces is about pods with a user namespace of their own.
+type UserNamespaces struct {
+	// IDsPerPod is how many ids each gets: a multiple of 65536.
+	IDsPerPod int64 `json:"idsPerPod"`
 }
 
 // Duration is a time.Duration that is written as "5m0s".
@@ -88,6 +99,7 @@ func Defaults() Config {
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
 		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
 		MaxContainerRestartPeriod: Duration{5 * time.Minute}, CPUCFSQuota: true,
+		UserNamespaces: UserNamespaces{IDsPerPod: users.PerPod},
 	}
 }
 
@@ -127,6 +139,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxPods < 1 {
 		bad("maxPods", "must be at least 1")
+	}
+	if n := c.UserNamespaces.IDsPerPod; n < users.PerPod || n%users.PerPod != 0 || n > 1<<31 {
+		bad("userNamespaces.idsPerPod", "%d is not a multiple of %d, up to 2147483648", n, users.PerPod)
 	}
 	if _, err := c.reserved(); err != nil {
 		bad("reserved", "%v", err)

@@ -27,6 +27,7 @@ import (
 	"github.com/yare-dev/yare/kubelet/spec"
 	"github.com/yare-dev/yare/kubelet/static"
 	"github.com/yare-dev/yare/kubelet/stats"
+	"github.com/yare-dev/yare/kubelet/users"
 	"github.com/yare-dev/yare/kubelet/volume"
 )
 
@@ -54,6 +55,7 @@ type Kubelet struct {
 	groups   pod.Groups
 	volumes  *volume.Volumes
 	facts    node.Facts
+	ids      users.IDs
 
 	// Made by Run, when the runtime has said its name.
 	pods   *pod.Pods
@@ -77,6 +79,10 @@ func New(c Config, d Deps) (*Kubelet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure kubelet: %w", err)
 	}
+	ids, err := users.HostIDs("/etc/subuid", "/etc/subgid", uint32(c.UserNamespaces.IDsPerPod), uint32(c.MaxPods))
+	if err != nil {
+		return nil, fmt.Errorf("configure kubelet: %w", err)
+	}
 	size, err := resource.ParseQuantity(c.ContainerLogMaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("configure kubelet: %w", err)
@@ -89,15 +95,19 @@ func New(c Config, d Deps) (*Kubelet, error) {
 			return nil, fmt.Errorf("configure kubelet: %w", err)
 		}
 	}
-	return &Kubelet{
-		config: c, deps: d, log: d.Log.With("component", "kubelet"), facts: facts, groups: d.Groups,
+	k := &Kubelet{
+		config: c, deps: d, log: d.Log.With("component", "kubelet"), facts: facts, groups: d.Groups, ids: ids,
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
-		volumes:  volume.New(filepath.Join(c.RootDir, "pods")),
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
 		images:    map[string]*usage{},
-	}, nil
+	}
+	k.volumes = volume.New(k.podsDir())
+	return k, nil
 }
+
+// podsDir holds pods' folders.
+func (k *Kubelet) podsDir() string { return filepath.Join(k.config.RootDir, "pods") }
 
 // Name is the component's.
 func (k *Kubelet) Name() string { return "kubelet" }
@@ -191,9 +201,13 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	c := &k.config
 	reserved, _ := c.reserved() // checked by Validate
 	rro := false
+	var ranges *users.Ranges
 	if s, err := k.deps.CRI.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
 		for _, h := range s.RuntimeHandlers {
 			rro = rro || h.Name == "" && h.GetFeatures().GetRecursiveReadOnlyMounts()
+			if h.Name == "" && h.GetFeatures().GetUserNamespaces() {
+				ranges = users.New(k.ids, k.podsDir())
+			}
 		}
 	}
 	k.keeper = node.New(node.Config{
@@ -209,7 +223,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 				Allocatable: k.facts.Memory - reserved.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
-		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, HostsFile: "/etc/hosts",
+		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns,

@@ -17,6 +17,7 @@ import (
 	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/kubelet/users"
 	"github.com/yare-dev/yare/kubelet/volume"
 )
 
@@ -40,6 +41,8 @@ type Config struct {
 	UnsafeSysctls    []string
 	// RecursiveReadOnly says that the runtime makes mounts read-only recursively.
 	RecursiveReadOnly bool
+	// Users has the ids of pods with a user namespace of their own; nil where the runtime makes none.
+	Users *users.Ranges
 	// HostsFile is the host's /etc/hosts.
 	HostsFile string
 }

@@ -159,7 +159,11 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if mounts, err = w.ownMounts(pod, s, v, mounts); err != nil {
 		return "", err
 	}
-	parts := spec.Parts{Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts}
+	users, err := w.users(pod)
+	if err != nil {
+		return "", err
+	}
+	parts := spec.Parts{Users: users, Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts}
 	if s.Kind == spec.Ephemeral {
 		parts.TargetID = w.target(pod, c.Name, v)
 	}
@@ -169,7 +173,7 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	}
 	dns, _ := spec.PodDNS(pod, w.DNS())
 	sandbox := v.Ready()
-	sandboxConfig, err := spec.Sandbox(pod, sandbox.GetMetadata().GetAttempt(), dns, w.config.Node)
+	sandboxConfig, err := spec.Sandbox(pod, sandbox.GetMetadata().GetAttempt(), dns, users, w.config.Node)
 	if err != nil {
 		return "", err
 	}

@@ -206,7 +206,11 @@ func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 		w.exposed[warning] = true
 		w.say(pod, corev1.EventTypeWarning, "DNSConfigForming", "%s", warning)
 	}
-	config, err := spec.Sandbox(pod, plan.Attempt, dns, w.config.Node)
+	var config *runtimeapi.PodSandboxConfig
+	users, err := w.users(pod)
+	if err == nil {
+		config, err = spec.Sandbox(pod, plan.Attempt, dns, users, w.config.Node)
+	}
 	if err == nil {
 		_, err = w.cri.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
 	}
@@ -218,6 +222,17 @@ func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 	}
 	w.moved = true
 	return false, nil
+}
+
+// users returns the pod's user namespace, nil where it has the host's.
+func (w *worker) users(pod *corev1.Pod) (*runtimeapi.UserNamespace, error) {
+	switch own := pod.Spec.HostUsers; {
+	case own == nil || *own:
+		return nil, nil
+	case w.config.Users == nil:
+		return nil, errors.New("spec.hostUsers false: the runtime does not support user namespaces on this node")
+	}
+	return w.config.Users.Of(pod.UID)
 }
 
 func (w *worker) sandboxDown(ctx context.Context, _ *corev1.Pod, v *View) (bool, error) {

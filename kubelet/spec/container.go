@@ -21,6 +21,8 @@ type Parts struct {
 	Mounts   []*runtimeapi.Mount
 	// TargetID is the container whose PID namespace an ephemeral container enters, or empty.
 	TargetID string
+	// Users is the user namespace of a pod that has one of its own.
+	Users *runtimeapi.UserNamespace
 }
 
 // Container returns the CRI configuration of one container.
@@ -28,13 +30,16 @@ func Container(pod *corev1.Pod, c *corev1.Container, parts Parts, n Node) (*runt
 	if err := VerifyNonRoot(pod, c, parts.Image); err != nil {
 		return nil, err
 	}
-	sc, err := containerSecurity(pod, c, parts.Image, n)
+	sc, err := containerSecurity(pod, c, parts.Image, parts.Users, n)
 	if err != nil {
 		return nil, err
 	}
 	if parts.TargetID != "" {
 		sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		sc.NamespaceOptions.TargetId = parts.TargetID
+	}
+	for _, m := range parts.Mounts { // what is in volumes has the owners that the container sees
+		m.UidMappings, m.GidMappings = parts.Users.GetUids(), parts.Users.GetGids()
 	}
 	values := make(map[string]string, len(parts.Env))
 	for _, kv := range parts.Env {

@@ -21,8 +21,8 @@ type Node struct {
 	ClusterDomain string
 }
 
-// Sandbox returns the CRI configuration of the pod's sandbox.
-func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, n Node) (*runtimeapi.PodSandboxConfig, error) {
+// Sandbox returns the CRI configuration of the pod's sandbox. users is the user namespace of a pod that has one of its own.
+func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, users *runtimeapi.UserNamespace, n Node) (*runtimeapi.PodSandboxConfig, error) {
 	name, domain := Hostname(pod, n.ClusterDomain)
 	if f := pod.Spec.SetHostnameAsFQDN; f != nil && *f && domain != "" {
 		name += "." + domain
@@ -33,10 +33,7 @@ func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, n Node)
 	if pod.Spec.HostNetwork {
 		name = "" // the host's
 	}
-	ns, err := Namespaces(pod)
-	if err != nil {
-		return nil, err
-	}
+	ns := Namespaces(pod, users)
 	limits := resources.PodLimits(pod, n.Host)
 	c := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID), Attempt: attempt},
@@ -74,6 +71,7 @@ func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, n Node)
 	sc.SupplementalGroups = supplementalGroups(p)
 	sc.SupplementalGroupsPolicy = groupsPolicy(p)
 	sc.SelinuxOptions = selinux(p.SELinuxOptions)
+	var err error
 	if sc.Seccomp, err = seccomp(nil, p, n); err != nil {
 		return nil, err
 	}
@@ -87,8 +85,8 @@ func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, n Node)
 }
 
 // Namespaces returns which namespaces the pod's containers share with whom.
-func Namespaces(pod *corev1.Pod) (*runtimeapi.NamespaceOption, error) {
-	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+func Namespaces(pod *corev1.Pod, users *runtimeapi.UserNamespace) *runtimeapi.NamespaceOption {
+	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, UsernsOptions: users}
 	if pod.Spec.HostNetwork {
 		o.Network = runtimeapi.NamespaceMode_NODE
 	}
@@ -101,10 +99,7 @@ func Namespaces(pod *corev1.Pod) (*runtimeapi.NamespaceOption, error) {
 	case pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace:
 		o.Pid = runtimeapi.NamespaceMode_POD
 	}
-	if u := pod.Spec.HostUsers; u != nil && !*u {
-		return nil, configErrorf("spec.hostUsers false: pods with a user namespace of their own are not supported on this node")
-	}
-	return o, nil
+	return o
 }
 
 func portMappings(pod *corev1.Pod) (out []*runtimeapi.PortMapping) {

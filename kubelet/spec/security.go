@@ -63,13 +63,9 @@ func readonlyPaths() []string {
 }
 
 // containerSecurity returns the CRI security context of one container.
-func containerSecurity(pod *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, n Node) (*runtimeapi.LinuxContainerSecurityContext, error) {
-	ns, err := Namespaces(pod)
-	if err != nil {
-		return nil, err
-	}
+func containerSecurity(pod *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, users *runtimeapi.UserNamespace, n Node) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	out := &runtimeapi.LinuxContainerSecurityContext{
-		NamespaceOptions: ns, MaskedPaths: maskedPaths(), ReadonlyPaths: readonlyPaths(),
+		NamespaceOptions: Namespaces(pod, users), MaskedPaths: maskedPaths(), ReadonlyPaths: readonlyPaths(),
 	}
 	uid, gid, _ := EffectiveUser(pod, c)
 	switch {
@@ -107,6 +103,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, image *runtimeapi.I
 	if caps := s.Capabilities; caps != nil {
 		out.Capabilities = &runtimeapi.Capability{AddCapabilities: capNames(caps.Add), DropCapabilities: capNames(caps.Drop)}
 	}
+	var err error
 	if out.Seccomp, err = seccomp(s, p, n); err != nil {
 		return nil, err
 	}

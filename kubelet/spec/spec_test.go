@@ -260,7 +260,7 @@ func TestSandbox(t *testing.T) {
 	p.Spec.Hostname, p.Spec.Subdomain, p.Spec.SetHostnameAsFQDN = "h", "sub", ptr(true)
 	p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(7)), FSGroup: ptr(int64(9)), SupplementalGroups: []int64{8},
 		Sysctls: []corev1.Sysctl{{Name: "net/ipv4/tcp_syncookies", Value: "1"}}}
-	c, err := Sandbox(p, 2, nil, Node{CgroupRoot: "/y", LogRoot: "/var/log/pods", ClusterDomain: "cluster.local"})
+	c, err := Sandbox(p, 2, nil, nil, Node{CgroupRoot: "/y", LogRoot: "/var/log/pods", ClusterDomain: "cluster.local"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,10 +281,14 @@ func TestSandbox(t *testing.T) {
 			t.Errorf("%s: %v", what, c)
 		}
 	}
-	p.Spec.HostUsers = ptr(false)
-	var mistake ConfigError
-	if _, err := Sandbox(p, 0, nil, Node{}); !errors.As(err, &mistake) {
-		t.Error("a user namespace was promised:", err)
+	users := &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}}}
+	c, err = Sandbox(p, 0, nil, users, Node{})
+	if err != nil || c.Linux.SecurityContext.NamespaceOptions.UsernsOptions != users {
+		t.Errorf("user namespace: %v, %v", c, err)
+	}
+	k, err := Container(p, &p.Spec.Containers[0], Parts{Users: users, Mounts: []*runtimeapi.Mount{{}}}, Node{})
+	if err != nil || k.Linux.SecurityContext.NamespaceOptions.UsernsOptions != users || k.Mounts[0].UidMappings[0] != users.Uids[0] {
+		t.Errorf("container in a user namespace: %v, %v", k, err)
 	}
 }
 
