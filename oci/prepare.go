@@ -70,11 +70,11 @@ func OpenBundle(dir string) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bundle{Dir: dir, Spec: new(specs.Spec)}
+	b := &Bundle{Dir: dir}
 	if b.text, err = linux.ReadFile(unix.AT_FDCWD, filepath.Join(dir, "config.json")); err != nil {
 		return nil, fmt.Errorf("read spec: %w", err)
 	}
-	if err := json.Unmarshal(b.text, b.Spec); err != nil {
+	if b.Spec, err = decodeSpec(b.text); err != nil {
 		return nil, fmt.Errorf("parse %s/config.json: %w", dir, err)
 	}
 	return b, nil

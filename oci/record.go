@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -73,8 +72,8 @@ func hookFields(w *wire.Codec, list *[]specs.Hook) {
 
 // spec reads the spec.
 func (c *record) spec() (*specs.Spec, error) {
-	s := new(specs.Spec)
-	if err := json.Unmarshal(c.Spec, s); err != nil {
+	s, err := decodeSpec(c.Spec)
+	if err != nil {
 		return nil, fmt.Errorf("parse spec of container %s: %w", c.ID, err)
 	}
 	return s, nil
