@@ -1,12 +1,15 @@
 package rest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
 	"strings"
 	"sync"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,7 +28,13 @@ type managers struct {
 	types managedfields.TypeConverter
 
 	mu   sync.Mutex
-	made map[managerKey]*managedfields.FieldManager
+	made map[managerKey]*tracker
+}
+
+// tracker is the field manager of one kind, with what it need not find again.
+type tracker struct {
+	*managedfields.FieldManager
+	shapes shapes
 }
 
 type managerKey struct {
@@ -35,7 +44,7 @@ type managerKey struct {
 
 func (m *managers) load() { m.types = applyconfigurations.NewTypeConverter(scheme.Scheme) }
 
-func (m *managers) get(r *Request) (*managedfields.FieldManager, error) {
+func (m *managers) get(r *Request) (*tracker, error) {
 	a, sub := r.Any, r.Sub
 	m.once.Do(m.load)
 	m.mu.Lock()
@@ -54,10 +63,10 @@ func (m *managers) get(r *Request) (*managedfields.FieldManager, error) {
 		return nil, fmt.Errorf("make the field manager of %v: %w", a.Kind, err)
 	}
 	if m.made == nil {
-		m.made = map[managerKey]*managedfields.FieldManager{}
+		m.made = map[managerKey]*tracker{}
 	}
-	m.made[key] = f
-	return f, nil
+	m.made[key] = &tracker{FieldManager: f}
+	return m.made[key], nil
 }
 
 // resetFields are those that a write cannot own since it cannot change them.
@@ -102,14 +111,49 @@ func (m *managers) track(r *Request, old, now api.Object) error {
 	if err != nil {
 		return err
 	}
-	live := old
-	if live == nil {
-		live = r.Any.Kind.New()
+	if old == nil {
+		f.create(r, now)
+		return nil
 	}
-	if _, err := f.Update(live, now, r.Manager); err != nil {
-		now.SetManagedFields(live.GetManagedFields())
+	if _, err := f.Update(old, now, r.Manager); err != nil {
+		now.SetManagedFields(old.GetManagedFields())
 	}
 	return nil
+}
+
+// create notes in o, which is new, that its fields are the request's.
+func (t *tracker) create(r *Request, o api.Object) {
+	var room [1 << 10]byte
+	shape, ok := shapeOf(room[:0], o)
+	ok = ok && len(o.GetManagedFields()) == 0 // what the client says about ownership counts
+	if ok {
+		if fields, known := t.shapes.get(shape); known {
+			o.SetManagedFields(r.owns(fields))
+			return
+		}
+	}
+	if _, err := t.Update(r.Any.Kind.New(), o, r.Manager); err != nil {
+		o.SetManagedFields(nil)
+		return
+	}
+	switch all := o.GetManagedFields(); {
+	case !ok || len(all) > 1:
+	case len(all) == 0:
+		t.shapes.put(shape, nil)
+	default:
+		t.shapes.put(shape, all[0].FieldsV1)
+	}
+}
+
+// owns says that the request's manager owns fields as of now; nil are none.
+func (r *Request) owns(fields *metav1.FieldsV1) []metav1.ManagedFieldsEntry {
+	if fields == nil {
+		return nil
+	}
+	return []metav1.ManagedFieldsEntry{{
+		Manager: cmp.Or(r.Manager, "unknown"), Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: r.as().APIVersion(),
+		Time: &metav1.Time{Time: time.Now().UTC()}, FieldsType: "FieldsV1", FieldsV1: fields, Subresource: r.Sub,
+	}}
 }
 
 // apply merges the configuration given by patch into old (nil: into nothing) and returns a new object.
