@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
@@ -13,12 +14,22 @@ const quiet = 5 * time.Second
 // GiveBack returns a component that gives memory back to the system when a burst of work is over. The runtime keeps as much
 // as the next burst would need, which is as much again as is in use, and does so for ever when nothing happens. It waits for
 // the end of a collection, the sign that much was allocated, and costs nothing while there is none.
+//
+// While a burst lasts, it lets a small heap grow further than to twice its size before the next collection, which costs by
+// what is in use and not by what is not.
 func GiveBack() Component { return giveBack{} }
 
 type giveBack struct{}
 
 // Name is the component's name.
 func (giveBack) Name() string { return "memory" }
+
+// A burst is collections within oftener of each other; then there are garbage bytes between two, where that is not less than
+// the heap has in use.
+const (
+	oftener = time.Second
+	garbage = 128 << 20
+)
 
 // Run gives memory back until ctx ends.
 func (giveBack) Run(ctx context.Context, ready func()) error {
@@ -27,21 +38,48 @@ func (giveBack) Run(ctx context.Context, ready func()) error {
 	watchCollections(ctx, collected)
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
+	usual := debug.SetGCPercent(100)
+	debug.SetGCPercent(usual)
+	defer debug.SetGCPercent(usual)
 	own := false // the last collection was that of giving back
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-collected:
+			now := time.Now()
 			if !own {
 				timer.Reset(quiet)
+				if now.Sub(last) < oftener {
+					debug.SetGCPercent(growth(usual, inUse()))
+				}
 			}
-			own = false
+			own, last = false, now
 		case <-timer.C:
 			own = true
+			debug.SetGCPercent(usual)
 			debug.FreeOSMemory()
 		}
 	}
+}
+
+// growth returns by how many percent a heap with that many bytes in use may grow during a burst.
+func growth(usual int, live uint64) int {
+	if usual < 0 || live == 0 { // collections are switched off, or there was none
+		return usual
+	}
+	return max(usual, min(int(garbage*100/live), 1000))
+}
+
+// inUse returns how many bytes the last collection found in use.
+func inUse() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	if sample[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64()
 }
 
 // watchCollections tells of the end of every garbage collection, until ctx ends: an object that nobody holds is collected.

@@ -14,3 +14,23 @@ func TestWatchCollections(t *testing.T) {
 		<-collected
 	}
 }
+
+// A small heap may grow by what is garbage between two collections, a large one by its own size, as ever.
+func TestGrowth(t *testing.T) {
+	for _, tt := range []struct {
+		usual int
+		live  uint64
+		want  int
+	}{
+		{100, 64 << 20, 200},
+		{100, 1 << 30, 100},
+		{100, 1 << 10, 1000},
+		{300, 128 << 20, 300},
+		{-1, 64 << 20, -1},
+		{100, 0, 100},
+	} {
+		if got := growth(tt.usual, tt.live); got != tt.want {
+			t.Errorf("growth(%d, %d) = %d, want %d", tt.usual, tt.live, got, tt.want)
+		}
+	}
+}
