@@ -87,8 +87,8 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 	// A member that is alone need not wait for an election timeout: it is told to stand for election at once, by the message
 	// that ends a leadership transfer. It is repeated, since it is dropped until raft has applied the first membership; and
 	// it is held back until raft has been told that the log is replayed, since it looks for membership changes in what it has
-	// not applied, and etcd may have dropped that from memory by then, which is fatal.
-	alone := len(m.Server.Cluster().Members()) == 1
+	// not applied, and etcd may have dropped that from memory by then, which is fatal. How many members there are is looked at
+	// each time too: without a snapshot there are none before the log is replayed.
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -103,7 +103,7 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, fmt.Errorf("start the member: %w", err)
 		case <-tick.C:
 		}
-		if alone && replayed() && m.Server.Leader() == 0 {
+		if len(m.Server.Cluster().Members()) == 1 && replayed() && m.Server.Leader() == 0 {
 			if err := stand(ctx, m.Server); err != nil {
 				return nil, err
 			}
