@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,8 +80,10 @@ type Server struct {
 	meter  *meter
 	reads  *limit
 	writes *limit
-	disco  *discovery
-	docs   *documents
+	// gathering is how many watchers wait for what else there is to tell them.
+	gathering atomic.Int64
+	disco     *discovery
+	docs      *documents
 }
 
 // New returns a Server that serves the resources, or says which one is given twice.
@@ -145,6 +148,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	srv := &http.Server{
 		Handler:           s,
 		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext:       withCork,
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    1 << 20,
@@ -161,7 +165,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		wg.Go(func() {
 			var err error
 			if srv.TLSConfig != nil {
-				err = srv.ServeTLS(l, "", "")
+				err = srv.ServeTLS(corks{l}, "", "")
 			} else {
 				err = srv.Serve(l)
 			}

@@ -95,9 +95,24 @@ func (c *call) events(ctx context.Context, r *rest.Request, q rest.WatchOptions)
 	return w, nil
 }
 
-// pace is the least time between two writes to one watcher. The first event is sent at once; in a burst, events gather for
-// that long, since a write costs more than all events that it carries.
-const pace = 4 * time.Millisecond
+// In a burst, events to one watcher gather between two writes, since a write costs more than all events that it carries; the
+// first event is sent at once. They gather for pace, and longer the more watchers do the same: paceEach is what a write
+// costs with all that it entails, so that writing takes a part of the machine that does not grow with their number.
+const (
+	pace     = 4 * time.Millisecond
+	paceEach = 100 * time.Microsecond
+	paceMost = 50 * time.Millisecond
+)
+
+// gather waits for what else there is to tell to a watcher that was written to at last.
+func (s *Server) gather(ctx context.Context, last time.Time) error {
+	others := time.Duration(s.gathering.Add(1) - 1)
+	defer s.gathering.Add(-1)
+	if wait := min(pace+others*paceEach, paceMost) - time.Since(last); wait > 0 {
+		return run.Pause(ctx, wait)
+	}
+	return nil
+}
 
 // follow sends the watch's events until it ends. What can be sent at once is.
 func (c *call) follow(ctx context.Context, w events, out *eventWriter) error {
@@ -124,23 +139,26 @@ func (c *call) follow(ctx context.Context, w events, out *eventWriter) error {
 		if c.tell(evs, out) != nil {
 			return nil
 		}
-		if wait := pace - time.Since(last); wait > 0 {
-			if run.Pause(ctx, wait) != nil {
+		if time.Since(last) < paceMost {
+			if c.s.gather(ctx, last) != nil {
 				return nil
 			}
 			if c.tell(w.Ready(), out) != nil {
 				return nil
 			}
 		}
-		if _, err := c.w.Write(out.buf); err != nil {
+		err = together(c.r, func() error {
+			if _, err := c.w.Write(out.buf); err != nil {
+				return err
+			}
+			return flush.Flush()
+		})
+		if err != nil {
 			return nil
 		}
 		out.buf = out.buf[:0]
 		if cap(out.buf) > 2*chunk {
 			out.buf = nil
-		}
-		if err := flush.Flush(); err != nil {
-			return nil
 		}
 		last = time.Now()
 	}

@@ -29,6 +29,9 @@ const gzipFrom = 128 << 10
 // chunk is how much is written at once.
 const chunk = 256 << 10
 
+// corkFrom is the size from which an answer is more than the one write that HTTP/1 makes of a small one.
+const corkFrom = 4 << 10
+
 // encode returns o in the format's encoding.
 func (f format) encode(o runtime.Object) ([]byte, error) {
 	switch f.encoding {
@@ -124,7 +127,13 @@ func (c *call) sendParts(code int, parts [][]byte) {
 	if c.r.Method == http.MethodHead {
 		return
 	}
-	if err := gather(w, parts); err != nil {
+	var err error
+	if size > corkFrom {
+		err = together(c.r, func() error { return gather(w, parts) })
+	} else {
+		err = gather(w, parts)
+	}
+	if err != nil {
 		c.s.deps.Log.Debug("client went away", "path", c.r.URL.Path, "err", err)
 	}
 }
