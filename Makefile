@@ -149,6 +149,12 @@ runtime-peers: build ## containerd and Podman, Debian's packages, with yare-oci 
 	@scripts/setup peers
 	go test -C test/runtimepeers -count=1 -timeout 30m -v . -runtime '$(CURDIR)/bin/yare-oci'
 
+# crictl comes from the Go module proxy; it has a module of its own, test/cripeers/crictl.
+.PHONY: cri-peers
+cri-peers: build ## the suite of CRI against containerd, Debian's package, and crictl against our server
+	@scripts/setup peers
+	go test -C test/cripeers -count=1 -timeout 30m -v .
+
 .PHONY: mutants
 mutants: init setup ## take protections out one by one: the tests of security classes must be red
 	go run -C test/mutants .

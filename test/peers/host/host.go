@@ -198,6 +198,9 @@ func ipnet(a netip.Addr, bits int) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}
 }
 
+// Network is the path of the host's network namespace.
+func (h *Host) Network() string { return fmt.Sprintf("/proc/%d/ns/net", h.holder.Process.Pid) }
+
 // CgroupRoot is the path of the host's cgroup in every hierarchy.
 func (h *Host) CgroupRoot() string { return "/yare-peers/" + h.Name }
 
