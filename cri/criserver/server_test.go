@@ -374,3 +374,19 @@ func BenchmarkExecSync(b *testing.B) {
 		h.exec(id, "true")
 	}
 }
+
+// TestCheckpointRefused: what is left out says so, whatever it is asked about.
+func TestCheckpointRefused(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	pod := h.runPod("p")
+	id := h.run(pod, "c", "sleep", "1000")
+	_, container := h.Runtime.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(h.dir, "x")})
+	_, whole := h.Runtime.CheckpointPod(t.Context(), &runtimeapi.CheckpointPodRequest{PodSandboxId: pod, ContainerIds: []string{id}})
+	_, restore := h.Runtime.RestorePod(t.Context(), &runtimeapi.RestorePodRequest{})
+	for _, err := range []error{container, whole, restore} {
+		if cri.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "on purpose") {
+			t.Errorf("%v", err)
+		}
+	}
+}

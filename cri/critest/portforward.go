@@ -165,9 +165,15 @@ func forwardRefused(t *T) {
 
 func forwardHost(t *T) {
 	pod := t.own(hostNetwork)
-	const port = 28765
+	// Free here, and so most likely where the server is, if that is elsewhere.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
 	t.web(pod, "from the host", port)
-	t.same("answer", t.get(t.forwarded(pod.id, port)[0], "/"), "from the host")
+	t.same("answer", t.get(t.forwarded(pod.id, int32(port))[0], "/"), "from the host")
 }
 
 // Two channels for each port, data and errors, whose first frames hold the port.

@@ -341,7 +341,7 @@ func ipcNode(t *T) {
 	if x, y := t.namespaceOf("ipc", a, node(t.config())), t.namespaceOf("ipc", b, node(t.config())); x == "" || x != y {
 		t.Errorf("%q and %q", x, y)
 	}
-	name := "/dev/shm/" + t.unique("critest-")
+	name := "/dev/shm/critest" + strings.ReplaceAll(t.Dir, "/", "-") // the host's: other runs may be there
 	t.prints("", a, node(t.script("echo shared > "+name)))
 	t.prints("shared\n", b, node(t.script("cat "+name+"; rm "+name)))
 }

@@ -2,12 +2,14 @@ package critest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/websocket"
 	"google.golang.org/grpc/codes"
@@ -71,7 +73,9 @@ func (t *T) spdy(address string, options remotecommand.StreamOptions) session {
 	if !options.Tty {
 		options.Stderr = &errs
 	}
-	s := session{err: e.StreamWithContext(t.Context(), options)}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s := session{err: e.StreamWithContext(ctx, options)}
 	s.out, s.errs = out.String(), errs.String()
 	var code utilexec.CodeExitError
 	if errors.As(s.err, &code) {
@@ -107,16 +111,41 @@ func spdyMuch(t *T) {
 	}
 }
 
-// sizes is a terminal that changes its size whenever it is told.
-type sizes chan remotecommand.TerminalSize
+// again is how long until a size is told again: one that comes before the program may be lost.
+const again = 100 * time.Millisecond
+
+// sizes is a terminal that changes its size, and tells the last again and again until ctx ends.
+type sizes struct {
+	ctx   context.Context
+	left  []remotecommand.TerminalSize
+	tells bool
+}
 
 // Next is asked in a goroutine of the session's, until nil.
-func (s sizes) Next() *remotecommand.TerminalSize {
-	size, ok := <-s
-	if !ok {
-		return nil
+func (s *sizes) Next() *remotecommand.TerminalSize {
+	if s.tells {
+		select {
+		case <-time.After(again):
+		case <-s.ctx.Done():
+			return nil
+		}
+	}
+	s.tells = true
+	size := s.left[0]
+	if len(s.left) > 1 {
+		s.left = s.left[1:]
 	}
 	return &size
+}
+
+// terminal runs a session with a terminal that has the sizes, one after the other.
+func (t *T) terminal(script string, all ...remotecommand.TerminalSize) session {
+	t.Helper()
+	stdin, hold := io.Pipe()
+	defer hold.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	return t.spdyRun(remotecommand.StreamOptions{Stdin: stdin, Tty: true, TerminalSizeQueue: &sizes{ctx: ctx, left: all}}, "sh", "-c", script)
 }
 
 func untilSize(size string) string {
@@ -124,25 +153,14 @@ func untilSize(size string) string {
 }
 
 func spdyTerminal(t *T) {
-	stdin, hold := io.Pipe()
-	defer hold.Close()
-	terminal := make(sizes, 1)
-	terminal <- remotecommand.TerminalSize{Width: 99, Height: 33}
-	defer close(terminal)
-	s := t.spdyRun(remotecommand.StreamOptions{Stdin: stdin, Tty: true, TerminalSizeQueue: terminal}, "sh", "-c", untilSize("33 99")+"; tty; echo $TERM")
+	s := t.terminal(untilSize("33 99")+"; tty; echo $TERM", remotecommand.TerminalSize{Width: 99, Height: 33})
 	if s.err != nil || s.code != 0 || !strings.Contains(s.out, "/dev/pts/") || !strings.HasSuffix(s.out, "xterm\r\n") {
 		t.Errorf("%+v", s)
 	}
 }
 
 func spdyResize(t *T) {
-	stdin, hold := io.Pipe()
-	defer hold.Close()
-	terminal := make(sizes, 2)
-	terminal <- remotecommand.TerminalSize{Width: 99, Height: 33}
-	terminal <- remotecommand.TerminalSize{Width: 120, Height: 40}
-	defer close(terminal)
-	s := t.spdyRun(remotecommand.StreamOptions{Stdin: stdin, Tty: true, TerminalSizeQueue: terminal}, "sh", "-c", untilSize("40 120")+"; exit 3")
+	s := t.terminal(untilSize("40 120")+"; exit 3", remotecommand.TerminalSize{Width: 99, Height: 33}, remotecommand.TerminalSize{Width: 120, Height: 40})
 	if s.err != nil || s.code != 3 {
 		t.Errorf("%+v", s)
 	}
@@ -188,7 +206,19 @@ func (t *T) dial(address string) *socket {
 		t.Fatalf("dial %s: %v", address, err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
 	return &socket{Conn: conn}
+}
+
+// size tells the terminal's size again and again until the session ends.
+func (s *socket) size(text string) {
+	go func() {
+		for s.send(channelSize, text) == nil {
+			time.Sleep(again)
+		}
+	}()
 }
 
 func (s *socket) send(channel byte, data string) error {
@@ -236,12 +266,11 @@ func socketTerminal(t *T) {
 	s := t.dial(t.execURL(&runtimeapi.ExecRequest{
 		ContainerId: t.sleeper(t.any()), Cmd: []string{"sh", "-c", untilSize("33 99") + "; tty"}, Stdin: true, Stdout: true, Tty: true,
 	}))
-	if err := s.send(channelSize, `{"Width":99,"Height":33}`); err != nil {
-		t.Fatal(err)
-	}
+	s.size(`{"Width":99,"Height":33}`)
 	if c := s.receive(); !strings.HasPrefix(c[channelOut], "/dev/pts/") {
 		t.Errorf("%q", c)
 	}
+	s.Close()
 }
 
 func execOnce(t *T) {
@@ -290,10 +319,10 @@ func execSessionExited(t *T) {
 
 func attachCases() []Case {
 	return []Case{
-		{"SPDY: output from now on", 0, attachOutput},
+		{"WebSocket: output from now on", 0, attachOutput},
 		{"SPDY: input once, and its end", 0, attachOnce},
-		{"SPDY: input again and again", 0, attachAgain},
-		{"SPDY: a terminal with a size", 0, attachTerminal},
+		{"WebSocket: input again and again", 0, attachAgain},
+		{"WebSocket: a terminal with a size", 0, attachTerminal},
 		{"WebSocket: input and output", 0, attachSocket},
 		{"what is attached goes to the log too", 0, attachLog},
 		{"no stream at all is refused", 0, attachNoStream},
@@ -319,15 +348,15 @@ func (t *T) reader(once bool) *containerConfig {
 }
 
 func attachOutput(t *T) {
-	id := t.run(t.any(), t.script("until test -e /tmp/go; do sleep 0.01; done", "echo out; echo err >&2"))
+	id := t.run(t.any(), t.script("until test -e /tmp/go; do echo tick; sleep 0.05; done", "echo out; echo err >&2"))
 	s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdout: true, Stderr: true}))
-	// The session is there when its first frames have come: empty ones, one for each channel.
-	var first []byte
-	if err := websocket.Message.Receive(s.Conn, &first); err != nil {
-		t.Fatal(err)
+	for frame := []byte(nil); len(frame) < 2; { // it is attached once something has come; an empty frame opens a channel
+		if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.exec(id, "touch", "/tmp/go")
-	if c := s.receive(); c[channelOut] != "out\n" || c[channelErr] != "err\n" {
+	if c := s.receive(); !strings.HasSuffix(c[channelOut], "out\n") || c[channelErr] != "err\n" {
 		t.Errorf("%q", c)
 	}
 }
@@ -371,10 +400,10 @@ func attachTerminal(t *T) {
 	c.Tty, c.Stdin = true, true
 	id := t.run(t.any(), c)
 	s := t.dial(t.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true}))
-	if err := s.send(channelSize, `{"Width":99,"Height":33}`); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.receive(); got[channelOut] != "seen\r\n" {
+	s.size(`{"Width":99,"Height":33}`)
+	got := s.receive()
+	s.Close()
+	if got[channelOut] != "seen\r\n" {
 		t.Errorf("%q", got)
 	}
 }
