@@ -94,6 +94,10 @@ soak: build setup ## 500 containers at once; 10,000 starts and removals in a row
 linear: build ## kill -9 the API server 200 times: what concurrent clients saw is linearizable
 	go test -C test/cluster -count=1 -timeout 60m -run TestLinear -linear-kills 200 -v ./...
 
+.PHONY: image-large
+image-large: ## pull images of 1 GB in 20 layers, gzip, zstd and eStargz, and compare all of what comes out
+	go test ./image -count=1 -timeout 20m -run TestPullWhole -large -v
+
 .PHONY: bench
 bench: build setup ## measure this machine beside the budgets and goals
 	go run -C test/bench . -yare $(CURDIR)/bin/yare

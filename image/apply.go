@@ -22,6 +22,8 @@ const (
 	whiteoutMeta = ".wh..wh."
 
 	paxXattr = "SCHILY.xattr."
+
+	xattrOpaque = "trusted.overlay.opaque"
 )
 
 // usage is what a tree takes on disk.
@@ -32,21 +34,39 @@ type usage struct {
 
 // applier makes the changes that a layer's archive lists to a tree.
 //
-// The tree is what the layers below give, seen through overlayfs (or a copy of
-// it), so that removing a file *is* the whiteout and links and parents of lower
-// layers are found by the kernel.
+// A layer is unpacked into a directory of its own, beside the layers below it,
+// which may be on their way still. Most archives need no more. What one cannot
+// know alone (a file's directory, the target of a hard link, what a whiteout
+// removes) it finds in the merged tree of the layer over those below: an overlay
+// of them, so that removing a file *is* the whiteout and links and parents of
+// lower layers are found by the kernel.
 type applier struct {
 	tree   *tree
 	limits Limits
 	used   usage
 	buf    []byte
+	// lower, while it is set, gives the merged tree's root. It waits for the
+	// layers below and is called once.
+	lower func() (rootFD int, err error)
+	// later are whiteouts that came before the merged tree.
+	later []string
 	// made are the paths of this layer, with the directories above them: an
-	// opaque directory hides all others.
+	// opaque directory hides all others. nil where nothing is below.
 	made map[string]struct{}
 	// opaqued are the directories in which nothing of lower layers is left.
 	opaqued map[string]struct{}
 	// dirs get their times last: making their entries changes them.
 	dirs []dirTimes
+	// kept counts the bytes of names in memory.
+	kept int64
+	// rooted is set when the archive says whose the root directory is.
+	rooted bool
+	// ids are what owners become.
+	ids idMaps
+	// room, when set, fails when bytes more would fill the disk.
+	room func(bytes int64) error
+	// step is called for every entry.
+	step func(name string) error
 }
 
 type dirTimes struct {
@@ -54,28 +74,70 @@ type dirTimes struct {
 	times []unix.Timespec
 }
 
-// apply unpacks the uncompressed layer archive r into the tree at rootFD, which
-// it takes over. On an error the tree is to be thrown away.
-func apply(ctx context.Context, rootFD int, r io.Reader, limits Limits) (usage, error) {
-	a := &applier{tree: newTree(rootFD), limits: limits, buf: make([]byte, 256<<10), made: map[string]struct{}{}, opaqued: map[string]struct{}{}}
-	defer a.tree.close()
+// newApplier takes over rootFD, the root of the tree. overLower tells that there
+// are layers below.
+func newApplier(rootFD int, limits Limits, overLower bool) *applier {
+	a := &applier{tree: newTree(rootFD), limits: limits, buf: make([]byte, 256<<10), opaqued: map[string]struct{}{}}
+	if overLower {
+		a.made = map[string]struct{}{}
+	}
+	return a
+}
+
+// apply unpacks the uncompressed layer archive r. On an error the tree is to be
+// thrown away.
+func (a *applier) apply(ctx context.Context, r io.Reader) error {
 	archive := tar.NewReader(r)
 	for n := 0; ; n++ {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
-			return usage{}, fmt.Errorf("read layer archive: %w", err)
+			return fmt.Errorf("read its archive: %w", unreadable(err))
 		}
 		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if n >= a.limits.Entries {
+			return fmt.Errorf("its archive has more than %d entries: %w", a.limits.Entries, ErrInvalid)
+		}
+		if err := a.entry(h, &contents{ctx: ctx, r: archive}); err != nil {
+			return fmt.Errorf("unpack %q: %w", h.Name, err)
+		}
+	}
+}
+
+// contents are an entry's. A hole of a sparse file never ends by itself.
+type contents struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contents) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("read its archive: %w", unreadable(err))
+	}
+	return n, err
+}
+
+// unreadable gives errors of reading an archive their class.
+func unreadable(err error) error {
+	if errors.Is(err, ErrInvalid) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, ErrInvalid)
+}
+
+// finish makes what had to wait for the layers below, or for all entries.
+func (a *applier) finish(ctx context.Context) (usage, error) {
+	if len(a.later) > 0 {
+		if err := a.merge(); err != nil {
 			return usage{}, err
-		}
-		if n >= limits.Entries {
-			return usage{}, fmt.Errorf("layer archive has more than %d entries: %w", limits.Entries, ErrInvalid)
-		}
-		if err := a.entry(h, archive); err != nil {
-			return usage{}, fmt.Errorf("unpack %q: %w", h.Name, err)
 		}
 	}
 	// Deepest first is not needed: setting times changes no other directory.
@@ -84,7 +146,33 @@ func apply(ctx context.Context, rootFD int, r io.Reader, limits Limits) (usage, 
 			return usage{}, fmt.Errorf("set times of %q: %w", d.path, err)
 		}
 	}
-	return a.used, nil
+	return a.used, ctx.Err()
+}
+
+// merge goes on in the merged tree.
+func (a *applier) merge() error {
+	fd, err := a.lower()
+	if err != nil {
+		return err
+	}
+	a.tree.close()
+	a.tree, a.lower = newTree(fd), nil
+	for _, p := range a.later {
+		if err := a.whiteout(p, path.Base(p)); err != nil {
+			return fmt.Errorf("unpack %q: %w", p, err)
+		}
+	}
+	a.later = nil
+	return nil
+}
+
+// remember counts a name that stays in memory.
+func (a *applier) remember(name string) error {
+	a.kept += int64(len(name)) + 64
+	if a.kept > a.limits.Names {
+		return fmt.Errorf("names of more than %d bytes to remember: %w", a.limits.Names, ErrInvalid)
+	}
+	return nil
 }
 
 // inside turns an archive's name into a path of the tree. Names from the root
@@ -110,18 +198,38 @@ func (a *applier) entry(h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if a.step != nil {
+		if err := a.step(p); err != nil {
+			return err
+		}
+	}
 	if base := path.Base(p); strings.HasPrefix(base, whiteoutPrefix) {
 		return a.whiteout(p, base)
 	}
-	a.note(p)
+	if err := a.note(p); err != nil {
+		return err
+	}
 	a.used.Inodes++
 	if p == "" {
 		if h.Typeflag != tar.TypeDir {
 			return fmt.Errorf("the root must be a directory: %w", ErrInvalid)
 		}
-		return a.finish(h, p, a.tree.root, ".")
+		a.rooted = true
+		return a.finishEntry(h, p, a.tree.root, ".")
 	}
-	dirFD, base, err := a.tree.parent(p)
+	err = a.place(h, r, p)
+	if errors.Is(err, unix.ENOENT) && a.lower != nil {
+		// A directory, or a link's target, that is not this layer's own.
+		if err = a.merge(); err == nil {
+			err = a.place(h, r, p)
+		}
+	}
+	return err
+}
+
+// place makes one entry in its directory. ENOENT comes before it reads r.
+func (a *applier) place(h *tar.Header, r io.Reader, p string) error {
+	dirFD, base, err := a.tree.parent(p, a.lower == nil)
 	if err != nil {
 		return fmt.Errorf("resolve its directory: %w", err)
 	}
@@ -135,12 +243,15 @@ func (a *applier) entry(h *tar.Header, r io.Reader) error {
 		if err := a.tree.remove(dirFD, base); err != nil {
 			return fmt.Errorf("replace: %w", err)
 		}
-		was = 0
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		if was == 0 {
+		if was != unix.S_IFDIR {
 			err = unix.Mkdirat(dirFD, base, 0o755)
+		}
+		if err == nil && was != 0 && was != unix.S_IFDIR && a.lower != nil {
+			// What was there hid a lower layer's directory: it stays hidden.
+			err = setOpaque(dirFD, base)
 		}
 	case tar.TypeReg, tar.TypeGNUSparse:
 		return a.regular(h, r, p, dirFD, base)
@@ -156,7 +267,17 @@ func (a *applier) entry(h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	return a.finish(h, p, dirFD, base)
+	return a.finishEntry(h, p, dirFD, base)
+}
+
+// setOpaque marks a directory as overlayfs does.
+func setOpaque(dirFD int, base string) error {
+	fd, err := unix.Openat(dirFD, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsetxattr(fd, xattrOpaque, []byte("y"), 0)
 }
 
 func (a *applier) regular(h *tar.Header, r io.Reader, p string, dirFD int, base string) error {
@@ -164,6 +285,11 @@ func (a *applier) regular(h *tar.Header, r io.Reader, p string, dirFD int, base 
 		return fmt.Errorf("the layer is larger than %d bytes: %w", a.limits.Bytes, ErrInvalid)
 	}
 	a.used.Bytes += h.Size
+	if a.room != nil {
+		if err := a.room(h.Size); err != nil {
+			return err
+		}
+	}
 	fd, err := unix.Openat(dirFD, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -233,7 +359,7 @@ func timespec(t time.Time) unix.Timespec {
 // attributes sets owner, extended attributes, mode and times of an open file,
 // in this order: a change of owner clears set-user-ID and capabilities.
 func (a *applier) attributes(h *tar.Header, fd int) error {
-	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
+	if err := unix.Fchown(fd, a.ids.uid(h.Uid), a.ids.gid(h.Gid)); err != nil {
 		return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
 	}
 	if err := setXattrs(h, fd); err != nil {
@@ -245,18 +371,21 @@ func (a *applier) attributes(h *tar.Header, fd int) error {
 	return unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
 }
 
-// finish sets the same of an entry that is not open.
-func (a *applier) finish(h *tar.Header, p string, dirFD int, base string) error {
+// finishEntry sets the same of an entry that is not open.
+func (a *applier) finishEntry(h *tar.Header, p string, dirFD int, base string) error {
 	if h.Typeflag == tar.TypeDir {
 		fd, err := unix.Openat(dirFD, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
+		if err := a.remember(p); err != nil {
+			return err
+		}
 		a.dirs = append(a.dirs, dirTimes{path: p, times: times(h)})
 		return a.attributes(h, fd)
 	}
-	if err := unix.Fchownat(dirFD, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(dirFD, base, a.ids.uid(h.Uid), a.ids.gid(h.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
 	}
 	if h.Typeflag != tar.TypeSymlink {
@@ -305,15 +434,17 @@ func setXattrs(h *tar.Header, fd int) error {
 // whiteout removes what a lower layer has at p, or in p's directory.
 func (a *applier) whiteout(p, base string) error {
 	dir := strings.TrimSuffix(strings.TrimSuffix(p, base), "/")
-	if base == whiteoutOpaque {
-		return a.opaque(dir)
-	}
-	if strings.HasPrefix(base, whiteoutMeta) {
-		return nil
-	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
-	if name == "" || name == "." || name == ".." {
+	switch {
+	case name == "" || name == "." || name == "..":
 		return fmt.Errorf("whiteout of nothing: %w", ErrInvalid)
+	case base != whiteoutOpaque && strings.HasPrefix(base, whiteoutMeta) || a.made == nil:
+		return nil
+	case a.lower != nil:
+		a.later = append(a.later, p)
+		return a.remember(p)
+	case base == whiteoutOpaque:
+		return a.opaque(dir)
 	}
 	if p := path.Join(dir, name); a.has(p) {
 		return a.opaque(p) // what this layer has there stays
@@ -330,14 +461,18 @@ func (a *applier) whiteout(p, base string) error {
 }
 
 // note remembers that the layer has p.
-func (a *applier) note(p string) {
-	for !a.has(p) {
+func (a *applier) note(p string) error {
+	for a.made != nil && !a.has(p) {
+		if err := a.remember(p); err != nil {
+			return err
+		}
 		a.made[p] = struct{}{}
 		if p == "" {
-			return
+			return nil
 		}
 		p = strings.TrimPrefix(path.Dir("/"+p), "/")
 	}
+	return nil
 }
 
 func (a *applier) has(p string) bool {
@@ -350,6 +485,9 @@ func (a *applier) has(p string) bool {
 func (a *applier) opaque(dir string) error {
 	if _, ok := a.opaqued[dir]; ok {
 		return nil
+	}
+	if err := a.remember(dir); err != nil {
+		return err
 	}
 	a.opaqued[dir] = struct{}{}
 	fd, err := a.tree.open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)

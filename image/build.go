@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -62,21 +63,23 @@ func (s *Store) BuildFromDir(ctx context.Context, dir, ref string, o ConfigOptio
 
 // packLayer makes a bottom layer of a directory.
 func (s *Store) packLayer(ctx context.Context, dir string) (diffID string, size int64, err error) {
+	tmp, err := s.temp("build")
+	if err != nil {
+		return "", 0, err
+	}
+	defer os.RemoveAll(tmp)
 	r, w := io.Pipe()
 	count := &countingWriter{w: w}
-	packed := make(chan error, 1)
-	go func() {
-		err := pack(ctx, dir, count)
-		w.CloseWithError(err)
-		packed <- err
-	}()
-	diffID, err = s.addLayer(ctx, nil, r, "")
-	r.CloseWithError(errors.Join(err, io.ErrClosedPipe))
-	packErr := <-packed
-	if err == nil {
-		err = packErr
+	var packed sync.WaitGroup
+	packed.Go(func() { w.CloseWithError(pack(ctx, dir, count)) })
+	layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, tmp)
+	err = s.unpack(ctx, layers)
+	r.Close()
+	packed.Wait()
+	if err != nil {
+		return "", 0, err
 	}
-	return diffID, count.n, err
+	return layers[0].diffID, count.n, s.keep(layers)
 }
 
 type countingWriter struct {

@@ -18,7 +18,7 @@
 //	names/<hash>.json       one name -> image ID
 //	layers/<chain>/fs       the lower directory of overlayfs
 //	layers/<chain>/layer.json
-//	snapshots/<key>/snapshot.json, upper, work, rootfs (the mount point)
+//	snapshots/<key>/snapshot.json, upper, work or copy, rootfs (the mount point)
 //	tmp/                    work in progress
 //
 // Every file is written beside its place and renamed into it. What is reachable

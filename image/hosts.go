@@ -1,10 +1,12 @@
 package image
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -27,7 +29,8 @@ import (
 // The folder "_default" speaks for hosts without one. All files are optional.
 type hostConfig struct {
 	// Mirrors are hosts that are asked first, in this order, under the same
-	// repository names. Each has a folder of its own for its certificates.
+	// repository names, or below a path of theirs ("mirror.example/proxy"). Each
+	// has a folder of its own for its certificates and credentials.
 	Mirrors []string `json:"mirrors,omitempty"`
 	// MirrorsOnly leaves the registry itself alone.
 	MirrorsOnly bool `json:"mirrorsOnly,omitempty"`
@@ -36,17 +39,25 @@ type hostConfig struct {
 	// PlainHTTP allows HTTP where HTTPS does not answer, and so allows everyone
 	// on the way to read credentials. Loopback hosts may always do so.
 	PlainHTTP bool `json:"plainHTTP,omitempty"`
+	// Username and Password, or IdentityToken, which is exchanged for an access
+	// token, are for this host where a pull brings no credentials of its own.
+	Username      string `json:"username,omitempty"`
+	Password      string `json:"password,omitempty"`
+	IdentityToken string `json:"identityToken,omitempty"`
 }
 
 // host is one registry host with what is configured for it.
 type host struct {
 	name   string
+	below  string // path before repository names, with a slash at its end, or empty
 	config hostConfig
 	tls    *tls.Config
+	stall  time.Duration
+	pause  time.Duration
 }
 
 func (s *Store) host(name string) (host, error) {
-	h := host{name: name, tls: &tls.Config{MinVersion: tls.VersionTLS12}}
+	h := host{name: name, tls: &tls.Config{MinVersion: tls.VersionTLS12}, stall: s.stall, pause: s.pause}
 	if s.registries == "" {
 		return h, nil
 	}
@@ -116,12 +127,16 @@ func (s *Store) endpoints(registry string) ([]host, error) {
 	}
 	var hosts []host
 	for _, m := range origin.config.Mirrors {
-		if !references().host.MatchString(m) {
-			return nil, fmt.Errorf("configure registry %s: mirror %q is no host name: %w", registry, m, ErrInvalid)
+		name, path, under := strings.Cut(m, "/")
+		if !references().host.MatchString(name) || under && !references().path.MatchString(path) {
+			return nil, fmt.Errorf("configure registry %s: mirror %q is no host name, with a path perhaps: %w", registry, m, ErrInvalid)
 		}
-		h, err := s.host(m)
+		h, err := s.host(name)
 		if err != nil {
 			return nil, err
+		}
+		if under {
+			h.below = path + "/"
 		}
 		hosts = append(hosts, h)
 	}
@@ -129,6 +144,15 @@ func (s *Store) endpoints(registry string) ([]host, error) {
 		hosts = append(hosts, origin)
 	}
 	return hosts, nil
+}
+
+// auth is what the host is told: what the pull brings for the registry that the
+// image names, else what is configured.
+func (h host) auth(given Auth, registry string) Auth {
+	if h.name == registry && h.below == "" && given != (Auth{}) {
+		return given
+	}
+	return Auth{Username: h.config.Username, Password: h.config.Password, IdentityToken: h.config.IdentityToken}
 }
 
 // transport makes the connections to a host and to where it redirects to.
@@ -139,12 +163,14 @@ func (h host) transport() *wire {
 		TLSClientConfig:       h.tls,
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: 60 * time.Second,
+		ResponseHeaderTimeout: h.stall,
 		IdleConnTimeout:       10 * time.Second,
+		DisableCompression:    true, // digests are of what is sent
 	}}
 }
 
-// wire is a transport that speaks plain HTTP only where that is allowed.
+// wire is a transport that speaks plain HTTP only where that is allowed, and
+// bears no answer that comes to a stop.
 type wire struct {
 	*http.Transport
 	host host
@@ -154,7 +180,70 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme == "http" && !w.host.config.PlainHTTP && !isLoopback(r.URL.Hostname()) {
 		return nil, fmt.Errorf("plain HTTP to %s is not allowed (plainHTTP in host.yaml)", r.URL.Host)
 	}
-	return w.Transport.RoundTrip(r)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	resp, err := w.Transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = newFlow(ctx, cancel, resp.Body, w.host.stall)
+	if strings.HasSuffix(r.URL.Path, "/v2/") || resp.StatusCode >= 300 {
+		// Read to their ends, but of no use beyond a message.
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxMessage), resp.Body}
+	}
+	return resp, nil
+}
+
+const (
+	// defaultStall is how long a registry may bring less than stallBytes.
+	defaultStall = time.Minute
+	stallBytes   = 4 << 10
+	// maxMessage bounds answers that are not what was asked for, in bytes.
+	maxMessage = 64 << 10
+)
+
+// errStalled may pass, as a time-out.
+type errStalled struct{ after time.Duration }
+
+func (e errStalled) Error() string { return fmt.Sprintf("nothing came for %v", e.after) }
+func (errStalled) Timeout() bool   { return true }
+
+// flow is a body that ends with an error when it stalls.
+type flow struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stall  time.Duration
+	timer  *time.Timer
+	since  int // bytes since the timer was set
+}
+
+func newFlow(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, stall time.Duration) *flow {
+	f := &flow{ReadCloser: body, ctx: ctx, cancel: cancel, stall: stall}
+	f.timer = time.AfterFunc(stall, func() { cancel(errStalled{stall}) })
+	return f
+}
+
+func (f *flow) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if f.since += n; f.since >= stallBytes {
+		f.since = 0
+		f.timer.Reset(f.stall)
+	}
+	if cause := context.Cause(f.ctx); err != nil && cause != nil {
+		err = cause
+	}
+	return n, err
+}
+
+func (f *flow) Close() error {
+	f.timer.Stop()
+	err := f.ReadCloser.Close()
+	f.cancel(nil)
+	return err
 }
 
 func isLoopback(hostname string) bool {

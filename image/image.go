@@ -186,17 +186,20 @@ func (s *Store) remove(id string) error {
 		return err
 	}
 	for _, n := range names[id] {
-		if err := removeFile(s.namePath(n)); err != nil {
+		if err := s.removeFile(s.namePath(n)); err != nil {
 			return fmt.Errorf("remove name %s: %w", n, err)
 		}
 	}
-	if err := removeFile(s.imagePath(id)); err != nil {
+	if err := s.removeFile(s.imagePath(id)); err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
-	return syncDir(s.path("images"))
+	return errors.Join(s.syncDir(s.path("names")), s.syncDir(s.path("images")))
 }
 
-func removeFile(path string) error {
+func (s *Store) removeFile(path string) error {
+	if err := s.step("remove", path); err != nil {
+		return err
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -73,8 +73,10 @@ func (s *Store) unpackArchive(ctx context.Context, file, dir string) error {
 	if err != nil {
 		return err
 	}
-	_, err = apply(ctx, fd, &boundedReader{ctx: ctx, r: plain, left: s.limits.Bytes}, s.limits)
-	return err
+	a := newApplier(fd, s.limits, false)
+	defer func() { a.tree.close() }()
+	a.room = s.room
+	return a.apply(ctx, &boundedReader{ctx: ctx, r: plain, left: s.limits.Bytes})
 }
 
 // layout is a directory of an image interchange format. All files are opened

@@ -3,8 +3,10 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"time"
 
@@ -59,21 +61,23 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 		ID: digestOf(b.config), Manifest: b.manifest, Config: config,
 		Size: int64(len(b.config)), Pinned: pinned, Added: time.Now().UTC(),
 	}
-	var below []string
-	for i, l := range b.layers {
-		diffID := string(config.RootFS.DiffIDs[i])
-		parent := ""
-		if i > 0 {
-			parent = below[i-1]
+	tmp, err := s.temp("layers")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	layers := s.layersOf(b.layers, diffIDs(config), tmp)
+	if err := s.unpack(ctx, layers); err != nil {
+		if worthKeeping(err) {
+			err = errors.Join(err, s.keep(whole(layers)))
 		}
-		id := chain(parent, diffID)
-		if !s.hasLayer(id) {
-			if err := s.addBlob(ctx, below, l, diffID); err != nil {
-				return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(b.layers), err)
-			}
-		}
-		below = append(below, id)
-		m.Layers = append(m.Layers, Layer{DiffID: diffID, Chain: id, Size: l.size})
+		return nil, err
+	}
+	if err := s.keep(layers); err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		m.Layers = append(m.Layers, Layer{DiffID: l.diffID, Chain: l.chain, Size: l.size})
 		m.Size += l.size
 	}
 	if err := s.commit(m, names); err != nil {
@@ -82,14 +86,18 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 	return s.Get(ctx, m.ID)
 }
 
-func (s *Store) addBlob(ctx context.Context, below []string, l blob, diffID string) error {
-	r, err := l.open(ctx)
-	if err != nil {
-		return err
+func diffIDs(config ocispec.Image) (ids []string) {
+	for _, d := range config.RootFS.DiffIDs {
+		ids = append(ids, string(d))
 	}
-	defer r.Close()
-	_, err = s.addLayer(ctx, below, r, diffID)
-	return err
+	return ids
+}
+
+// worthKeeping tells a pull that was broken off, or met a registry that is busy:
+// the next one need not fetch again what was whole.
+func worthKeeping(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		mayPass(err) && !errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // hostPlatform is what an image must have been built for.
@@ -101,10 +109,11 @@ func hostPlatform() ocispec.Platform {
 	return p
 }
 
-// choose picks the manifest of an index for a platform: the first that fits,
-// the variant counting only where both name one.
-func choose(manifests []ocispec.Descriptor, want ocispec.Platform) (ocispec.Descriptor, error) {
+// choose picks the manifest of an index for a platform: the same variant before
+// none before any other, of equals the first.
+func choose(manifests []ocispec.Descriptor, want ocispec.Platform) (best ocispec.Descriptor, err error) {
 	var have []string
+	rank := 0
 	for _, d := range manifests {
 		if d.Platform == nil {
 			if len(manifests) == 1 {
@@ -112,12 +121,35 @@ func choose(manifests []ocispec.Descriptor, want ocispec.Platform) (ocispec.Desc
 			}
 			continue
 		}
-		p := *d.Platform
-		if p.OS == want.OS && p.Architecture == want.Architecture &&
-			(p.Variant == "" || want.Variant == "" || p.Variant == want.Variant) {
-			return d, nil
+		if r := fit(*d.Platform, want); r > rank {
+			best, rank = d, r
 		}
-		have = append(have, p.OS+"/"+p.Architecture)
+		have = append(have, platformName(*d.Platform))
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("no image for %s/%s in the index, which has %v: %w", want.OS, want.Architecture, have, ErrNotFound)
+	if rank > 0 {
+		return best, nil
+	}
+	return best, fmt.Errorf("no image for %s in the index, which has %v: %w", platformName(want), have, ErrNotFound)
+}
+
+func platformName(p ocispec.Platform) string {
+	if p.Variant == "" {
+		return p.OS + "/" + p.Architecture
+	}
+	return p.OS + "/" + p.Architecture + "/" + p.Variant
+}
+
+// fit is 0 for an image that cannot run, and more the better it fits.
+func fit(p, want ocispec.Platform) int {
+	switch {
+	case p.OS != want.OS || p.Architecture != want.Architecture:
+		return 0
+	case p.Variant == want.Variant || want.Architecture == "amd64" && want.Variant == "" && p.Variant == "v1":
+		return 3
+	case p.Variant == "":
+		return 2
+	case want.Variant == "":
+		return 1
+	}
+	return 0
 }

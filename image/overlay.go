@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // maxOption is the longest value that fsconfig(2) takes, in bytes.
@@ -20,27 +22,77 @@ const maxOption = 255
 type stack struct {
 	lower       []string
 	upper, work string
+	// mapped is a descriptor of the user namespace whose IDs the lower
+	// directories' files get, 0 for none. The upper directory is not mapped: the
+	// kernel works in it as the host's root, whom the mapping does not have.
+	mapped int
+	// metacopy copies a file's owner and mode up without its data when only
+	// these change. Such an upper directory means nothing without its lower ones.
+	metacopy bool
 }
 
 // mount makes a detached overlay mount and returns its descriptor. Nothing can
 // reach it but through the descriptor until attach, and when the process dies
 // it is gone.
 func (o stack) mount() (fd int, err error) {
-	fd, err = o.create()
-	if !errors.Is(err, unix.EINVAL) {
-		return fd, err
+	if o.mapped == 0 {
+		fd, err = o.create()
+		if !errors.Is(err, unix.EINVAL) {
+			return fd, err
+		}
 	}
-	// Kernels before 6.7 do not know "lowerdir+", and some notice only at the end.
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		fd, err = onThread(o.mountBefore67)
+		fd, err = onThread(o.mountApart)
 	}()
 	<-done
 	if err != nil {
 		return -1, fmt.Errorf("mount overlay of %d layers: %w", len(o.lower), err)
 	}
 	return fd, nil
+}
+
+// mountApart makes the mount in a mount namespace of its own, which the thread
+// gets for good: nobody else sees the mounts that are made on the way.
+func (o stack) mountApart() (int, error) {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return -1, fmt.Errorf("make mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return -1, fmt.Errorf("set propagation of /: %w", err)
+	}
+	if o.mapped != 0 {
+		if err := o.mapLower(); err != nil {
+			return -1, err
+		}
+		fd, err := o.create()
+		if !errors.Is(err, unix.EINVAL) {
+			return fd, err
+		}
+	}
+	// Kernels before 6.7 do not know "lowerdir+", and some notice only at the end.
+	return o.mountBefore67()
+}
+
+// mapLower mounts an id-mapped view of each lower directory over itself: the
+// kernel takes lower directories from the caller's mount namespace alone.
+func (o stack) mapLower() error {
+	for _, dir := range o.lower {
+		fd, err := linux.CloneTree(unix.AT_FDCWD, dir, false)
+		if err != nil {
+			return err
+		}
+		err = linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(o.mapped)}, dir)
+		if err == nil {
+			err = attach(fd, dir)
+		}
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // create gives the lower directories one by one, so that neither their number
@@ -77,6 +129,9 @@ func (o stack) create() (int, error) {
 		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
 			return -1, fmt.Errorf("set overlay's volatile: %w", err)
 		}
+		if err := unix.FsconfigSetString(fs, "metacopy", onOff[o.metacopy]); err != nil {
+			return -1, fmt.Errorf("set overlay's metacopy: %w", err)
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fmt.Errorf("create overlay of %d layers: %w", len(o.lower), err)
@@ -108,16 +163,10 @@ func onThread(f func() (int, error)) (fd int, err error) {
 
 // mountBefore67 uses mount(2), which takes all directories in one page. They
 // fit since they are named by descriptor, as seen by a thread whose working
-// directory is that of the descriptors. The thread is changed for good: it has a
-// mount namespace of its own, so that the mount, which is made on the uppermost
-// layer, is nowhere but in the copy that is returned.
+// directory is that of the descriptors. The mount, which is made on the uppermost
+// layer, is nowhere but in the copy that is returned. Preconditions: the thread
+// has a mount namespace of its own.
 func (o stack) mountBefore67() (int, error) {
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return -1, fmt.Errorf("make mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return -1, fmt.Errorf("set propagation of /: %w", err)
-	}
 	if err := unix.Chdir("/proc/self/fd"); err != nil {
 		return -1, fmt.Errorf("enter /proc/self/fd: %w", err)
 	}
@@ -138,13 +187,16 @@ func (o stack) mountBefore67() (int, error) {
 	n := len(o.lower)
 	data, flags := "lowerdir="+strings.Join(names[:n], ":"), uintptr(unix.MS_RDONLY)
 	if o.upper != "" {
-		data, flags = data+",volatile,upperdir="+names[n]+",workdir="+names[n+1], 0
+		data, flags = data+",volatile,metacopy="+onOff[o.metacopy]+",upperdir="+names[n]+",workdir="+names[n+1], 0
 	}
 	if err := unix.Mount("overlay", o.lower[0], "overlay", flags, data); err != nil {
 		return -1, err
 	}
 	return unix.OpenTree(unix.AT_FDCWD, o.lower[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
+
+// onOff is how overlayfs writes a bool.
+var onOff = map[bool]string{true: "on", false: "off"}
 
 // heldPaths names directories by descriptor where their paths are too long. The
 // names hold while it is open.

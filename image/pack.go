@@ -100,7 +100,7 @@ func (p *packer) directory(file string, h *tar.Header) error {
 		return err
 	}
 	buf := make([]byte, 1)
-	if n, err := unix.Lgetxattr(file, "trusted.overlay.opaque", buf); err == nil && n == 1 && buf[0] == 'y' {
+	if n, err := unix.Lgetxattr(file, xattrOpaque, buf); err == nil && n == 1 && buf[0] == 'y' {
 		return p.mark(path.Join(h.Name, whiteoutOpaque))
 	}
 	return nil

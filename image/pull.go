@@ -6,19 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 )
 
 const (
-	// parallelDownloads is the number of layers under way at once.
-	parallelDownloads = 3
-
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerSchema1  = "application/vnd.docker.distribution.manifest.v1"
@@ -51,7 +45,8 @@ type Progress struct {
 // Pull gets an image from its registry, or a mirror of it, unpacks what is new
 // and records it under its tag and its digest. Errors wrap ErrNotFound,
 // ErrUnauthorized or ErrInvalid where these fit. Nothing is left of a pull that
-// failed, but for whole layers until the next sweep.
+// failed, but that whole layers wait for the next attempt, or sweep, when it was
+// broken off or its registry was busy.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, error) {
 	r, err := ParseReference(ref)
 	if err != nil {
@@ -64,38 +59,51 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", r, err)
 	}
+	im, err := s.pullAny(ctx, hosts, r, o)
+	if err == nil {
+		return im, nil
+	}
+	if !worthKeeping(err) {
+		if err := s.sweep(); err != nil {
+			s.log.Warn("what is left of a pull that failed stays", "image", r.String(), "err", err)
+		}
+	}
+	return nil, fmt.Errorf("pull %s: %w", r, err)
+}
+
+// pullAny tries the hosts one after the other.
+func (s *Store) pullAny(ctx context.Context, hosts []host, r Reference, o PullOptions) (*Image, error) {
 	release, err := s.share()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	var failed error
+	if len(hosts) == 0 {
+		return nil, errors.New("mirrorsOnly without a mirror")
+	}
+	var failed []error
 	for _, h := range hosts {
 		im, err := s.pullFrom(ctx, h, r, o)
 		if err == nil {
 			return im, nil
 		}
-		failed = errors.Join(failed, err)
+		failed = append(failed, fmt.Errorf("from %s: %w", h.name, s.mend(err, h)))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	if failed == nil {
-		failed = errors.New("mirrorsOnly without a mirror")
-	}
-	return nil, fmt.Errorf("pull %s: %w", r, failed)
+	return nil, errors.Join(failed...)
 }
 
 func (s *Store) pullFrom(ctx context.Context, h host, r Reference, o PullOptions) (*Image, error) {
 	auth := authn.Anonymous
-	// Credentials are for the registry that the image names, not for mirrors.
-	if o.Auth != (Auth{}) && h.name == r.Registry {
+	if a := h.auth(o.Auth, r.Registry); a != (Auth{}) {
 		auth = authn.FromConfig(authn.AuthConfig{
-			Username: o.Auth.Username, Password: o.Auth.Password, Auth: o.Auth.Basic,
-			IdentityToken: o.Auth.IdentityToken, RegistryToken: o.Auth.RegistryToken,
+			Username: a.Username, Password: a.Password, Auth: a.Basic,
+			IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
 		})
 	}
-	repo, err := connect(ctx, h, r.Repository, auth)
+	repo, err := connect(ctx, h, h.below+r.Repository, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -111,13 +119,9 @@ func (s *Store) pullFrom(ctx context.Context, h host, r Reference, o PullOptions
 		return nil, err
 	}
 	for _, l := range m.Layers {
-		b.layers = append(b.layers, blob{digest: string(l.Digest), size: l.Size})
+		b.layers = append(b.layers, p.blob(l))
 	}
-	im, err := p.layers(ctx, b, r.names(p.named))
-	if err != nil {
-		return nil, err
-	}
-	return im, nil
+	return s.ingest(ctx, b, r.names(p.named), false)
 }
 
 // pull is one image on its way from one host.
@@ -163,6 +167,10 @@ func (p *pull) manifest(ctx context.Context, r Reference) (m ocispec.Manifest, e
 	return m, fmt.Errorf("indexes of indexes of indexes: %w", ErrInvalid)
 }
 
+func isIndex(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerList
+}
+
 // parseManifest decodes a manifest into m, or returns the manifests of an index.
 func parseManifest(raw []byte, mediaType string, m *ocispec.Manifest) (index []ocispec.Descriptor, err error) {
 	if strings.HasPrefix(mediaType, dockerSchema1) {
@@ -178,8 +186,8 @@ func parseManifest(raw []byte, mediaType string, m *ocispec.Manifest) (index []o
 	if both.SchemaVersion != 2 {
 		return nil, fmt.Errorf("manifest of schema version %d, only 2 is known: %w", both.SchemaVersion, ErrInvalid)
 	}
-	if both.Manifests != nil {
-		return both.Manifests, nil
+	if both.Manifests != nil || isIndex(mediaType) || isIndex(both.MediaType) {
+		return append([]ocispec.Descriptor{}, both.Manifests...), nil
 	}
 	*m = both.Manifest
 	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
@@ -190,81 +198,15 @@ func parseManifest(raw []byte, mediaType string, m *ocispec.Manifest) (index []o
 	return nil, nil
 }
 
-// layers downloads the missing layers, several at once, and unpacks each as
-// soon as it and those below it are there.
-func (p *pull) layers(ctx context.Context, b *bundle, names []string) (*Image, error) {
-	config, err := parseConfig(b.config, len(b.layers))
-	if err != nil {
-		return nil, err
+// blob is a layer that is downloaded while it is read.
+func (p *pull) blob(d ocispec.Descriptor) blob {
+	b := blob{digest: string(d.Digest), size: d.Size}
+	b.open = func(ctx context.Context) (io.ReadCloser, error) {
+		return p.repo.open(ctx, b, func(done int64) {
+			if p.options.Progress != nil {
+				p.options.Progress(Progress{Digest: b.digest, Done: done, Size: b.size})
+			}
+		}), nil
 	}
-	tmp, err := p.store.temp("pull")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(tmp)
-	ctx, stop := context.WithCancel(ctx)
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(parallelDownloads + 1)
-	queue := []func() error{}
-	known := map[string]func(context.Context) (io.ReadCloser, error){}
-	parent := ""
-	for i := range b.layers {
-		l := &b.layers[i]
-		parent = chain(parent, string(config.RootFS.DiffIDs[i]))
-		if p.store.hasLayer(parent) {
-			continue
-		}
-		if known[l.digest] == nil {
-			job, open := p.fetchTo(groupCtx, filepath.Join(tmp, hexOf(l.digest)), *l)
-			queue, known[l.digest] = append(queue, job), open
-		}
-		l.open = known[l.digest]
-	}
-	group.Go(func() error {
-		for _, job := range queue {
-			group.Go(job)
-		}
-		return nil
-	})
-	im, err := p.store.ingest(ctx, b, names, false)
-	stop()
-	if groupErr := group.Wait(); err != nil && groupErr != nil && !errors.Is(groupErr, context.Canceled) {
-		return nil, groupErr // the cause; err says that a layer did not come
-	}
-	return im, err
-}
-
-// fetchTo returns a job that downloads a blob to a file, and what waits for it
-// and opens the file.
-func (p *pull) fetchTo(ctx context.Context, file string, b blob) (job func() error, open func(context.Context) (io.ReadCloser, error)) {
-	done := make(chan struct{})
-	progress := func(n int64) {
-		if p.options.Progress != nil {
-			p.options.Progress(Progress{Digest: b.digest, Done: n, Size: b.size})
-		}
-	}
-	job = func() error {
-		if b.size > p.store.limits.Bytes {
-			return fmt.Errorf("layer %s has %d bytes, more than %d: %w", b.digest, b.size, p.store.limits.Bytes, ErrInvalid)
-		}
-		f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := p.repo.download(ctx, f, b, progress); err != nil {
-			return err
-		}
-		close(done)
-		return nil
-	}
-	open = func(context.Context) (io.ReadCloser, error) {
-		select {
-		case <-done:
-			return os.Open(file)
-		case <-ctx.Done():
-			return nil, fmt.Errorf("layer %s: %w", b.digest, ctx.Err())
-		}
-	}
-	return job, open
+	return b
 }

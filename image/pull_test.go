@@ -229,7 +229,7 @@ func TestBadRegistry(t *testing.T) {
 			}
 			w.Write(append([]byte("evil"), big[4:]...))
 			return true
-		}, is: ErrInvalid, says: "has digest"},
+		}, is: ErrInvalid, says: "have digest"},
 		"too much": {meddle: func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.HasSuffix(r.URL.Path, digestOf(big)) {
 				return false

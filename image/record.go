@@ -56,49 +56,6 @@ func (s *Store) namePath(name string) string {
 	return s.path("names", hexOf(digestOf([]byte(name)))+".json")
 }
 
-// writeJSON makes path hold v, at once and durably.
-func writeJSON(path string, v any) error {
-	if err := replaceJSON(path, v, (*os.File).Sync); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// writeQuickly makes path hold v at once, but after a power cut perhaps not, or
-// in part.
-func writeQuickly(path string, v any) error {
-	return replaceJSON(path, v, func(*os.File) error { return nil })
-}
-
-func replaceJSON(path string, v any, sync func(*os.File) error) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = sync(f)
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return os.Rename(f.Name(), path)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 func readJSON[T any](path string) (v T, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -146,7 +103,7 @@ func (s *Store) commit(m record, names []string) error {
 			m.Size = old.Size
 		}
 	}
-	if err := writeJSON(s.imagePath(m.ID), m); err != nil {
+	if err := s.writeJSON(s.imagePath(m.ID), m); err != nil {
 		return fmt.Errorf("record image %s: %w", m.ID, err)
 	}
 	for _, n := range names {
@@ -161,7 +118,7 @@ func (s *Store) name(name, id string) error {
 	if old, err := readJSON[nameRecord](s.namePath(name)); err == nil && old.Image == id {
 		return nil
 	}
-	if err := writeJSON(s.namePath(name), nameRecord{Name: name, Image: id}); err != nil {
+	if err := s.writeJSON(s.namePath(name), nameRecord{Name: name, Image: id}); err != nil {
 		return fmt.Errorf("record name %s: %w", name, err)
 	}
 	return nil

@@ -2,11 +2,8 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/http"
 	"os"
@@ -23,6 +20,9 @@ import (
 // attempts is how often a request is made before its error counts.
 const attempts = 4
 
+// firstPause comes before the second attempt; it grows fourfold each time.
+const firstPause = 100 * time.Millisecond
+
 // repository is one repository of one registry host, authorised for pulling.
 type repository struct {
 	base   string // "https://host/v2/library/busybox"
@@ -34,7 +34,7 @@ type repository struct {
 func connect(ctx context.Context, h host, path string, auth authn.Authenticator) (*repository, error) {
 	registry, err := name.NewRegistry(h.name)
 	if err != nil {
-		return nil, fmt.Errorf("registry %s: %w: %w", h.name, err, ErrInvalid)
+		return nil, fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
 	scheme := "https"
 	if h.config.PlainHTTP {
@@ -45,13 +45,13 @@ func connect(ctx context.Context, h host, path string, auth authn.Authenticator)
 	w := h.transport()
 	scope := registry.Repo(path).Scope(transport.PullScope)
 	var authorised http.RoundTripper
-	err = retry(ctx, func() error {
+	err = retry(ctx, h.pause, func() error {
 		authorised, err = transport.NewWithContext(ctx, registry, auth, w, []string{scope})
 		return err
 	})
 	if err != nil {
 		w.CloseIdleConnections()
-		return nil, fmt.Errorf("connect to registry %s: %w", h.name, classify(err))
+		return nil, fmt.Errorf("connect: %w", classify(err))
 	}
 	return &repository{
 		base:   fmt.Sprintf("%s://%s/v2/%s", scheme, registry.RegistryStr(), path),
@@ -86,7 +86,7 @@ func (r *repository) fetch(ctx context.Context, path string, accept []string, di
 	if len(accept) > 0 {
 		header.Set("Accept", strings.Join(accept, ","))
 	}
-	err = retry(ctx, func() error {
+	err = retry(ctx, r.wire.host.pause, func() error {
 		resp, err := r.get(ctx, path, header, http.StatusOK)
 		if err != nil {
 			return err
@@ -107,67 +107,8 @@ func (r *repository) fetch(ctx context.Context, path string, accept []string, di
 	return raw, mediaType, nil
 }
 
-// download writes a blob to f, going on where an attempt broke off, and checks
-// its size and digest.
-func (r *repository) download(ctx context.Context, f *os.File, b blob, progress func(done int64)) error {
-	d := &download{r: r, f: f, blob: b, hash: sha256.New(), progress: progress}
-	if err := retry(ctx, func() error { return d.attempt(ctx) }); err != nil {
-		return fmt.Errorf("download %s: %w", b.digest, classify(err))
-	}
-	if got := "sha256:" + hex.EncodeToString(d.hash.Sum(nil)); got != b.digest {
-		return fmt.Errorf("download %s: the content has digest %s: %w", b.digest, got, ErrInvalid)
-	}
-	return nil
-}
-
-type download struct {
-	r        *repository
-	f        *os.File
-	blob     blob
-	hash     hash.Hash
-	done     int64
-	progress func(int64)
-}
-
-func (d *download) attempt(ctx context.Context) error {
-	header := http.Header{}
-	if d.done > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-%d", d.done, d.blob.size-1))
-	}
-	resp, err := d.r.get(ctx, "/blobs/"+d.blob.digest, header, http.StatusOK, http.StatusPartialContent)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK && d.done > 0 {
-		// The registry does not know ranges: from the beginning.
-		d.done = 0
-		d.hash.Reset()
-		if _, err := d.f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-	}
-	_, err = io.CopyBuffer(d, io.LimitReader(resp.Body, d.blob.size-d.done+1), make([]byte, 128<<10))
-	switch {
-	case d.done > d.blob.size:
-		return fmt.Errorf("more than the %d bytes that the manifest says: %w", d.blob.size, ErrInvalid)
-	case err == nil && d.done < d.blob.size:
-		return fmt.Errorf("%d of %d bytes: %w", d.done, d.blob.size, io.ErrUnexpectedEOF)
-	}
-	return err
-}
-
-func (d *download) Write(p []byte) (int, error) {
-	n, err := d.f.Write(p)
-	d.hash.Write(p[:n])
-	d.done += int64(n)
-	d.progress(d.done)
-	return n, err
-}
-
 // retry calls do again, after growing pauses, while its error may pass.
-func retry(ctx context.Context, do func() error) error {
-	pause := 100 * time.Millisecond
+func retry(ctx context.Context, pause time.Duration, do func() error) error {
 	for n := 1; ; n++ {
 		err := do()
 		if err == nil || n == attempts || !mayPass(err) || ctx.Err() != nil {

@@ -7,9 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // Snapshot is a root file system made of an image. It keeps the image's layers
@@ -21,10 +25,29 @@ type Snapshot struct {
 	// Layers are the chain IDs from the bottom up.
 	Layers   []string `json:"layers"`
 	ReadOnly bool     `json:"readOnly,omitempty"`
+	// Boot is the kernel's ID of the boot in which it was made.
+	Boot string `json:"boot,omitempty"`
+	// UIDs and GIDs are those that the image's files have got.
+	UIDs []IDMap `json:"uids,omitempty"`
+	GIDs []IDMap `json:"gids,omitempty"`
 }
 
-// Snapshots lists all snapshots, those included that an interrupted Mount left
-// without a record: of them only the key is known.
+// IDMap is a range of the IDs in a user namespace and what they are outside.
+type IDMap = syscall.SysProcIDMap
+
+// MountOptions says how to mount an image; the zero value gives a writable
+// root file system with the owners that the image says.
+type MountOptions struct {
+	ReadOnly bool
+	// Users is a descriptor of a user namespace with the mappings UIDs and GIDs:
+	// the snapshot's files have the owners that look inside it as the image says.
+	// It must be open during the call only. 0 for none.
+	Users      int
+	UIDs, GIDs []IDMap
+}
+
+// Snapshots lists all snapshots, those included that an interrupted Mount or a
+// power cut left without a record: of them only the key is known.
 func (s *Store) Snapshots() ([]Snapshot, error) {
 	entries, err := os.ReadDir(s.path("snapshots"))
 	if err != nil {
@@ -33,7 +56,7 @@ func (s *Store) Snapshots() ([]Snapshot, error) {
 	var all []Snapshot
 	for _, e := range entries {
 		sn, err := readJSON[Snapshot](s.path("snapshots", e.Name(), "snapshot.json"))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || err != nil && !isMountPoint(s.Rootfs(e.Name())) {
 			sn, err = Snapshot{Key: e.Name()}, nil
 		}
 		if err != nil {
@@ -49,13 +72,38 @@ func (s *Store) Snapshots() ([]Snapshot, error) {
 // already it is mounted again if need be, with what was written to it; that
 // it is of another image is an error.
 func (s *Store) Mount(ctx context.Context, image, key string) (rootfs string, err error) {
-	return s.mount(ctx, image, key, false)
+	return s.MountWith(ctx, image, key, MountOptions{})
 }
 
 // MountReadOnly is Mount without anything to write to, for an image that is a
 // volume.
 func (s *Store) MountReadOnly(ctx context.Context, image, key string) (rootfs string, err error) {
-	return s.mount(ctx, image, key, true)
+	return s.MountWith(ctx, image, key, MountOptions{ReadOnly: true})
+}
+
+// forget removes the snapshots of earlier boots. Nothing of them is mounted, and
+// what was written to them last need not have come to the disk.
+func (s *Store) forget() error {
+	snapshots, err := s.Snapshots()
+	if err != nil {
+		return err
+	}
+	for _, sn := range snapshots {
+		earlier := sn.Boot != "" && sn.Boot != s.boot || s.unreadable(sn.Key)
+		if !earlier || isMountPoint(s.Rootfs(sn.Key)) {
+			continue
+		}
+		if err := s.unmount(sn.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unreadable tells a record that a power cut spoilt from one that is not there yet.
+func (s *Store) unreadable(key string) bool {
+	_, err := readJSON[Snapshot](s.path("snapshots", key, "snapshot.json"))
+	return err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // snapshotDir refuses keys that are not one harmless path component.
@@ -66,7 +114,10 @@ func (s *Store) snapshotDir(key string) (string, error) {
 	return s.path("snapshots", key), nil
 }
 
-func (s *Store) mount(ctx context.Context, image, key string, readOnly bool) (rootfs string, err error) {
+// MountWith is Mount, or MountReadOnly, for a container in a user namespace. The
+// layers are shared with other containers: the kernel maps their files' owners.
+// Where it cannot (overlayfs before 5.19, some file systems) the image is copied.
+func (s *Store) MountWith(ctx context.Context, image, key string, o MountOptions) (rootfs string, err error) {
 	dir, err := s.snapshotDir(key)
 	if err != nil {
 		return "", err
@@ -80,20 +131,20 @@ func (s *Store) mount(ctx context.Context, image, key string, readOnly bool) (ro
 		return "", err
 	}
 	defer release()
-	sn := Snapshot{Key: key, Image: m.ID, ReadOnly: readOnly}
+	sn := Snapshot{Key: key, Image: m.ID, ReadOnly: o.ReadOnly, Boot: s.boot, UIDs: o.UIDs, GIDs: o.GIDs}
 	for _, l := range m.Layers {
 		sn.Layers = append(sn.Layers, l.Chain)
 	}
 	rootfs = filepath.Join(dir, "rootfs")
 	old, err := readJSON[Snapshot](filepath.Join(dir, "snapshot.json"))
 	switch {
-	case err == nil && (old.Image != m.ID || old.ReadOnly != readOnly):
-		return "", fmt.Errorf("mount image %s: snapshot %s is of image %s: %w", m.ID, key, old.Image, ErrInvalid)
+	case err == nil && (old.Image != m.ID || old.ReadOnly != sn.ReadOnly || !slices.Equal(old.UIDs, sn.UIDs) || !slices.Equal(old.GIDs, sn.GIDs)):
+		return "", fmt.Errorf("mount image %s: snapshot %s is of image %s, or mounted in another way: %w", m.ID, key, old.Image, ErrInvalid)
 	case err == nil && isMountPoint(rootfs):
 		return rootfs, nil
 	}
-	if err := s.makeSnapshot(ctx, dir, sn); err != nil {
-		return "", fmt.Errorf("mount image %s: %w", m.ID, errors.Join(err, s.Unmount(ctx, key)))
+	if err := s.makeSnapshot(ctx, dir, sn, o.Users); err != nil {
+		return "", fmt.Errorf("mount image %s: %w", m.ID, errors.Join(err, s.unmount(key)))
 	}
 	return rootfs, nil
 }
@@ -101,7 +152,7 @@ func (s *Store) mount(ctx context.Context, image, key string, readOnly bool) (ro
 // makeSnapshot brings dir from whatever state it is in to mounted. The record
 // is written first, so that no sweep takes the layers, and what is without a
 // record is nobody's. It is not synced: after a power cut no container runs.
-func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot) error {
+func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, users int) error {
 	for _, l := range sn.Layers {
 		if !s.hasLayer(l) {
 			return fmt.Errorf("layer %s is missing, pull the image again: %w", l, ErrNotFound)
@@ -111,46 +162,13 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot) error
 	if err := os.MkdirAll(rootfs, 0o711); err != nil {
 		return err
 	}
-	if err := writeQuickly(filepath.Join(dir, "snapshot.json"), sn); err != nil {
+	if err := s.writeQuickly(filepath.Join(dir, "snapshot.json"), sn); err != nil {
 		return err
 	}
 	if len(sn.Layers) == 0 {
 		return nil // an image of nothing: an empty directory
 	}
-	lower := s.lower(sn.Layers)
-	if !s.overlay {
-		return s.copySnapshot(ctx, lower[0], dir, sn.ReadOnly)
-	}
-	o := stack{lower: lower}
-	if !sn.ReadOnly {
-		o.upper, o.work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-		if err := os.Mkdir(o.upper, 0o755); err == nil {
-			if err := likeRoot(lower[0], o.upper); err != nil {
-				return err
-			}
-		} else if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		// A volatile overlay leaves a mark in its work directory that forbids
-		// mounting it again.
-		if err := os.RemoveAll(o.work); err != nil {
-			return err
-		}
-		if err := os.Mkdir(o.work, 0o711); err != nil {
-			return err
-		}
-	} else if len(lower) == 1 {
-		// Overlayfs wants two lower directories where there is no upper.
-		empty := filepath.Join(dir, "empty")
-		if err := os.MkdirAll(empty, 0o755); err != nil {
-			return err
-		}
-		if err := likeRoot(lower[0], empty); err != nil {
-			return err
-		}
-		o.lower = []string{empty, lower[0]}
-	}
-	fd, err := o.mount()
+	fd, err := s.detached(ctx, dir, sn, users)
 	if err != nil {
 		return err
 	}
@@ -158,38 +176,113 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot) error
 	return attach(fd, rootfs)
 }
 
-// copySnapshot fills a snapshot where there is no overlayfs. A bind mount of
-// itself marks it as complete and makes it a mount like the other.
-func (s *Store) copySnapshot(ctx context.Context, from, dir string, readOnly bool) error {
-	rootfs, upper := filepath.Join(dir, "rootfs"), filepath.Join(dir, "upper")
-	if _, err := os.Lstat(upper); errors.Is(err, fs.ErrNotExist) {
+// detached makes the snapshot's mount and returns its descriptor.
+func (s *Store) detached(ctx context.Context, dir string, sn Snapshot, users int) (int, error) {
+	if s.overlay && !copied(dir) {
+		fd, err := s.overlaySnapshot(dir, sn, users)
+		if err == nil || users == 0 || !cannotMap(err) {
+			return fd, err
+		}
+		s.log.Debug("image copied, since its owners cannot be mapped", "image", sn.Image, "err", err)
+	}
+	return s.copySnapshot(ctx, dir, sn)
+}
+
+// cannotMap tells the kernel's and the file systems' ways to say that they do not map IDs.
+func cannotMap(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, linux.ErrNotSupported)
+}
+
+// copied tells a snapshot that is a copy.
+func copied(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, "copy"))
+	return err == nil
+}
+
+// overlaySnapshot returns a detached mount of the snapshot's layers.
+func (s *Store) overlaySnapshot(dir string, sn Snapshot, users int) (int, error) {
+	lower := s.lower(sn.Layers)
+	o := stack{lower: lower, mapped: users, metacopy: true}
+	if sn.ReadOnly {
+		if len(lower) > 1 {
+			return o.mount()
+		}
+		// Overlayfs wants two lower directories where there is no upper.
+		empty := filepath.Join(dir, "empty")
+		if err := os.MkdirAll(empty, 0o755); err != nil {
+			return -1, err
+		}
+		if err := likeRoot(lower[0], empty, idMaps{}); err != nil {
+			return -1, err
+		}
+		o.lower = []string{empty, lower[0]}
+		return o.mount()
+	}
+	o.upper, o.work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	if err := os.Mkdir(o.upper, 0o755); err == nil {
+		if err := likeRoot(lower[0], o.upper, sn.ids()); err != nil {
+			return -1, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return -1, err
+	}
+	// A volatile overlay leaves a mark in its work directory that forbids
+	// mounting it again.
+	if err := os.RemoveAll(o.work); err != nil {
+		return -1, err
+	}
+	if err := os.Mkdir(o.work, 0o711); err != nil {
+		return -1, err
+	}
+	return o.mount()
+}
+
+// copySnapshot fills a snapshot where there is no overlayfs, or none that maps
+// IDs. A mount of the copy marks the snapshot as complete, like any other.
+func (s *Store) copySnapshot(ctx context.Context, dir string, sn Snapshot) (int, error) {
+	whole := filepath.Join(dir, "copy")
+	if !copied(dir) {
 		part := filepath.Join(dir, "part")
 		if err := os.RemoveAll(part); err != nil {
-			return err
+			return -1, err
 		}
 		if err := os.Mkdir(part, 0o755); err != nil {
-			return err
+			return -1, err
 		}
-		if err := copyTree(ctx, from, part); err != nil {
-			return err
+		if err := s.copyImage(ctx, sn, part); err != nil {
+			return -1, err
 		}
-		if err := os.Rename(part, upper); err != nil {
-			return err
-		}
-	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, upper, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("clone mount of %s: %w", upper, err)
-	}
-	defer unix.Close(tree)
-	if readOnly {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			return fmt.Errorf("make mount of %s read-only: %w", upper, err)
+		if err := os.Rename(part, whole); err != nil {
+			return -1, err
 		}
 	}
-	return attach(tree, rootfs)
+	tree, err := linux.CloneTree(unix.AT_FDCWD, whole, false)
+	if err != nil || !sn.ReadOnly {
+		return tree, err
+	}
+	if err := linux.SetMountAttr(tree, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, whole); err != nil {
+		unix.Close(tree)
+		return -1, err
+	}
+	return tree, nil
 }
+
+// copyImage copies what the layers make together, with mapped owners.
+func (s *Store) copyImage(ctx context.Context, sn Snapshot, to string) error {
+	lower := s.lower(sn.Layers)
+	from := lower[0] // where layers are copies the top one is the whole image
+	if s.overlay && len(lower) > 1 {
+		fd, err := stack{lower: lower}.mount()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		from = linux.FDPath(fd) + "/."
+	}
+	return copyTree(ctx, from, to, sn.ids())
+}
+
+func (sn Snapshot) ids() idMaps { return idMaps{sn.UIDs, sn.GIDs} }
 
 // isMountPoint compares the mount IDs of dir and the directory above it.
 func isMountPoint(dir string) bool {
@@ -207,7 +300,9 @@ func (s *Store) Rootfs(key string) string { return s.path("snapshots", key, "roo
 
 // Unmount removes a snapshot with everything written to it. It is no error that
 // there is none. Processes that still use it keep it until they end.
-func (s *Store) Unmount(_ context.Context, key string) error {
+func (s *Store) Unmount(_ context.Context, key string) error { return s.unmount(key) }
+
+func (s *Store) unmount(key string) error {
 	dir, err := s.snapshotDir(key)
 	if err != nil {
 		return err
@@ -231,7 +326,7 @@ func (s *Store) Unmount(_ context.Context, key string) error {
 	}
 	bin, err := s.temp("trash")
 	if err == nil {
-		err = os.Rename(dir, filepath.Join(bin, "snapshot"))
+		err = s.rename(dir, filepath.Join(bin, "snapshot"))
 	}
 	release()
 	if err != nil {

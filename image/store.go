@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +33,11 @@ type Limits struct {
 	Bytes int64
 	// Manifest is the size in bytes of a manifest or configuration; 0 means 8 MiB.
 	Manifest int64
+	// Names is what of a layer's names has to be remembered while it is unpacked,
+	// in bytes; 0 means 256 MiB. A layer at the bottom needs only its directories'.
+	Names int64
+	// Free is what unpacking leaves on the file system, in bytes; 0 means 256 MiB.
+	Free int64
 }
 
 func (l Limits) orDefault() Limits {
@@ -37,8 +45,14 @@ func (l Limits) orDefault() Limits {
 		Entries:  cmp.Or(l.Entries, 2_000_000),
 		Bytes:    cmp.Or(l.Bytes, 128<<30),
 		Manifest: cmp.Or(l.Manifest, 8<<20),
+		Names:    cmp.Or(l.Names, 256<<20),
+		Free:     cmp.Or(l.Free, 256<<20),
 	}
 }
+
+// archive is the size in bytes of a layer's archive: metadata, padding and what
+// follows its end come on top.
+func (l Limits) archive() int64 { return l.Bytes + int64(l.Entries)*2048 }
 
 // Config says where a Store lives and how it meets registries.
 type Config struct {
@@ -52,6 +66,19 @@ type Config struct {
 	// also chosen by itself where the kernel or the folder's file system does
 	// not support overlayfs.
 	Copy bool
+
+	test hooks
+}
+
+// hooks are what tests replace; zero values are as in life.
+type hooks struct {
+	// faults is called before whatever a crash may come between.
+	faults func(what, path string) error
+	// boot is the kernel's ID of this boot.
+	boot string
+	// stall is how long a registry may bring nothing, pause how long the second
+	// attempt waits.
+	stall, pause time.Duration
 }
 
 // Store is a folder of images. All methods may be called at the same time,
@@ -62,6 +89,8 @@ type Store struct {
 	limits     Limits
 	overlay    bool
 	log        *slog.Logger
+
+	hooks
 
 	// sweepDue is set when a sweep was put off because someone was adding.
 	sweepDue atomic.Bool
@@ -74,7 +103,7 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, fmt.Errorf("open image store %q: the path must be absolute", cfg.Dir)
 	}
-	s := &Store{dir: cfg.Dir, registries: cfg.Registries, limits: cfg.Limits.orDefault(), log: log}
+	s := &Store{dir: cfg.Dir, registries: cfg.Registries, limits: cfg.Limits.orDefault(), log: log, hooks: cfg.test}
 	for _, d := range []string{"", "images", "names", "layers", "snapshots", "tmp"} {
 		// Searchable for others: a container in a user namespace must reach
 		// its root file system below here.
@@ -94,7 +123,15 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 		}
 		s.overlay = err == nil
 	}
-	if err := s.sweep(); err != nil {
+	s.stall, s.pause = cmp.Or(s.stall, defaultStall), cmp.Or(s.pause, firstPause)
+	if s.boot == "" {
+		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+		s.boot = strings.TrimSpace(string(boot))
+	}
+	if err := errors.Join(s.forget(), s.sweep()); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	return s, nil
@@ -175,6 +212,9 @@ func (s *Store) unreachable() (trash []string, err error) {
 	for _, e := range old { // all of operations that are over: they hold the lock
 		trash = append(trash, s.path("tmp", e.Name()))
 	}
+	if trash, err = s.unrecorded(trash); err != nil {
+		return trash, err
+	}
 	live, err := s.liveLayers()
 	if err != nil {
 		// An unreadable record may be all that keeps a layer: keep everything.
@@ -188,16 +228,38 @@ func (s *Store) unreachable() (trash []string, err error) {
 		if live[e.Name()] {
 			continue
 		}
-		bin, err := s.temp("trash")
-		if err != nil {
-			return trash, err
-		}
-		trash = append(trash, bin)
-		if err := os.Rename(s.path("layers", e.Name()), filepath.Join(bin, "layer")); err != nil {
+		if trash, err = s.trash(trash, s.path("layers", e.Name())); err != nil {
 			return trash, err
 		}
 	}
 	return trash, nil
+}
+
+// unrecorded moves snapshots that were never finished to tmp/.
+func (s *Store) unrecorded(trash []string) ([]string, error) {
+	snapshots, err := os.ReadDir(s.path("snapshots"))
+	if err != nil {
+		return trash, err
+	}
+	for _, e := range snapshots {
+		_, err := os.Lstat(s.path("snapshots", e.Name(), "snapshot.json"))
+		if !errors.Is(err, fs.ErrNotExist) || isMountPoint(s.Rootfs(e.Name())) {
+			continue
+		}
+		if trash, err = s.trash(trash, s.path("snapshots", e.Name())); err != nil {
+			return trash, err
+		}
+	}
+	return trash, nil
+}
+
+// trash moves a directory to tmp/.
+func (s *Store) trash(to []string, dir string) ([]string, error) {
+	bin, err := s.temp("trash")
+	if err != nil {
+		return to, err
+	}
+	return append(to, bin), s.rename(dir, filepath.Join(bin, filepath.Base(dir)))
 }
 
 // liveLayers is the set of chain IDs (hex) in use by an image or a snapshot.

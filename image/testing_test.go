@@ -28,7 +28,7 @@ func newStore(t *testing.T, change ...func(*Config)) *Store {
 	for _, c := range change {
 		c(&cfg)
 	}
-	s, err := Open(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := Open(cfg, newLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +46,8 @@ func newStore(t *testing.T, change ...func(*Config)) *Store {
 	})
 	return s
 }
+
+func newLog(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 func checkNoLeak(t *testing.T, s *Store) {
 	t.Helper()

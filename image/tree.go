@@ -57,14 +57,19 @@ func (t *tree) open(p string, flags uint64) (int, error) {
 }
 
 // parent returns a descriptor of p's directory, which is made when it is
-// missing, and p's last component. The descriptor is the tree's.
-func (t *tree) parent(p string) (dirFD int, base string, err error) {
+// missing and mk is set, and p's last component. The descriptor is the tree's.
+func (t *tree) parent(p string, mk bool) (dirFD int, base string, err error) {
 	dir, base := path.Split(p)
 	dir = strings.TrimSuffix(dir, "/")
 	if t.lastFD >= 0 && t.lastDir == dir {
 		return t.lastFD, base, nil
 	}
-	fd, err := t.mkdirs(dir, 0)
+	fd, err := -1, error(nil)
+	if mk {
+		fd, err = t.mkdirs(dir, 0)
+	} else {
+		fd, err = t.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+	}
 	if err != nil {
 		return -1, "", err
 	}

@@ -44,9 +44,13 @@ func (s *Store) SnapshotUsage(key string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
+	written := filepath.Join(dir, "upper")
+	if copied(dir) {
+		written = filepath.Join(dir, "copy")
+	}
 	var u Usage
 	seen := map[uint64]bool{}
-	err = filepath.WalkDir(filepath.Join(dir, "upper"), func(p string, _ fs.DirEntry, err error) error {
+	err = filepath.WalkDir(written, func(p string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Lstat(p, &st)
