@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/yare-dev/yare/run"
@@ -56,7 +57,7 @@ type Config struct {
 // Etcd is a run.Component.
 type Etcd struct {
 	c      Config
-	client atomic.Pointer[clientv3.Client]
+	access atomic.Pointer[access]
 	full   atomic.Bool
 	disk   atomic.Pointer[space] // of the member in this process
 }
@@ -85,10 +86,25 @@ func New(c Config) (*Etcd, error) {
 func (e *Etcd) Name() string { return "etcd" }
 
 // Client returns the client to use; nil before Run calls ready. It calls a member in this process without a socket.
-func (e *Etcd) Client() *clientv3.Client { return e.client.Load() }
+func (e *Etcd) Client() *clientv3.Client {
+	if a := e.access.Load(); a != nil {
+		return a.client
+	}
+	return nil
+}
+
+// KV is Client's access to keys by etcd's own messages, which clients make several copies of. Its errors are to be read by
+// clientv3.ContextError. Preconditions: Run has called ready.
+func (e *Etcd) KV() pb.KVClient { return e.access.Load().kv }
 
 // Exclusive says that only this process can write.
 func (e *Etcd) Exclusive() bool { return e.c.DataDir != "" && len(e.c.Listen) == 0 }
+
+// access is how the database is reached.
+type access struct {
+	client *clientv3.Client
+	kv     pb.KVClient
+}
 
 // Full says that puts must not be tried for want of disk space. It looks at the disk, since a second, the interval of
 // the check that raises the alarm, is enough to fill one.
@@ -136,7 +152,7 @@ func (e *Etcd) connect(ctx context.Context, ready func()) error {
 			return nil
 		}
 	}
-	e.client.Store(c)
+	e.access.Store(&access{c, clientv3.RetryKVClient(c)})
 	ready()
 	<-ctx.Done()
 	return nil

@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
@@ -52,7 +54,7 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 		m.Close()
 		return nil
 	}
-	e.client.Store(client)
+	e.access.Store(&access{client, adapter.KvServerToKvClient(v3rpc.NewQuotaKVServer(m.Server))})
 	e.disk.Store(sp)
 	ready()
 	return e.serve(ctx, m, client, sp, fatal)

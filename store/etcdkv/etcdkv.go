@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -75,18 +76,15 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 	if b.e.Full() {
 		return 0, store.ErrFull
 	}
-	var opts []clientv3.OpOption
+	var id clientv3.LeaseID
 	if ttl > 0 {
-		id, err := b.lease(ctx, ttl)
-		if err != nil {
+		var err error
+		if id, err = b.lease(ctx, ttl); err != nil {
 			return 0, err
 		}
-		opts = append(opts, clientv3.WithLease(id))
 	}
-	r, err := b.e.Client().Txn(ctx).
-		If(clientv3.Compare(clientv3.ModRevision(key), "=", int64(want))).
-		Then(clientv3.OpPut(key, string(value), opts...)).
-		Commit()
+	r, err := b.commit(ctx, key, want,
+		&pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(key), Value: value, Lease: int64(id)}}}, nil)
 	switch {
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		// The lease ended early, for example by an administrator; the next write takes a new one.
@@ -102,11 +100,12 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 
 // Delete is part of store.Backend.
 func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (api.Revision, error) {
-	r, err := b.e.Client().Txn(ctx).
-		If(clientv3.Compare(clientv3.ModRevision(key), "=", int64(want)), clientv3.Compare(clientv3.CreateRevision(key), ">", 0)).
-		Then(clientv3.OpDelete(key)).
-		Else(clientv3.OpGet(key, clientv3.WithCountOnly())).
-		Commit()
+	if want == 0 {
+		want = -1 // no key has it; zero is that of those which do not exist
+	}
+	r, err := b.commit(ctx, key, want,
+		&pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)}}},
+		&pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key), CountOnly: true}}})
 	switch {
 	case err != nil:
 		return 0, write(err)
@@ -116,6 +115,21 @@ func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (ap
 		return api.Revision(r.Header.Revision), store.ErrNotFound
 	}
 	return api.Revision(r.Header.Revision), store.ErrConflict
+}
+
+// commit does then if the key's modification revision is want, or otherwise, which may be nil.
+func (b *Backend) commit(ctx context.Context, key string, want api.Revision, then, otherwise *pb.RequestOp) (*pb.TxnResponse, error) {
+	r := &pb.TxnRequest{
+		Compare: []*pb.Compare{{
+			Key: []byte(key), Result: pb.Compare_EQUAL, Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: int64(want)},
+		}},
+		Success: []*pb.RequestOp{then},
+	}
+	if otherwise != nil {
+		r.Failure = []*pb.RequestOp{otherwise}
+	}
+	answer, err := b.e.KV().Txn(ctx, r)
+	return answer, clientv3.ContextError(ctx, err)
 }
 
 // Watch is part of store.Backend.
