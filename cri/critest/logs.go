@@ -117,7 +117,7 @@ func logNone(t *T) {
 }
 
 func logMuch(t *T) {
-	pod, c := t.any(), t.script("seq 1 20000; seq 1 20000 >&2")
+	pod, c := t.any(), t.script("seq 1 20000; seq 1 20000 >&2; exec sleep 100000") // whose end is no matter
 	t.run(pod, c)
 	t.eventually("the whole log", func() bool {
 		l := t.readLog(logPath(pod, c))

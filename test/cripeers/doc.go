@@ -6,6 +6,8 @@
 //   - It pulls the image of its sandboxes by itself, by the name in its configuration.
 //   - runc says "can't get final child's PID from pipe" and no more where root has no CAP_SYS_RESOURCE and is to make a
 //     process less likely to be killed for memory than itself: restrict_oom_score_adj.
+//   - When a program ends, what it has printed and nobody has read yet, up to what a pipe holds, may be lost. The suite does
+//     not ask about it; ours keeps it (criserver.TestQuickEnd).
 //   - It measures containers' layers and images every few seconds, not when it is asked: stats_collect_period.
 //
 // crictl's option --transport websocket is of no use with any server of sessions that is made with upstream's library
