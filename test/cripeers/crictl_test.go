@@ -119,6 +119,7 @@ func (c *crictl) configure(name string, v map[string]any) string {
 	return path
 }
 
+// pod writes a pod's configuration.
 func (c *crictl) pod() string {
 	logs := filepath.Join(c.h.Dir, "logs")
 	if err := os.MkdirAll(logs, 0o755); err != nil {
@@ -130,7 +131,7 @@ func (c *crictl) pod() string {
 	})
 }
 
-// box is a container's configuration.
+// container writes the configuration of one that runs a script in the box.
 func (c *crictl) container(name, script string, more map[string]any) string {
 	v := map[string]any{
 		"metadata": map[string]any{"name": name}, "image": map[string]any{"image": c.box}, "command": []string{"sh", "-c", script},
