@@ -82,7 +82,7 @@ const (
 func (p *Process) environment() []string {
 	collect := "GOGC=off"
 	if p.Role == Shim {
-		collect = "GOGC=20"
+		collect = "GOGC=5" // from 200 kB on
 	}
 	return []string{
 		"GOMAXPROCS=1", "GODEBUG=disablethp=1", collect,

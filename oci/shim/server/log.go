@@ -43,6 +43,10 @@ func (l *log) write(o *output, data []byte) {
 	now := time.Now().UTC()
 	entries := o.t.s.logLine[:0]
 	for len(data) > 0 {
+		if len(entries) > maxLine { // the buffer stays: it must not grow with what is read
+			l.put(entries)
+			entries = entries[:0]
+		}
 		end := bytes.IndexByte(data, '\n')
 		room := maxLine - len(o.line)
 		switch {
