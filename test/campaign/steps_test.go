@@ -19,7 +19,7 @@ func TestKilledAtEachCall(t *testing.T) {
 		must(t, errors.Join(p.create(t.Context(), b), p.start(t.Context(), b)))
 	}
 	c.elders = []*pod{p}
-	k := &client{s: c.server}
+	k := &client{s: c.server, done: &c.done}
 	c.clients = []*client{k}
 	begin, killed := time.Now(), map[string]int{}
 	for n := *firstCall; n <= *lastCall && !t.Failed(); n += *callStride {
@@ -35,7 +35,7 @@ func TestKilledAtEachCall(t *testing.T) {
 			t.Logf("it was killed before call %d, %s, in step %d of the client", n, before, k.at)
 		}
 	}
-	t.Logf("killed before %v in %.0f s; %d pods, %d steps", killed, time.Since(begin).Seconds(), k.made, k.done)
+	t.Logf("killed before %v in %.0f s; %d pods, %d steps", killed, time.Since(begin).Seconds(), k.made, c.done.Load())
 	must(t, p.remove(t.Context()))
 	for k.pod != nil && k.at < len(k.steps) && !t.Failed() {
 		must(t, k.steps[k.at](t.Context()))
