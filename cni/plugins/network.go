@@ -258,6 +258,27 @@ func (n *Network) Prune(ctx context.Context, live []cni.Pod) error {
 	if err != nil {
 		return err
 	}
+	f, err := n.find(h)
+	if err != nil {
+		return err
+	}
+	return n.prune(h, f, live)
+}
+
+// found is what there is of the network on the host.
+type found struct{ namespaces, links []string }
+
+// find comes before what is known is looked at: the pool is being filled meanwhile, and knows a thing before it makes it.
+func (n *Network) find(h *host) (f found, err error) {
+	if f.namespaces, err = netns.List(filepath.Join(n.c.Dir, "netns")); err != nil {
+		return f, err
+	}
+	f.links, err = link.WithPrefix(h.links, n.c.linkPrefix())
+	return f, err
+}
+
+// prune removes those of f that are nobody's.
+func (n *Network) prune(h *host, f found, live []cni.Pod) error {
 	ids, paths, links := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, p := range live {
 		ids[p.ID], paths[p.NetNS] = true, true
@@ -279,7 +300,17 @@ func (n *Network) Prune(ctx context.Context, live []cni.Pod) error {
 		paths[path], links[r.link] = true, true
 	}
 	n.mu.Unlock()
-	errs = append(errs, n.pruneHalf(ids), n.pruneAddresses(ids), n.pruneNamespaces(paths), n.pruneLinks(h, links), n.syncTable(h))
+	for _, path := range f.namespaces {
+		if !paths[path] {
+			errs = append(errs, netns.Delete(path))
+		}
+	}
+	for _, name := range f.links {
+		if !links[name] {
+			errs = append(errs, link.Delete(h.links, name))
+		}
+	}
+	errs = append(errs, n.pruneHalf(ids), n.pruneAddresses(ids), n.syncTable(h))
 	return errors.Join(errs...)
 }
 
@@ -312,29 +343,6 @@ func (n *Network) pruneAddresses(live map[string]bool) error {
 		}
 	}
 	return n.addrs.free(gone)
-}
-
-// pruneNamespaces deletes the namespaces that nobody has.
-func (n *Network) pruneNamespaces(live map[string]bool) error {
-	paths, err := netns.List(filepath.Join(n.c.Dir, "netns"))
-	errs := []error{err}
-	for _, path := range paths {
-		if !live[path] {
-			errs = append(errs, netns.Delete(path))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (n *Network) pruneLinks(h *host, live map[string]bool) error {
-	names, err := link.WithPrefix(h.links, n.c.linkPrefix())
-	errs := []error{err}
-	for _, name := range names {
-		if !live[name] {
-			errs = append(errs, link.Delete(h.links, name))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Remove removes everything that the network ever made on the host, links

@@ -405,6 +405,44 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestPruneBesidePool checks that Prune, which a server that starts calls while the pool is being filled, leaves alone what is made
+// ready after it looked, whether it is known or not: a pod that got a namespace without its link waited a second for the next.
+func TestPruneBesidePool(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	n := w.network(t, nil)
+	h, err := n.host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := n.prepare(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.take(before.path)
+	f, err := n.find(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := n.prepare(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.take(after.path)
+	if err := n.prune(h, f, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.links.LinkByName(after.link); err != nil || !netns.IsHeld(after.path) {
+		t.Errorf("made after the look: held %v, link: %v", netns.IsHeld(after.path), err)
+	}
+	if _, err := h.links.LinkByName(before.link); err == nil || netns.IsHeld(before.path) {
+		t.Errorf("made before and nobody's: held %v, link: %v", netns.IsHeld(before.path), err)
+	}
+	before.close()
+	n.discard(h, after)
+	w.empty(t, n)
+}
+
 // TestFailedSetup checks that nothing is left of a pod that cannot be attached.
 func TestFailedSetup(t *testing.T) {
 	t.Parallel()
