@@ -338,43 +338,6 @@ func TestSharedNamespaces(t *testing.T) {
 	}
 }
 
-// BenchmarkPod measures what the kubelet waits for, as a whole and by call.
-func BenchmarkPod(b *testing.B) {
-	h := newHarness(b)
-	var run, create, start, remove time.Duration
-	for i := 0; b.Loop(); i++ {
-		config := h.podConfig("p")
-		config.Metadata.Attempt = uint32(i)
-		t0 := time.Now()
-		r, err := h.Runtime.RunPodSandbox(b.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
-		if err != nil {
-			b.Fatal(err)
-		}
-		t1 := time.Now()
-		id := h.create(r.PodSandboxId, h.containerConfig("c", "sleep", "1000"))
-		t2 := time.Now()
-		h.startContainer(id)
-		t3 := time.Now()
-		b.StopTimer()
-		if _, err := h.Runtime.RemovePodSandbox(b.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId}); err != nil {
-			b.Fatal(err)
-		}
-		run, create, start, remove = run+t1.Sub(t0), create+t2.Sub(t1), start+t3.Sub(t2), remove+time.Since(t3)
-		b.StartTimer()
-	}
-	for name, d := range map[string]time.Duration{"sandbox": run, "create": create, "start": start, "remove": remove} {
-		b.ReportMetric(float64(d.Microseconds())/float64(b.N), "us/"+name)
-	}
-}
-
-func BenchmarkExecSync(b *testing.B) {
-	h := newHarness(b)
-	id := h.run(h.runPod("p"), "c", "sleep", "1000")
-	for b.Loop() {
-		h.exec(id, "true")
-	}
-}
-
 // TestCheckpointRefused: what is left out says so, whatever it is asked about.
 func TestCheckpointRefused(t *testing.T) {
 	t.Parallel()

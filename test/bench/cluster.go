@@ -30,6 +30,7 @@ type bench struct {
 	endPeer func()
 	pods    []string
 	oci     map[string][]float64 // run and delete by runtime
+	cri     map[string][]float64 // CRI calls by name
 }
 
 const name = "bench"
