@@ -18,6 +18,7 @@ import (
 
 	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/shim"
 )
 
@@ -85,7 +86,7 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 	if err := writeRecord(c.file, c.rec); err != nil {
 		return err
 	}
-	rootfs, err := s.images.Mount(ctx, img.ID, c.id)
+	rootfs, err := s.mountImage(ctx, c.sandbox, img.ID, c.id, false)
 	if err != nil {
 		return imageError(err)
 	}
@@ -149,6 +150,9 @@ func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.Co
 		Hosts: filepath.Join(dir, "hosts"), Hostname: filepath.Join(dir, "hostname"), ResolvConf: filepath.Join(dir, "resolv.conf"),
 		Shm: filepath.Join(dir, "shm"),
 	}
+	if ownUsers(sandbox) != nil {
+		in.Paths.Users = oci.HeldNamespace(s.usersDir(c.sandbox.id), specs.UserNamespace)
+	}
 	if namespaceOptions(sandbox).GetIpc() == runtimeapi.NamespaceMode_NODE {
 		in.Paths.Shm = "/dev/shm"
 	}
@@ -196,7 +200,7 @@ func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runt
 		var source string
 		var err error
 		if m.Image.GetImage() != "" {
-			source, err = s.mountVolume(ctx, fmt.Sprintf("%s-volume%d", c.id, i), m)
+			source, err = s.mountVolume(ctx, c.sandbox, fmt.Sprintf("%s-volume%d", c.id, i), m)
 		} else {
 			source, err = hostSource(m.HostPath)
 		}
@@ -224,8 +228,8 @@ func hostSource(p string) (string, error) {
 	return real, err
 }
 
-func (s *Server) mountVolume(ctx context.Context, key string, m *runtimeapi.Mount) (string, error) {
-	root, err := s.images.MountReadOnly(ctx, m.Image.GetImage(), key)
+func (s *Server) mountVolume(ctx context.Context, sb *sandbox, key string, m *runtimeapi.Mount) (string, error) {
+	root, err := s.mountImage(ctx, sb, m.Image.GetImage(), key, true)
 	if err != nil {
 		return "", imageError(err)
 	}

@@ -45,6 +45,7 @@ func gatherFacts() (hostFacts, error) {
 	}
 	f.Unified = g.Unified()
 	f.Hugepages = limitsHugepages(g)
+	f.Users = mapsMounts()
 	f.Swap, err = limitsSwap(g)
 	return f, err
 }

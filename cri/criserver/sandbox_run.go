@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/shim"
 )
 
@@ -66,8 +68,8 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if c.GetMetadata().GetName() == "" || c.GetMetadata().GetUid() == "" {
 		return bad("name and UID are required")
 	}
-	if u := namespaceOptions(c).GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
-		return bad("user namespaces are not supported")
+	if err := checkUsers(namespaceOptions(c)); err != nil {
+		return bad("%v", err)
 	}
 	if c.GetWindows() != nil {
 		return bad("windows pods are not supported")
@@ -86,8 +88,15 @@ func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
 	}
 	config := sb.rec.Config
 	var netNS string
-	if !isHostNetwork(config) {
-		var err error
+	var err error
+	switch o := ownUsers(config); {
+	case o != nil:
+		dir := s.usersDir(sb.id)
+		if err := oci.HoldUsers(dir, idMappings(o.Uids), idMappings(o.Gids)); err != nil {
+			return fmt.Errorf("make user namespace: %w", err)
+		}
+		netNS = oci.HeldNamespace(dir, specs.NetworkNamespace)
+	case !isHostNetwork(config):
 		if netNS, err = s.network.NewNamespace(ctx); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
@@ -113,7 +122,7 @@ func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		return nil
 	})
-	err := s.writeFiles(sb)
+	err = s.writeFiles(sb)
 	if err := errors.Join(work.Wait(), err); err != nil {
 		return err
 	}
@@ -189,6 +198,10 @@ func (s *Server) shimConfig(sb *sandbox) shim.Config {
 	config := sb.rec.Config
 	ns := namespaceOptions(config)
 	host := isHostNetwork(config)
+	var users string
+	if ownUsers(config) != nil {
+		users = s.usersDir(sb.id)
+	}
 	return shim.Config{
 		Dir:    s.shimDir(sb.id),
 		Init:   s.init,
@@ -198,7 +211,8 @@ func (s *Server) shimConfig(sb *sandbox) shim.Config {
 			IPC: ns.GetIpc() == runtimeapi.NamespaceMode_POD,
 			// A pod with the host's network has the host's name.
 			UTS: !host, Hostname: hostname(config),
-			PID: ns.GetPid() == runtimeapi.NamespaceMode_POD,
+			PID:   ns.GetPid() == runtimeapi.NamespaceMode_POD,
+			Users: users,
 		},
 		Sysctls: config.GetLinux().GetSysctls(),
 		Log:     s.log.With("sandbox", sb.id),
@@ -250,7 +264,11 @@ func (s *Server) writeFiles(sb *sandbox) error {
 	if err := os.Mkdir(shm, 0o711); err != nil {
 		return err
 	}
-	err = unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size="+strconv.Itoa(defaultShmBytes))
+	options := "mode=1777,size=" + strconv.Itoa(defaultShmBytes)
+	if o := ownUsers(config); o != nil {
+		options += fmt.Sprintf(",uid=%d,gid=%d", hostRoot(o.Uids), hostRoot(o.Gids))
+	}
+	err = unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	return linux.Wrap("mount", shm, err)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/shim"
 )
 
@@ -114,10 +115,17 @@ func (s *Server) dismantle(ctx context.Context, sb *sandbox) error {
 	if err := unmountShm(s.sandboxDir(sb.id)); err != nil {
 		return err
 	}
-	if rec.NetNS == "" {
-		return nil
+	if rec.NetNS != "" {
+		if err := s.removeNetwork(ctx, &rec); err != nil {
+			return err
+		}
 	}
-	pod, err := networkPod(&rec)
+	return oci.ReleaseUsers(s.usersDir(sb.id))
+}
+
+// removeNetwork takes a sandbox's network namespace apart, in which nobody lives any more.
+func (s *Server) removeNetwork(ctx context.Context, rec *sandboxRecord) error {
+	pod, err := networkPod(rec)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,8 @@ type hostFacts struct {
 	Unified bool
 	// Swap says that the kernel limits swap.
 	Swap bool
+	// Users says that user namespaces can be made, and mounts be mapped to them.
+	Users bool
 	// Hugepages says that the kernel limits huge pages.
 	Hugepages bool
 	// Seccomp is the default profile for a capability set.
@@ -43,6 +45,8 @@ type paths struct {
 	Cgroup string
 	// PID is the PID namespace to join; empty means a new one, "host" the host's.
 	PID string
+	// Users is the user namespace to join; empty means the host's.
+	Users string
 }
 
 // hostDevice is a device node of the host, under its name in the container.
@@ -103,7 +107,7 @@ func containerSpec(in specInput) (*specs.Spec, error) {
 		Annotations: maps.Clone(in.Container.GetAnnotations()),
 		Linux: &specs.Linux{
 			CgroupsPath:       in.Paths.Cgroup,
-			Namespaces:        namespacesSpec(in.Paths.PID),
+			Namespaces:        namespacesSpec(in.Paths),
 			Resources:         resources,
 			Seccomp:           seccomp,
 			RootfsPropagation: propagation,
@@ -120,8 +124,8 @@ func containerSpec(in specInput) (*specs.Spec, error) {
 // supported names what a request asks for that this server cannot give.
 func supported(in specInput) error {
 	sc := in.Container.GetLinux().GetSecurityContext()
-	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
-		return fmt.Errorf("user namespaces are not supported")
+	if !sameUsers(sc.GetNamespaceOptions(), namespaceOptions(in.Sandbox)) {
+		return fmt.Errorf("the user namespace must be the sandbox's")
 	}
 	if a := sc.GetApparmor(); a != nil && a.ProfileType == runtimeapi.SecurityProfile_Localhost {
 		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", a.LocalhostRef)
@@ -235,14 +239,17 @@ func (e *env) set(kv string) {
 
 // namespacesSpec lists what is the container's own; network, IPC and UTS are
 // the shim's and inherited.
-func namespacesSpec(pid string) []specs.LinuxNamespace {
+func namespacesSpec(p paths) []specs.LinuxNamespace {
 	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
-	switch pid {
+	if p.Users != "" {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.UserNamespace, Path: p.Users})
+	}
+	switch p.PID {
 	case hostNamespace:
 	case "":
 		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	default:
-		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: pid})
+		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: p.PID})
 	}
 	return ns
 }

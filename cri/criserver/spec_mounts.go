@@ -19,7 +19,7 @@ func mountsSpec(in specInput) (mounts []specs.Mount, propagation string, err err
 	propagation = "rprivate"
 	taken := map[string]bool{}
 	for _, m := range in.Mounts {
-		bound, err := bindMount(m)
+		bound, err := bindMount(m, namespaceOptions(in.Sandbox))
 		if err != nil {
 			return nil, "", err
 		}
@@ -81,7 +81,7 @@ func sandboxMounts(in specInput) []specs.Mount {
 	return mounts
 }
 
-func bindMount(m hostMount) (specs.Mount, error) {
+func bindMount(m hostMount, sandbox *runtimeapi.NamespaceOption) (specs.Mount, error) {
 	out := specs.Mount{Destination: path.Clean("/" + m.ContainerPath), Type: "bind", Source: m.Source, Options: []string{"rbind"}}
 	fail := func(why string) (specs.Mount, error) {
 		return out, fmt.Errorf("mount %s: %s", out.Destination, why)
@@ -89,8 +89,12 @@ func bindMount(m hostMount) (specs.Mount, error) {
 	if out.Destination == "/" {
 		return fail("the root cannot be a mount")
 	}
-	if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
-		return fail("ID-mapped mounts are not supported")
+	switch given := len(m.UidMappings) + len(m.GidMappings); {
+	case given == 0 || m.Image.GetImage() != "": // an image is mapped when it is mounted
+	case !sameMappings(m.UidMappings, m.GidMappings, sandbox.GetUsernsOptions()):
+		return fail("ID mappings must be those of the sandbox's user namespace")
+	default:
+		out.Options = append(out.Options, "idmap")
 	}
 	switch m.Propagation {
 	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:

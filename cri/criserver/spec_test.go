@@ -112,7 +112,7 @@ func TestSpecRefusals(t *testing.T) {
 	}
 	for want, change := range map[string]func(*specInput){
 		"no command": func(in *specInput) { in.Image.Entrypoint, in.Image.Cmd = nil, nil },
-		"user namespaces": func(in *specInput) {
+		"must be the sandbox's": func(in *specInput) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}}
 		},
 		"AppArmor": func(in *specInput) {
@@ -124,7 +124,7 @@ func TestSpecRefusals(t *testing.T) {
 			in.Facts.Unified = false
 			in.Container.Linux.Resources.Unified = map[string]string{"a": "b"}
 		},
-		"ID-mapped": func(in *specInput) {
+		"ID mappings must be": func(in *specInput) {
 			in.Mounts = []hostMount{{&runtimeapi.Mount{ContainerPath: "/a", UidMappings: []*runtimeapi.IDMapping{{}}}, "/x"}}
 		},
 		"root cannot": func(in *specInput) { in.Mounts = []hostMount{{&runtimeapi.Mount{ContainerPath: "/a/.."}, "/x"}} },

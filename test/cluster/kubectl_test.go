@@ -75,6 +75,11 @@ func TestKubectl(t *testing.T) {
 		{"rollout resume deployment/hello", []string{"resumed"}},
 		{"rollout restart deployment/hello", []string{"restarted"}},
 		{"rollout status deployment/hello --timeout=60s", []string{"successfully rolled out"}},
+		{"patch deployment hello -p {\"spec\":{\"template\":{\"spec\":{\"hostUsers\":false}}}}", []string{"patched"}},
+		{"rollout status deployment/hello --timeout=60s", []string{"successfully rolled out"}},
+		{"exec deploy/hello -- /hello get http://hello/", []string{"Hello from hello-"}}, // with the greeting of a volume
+		{"rollout undo deployment/hello", []string{"rolled back"}},
+		{"rollout status deployment/hello --timeout=60s", []string{"successfully rolled out"}},
 		{"scale deployment hello --replicas=1", []string{"scaled"}},
 		{"wait --for=jsonpath={.status.replicas}=1 deployment/hello --timeout=60s", []string{"condition met"}},
 		{"apply --server-side -f ../../examples/hello/hello.yaml --force-conflicts", []string{"serverside-applied"}},
