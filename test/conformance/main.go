@@ -39,6 +39,7 @@ type wish struct {
 	procs      int
 	timeout    time.Duration
 	kubeconfig string
+	nodes      int
 	images     string
 	registry   string
 	document   string
@@ -67,6 +68,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.IntVar(&w.procs, "procs", 4, "tests at a time, but for the serial ones")
 	f.DurationVar(&w.timeout, "timeout", 90*time.Minute, "end the run after this long")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "test this cluster instead of a fresh one")
+	f.IntVar(&w.nodes, "nodes", 2, "nodes of the fresh cluster, 1 or 2")
 	f.StringVar(&w.images, "images", "", "local, upstream, or a file that maps registries (default local, upstream with -kubeconfig)")
 	f.StringVar(&w.registry, "registry", "127.0.0.1:0", "where to serve local images; the cluster must reach it, and take plain HTTP from it")
 	f.StringVar(&w.document, "document", "../../doc/conformance.md", "the document that accept keeps")
@@ -102,7 +104,7 @@ func cacheDir() (string, error) {
 }
 
 // run runs the chosen tests. An error is a run that could not be judged, or one that lost what had passed before.
-func run(ctx context.Context, w wish, cache string, out io.Writer) error {
+func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 	program, err := suite.Build(ctx, w.module, cache, out)
 	if err != nil {
 		return err
@@ -124,7 +126,12 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 	if o.Kubectl, err = filepath.Abs(w.kubectl); err != nil {
 		return err
 	}
-	done, err := serveImages(ctx, w, cache, &o, out)
+	second, err := secondNode(ctx, w, dir, out)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, second.down(context.WithoutCancel(ctx))) }()
+	done, err := serveImages(ctx, w, cache, &o, second, out)
 	if err != nil {
 		return err
 	}
@@ -132,7 +139,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 	// What is made once does not count.
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
-	if err := against(ctx, w, program, &o, names, r); err != nil {
+	if err := against(ctx, w, program, &o, names, second, r); err != nil {
 		return err
 	}
 	r.Took = time.Since(r.Began)
@@ -145,14 +152,19 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 }
 
 // against runs the tests against the cluster that is asked for. A cluster of ours is gone when it returns.
-func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, names []string, r *report.Run) (err error) {
+func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, names []string, second *node, r *report.Run) (err error) {
 	if w.kubeconfig == "" {
 		c, err := upCluster(ctx, w.cluster, w.yare, o.Dir, o.Log)
 		if err != nil {
 			return err
 		}
 		o.Kubeconfig, r.Version = c.kubeconfig, c.version(ctx)
-		defer func() { err = errors.Join(err, c.down(context.WithoutCancel(ctx))) }()
+		defer func() {
+			err = errors.Join(err, second.down(context.WithoutCancel(ctx)), c.down(context.WithoutCancel(ctx)))
+		}()
+		if err := second.join(ctx, c, o.Kubectl); err != nil {
+			return err
+		}
 	}
 	if o.Kubeconfig, err = filepath.Abs(o.Kubeconfig); err != nil {
 		return err

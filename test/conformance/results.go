@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/yare-dev/yare/test/conformance/images"
@@ -17,7 +19,7 @@ import (
 )
 
 // serveImages says in o where the tests' images come from, and serves them if they are ours, until done is called.
-func serveImages(ctx context.Context, w wish, cache string, o *suite.Options, out io.Writer) (done func(), err error) {
+func serveImages(ctx context.Context, w wish, cache string, o *suite.Options, second *node, out io.Writer) (done func(), err error) {
 	from := w.images
 	if from == "" {
 		from = "local"
@@ -52,16 +54,23 @@ func serveImages(ctx context.Context, w wish, cache string, o *suite.Options, ou
 	if err := os.WriteFile(o.Images, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
+	all := []net.Listener{l}
+	if second != nil { // its loopback addresses are its own
+		there, err := second.listen(l.Addr().String())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("serve images to the second node: %w", err), l.Close())
+		}
+		all = append(all, there)
+	}
 	server := &http.Server{Handler: registry, ReadHeaderTimeout: 10 * time.Second}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	var serving sync.WaitGroup
+	for _, l := range all {
 		// It ends by Close; if it ended earlier, the tests say so by images that they do not get.
-		_ = server.Serve(l)
-	}()
+		serving.Go(func() { _ = server.Serve(l) })
+	}
 	return func() {
 		_ = server.Close()
-		<-ended
+		serving.Wait()
 	}, nil
 }
 
