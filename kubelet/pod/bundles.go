@@ -15,7 +15,7 @@ import (
 )
 
 // bundles are the ClusterTrustBundles, watched from when the first pod wants one: a pod may name hundreds, and a signer's are
-// not known by name. Pods that want some are woken at each change.
+// not known by name. Pods are woken when one changes that they want.
 type bundles struct {
 	client client.Reader
 	wake   func(types.UID)
@@ -24,13 +24,16 @@ type bundles struct {
 	ctx     context.Context
 	started bool
 	all     map[string]*certificatesv1.ClusterTrustBundle // nil until they have been read once
-	pods    map[types.UID]bool
+	wants   map[types.UID]map[want]bool
 
 	wg sync.WaitGroup
 }
 
+// want is a bundle by its name, or those of a signer.
+type want struct{ name, signer string }
+
 func newBundles(c client.Reader, wake func(types.UID)) *bundles {
-	return &bundles{client: c, wake: wake, pods: map[types.UID]bool{}}
+	return &bundles{client: c, wake: wake, wants: map[types.UID]map[want]bool{}}
 }
 
 func (b *bundles) open(ctx context.Context) {
@@ -41,11 +44,14 @@ func (b *bundles) open(ctx context.Context) {
 
 func (b *bundles) close() { b.wg.Wait() }
 
-// use notes that the pod wants bundles.
-func (b *bundles) use(uid types.UID) {
+// use notes what the pod wants.
+func (b *bundles) use(uid types.UID, w want) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.pods[uid] = true
+	if b.wants[uid] == nil {
+		b.wants[uid] = map[want]bool{}
+	}
+	b.wants[uid][w] = true
 	if !b.started {
 		b.started = true
 		ctx := b.ctx
@@ -56,7 +62,7 @@ func (b *bundles) use(uid types.UID) {
 func (b *bundles) forget(uid types.UID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.pods, uid)
+	delete(b.wants, uid)
 }
 
 func (b *bundles) watch(ctx context.Context) {
@@ -84,8 +90,8 @@ func (b *bundles) take(e client.Event, fresh map[string]*certificatesv1.ClusterT
 		fresh[e.Object.GetName()] = e.Object.(*certificatesv1.ClusterTrustBundle)
 	}
 	var pods []types.UID
-	if b.all != nil {
-		for uid := range b.pods {
+	for uid, wants := range b.wants {
+		if e.Op == client.Synced || b.all != nil && changes(e.Object.(*certificatesv1.ClusterTrustBundle), wants) {
 			pods = append(pods, uid)
 		}
 	}
@@ -93,6 +99,11 @@ func (b *bundles) take(e client.Event, fresh map[string]*certificatesv1.ClusterT
 	for _, uid := range pods {
 		b.wake(uid)
 	}
+}
+
+// changes says that a bundle is among those wanted.
+func changes(o *certificatesv1.ClusterTrustBundle, wants map[want]bool) bool {
+	return wants[want{name: o.Name}] || o.Spec.SignerName != "" && wants[want{signer: o.Spec.SignerName}]
 }
 
 // get returns the bundle of that name, from the API as long as they have not been read.

@@ -221,6 +221,14 @@ func TestTrustBundleChanges(t *testing.T) {
 			return &certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: certificatesv1.ClusterTrustBundleSpec{SignerName: signer,
 				TrustBundle: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(anchor)}))}}
 		}
+		b.api.Events()
+		stranger := bundle("stranger", "9")
+		stranger.Spec.SignerName = "example.com/other"
+		b.api.Put(stranger)
+		b.settle()
+		if said := b.api.Events(); len(said) > 0 {
+			t.Errorf("another signer's bundle is tried: %q", said)
+		}
 		b.api.Put(bundle("other:x", "0"))
 		b.wantRunning("app")
 		for i, change := range []func(){

@@ -273,12 +273,12 @@ func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1
 }
 
 func (s source) Bundle(name string) (*certificatesv1.ClusterTrustBundle, error) {
-	s.bundles.use(s.pod.UID)
+	s.bundles.use(s.pod.UID, want{name: name})
 	return s.bundles.get(s.ctx, name)
 }
 
 func (s source) Bundles(signer string, selector labels.Selector) ([]*certificatesv1.ClusterTrustBundle, error) {
-	s.bundles.use(s.pod.UID)
+	s.bundles.use(s.pod.UID, want{signer: signer})
 	return s.bundles.of(s.ctx, signer, selector)
 }
 
