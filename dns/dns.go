@@ -51,6 +51,8 @@ type Config struct {
 	// AllowFrom are the clients that are served, beside the host itself; empty means all. A
 	// server on an address that others reach should not resolve the world for them.
 	AllowFrom []netip.Prefix
+	// AllowAlso says of a client that is not among these whether it is served all the same; nil: none is.
+	AllowAlso func(netip.Addr) bool
 	// ServiceIP, if valid, is the cluster IP under which the server publishes itself.
 	ServiceIP netip.Addr
 	// NodeName names this node in the published endpoint.
@@ -314,7 +316,7 @@ func (s *Server) allowed(from net.Addr) bool {
 	}
 	ip := ap.Addr().Unmap()
 	return ip.IsLoopback() || slices.ContainsFunc(s.c.Listen, func(a netip.AddrPort) bool { return a.Addr() == ip }) ||
-		slices.ContainsFunc(s.c.AllowFrom, func(p netip.Prefix) bool { return p.Contains(ip) })
+		slices.ContainsFunc(s.c.AllowFrom, func(p netip.Prefix) bool { return p.Contains(ip) }) || s.c.AllowAlso != nil && s.c.AllowAlso(ip)
 }
 
 // maxCNAMEs bounds a chain of ExternalName Services.

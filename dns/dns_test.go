@@ -402,8 +402,9 @@ func TestResolvConf(t *testing.T) {
 
 func TestAllowFrom(t *testing.T) {
 	t.Parallel()
-	s := &Server{c: Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")}, AllowFrom: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}}
-	for from, want := range map[string]bool{"10.42.3.4": true, "127.0.0.1": true, "192.0.2.2": true, "192.0.2.3": false} {
+	s := &Server{c: Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")}, AllowFrom: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		AllowAlso: func(a netip.Addr) bool { return a == netip.MustParseAddr("192.0.2.9") }}}
+	for from, want := range map[string]bool{"10.42.3.4": true, "192.0.2.9": true, "127.0.0.1": true, "192.0.2.2": true, "192.0.2.3": false} {
 		if got := s.allowed(&net.UDPAddr{IP: net.ParseIP(from), Port: 1}); got != want {
 			t.Errorf("%s: %v", from, got)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -129,6 +130,17 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	return context.Cause(ctx)
 }
 
+// isNode says whether a Node has the address: what its pods ask of names comes from there, where its network hides their addresses from
+// hosts.
+func (s *server) isNode(a netip.Addr) bool {
+	nodes, err := client.List[*corev1.Node](context.Background(), s.admin(), client.Query{})
+	return err == nil && slices.ContainsFunc(nodes, func(n *corev1.Node) bool {
+		return slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
+			return have.Type == corev1.NodeInternalIP && have.Address == a.String()
+		})
+	})
+}
+
 // services are what makes Services and other nodes' pods reachable: rules, names and routes.
 func (s *server) services() (run.Component, error) {
 	c := s.client("system:kube-proxy")
@@ -140,7 +152,7 @@ func (s *server) services() (run.Component, error) {
 	}
 	names, err := dns.New(dns.Config{
 		Listen: []netip.AddrPort{netip.AddrPortFrom(s.address, 0)}, ServiceIP: s.record.DNSAddress(), NodeName: s.config.NodeName,
-		AllowFrom: []netip.Prefix{s.record.PodCIDR},
+		AllowFrom: []netip.Prefix{s.record.PodCIDR}, AllowAlso: s.isNode,
 	}, dns.Deps{Client: s.admin(), Log: s.log})
 	if err != nil {
 		return nil, err
