@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -101,6 +102,10 @@ func (d *discovery) serve(c *call, root, rest string) error {
 	}
 	o := d.find(c, root, rest)
 	if o == nil {
+		name, number, _ := strings.Cut(rest, "/")
+		if number != "" && !strings.Contains(number, "/") && slices.ContainsFunc(d.groups, func(g group) bool { return g.name != "" && g.name == name }) {
+			return apierrors.NewGenericServerResponse(http.StatusNotFound, c.t.verb, schema.GroupResource{}, "", "", 0, false)
+		}
 		return c.nothing()
 	}
 	c.write(f, http.StatusOK, o)

@@ -41,7 +41,9 @@ func (c *call) object() error {
 		return c.connect(r, sub)
 	}
 	switch {
-	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a):
+	case c.r.Method == http.MethodHead:
+		return c.notAllowed()
+	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a) || a.Kind.Namespaced && t.namespace == "" && t.name != "":
 		return c.nothing()
 	case a.Kind.Namespaced && t.namespace == "" && !c.acrossNamespaces(a):
 		return c.notAllowed()

@@ -67,10 +67,16 @@ func (c *call) plain() error {
 		path = "/"
 	}
 	if h := c.s.paths[path]; h != nil {
+		if path == "/version" && c.r.Method != http.MethodGet {
+			return c.notAllowed()
+		}
 		h.ServeHTTP(c.w, c.r)
 		return nil
 	}
 	if c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		if strings.HasPrefix(path, "/api") && slices.Contains(c.s.listPaths(), path) {
+			return c.notAllowed()
+		}
 		return c.nothing()
 	}
 	first, rest, _ := strings.Cut(path[1:], "/")

@@ -28,6 +28,7 @@ func validatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissi
 	type policy = *admissionv1.ValidatingAdmissionPolicy
 	return &rest.Resource[policy]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default: func(p policy) {
 			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
@@ -231,6 +232,7 @@ func validatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.Valid
 	}
 	return &rest.Resource[binding]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
 		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
 		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },

@@ -27,10 +27,10 @@ const (
 func apiServices() *rest.Resource[*apiregistrationv1.APIService] {
 	type service = *apiregistrationv1.APIService
 	return &rest.Resource[service]{
-		// What name is right depends on the spec: Validate says.
-		Name:            func(string, bool) []string { return nil },
+		NameOf:          apiServiceName,
 		NoGeneration:    true,
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default: func(s service) {
 			if s.Spec.Service != nil {
 				setPtr(&s.Spec.Service.Port, 443)
@@ -83,20 +83,19 @@ func availability(s *apiregistrationv1.APIService) apiregistrationv1.APIServiceC
 	return c
 }
 
+func apiServiceName(s *apiregistrationv1.APIService, name string, _ bool) []string {
+	if msgs := content.IsPathSegmentName(name); len(msgs) > 0 {
+		return msgs
+	}
+	if want := s.Spec.Version + "." + s.Spec.Group; name != want {
+		return []string{fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want)}
+	}
+	return nil
+}
+
 func validateAPIService(s *apiregistrationv1.APIService) field.ErrorList {
 	spec, at := &s.Spec, field.NewPath("spec")
 	var errs field.ErrorList
-	for part, name := range map[string]string{"generateName": s.GenerateName, "name": s.Name} {
-		at := field.NewPath("metadata", part)
-		if name == "" {
-			continue
-		}
-		if msgs := content.IsPathSegmentName(name); len(msgs) > 0 {
-			errs = append(errs, texts(at, name, msgs)...)
-		} else if want := spec.Version + "." + spec.Group; name != want {
-			errs = append(errs, field.Invalid(at, name, fmt.Sprintf("must be `spec.version+\".\"+spec.group`: %q", want)))
-		}
-	}
 	if spec.Group == "" && spec.Version != "v1" {
 		errs = append(errs, field.Required(at.Child("group"), "only v1 may have an empty group and it better be legacy kube"))
 	}

@@ -24,22 +24,16 @@ func clusterTrustBundles() *rest.Resource[*certificatesv1.ClusterTrustBundle] {
 	doc := certificatesv1.ClusterTrustBundleSpec{}.SwaggerDoc()
 	anchors := func(b bundle) field.ErrorList { return trustAnchors(b.Spec.TrustBundle, spec.Child("trustBundle")) }
 	return &rest.Resource[bundle]{
-		// What names are right depends on the signer: Validate says.
-		Name:            func(string, bool) []string { return nil },
+		NameOf: func(b bundle, name string, prefix bool) []string {
+			return podspec.TrustBundleName(name, b.Spec.SignerName, prefix)
+		},
 		NoGeneration:    true,
 		RequireRevision: true,
 		Validate: func(b bundle) (errs field.ErrorList) {
-			meta := field.NewPath("metadata")
-			if b.GenerateName != "" {
-				errs = texts(meta.Child("generateName"), b.GenerateName, podspec.TrustBundleName(b.GenerateName, b.Spec.SignerName, true))
+			if b.Spec.SignerName == "" {
+				return nil
 			}
-			if b.Name != "" {
-				errs = append(errs, texts(meta.Child("name"), b.Name, podspec.TrustBundleName(b.Name, b.Spec.SignerName, false))...)
-			}
-			if b.Spec.SignerName != "" {
-				errs = append(errs, podspec.SignerName(b.Spec.SignerName, spec.Child("signerName"))...)
-			}
-			return errs
+			return podspec.SignerName(b.Spec.SignerName, spec.Child("signerName"))
 		},
 		ValidateCreate: anchors,
 		ValidateUpdate: func(now, old bundle) (errs field.ErrorList) {

@@ -31,29 +31,11 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 		// The name follows from the spec: Validate says.
 		Name:            func(string, bool) []string { return nil },
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default:         apiextensionsv1.SetObjectDefaults_CustomResourceDefinition,
 		Prepare:         func(c crd) { d.defined(c) },
 		PrepareUpdate:   func(now, _ crd) { d.defined(now) },
-		Permit: func(ctx context.Context, now, old crd) field.ErrorList {
-			// What the names are accepted to be follows from the spec: it is wrong when that is.
-			now, accepted := now.DeepCopy(), apiextensionsv1.CustomResourceDefinitionNames{}
-			if old != nil {
-				accepted = old.Status.AcceptedNames
-			}
-			now.Status.AcceptedNames = accepted
-			n, err := internalCRD(now)
-			if err != nil {
-				return field.ErrorList{field.InternalError(nil, err)}
-			}
-			if old == nil {
-				return crdvalidation.ValidateCustomResourceDefinition(ctx, n)
-			}
-			o, err := internalCRD(old)
-			if err != nil {
-				return field.ErrorList{field.InternalError(nil, err)}
-			}
-			return crdvalidation.ValidateCustomResourceDefinitionUpdate(ctx, n, o)
-		},
+		ValidateIn:      checkCRD,
 		ValidateStatus: func(now, _ crd) field.ErrorList {
 			n, err := internalCRD(now)
 			if err != nil {
@@ -81,6 +63,28 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 			}},
 		},
 	}
+}
+
+// checkCRD asks upstream's library; old is nil on create.
+func checkCRD(ctx context.Context, now, old crd) field.ErrorList {
+	// What the names are accepted to be follows from the spec: it is wrong when that is.
+	now, accepted := now.DeepCopy(), apiextensionsv1.CustomResourceDefinitionNames{}
+	if old != nil {
+		accepted = old.Status.AcceptedNames
+	}
+	now.Status.AcceptedNames = accepted
+	n, err := internalCRD(now)
+	if err != nil {
+		return field.ErrorList{field.InternalError(nil, err)}
+	}
+	if old == nil {
+		return crdvalidation.ValidateCustomResourceDefinition(ctx, n)
+	}
+	o, err := internalCRD(old)
+	if err != nil {
+		return field.ErrorList{field.InternalError(nil, err)}
+	}
+	return crdvalidation.ValidateCustomResourceDefinitionUpdate(ctx, n, o)
 }
 
 // internalCRD is c in the form that the library checks.

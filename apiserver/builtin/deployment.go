@@ -34,6 +34,7 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 			}
 		},
 		PrepareStatus: func(now, old deploy) { now.Labels = old.Labels },
+		Reset:         map[string][]string{"status": {"spec", "metadata.labels"}},
 		ValidateUpdate: func(now, old deploy) field.ErrorList {
 			return immutable(now.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
 		},

@@ -23,6 +23,7 @@ func deviceClasses() *rest.Resource[*resourcev1.DeviceClass] {
 	selectors := func(c class) field.ErrorList { return deviceSelectors(c.Spec.Selectors, at.Child("selectors")) }
 	return &rest.Resource[class]{
 		AnswerDeleted: true,
+		Name:          finalName,
 		Validate: func(c class) field.ErrorList {
 			errs := atMost(c.Spec.Config, resourcev1.DeviceConfigMaxSize, at.Child("config"), func(c *resourcev1.DeviceClassConfiguration, at *field.Path) field.ErrorList {
 				return deviceConfig(&c.DeviceConfiguration, at)

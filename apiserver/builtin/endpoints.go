@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 
 	"github.com/yare-dev/yare/apiserver/rest"
 )
@@ -26,7 +28,13 @@ func endpoints() *rest.Resource[*corev1.Endpoints] {
 				}
 			}
 		},
-		Validate:   validateEndpoints,
+		ValidateCreate: validateEndpoints,
+		ValidateUpdate: func(now, old eps) field.ErrorList {
+			if equality.Semantic.DeepEqual(now.Subsets, old.Subsets) { // older rules may have accepted them
+				return nil
+			}
+			return validateEndpoints(now)
+		},
 		Deprecated: "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
 		Columns: []rest.Column[eps]{
 			{Name: "Endpoints", Description: corev1.Endpoints{}.SwaggerDoc()["subsets"], Cell: func(e eps) any { return endpointsText(e) }},
@@ -74,11 +82,11 @@ func validateEndpoints(e *corev1.Endpoints) (errs field.ErrorList) {
 // endpointAddress checks an address that traffic is sent to: one that means another thing on each host could be used to
 // reach what listens there.
 func endpointAddress(ip string, at *field.Path) field.ErrorList {
-	errs := validation.IsValidIPForLegacyField(at, ip, false, nil)
-	if len(errs) > 0 {
-		return errs
+	errs := validation.IsValidIPForLegacyField(at, ip, true, nil)
+	if netutils.ParseIPSloppy(ip) == nil {
+		errs = append(errs, field.Invalid(at, ip, "must be a valid IP address"))
 	}
-	return reachable(ip, at)
+	return append(errs, reachable(ip, at)...)
 }
 
 func endpointsText(e *corev1.Endpoints) string {

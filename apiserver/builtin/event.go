@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/duration"
@@ -153,6 +154,7 @@ func eventsView() *rest.View[*corev1.Event] {
 		Validate:       func(e *corev1.Event) field.ErrorList { return checkEvent(e, "reportingController") },
 		ValidateCreate: createStrictEvent,
 		ValidateUpdate: updateStrictEvent,
+		Name:           apivalidation.NameIsDNSSubdomain, StandardFinalizers: true,
 		Fields: func(e *corev1.Event) fields.Set {
 			o := &e.InvolvedObject
 			return fields.Set{"regarding.kind": o.Kind, "regarding.namespace": o.Namespace, "regarding.name": o.Name, "regarding.uid": string(o.UID),

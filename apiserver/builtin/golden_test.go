@@ -167,6 +167,7 @@ func readYAML(t *testing.T, text string) map[string]any {
 var (
 	header  = regexp.MustCompile(`(?m)^==== `)
 	uids    = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	tokens  = regexp.MustCompile(`kube-api-access-\w{5}`) // volumes of them
 	ages    = regexp.MustCompile(`^([0-9.]+[smhdy])+$|^\d{4}-\d\d-\d\dT`)
 	changes = regexp.MustCompile(`(?m)^--- ?(\w*)\n`)
 )
@@ -278,7 +279,7 @@ func shown(t *testing.T, o api.Object) string {
 		text = strings.ReplaceAll(text, uid, "UID")
 	}
 	text = regexp.MustCompile(`(lastPhaseTransitionTime|lastTransitionTime|timeAdded): .*`).ReplaceAllString(text, "$1: NOW")
-	return regexp.MustCompile(`kube-api-access-\w{5}`).ReplaceAllString(text, "kube-api-access-XXXXX")
+	return tokens.ReplaceAllString(text, "kube-api-access-XXXXX")
 }
 
 // problems lists the causes of an error, or its text where it has none.
@@ -293,7 +294,7 @@ func problems(err error) string {
 	}
 	var b strings.Builder
 	for _, c := range d.Causes {
-		fmt.Fprintf(&b, "%s: %s\n", c.Field, uids.ReplaceAllString(c.Message, "UID"))
+		fmt.Fprintf(&b, "%s: %s\n", c.Field, tokens.ReplaceAllString(uids.ReplaceAllString(c.Message, "UID"), "kube-api-access-XXXXX"))
 	}
 	return b.String()
 }

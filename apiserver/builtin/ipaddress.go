@@ -62,6 +62,7 @@ func serviceCIDRs() *rest.Resource[*networkingv1.ServiceCIDR] {
 	at := field.NewPath("spec", "cidrs")
 	return &rest.Resource[cidr]{
 		NoGeneration:   true,
+		StrictStatus:   true,
 		ValidateCreate: func(c cidr) field.ErrorList { return serviceRanges(&c.Spec, at) },
 		ValidateUpdate: func(now, old cidr) (errs field.ErrorList) {
 			is, was := now.Spec.CIDRs, old.Spec.CIDRs

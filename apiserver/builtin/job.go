@@ -33,9 +33,11 @@ func jobs() *rest.Resource[*batchv1.Job] {
 	type job = *batchv1.Job
 	return &rest.Resource[job]{
 		Orphan:         true,
+		OrphanWarning:  "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
 		Default:        defaultJob,
 		Prepare:        selectPods,
 		Validate:       validateJob,
+		ValidateCreate: generatedSelector,
 		ValidateUpdate: updateJob,
 		ValidateStatus: jobStatus,
 		Warn: func(now, old job) []string {

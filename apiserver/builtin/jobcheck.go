@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 )
 
@@ -20,6 +19,7 @@ const (
 	manyCompletions       = 100000
 	maxManyParallelism    = 10000
 	maxManyFailed         = 10000
+	maxFailedIndexes      = 100000
 	maxPolicyRules        = 20
 	maxPolicyCodes        = 255
 	maxPolicyConditions   = 20
@@ -34,7 +34,6 @@ func validateJob(j *batchv1.Job) (errs field.ErrorList) {
 	} else {
 		errs = append(errs, podspec.Selector(j.Spec.Selector, spec.Child("selector"))...)
 	}
-	errs = append(errs, generatedSelector(j)...)
 	errs = append(errs, selectsTemplate(&j.Spec.Template, j.Spec.Selector, spec)...)
 	return append(errs, jobSpec(&j.Spec, spec)...)
 }
@@ -55,9 +54,9 @@ func jobSpec(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) {
 	if p := s.PodReplacementPolicy; p != nil {
 		at := spec.Child("podReplacementPolicy")
 		if s.PodFailurePolicy != nil {
-			errs = append(errs, oneOf(at, *p, batchv1.Failed)...)
+			errs = append(errs, known(at, *p, batchv1.Failed)...)
 		} else {
-			errs = append(errs, oneOf(at, *p, batchv1.TerminatingOrFailed, batchv1.Failed)...)
+			errs = append(errs, known(at, *p, batchv1.TerminatingOrFailed, batchv1.Failed)...)
 		}
 	}
 	if s.Scheduling != nil {
@@ -68,6 +67,8 @@ func jobSpec(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) {
 	switch p := s.Template.Spec.RestartPolicy; {
 	case p == corev1.RestartPolicyAlways || p == "":
 		errs = append(errs, field.Required(at, fmt.Sprintf("valid values: %q, %q", corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)))
+	case p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever:
+		errs = append(errs, field.NotSupported(at, p, []corev1.RestartPolicy{corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever}))
 	case s.PodFailurePolicy != nil && p != corev1.RestartPolicyNever:
 		errs = append(errs, field.Invalid(at, p, fmt.Sprintf("only %q is supported when podFailurePolicy is specified", corev1.RestartPolicyNever)))
 	}
@@ -110,24 +111,27 @@ func completionMode(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList)
 			errs = append(errs, field.Invalid(spec.Child("maxFailedIndexes"), *s.MaxFailedIndexes, "requires indexed completion mode"))
 		}
 	}
+	if s.MaxFailedIndexes != nil && s.BackoffLimitPerIndex == nil {
+		errs = append(errs, field.Required(spec.Child("backoffLimitPerIndex"), "when maxFailedIndexes is specified"))
+	}
 	if mode != batchv1.IndexedCompletion {
 		return errs
 	}
 	if s.Completions == nil {
-		return append(errs, field.Required(spec.Child("completions"), "when completion mode is "+string(batchv1.IndexedCompletion)))
+		errs = append(errs, field.Required(spec.Child("completions"), "when completion mode is "+string(batchv1.IndexedCompletion)))
 	}
 	if p := deref(s.Parallelism); p > maxIndexedParallelism {
 		errs = append(errs, field.Invalid(spec.Child("parallelism"), p, fmt.Sprintf("must be less than or equal to %d when completion mode is %s", maxIndexedParallelism, batchv1.IndexedCompletion)))
 	}
 	if m := s.MaxFailedIndexes; m != nil {
-		if *m > *s.Completions {
+		if s.Completions != nil && *m > *s.Completions {
 			errs = append(errs, field.Invalid(spec.Child("maxFailedIndexes"), *m, "must be less than or equal to completions"))
 		}
-		if s.BackoffLimitPerIndex == nil {
-			errs = append(errs, field.Required(spec.Child("backoffLimitPerIndex"), "when maxFailedIndexes is specified"))
+		if *m > maxFailedIndexes {
+			errs = append(errs, field.Invalid(spec.Child("maxFailedIndexes"), *m, fmt.Sprintf("must be less than or equal to %d", maxFailedIndexes)))
 		}
 	}
-	if s.BackoffLimitPerIndex == nil || *s.Completions <= manyCompletions {
+	if s.BackoffLimitPerIndex == nil || deref(s.Completions) <= manyCompletions {
 		return errs
 	}
 	if s.MaxFailedIndexes == nil {
@@ -162,14 +166,11 @@ func failurePolicy(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) 
 	}
 	for i := range s.PodFailurePolicy.Rules {
 		r, at := &s.PodFailurePolicy.Rules[i], rules.Index(i)
-		allowed := []batchv1.PodFailurePolicyAction{batchv1.PodFailurePolicyActionFailJob, batchv1.PodFailurePolicyActionIgnore, batchv1.PodFailurePolicyActionCount}
-		if s.BackoffLimitPerIndex != nil {
-			allowed = append(allowed, batchv1.PodFailurePolicyActionFailIndex)
-		} else if r.Action == batchv1.PodFailurePolicyActionFailIndex {
+		if r.Action == batchv1.PodFailurePolicyActionFailIndex && s.BackoffLimitPerIndex == nil {
 			errs = append(errs, field.Invalid(at.Child("action"), r.Action, "requires the backoffLimitPerIndex to be set"))
-			allowed = append(allowed, batchv1.PodFailurePolicyActionFailIndex)
 		}
-		errs = append(errs, oneOf(at.Child("action"), r.Action, allowed...)...)
+		errs = append(errs, valued(at.Child("action"), r.Action, batchv1.PodFailurePolicyActionCount, batchv1.PodFailurePolicyActionFailIndex,
+			batchv1.PodFailurePolicyActionFailJob, batchv1.PodFailurePolicyActionIgnore)...)
 		switch {
 		case r.OnExitCodes != nil && len(r.OnPodConditions) > 0:
 			errs = append(errs, field.Invalid(at, field.OmitValueType{}, "specifying both OnExitCodes and OnPodConditions is not supported"))
@@ -185,14 +186,22 @@ func failurePolicy(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) 
 		for k, c := range r.OnPodConditions {
 			p := at.Child("onPodConditions").Index(k)
 			errs = append(errs, texts(p.Child("type"), string(c.Type), validation.IsQualifiedName(string(c.Type)))...)
-			errs = append(errs, oneOf(p.Child("status"), c.Status, corev1.ConditionFalse, corev1.ConditionTrue, corev1.ConditionUnknown)...)
+			errs = append(errs, valued(p.Child("status"), c.Status, corev1.ConditionFalse, corev1.ConditionTrue, corev1.ConditionUnknown)...)
 		}
 	}
 	return errs
 }
 
+// valued is known with the allowed values also where none is given.
+func valued[T ~string](at *field.Path, value T, allowed ...T) field.ErrorList {
+	if value == "" {
+		return field.ErrorList{field.Required(at, fmt.Sprintf("valid values: %q", allowed))}
+	}
+	return known(at, value, allowed...)
+}
+
 func exitCodes(r *batchv1.PodFailurePolicyOnExitCodesRequirement, spec *corev1.PodSpec, at *field.Path) (errs field.ErrorList) {
-	errs = oneOf(at.Child("operator"), r.Operator, batchv1.PodFailurePolicyOnExitCodesOpIn, batchv1.PodFailurePolicyOnExitCodesOpNotIn)
+	errs = valued(at.Child("operator"), r.Operator, batchv1.PodFailurePolicyOnExitCodesOpIn, batchv1.PodFailurePolicyOnExitCodesOpNotIn)
 	if r.ContainerName != nil {
 		named := func(c corev1.Container) bool { return c.Name == *r.ContainerName }
 		if !slices.ContainsFunc(spec.Containers, named) && !slices.ContainsFunc(spec.InitContainers, named) {
@@ -229,35 +238,36 @@ func successPolicy(s *batchv1.JobSpec, spec *field.Path) (errs field.ErrorList) 
 	}
 	at := spec.Child("successPolicy")
 	if deref(s.CompletionMode) != batchv1.IndexedCompletion {
-		return field.ErrorList{field.Invalid(at, field.OmitValueType{}, "requires indexed completion mode")}
+		return field.ErrorList{field.Invalid(at, *p, "requires indexed completion mode")}
 	}
 	rules := at.Child("rules")
 	switch n := len(p.Rules); {
 	case n == 0:
-		errs = append(errs, field.Required(rules, "must be specified when successPolicy is specified"))
+		errs = append(errs, field.Required(rules, "at least one rules must be specified when the successPolicy is specified"))
 	case n > maxPolicyRules:
 		errs = append(errs, field.TooMany(rules, n, maxPolicyRules))
 	}
 	for i, r := range p.Rules {
-		q, known := rules.Index(i), int64(deref(s.Completions))
+		q, all, some := rules.Index(i), deref(s.Completions), int64(0)
 		if r.SucceededCount == nil && r.SucceededIndexes == nil {
-			errs = append(errs, field.Required(q, "must specify one of succeededIndexes and succeededCount"))
+			errs = append(errs, field.Required(q, "at least one of succeededCount or succeededIndexes must be specified"))
 		}
 		if text := r.SucceededIndexes; text != nil {
 			if len(*text) > maxSucceededIndexes {
 				errs = append(errs, field.TooLong(q.Child("succeededIndexes"), *text, maxSucceededIndexes))
 			}
-			n, err := indexes(*text, deref(s.Completions))
-			if err != nil {
+			var err error
+			if some, err = indexes(*text, all); err != nil {
 				errs = append(errs, field.Invalid(q.Child("succeededIndexes"), *text, "error parsing succeededIndexes: "+err.Error()))
-				continue
 			}
-			known = n
 		}
 		if n := r.SucceededCount; n != nil {
 			errs = append(errs, notNegative(*n, q.Child("succeededCount"))...)
-			if int64(*n) > known {
-				errs = append(errs, field.Invalid(q.Child("succeededCount"), *n, fmt.Sprintf("must be less than or equal to %d (the number of specified completions)", known)))
+			if *n > all {
+				errs = append(errs, field.Invalid(q.Child("succeededCount"), *n, fmt.Sprintf("must be less than or equal to %d (the number of specified completions)", all)))
+			}
+			if r.SucceededIndexes != nil && int64(*n) > some {
+				errs = append(errs, field.Invalid(q.Child("succeededCount"), *n, fmt.Sprintf("must be less than or equal to %d (the number of indexes in the specified succeededIndexes field)", some)))
 			}
 		}
 	}
@@ -308,36 +318,4 @@ func jobTemplateUpdate(now, old *batchv1.Job, spec *field.Path) field.ErrorList 
 		}
 	}
 	return immutable(&now.Spec.Template, want, spec.Child("template"))
-}
-
-func jobStatus(now, old *batchv1.Job) (errs field.ErrorList) {
-	at := field.NewPath("status")
-	s := &now.Status
-	errs = append(errs, notNegative(s.Active, at.Child("active"))...)
-	errs = append(errs, notNegative(s.Succeeded, at.Child("succeeded"))...)
-	errs = append(errs, notNegative(s.Failed, at.Child("failed"))...)
-	errs = append(errs, notNegativePtr(s.Ready, at.Child("ready"))...)
-	errs = append(errs, notNegativePtr(s.Terminating, at.Child("terminating"))...)
-	if api.JobIs(now, batchv1.JobComplete) && api.JobIs(now, batchv1.JobFailed) {
-		errs = append(errs, field.Invalid(at.Child("conditions"), field.OmitValueType{}, "cannot set Complete=True and Failed=true conditions"))
-	}
-	if s.CompletionTime != nil && !api.JobIs(now, batchv1.JobComplete) {
-		errs = append(errs, field.Invalid(at.Child("completionTime"), s.CompletionTime, "cannot set completionTime when there is no Complete=True condition"))
-	}
-	for _, t := range []batchv1.JobConditionType{batchv1.JobComplete, batchv1.JobFailed} {
-		if api.JobIs(old, t) && !api.JobIs(now, t) {
-			errs = append(errs, field.Invalid(at.Child("conditions"), field.OmitValueType{}, fmt.Sprintf("cannot disable the terminal %s=True condition", t)))
-		}
-	}
-	if most := deref(now.Spec.Completions); deref(now.Spec.CompletionMode) == batchv1.IndexedCompletion {
-		if _, err := indexes(s.CompletedIndexes, most); err != nil {
-			errs = append(errs, field.Invalid(at.Child("completedIndexes"), s.CompletedIndexes, "error parsing completedIndexes: "+err.Error()))
-		}
-		if f := s.FailedIndexes; f != nil {
-			if _, err := indexes(*f, most); err != nil {
-				errs = append(errs, field.Invalid(at.Child("failedIndexes"), *f, "error parsing failedIndexes: "+err.Error()))
-			}
-		}
-	}
-	return errs
 }

@@ -11,8 +11,18 @@ func leases() *rest.Resource[*coordinationv1.Lease] {
 	type lease = *coordinationv1.Lease
 	return &rest.Resource[lease]{
 		AnyFinalizer:   true,
-		CreateOnUpdate: true,
-		NoGeneration:   true,
+		CreateOnUpdate: true, RequireRevision: true,
+		NoGeneration: true,
+		// Coordinated leader election is behind a gate that is off: its fields stay where they are already.
+		Prepare: func(l lease) { l.Spec.Strategy, l.Spec.PreferredHolder = nil, nil },
+		PrepareUpdate: func(now, old lease) {
+			if old.Spec.Strategy == nil {
+				now.Spec.Strategy = nil
+			}
+			if old.Spec.PreferredHolder == nil {
+				now.Spec.PreferredHolder = nil
+			}
+		},
 		Validate: func(l lease) (errs field.ErrorList) {
 			spec := field.NewPath("spec")
 			if s := l.Spec.LeaseDurationSeconds; s != nil && *s <= 0 {
@@ -25,7 +35,7 @@ func leases() *rest.Resource[*coordinationv1.Lease] {
 				errs = append(errs, oneOf(spec.Child("strategy"), *s, coordinationv1.OldestEmulationVersion)...)
 			}
 			if p := l.Spec.PreferredHolder; p != nil && *p != "" && (l.Spec.Strategy == nil || *l.Spec.Strategy == "") {
-				errs = append(errs, field.Forbidden(spec.Child("preferredHolder"), "may not be specified when `spec.strategy` is not specified"))
+				errs = append(errs, field.Forbidden(spec.Child("preferredHolder"), "may only be specified if `strategy` is defined"))
 			}
 			return errs
 		},

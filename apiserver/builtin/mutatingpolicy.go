@@ -29,6 +29,7 @@ func mutatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admission
 	type policy = *admissionv1.MutatingAdmissionPolicy
 	return &rest.Resource[policy]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default: func(p policy) {
 			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
 			defaultMatch(p.Spec.MatchConstraints)
@@ -123,6 +124,7 @@ func mutatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.Mutatin
 	}
 	return &rest.Resource[binding]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
 		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
 		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },

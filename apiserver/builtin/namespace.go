@@ -56,6 +56,12 @@ func namespaces() *rest.Resource[*corev1.Namespace] {
 			}
 			return errs
 		},
+		Validate: func(n *corev1.Namespace) (errs field.ErrorList) {
+			for _, f := range n.Spec.Finalizers {
+				errs = append(errs, namespaceFinalizer(f, field.NewPath("spec", "finalizers"))...)
+			}
+			return errs
+		},
 		NoGeneration: true,
 		Fields: func(n *corev1.Namespace) fields.Set {
 			return fields.Set{"status.phase": string(n.Status.Phase), "name": n.Name}
@@ -70,17 +76,16 @@ func namespaces() *rest.Resource[*corev1.Namespace] {
 	}
 }
 
-// finalizeNamespace lets spec.finalizers change and nothing else.
+// finalizeNamespace lets spec.finalizers change, and metadata as any write.
 func finalizeNamespace(_ context.Context, now, old api.Object) (errs field.ErrorList) {
 	n, o := now.(*corev1.Namespace), old.(*corev1.Namespace)
-	finalizers := n.Spec.Finalizers
-	meta := o.ObjectMeta.DeepCopy()
-	meta.ManagedFields = n.ManagedFields
-	n.ObjectMeta = *meta
-	n.Spec = corev1.NamespaceSpec{Finalizers: finalizers}
 	n.Status = *o.Status.DeepCopy()
-	for i, f := range finalizers {
-		errs = append(errs, apivalidation.ValidateFinalizerName(string(f), field.NewPath("spec", "finalizers").Index(i))...)
+	for i, f := range n.Spec.Finalizers {
+		errs = append(errs, namespaceFinalizer(f, field.NewPath("spec", "finalizers").Index(i))...)
 	}
 	return errs
+}
+
+func namespaceFinalizer(f corev1.FinalizerName, at *field.Path) field.ErrorList {
+	return append(apivalidation.ValidateFinalizerName(string(f), at), rest.StandardFinalizer(string(f), at)...)
 }

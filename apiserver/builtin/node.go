@@ -1,7 +1,9 @@
 package builtin
 
 import (
+	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -11,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
@@ -26,7 +29,7 @@ func nodes(d Deps) *rest.Resource[*corev1.Node] {
 				n.Status.Allocatable = n.Status.Capacity.DeepCopy()
 			}
 			// The old singular field is the first of the list.
-			if n.Spec.PodCIDR != "" && len(n.Spec.PodCIDRs) == 0 {
+			if n.Spec.PodCIDR != "" && (len(n.Spec.PodCIDRs) == 0 || n.Spec.PodCIDRs[0] != n.Spec.PodCIDR) {
 				n.Spec.PodCIDRs = []string{n.Spec.PodCIDR}
 			}
 			if n.Spec.PodCIDR == "" && len(n.Spec.PodCIDRs) > 0 {
@@ -47,15 +50,45 @@ func validateNode(n *corev1.Node) field.ErrorList {
 	spec := field.NewPath("spec")
 	errs := validateTaints(n.Spec.Taints, field.NewPath("metadata", "taints"))
 	for i, cidr := range n.Spec.PodCIDRs {
-		errs = append(errs, validation.IsValidCIDRForLegacyField(spec.Child("podCIDRs").Index(i), cidr, false, nil)...)
+		errs = append(errs, validation.IsValidCIDRForLegacyField(spec.Child("podCIDRs").Index(i), cidr, true, nil)...)
 	}
-	if len(n.Spec.PodCIDRs) > 2 {
-		errs = append(errs, field.Invalid(spec.Child("podCIDRs"), n.Spec.PodCIDRs, "may specify no more than one CIDR for each IP family"))
+	if len(n.Spec.PodCIDRs) > 1 {
+		dual, err := netutils.IsDualStackCIDRStrings(n.Spec.PodCIDRs)
+		if err != nil {
+			errs = append(errs, field.InternalError(spec.Child("podCIDRs"), fmt.Errorf("invalid PodCIDRs. failed to check with dual stack with error:%w", err)))
+		}
+		if !dual || len(n.Spec.PodCIDRs) > 2 {
+			errs = append(errs, field.Invalid(spec.Child("podCIDRs"), n.Spec.PodCIDRs, "may specify no more than one CIDR for each IP family"))
+		}
 	}
 	errs = append(errs, amounts(n.Status.Capacity, field.NewPath("status", "capacity"))...)
 	errs = append(errs, amounts(n.Status.Allocatable, field.NewPath("status", "allocatable"))...)
 	if swap := n.Status.NodeInfo.Swap; swap != nil && swap.Capacity != nil && *swap.Capacity <= 0 {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "nodeSwapStatus", "capacity"), *swap.Capacity, "must be greater than zero"))
+	}
+	return append(errs, declaredFeatures(n.Status.DeclaredFeatures, field.NewPath("status", "declaredFeatures"))...)
+}
+
+// featureName matches MyFeature and MyFeature/mySubFeature.
+var featureName = regexp.MustCompile(`^[A-Z][a-zA-Z0-9]*(/[a-zA-Z][a-zA-Z0-9]*)*$`)
+
+// declaredFeatures checks what a kubelet says that it can, in order.
+func declaredFeatures(names []string, at *field.Path) (errs field.ErrorList) {
+	for i, name := range names {
+		switch {
+		case len(name) > validation.DNS1123SubdomainMaxLength:
+			errs = append(errs, field.Invalid(at.Index(i), name, fmt.Sprintf("invalid feature name %q: must be no more than %d characters", name, validation.DNS1123SubdomainMaxLength)))
+		case !featureName.MatchString(name):
+			errs = append(errs, field.Invalid(at.Index(i), name, fmt.Sprintf("invalid feature name %q: must start with an UpperCamelCase segment, "+
+				"with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes", name)))
+		}
+		switch {
+		case i == 0 || names[i-1] < name:
+		case names[i-1] == name:
+			errs = append(errs, field.Duplicate(at.Index(i), name))
+		default:
+			errs = append(errs, field.Invalid(at.Index(i), name, "list must be sorted alphabetically"))
+		}
 	}
 	return errs
 }
@@ -73,7 +106,9 @@ func validateTaints(ts []corev1.Taint, at *field.Path) (errs field.ErrorList) {
 	for i, t := range ts {
 		p := at.Index(i)
 		errs = append(errs, metav1validation.ValidateLabelName(t.Key, p.Child("key"))...)
-		errs = append(errs, texts(p.Child("value"), t.Value, validation.IsValidLabelValue(t.Value))...)
+		if messages := validation.IsValidLabelValue(t.Value); len(messages) > 0 {
+			errs = append(errs, field.Invalid(p.Child("value"), t.Value, strings.Join(messages, ";")))
+		}
 		errs = append(errs, oneOf(p.Child("effect"), t.Effect, corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute)...)
 		id := t.Key + ":" + string(t.Effect)
 		if seen[id] {

@@ -29,14 +29,12 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 		Prepare: func(p *corev1.Pod) {
 			p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: api.QOS(&p.Spec)}
 			if len(p.Spec.SchedulingGates) > 0 {
-				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse,
+				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now(),
 					Reason: corev1.PodReasonSchedulingGated, Message: "Scheduling is blocked due to non-empty scheduling gates"}}
 			}
 		},
-		PrepareUpdate: func(now, old *corev1.Pod) {
-			now.Spec.EphemeralContainers = old.Spec.EphemeralContainers
-		},
 		Validate:       validatePod,
+		ValidateCreate: createPod,
 		ValidateUpdate: updatePod,
 		ValidateStatus: podspec.Status,
 		PrepareStatus: func(now, old *corev1.Pod) {
@@ -59,6 +57,17 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 	errs := podspec.Spec(&p.Spec, &p.ObjectMeta, field.NewPath("spec"))
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && p.Spec.NodeName == "" {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "annotations").Key(corev1.MirrorPodAnnotationKey), "", "must set spec.nodeName if mirror pod annotation is set"))
+	}
+	return errs
+}
+
+func createPod(p *corev1.Pod) (errs field.ErrorList) {
+	spec := field.NewPath("spec")
+	if len(p.Spec.EphemeralContainers) > 0 {
+		errs = append(errs, field.Forbidden(spec.Child("ephemeralContainers"), "cannot be set on create"))
+	}
+	if len(p.Spec.SchedulingGates) > 0 && p.Spec.NodeName != "" {
+		errs = append(errs, field.Forbidden(spec.Child("nodeName"), "cannot be set until all schedulingGates have been cleared"))
 	}
 	return errs
 }

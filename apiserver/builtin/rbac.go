@@ -5,6 +5,7 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/validation/path"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -21,7 +22,8 @@ func roleName(name string, prefix bool) []string {
 
 func roles(Deps) *rest.Resource[*rbacv1.Role] {
 	return &rest.Resource[*rbacv1.Role]{
-		Name: roleName,
+		Name:           roleName,
+		CreateOnUpdate: true,
 		Validate: func(r *rbacv1.Role) (errs field.ErrorList) {
 			for i := range r.Rules {
 				errs = append(errs, policyRule(&r.Rules[i], true, field.NewPath("rules").Index(i))...)
@@ -33,7 +35,8 @@ func roles(Deps) *rest.Resource[*rbacv1.Role] {
 
 func clusterRoles(Deps) *rest.Resource[*rbacv1.ClusterRole] {
 	return &rest.Resource[*rbacv1.ClusterRole]{
-		Name: roleName,
+		Name:           roleName,
+		CreateOnUpdate: true,
 		Validate: func(r *rbacv1.ClusterRole) (errs field.ErrorList) {
 			for i := range r.Rules {
 				errs = append(errs, policyRule(&r.Rules[i], false, field.NewPath("rules").Index(i))...)
@@ -45,6 +48,9 @@ func clusterRoles(Deps) *rest.Resource[*rbacv1.ClusterRole] {
 				}
 				for i := range a.ClusterRoleSelectors {
 					errs = append(errs, podspec.Selector(&a.ClusterRoleSelectors[i], at.Index(i))...)
+					if _, err := metav1.LabelSelectorAsSelector(&a.ClusterRoleSelectors[i]); err != nil {
+						errs = append(errs, field.Invalid(at.Index(i), a.ClusterRoleSelectors[i], "invalid label selector."))
+					}
 				}
 			}
 			return errs
@@ -77,8 +83,9 @@ func policyRule(r *rbacv1.PolicyRule, namespaced bool, at *field.Path) (errs fie
 func roleBindings(Deps) *rest.Resource[*rbacv1.RoleBinding] {
 	type b = *rbacv1.RoleBinding
 	return &rest.Resource[b]{
-		Name:    roleName,
-		Default: func(o b) { defaultBinding(&o.RoleRef, o.Subjects) },
+		Name:           roleName,
+		CreateOnUpdate: true,
+		Default:        func(o b) { defaultBinding(&o.RoleRef, o.Subjects) },
 		Validate: func(o b) field.ErrorList {
 			return append(roleRef(&o.RoleRef, "Role", "ClusterRole"), subjects(o.Subjects, true)...)
 		},
@@ -91,8 +98,9 @@ func roleBindings(Deps) *rest.Resource[*rbacv1.RoleBinding] {
 func clusterRoleBindings(Deps) *rest.Resource[*rbacv1.ClusterRoleBinding] {
 	type b = *rbacv1.ClusterRoleBinding
 	return &rest.Resource[b]{
-		Name:    roleName,
-		Default: func(o b) { defaultBinding(&o.RoleRef, o.Subjects) },
+		Name:           roleName,
+		CreateOnUpdate: true,
+		Default:        func(o b) { defaultBinding(&o.RoleRef, o.Subjects) },
 		Validate: func(o b) field.ErrorList {
 			return append(roleRef(&o.RoleRef, "ClusterRole"), subjects(o.Subjects, false)...)
 		},
@@ -123,7 +131,7 @@ func roleRef(r *rbacv1.RoleRef, kinds ...string) (errs field.ErrorList) {
 	if r.APIGroup != rbacv1.GroupName {
 		errs = append(errs, field.NotSupported(at.Child("apiGroup"), r.APIGroup, []string{rbacv1.GroupName}))
 	}
-	errs = append(errs, oneOf(at.Child("kind"), r.Kind, kinds...)...)
+	errs = append(errs, known(at.Child("kind"), r.Kind, kinds...)...)
 	if r.Name == "" {
 		return append(errs, field.Required(at.Child("name"), ""))
 	}

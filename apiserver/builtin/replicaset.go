@@ -2,10 +2,7 @@ package builtin
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-
-	"strconv"
 
 	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -33,9 +30,6 @@ func replicaSets() *rest.Resource[*appsv1.ReplicaSet] {
 			s := now.Status
 			return replicaCounts(field.NewPath("status"), []count32{{"replicas", s.Replicas}, {"fullyLabeledReplicas", s.FullyLabeledReplicas},
 				{"readyReplicas", s.ReadyReplicas}, {"availableReplicas", s.AvailableReplicas}}, s.ObservedGeneration)
-		},
-		Fields: func(s set) fields.Set {
-			return fields.Set{"status.replicas": strconv.Itoa(int(s.Status.Replicas))}
 		},
 		Scale: &rest.Scale[set]{
 			Replicas: func(s set) (int32, int32) { return deref(s.Spec.Replicas), s.Status.Replicas },

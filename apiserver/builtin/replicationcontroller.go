@@ -19,6 +19,7 @@ func replicationControllers() *rest.Resource[*corev1.ReplicationController] {
 	doc, status := corev1.ReplicationControllerSpec{}.SwaggerDoc(), corev1.ReplicationControllerStatus{}.SwaggerDoc()
 	return &rest.Resource[rc]{
 		Orphan:   true,
+		Name:     finalName,
 		Default:  defaultReplicationController,
 		Validate: validateReplicationController,
 		ValidateStatus: func(now, _ rc) field.ErrorList {

@@ -7,11 +7,10 @@ import (
 	"strings"
 
 	resourcev1 "k8s.io/api/resource/v1"
-	apivalidation "k8s.io/apimachinery/pkg/api/validation"
-	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -35,7 +34,7 @@ func resourceClaims(d Deps) *rest.Resource[*resourcev1.ResourceClaim] {
 		PrepareUpdate:  func(now, old claim) { now.Status = *old.Status.DeepCopy(); dropDerived(&now.Spec.Devices) },
 		ValidateCreate: func(c claim) field.ErrorList { return deviceClaim(&c.Spec.Devices, field.NewPath("spec", "devices")) },
 		ValidateUpdate: func(now, old claim) field.ErrorList { return sealed(now.Spec, old.Spec, field.NewPath("spec")) },
-		Permit: func(_ context.Context, now, old claim) field.ErrorList {
+		ValidateIn: func(_ context.Context, now, old claim) field.ErrorList {
 			if old != nil {
 				return nil // the spec is what it was
 			}
@@ -76,12 +75,11 @@ func resourceClaimTemplates(d Deps) *rest.Resource[*resourcev1.ResourceClaimTemp
 		PrepareUpdate: func(now, _ template) { dropDerived(&now.Spec.Spec.Devices) },
 		Validate: func(t template) field.ErrorList {
 			at := field.NewPath("spec")
-			errs := apivalidation.ValidateAnnotations(t.Spec.Annotations, at.Child("metadata", "annotations"))
-			errs = append(errs, metavalidation.ValidateLabels(t.Spec.Labels, at.Child("metadata", "labels"))...)
+			errs := podspec.TemplateMeta(&t.Spec.ObjectMeta, at.Child("metadata"))
 			return append(errs, deviceClaim(&t.Spec.Spec.Devices, at.Child("spec", "devices"))...)
 		},
 		ValidateUpdate: func(now, old template) field.ErrorList { return immutable(now.Spec, old.Spec, field.NewPath("spec")) },
-		Permit: func(_ context.Context, now, old template) field.ErrorList {
+		ValidateIn: func(_ context.Context, now, old template) field.ErrorList {
 			if old != nil {
 				return nil
 			}
@@ -148,12 +146,13 @@ func deviceClaim(c *resourcev1.DeviceClaim, at *field.Path) field.ErrorList {
 	}
 	errs = append(errs, atMost(c.Constraints, resourcev1.DeviceConstraintsMaxSize, at.Child("constraints"), func(c *resourcev1.DeviceConstraint, at *field.Path) field.ErrorList {
 		errs := requestRefs(c.Requests, names, at.Child("requests"))
-		switch {
-		case c.MatchAttribute != nil:
+		if c.MatchAttribute != nil {
 			errs = append(errs, fullyQualified(*c.MatchAttribute, at.Child("matchAttribute"))...)
-		case c.DistinctAttribute != nil:
+		}
+		if c.DistinctAttribute != nil {
 			errs = append(errs, fullyQualified(*c.DistinctAttribute, at.Child("distinctAttribute"))...)
-		default:
+		}
+		if c.MatchAttribute == nil && c.DistinctAttribute == nil {
 			errs = append(errs, field.Required(at, `exactly one of "matchAttribute" or "distinctAttribute" is required, but multiple fields are set`))
 		}
 		return errs
@@ -194,7 +193,14 @@ func deviceRequest(r *resourcev1.DeviceRequest, at *field.Path) field.ErrorList 
 	case r.Exactly == nil && len(r.FirstAvailable) == 0:
 		return append(errs, field.Required(at, "exactly one of `exactly` or `firstAvailable` is required"))
 	case r.Exactly != nil && len(r.FirstAvailable) > 0:
-		return append(errs, field.Invalid(at, nil, "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set"))
+		errs = append(errs, field.Invalid(at, nil, "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set"))
+		// Nothing else is looked at but what upstream checks by generated rules.
+		errs = append(errs, requestValues(r.Exactly.AllocationMode, r.Exactly.Tolerations, at.Child("exactly"))...)
+		for i, s := range r.FirstAvailable {
+			errs = append(errs, requestValues(s.AllocationMode, s.Tolerations, first.Index(i))...)
+			errs = append(errs, requiredName(s.DeviceClassName, first.Index(i).Child("deviceClassName"), isName)...)
+		}
+		return errs
 	case r.Exactly != nil:
 		e, at := r.Exactly, at.Child("exactly")
 		return append(errs, exactRequest(e.DeviceClassName, e.Selectors, e.AllocationMode, e.Count, e.Tolerations, at)...)
@@ -204,6 +210,19 @@ func deviceRequest(r *resourcev1.DeviceRequest, at *field.Path) field.ErrorList 
 	})...)
 	if len(r.FirstAvailable) <= resourcev1.FirstAvailableDeviceRequestMaxSize {
 		errs = append(errs, distinct(r.FirstAvailable, first, func(s resourcev1.DeviceSubRequest) string { return s.Name })...)
+	}
+	return errs
+}
+
+// requestValues checks those fields of a request that have a few values.
+func requestValues(mode resourcev1.DeviceAllocationMode, ts []resourcev1.DeviceToleration, at *field.Path) field.ErrorList {
+	errs := known(at.Child("allocationMode"), mode, resourcev1.DeviceAllocationModeAll, resourcev1.DeviceAllocationModeExactCount)
+	for i, t := range ts {
+		at := at.Child("tolerations").Index(i)
+		errs = append(errs, known(at.Child("operator"), t.Operator, resourcev1.DeviceTolerationOpEqual, resourcev1.DeviceTolerationOpExists)...)
+		if t.Effect != "" {
+			errs = append(errs, known(at.Child("effect"), t.Effect, taintEffects()...)...)
+		}
 	}
 	return errs
 }

@@ -3,11 +3,15 @@ package builtin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -24,13 +28,10 @@ func tokenReviews(d Deps) *rest.Resource[*authenticationv1.TokenReview] {
 		verifier = d.Tokens
 	}
 	return &rest.Resource[review]{
-		Validate: func(r review) (errs field.ErrorList) {
-			if r.Spec.Token == "" {
-				errs = append(errs, field.Required(field.NewPath("spec", "token"), "token is required for TokenReview in authentication"))
-			}
-			return errs
-		},
 		Answer: func(ctx context.Context, r review) (review, error) {
+			if r.Spec.Token == "" {
+				return nil, apierrors.NewBadRequest("token is required for TokenReview in authentication")
+			}
 			audiences := r.Spec.Audiences
 			if len(audiences) == 0 {
 				audiences = d.Tokens.Audiences()
@@ -44,6 +45,8 @@ func tokenReviews(d Deps) *rest.Resource[*authenticationv1.TokenReview] {
 				r.Status.Authenticated = true
 				r.Status.User = userInfo(user)
 				r.Status.Audiences = both
+			default:
+				r.Status.Error = "invalid bearer token"
 			}
 			return r, nil
 		},
@@ -96,13 +99,48 @@ func (d Deps) decide(ctx context.Context, a *authz.Attributes) authorizationv1.S
 
 func askOne(r *authorizationv1.ResourceAttributes, p *authorizationv1.NonResourceAttributes) (errs field.ErrorList) {
 	spec := field.NewPath("spec")
-	switch {
-	case r != nil && p != nil:
-		errs = append(errs, field.Invalid(spec.Child("nonResourceAttributes"), p, "cannot be specified in combination with resourceAttributes"))
-	case r == nil && p == nil:
-		errs = append(errs, field.Invalid(spec.Child("resourceAttributes"), r, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+	if (r == nil) == (p == nil) {
+		errs = append(errs, field.Invalid(spec, p, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+	}
+	if r == nil {
+		return errs
+	}
+	at := spec.Child("resourceAttributes")
+	one := func(at *field.Path, raw string, requirements int) {
+		if raw != "" && requirements > 0 {
+			errs = append(errs, field.Invalid(at.Child("rawSelector"), raw, "may not specified at the same time as requirements"))
+		}
+		if raw == "" && requirements == 0 {
+			errs = append(errs, field.Required(at.Child("requirements"), fmt.Sprintf("when %s is specified, requirements or rawSelector is required", at)))
+		}
+	}
+	// Operators that are not known come from clients that are newer.
+	if s := r.FieldSelector; s != nil {
+		at := at.Child("fieldSelector")
+		one(at, s.RawSelector, len(s.Requirements))
+		for i, q := range s.Requirements {
+			errs = append(errs, metavalidation.ValidateFieldSelectorRequirement(q, metavalidation.FieldSelectorValidationOptions{AllowUnknownOperatorInRequirement: true},
+				at.Child("requirements").Index(i))...)
+		}
+	}
+	if s := r.LabelSelector; s != nil {
+		at := at.Child("labelSelector")
+		one(at, s.RawSelector, len(s.Requirements))
+		for i, q := range s.Requirements {
+			errs = append(errs, metavalidation.ValidateLabelSelectorRequirement(q, metavalidation.LabelSelectorValidationOptions{AllowUnknownOperatorInRequirement: true},
+				at.Child("requirements").Index(i))...)
+		}
 	}
 	return errs
+}
+
+// unnamed checks that a question has no metadata but what the server notes, and the namespace where it is asked in one.
+func unnamed(m metav1.ObjectMeta, text string) field.ErrorList {
+	m.ManagedFields = nil
+	if equality.Semantic.DeepEqual(m, metav1.ObjectMeta{}) {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(field.NewPath("metadata"), m, text)}
 }
 
 func askWho(s *authorizationv1.SubjectAccessReviewSpec) (errs field.ErrorList) {
@@ -124,7 +162,9 @@ func subjectOf(s *authorizationv1.SubjectAccessReviewSpec) *authn.User {
 func subjectAccessReviews(d Deps) *rest.Resource[*authorizationv1.SubjectAccessReview] {
 	type review = *authorizationv1.SubjectAccessReview
 	return &rest.Resource[review]{
-		Validate: func(r review) field.ErrorList { return askWho(&r.Spec) },
+		Validate: func(r review) field.ErrorList {
+			return append(askWho(&r.Spec), unnamed(r.ObjectMeta, "must be empty")...)
+		},
 		Answer: func(ctx context.Context, r review) (review, error) {
 			r.Status = d.decide(ctx, question(subjectOf(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes))
 			return r, nil
@@ -137,7 +177,9 @@ func localSubjectAccessReviews(d Deps) *rest.Resource[*authorizationv1.LocalSubj
 	type review = *authorizationv1.LocalSubjectAccessReview
 	return &rest.Resource[review]{
 		Validate: func(r review) field.ErrorList {
-			errs := askWho(&r.Spec)
+			meta := r.ObjectMeta
+			meta.Namespace = ""
+			errs := append(askWho(&r.Spec), unnamed(meta, "must be empty except for namespace")...)
 			if a := r.Spec.ResourceAttributes; a != nil && a.Namespace != r.Namespace {
 				errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), a.Namespace, "must match metadata.namespace"))
 			}
@@ -158,7 +200,7 @@ func selfSubjectAccessReviews(d Deps) *rest.Resource[*authorizationv1.SelfSubjec
 	type review = *authorizationv1.SelfSubjectAccessReview
 	return &rest.Resource[review]{
 		Validate: func(r review) field.ErrorList {
-			return askOne(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
+			return append(askOne(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes), unnamed(r.ObjectMeta, "must be empty")...)
 		},
 		Answer: func(ctx context.Context, r review) (review, error) {
 			r.Status = d.decide(ctx, question(authn.UserFrom(ctx), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes))
@@ -171,15 +213,13 @@ func selfSubjectAccessReviews(d Deps) *rest.Resource[*authorizationv1.SelfSubjec
 func selfSubjectRulesReviews(d Deps) *rest.Resource[*authorizationv1.SelfSubjectRulesReview] {
 	type review = *authorizationv1.SelfSubjectRulesReview
 	return &rest.Resource[review]{
-		Validate: func(r review) (errs field.ErrorList) {
-			if r.Spec.Namespace == "" {
-				errs = append(errs, field.Required(field.NewPath("spec", "namespace"), "no namespace on request"))
+		Answer: func(ctx context.Context, asked review) (review, error) {
+			if asked.Spec.Namespace == "" {
+				return nil, apierrors.NewBadRequest("no namespace on request")
 			}
-			return errs
-		},
-		Answer: func(ctx context.Context, r review) (review, error) {
 			u := authn.UserFrom(ctx)
-			rules, err := d.Authorizer.RulesFor(u, r.Spec.Namespace)
+			r := &authorizationv1.SelfSubjectRulesReview{} // upstream does not repeat the question
+			rules, err := d.Authorizer.RulesFor(u, asked.Spec.Namespace)
 			r.Status = authorizationv1.SubjectRulesReviewStatus{ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{}}
 			if err != nil {
 				r.Status.EvaluationError = err.Error()

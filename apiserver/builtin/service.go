@@ -26,17 +26,20 @@ func services(d Deps) *rest.Resource[*corev1.Service] {
 		Name:    apivalidation.NameIsDNSLabel,
 		Prepare: defaultFamilies,
 		// The type has no generation upstream.
-		NoGeneration: true,
+		NoGeneration:   true,
+		CreateOnUpdate: true,
 		PrepareUpdate: func(now, old *corev1.Service) {
 			keepAllocated(now, old)
 			dropUnused(now, old)
 			defaultFamilies(now)
 		},
-		Validate:       func(s *corev1.Service) fieldErrors { return validateService(s, d.Services) },
-		ValidateUpdate: updateService,
-		Hold:           alloc.hold,
-		AnswerDeleted:  true,
-		Warn:           serviceWarnings,
+		ValidateCreate: func(s *corev1.Service) fieldErrors { return validateService(s, new(corev1.Service), d.Services) },
+		ValidateUpdate: func(now, old *corev1.Service) fieldErrors {
+			return append(validateService(now, old, d.Services), updateService(now, old)...)
+		},
+		Hold:          alloc.hold,
+		AnswerDeleted: true,
+		Warn:          serviceWarnings,
 		Fields: func(s *corev1.Service) fields.Set {
 			return fields.Set{"spec.clusterIP": s.Spec.ClusterIP, "spec.type": string(s.Spec.Type)}
 		},

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -27,7 +28,11 @@ const (
 func serviceAccounts(d Deps) *rest.Resource[*corev1.ServiceAccount] {
 	return &rest.Resource[*corev1.ServiceAccount]{
 		AnswerDeleted: true,
-		Prepare:       func(s *corev1.ServiceAccount) { s.Secrets = dropEmpty(s.Secrets) },
+		PrepareUpdate: func(now, _ *corev1.ServiceAccount) { namedSecrets(now) },
+		Prepare: func(s *corev1.ServiceAccount) {
+			s.Secrets = dropEmpty(s.Secrets)
+			namedSecrets(s)
+		},
 		Columns: []rest.Column[*corev1.ServiceAccount]{
 			{Name: "Secrets", Description: corev1.ServiceAccount{}.SwaggerDoc()["secrets"],
 				Cell: func(s *corev1.ServiceAccount) any { return len(s.Secrets) }},
@@ -48,11 +53,23 @@ func dropEmpty(refs []corev1.ObjectReference) (out []corev1.ObjectReference) {
 	return out
 }
 
+// namedSecrets keeps of references to Secrets nothing but their names: they are of the same namespace.
+func namedSecrets(a *corev1.ServiceAccount) {
+	for i, s := range a.Secrets {
+		a.Secrets[i] = corev1.ObjectReference{Name: s.Name}
+	}
+}
+
 // token issues a token for sa, bound to what the request names.
 func (d Deps) token(ctx context.Context, sa *corev1.ServiceAccount, req *authenticationv1.TokenRequest) (runtime.Object, error) {
 	if req.Name != sa.Name && req.Name != "" {
-		return nil, apierrors.NewInvalid(api.TokenRequestKind.GVK().GroupKind(), req.Name, field.ErrorList{
-			field.Invalid(field.NewPath("metadata", "name"), req.Name, fmt.Sprintf("must match the service account name: %q", sa.Name))})
+		return nil, apierrors.NewInvalid(api.TokenRequestKind.GVK().GroupKind(), sa.Name, field.ErrorList{
+			field.Invalid(field.NewPath("metadata", "name"), req.Name, "must match the service account name if specified")})
+	}
+	if req.UID != "" && req.UID != sa.UID {
+		k := api.TokenRequestKind // upstream names the kind where a resource is due
+		return nil, apierrors.NewConflict(schema.GroupResource{Group: k.Group, Resource: k.Kind}, sa.Name, fmt.Errorf(
+			"the UID in the token request (%s) does not match the UID of the service account (%s)", req.UID, sa.UID))
 	}
 	setPtr(&req.Spec.ExpirationSeconds, int64(defaultTokenLife))
 	life, at := *req.Spec.ExpirationSeconds, field.NewPath("spec").Child("expirationSeconds")
@@ -77,7 +94,7 @@ func (d Deps) token(ctx context.Context, sa *corev1.ServiceAccount, req *authent
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	req.ObjectMeta = metav1.ObjectMeta{Name: sa.Name, Namespace: sa.Namespace, CreationTimestamp: metav1.Now()}
+	req.Name, req.Namespace, req.UID, req.CreationTimestamp = sa.Name, sa.Namespace, sa.UID, metav1.Now()
 	req.Status = authenticationv1.TokenRequestStatus{Token: token, ExpirationTimestamp: metav1.NewTime(expires)}
 	return req, nil
 }

@@ -3,6 +3,7 @@ package builtin
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 )
 
 // fieldErrors is what validation returns.
@@ -20,8 +22,18 @@ const (
 	kubeletPort        = 10250
 )
 
-func validateService(s *corev1.Service, clusterRange netip.Prefix) (errs fieldErrors) {
+// validateService checks s. Addresses that old has are accepted in whatever form older rules allowed.
+func validateService(s, old *corev1.Service, clusterRange netip.Prefix) (errs fieldErrors) {
 	spec := field.NewPath("spec")
+	if s.Spec.Type != corev1.ServiceTypeExternalName {
+		// Upstream looks at these before anything else, as addresses are given after them, and tells of nothing else.
+		if errs = serviceFamilies(s, old, spec); len(errs) == 0 {
+			errs = serviceStacks(s, spec, clusterRange)
+		}
+		if len(errs) > 0 {
+			return errs
+		}
+	}
 	if len(s.Spec.Ports) == 0 && !headless(s) && s.Spec.Type != corev1.ServiceTypeExternalName {
 		errs = append(errs, field.Required(spec.Child("ports"), ""))
 	}
@@ -31,8 +43,9 @@ func validateService(s *corev1.Service, clusterRange netip.Prefix) (errs fieldEr
 	errs = append(errs, servicePorts(s, spec.Child("ports"))...)
 	errs = append(errs, metavalidation.ValidateLabels(s.Spec.Selector, spec.Child("selector"))...)
 	errs = append(errs, sessionAffinity(s, spec)...)
-	errs = append(errs, serviceAddresses(s, spec, clusterRange)...)
+	errs = append(errs, externalAddresses(s, old, spec)...)
 	errs = append(errs, trafficPolicies(s, spec)...)
+	errs = append(errs, sourceRanges(s, old, spec)...)
 	return append(errs, loadBalancer(s, spec)...)
 }
 
@@ -128,51 +141,85 @@ func sessionAffinity(s *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	return errs
 }
 
-// serviceAddresses checks cluster addresses and families. This release has one range, so that a second family is
-// refused by name where it is required, and where it is preferred the first alone is given, as upstream does then.
-func serviceAddresses(s *corev1.Service, spec *field.Path, clusterRange netip.Prefix) (errs fieldErrors) {
-	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		return nil
+// serviceFamilies checks cluster addresses and families by themselves.
+func serviceFamilies(s, old *corev1.Service, spec *field.Path) (errs fieldErrors) {
+	ips, families := spec.Child("clusterIPs"), spec.Child("ipFamilies")
+	given := s.Spec.ClusterIPs
+	switch {
+	case s.Spec.ClusterIP == "" && len(given) > 0:
+		errs = append(errs, field.Invalid(ips, given, "must be empty when `clusterIP` is not specified"))
+	case s.Spec.ClusterIP != "" && len(given) == 0:
+		errs = append(errs, field.Required(ips, ""))
+	case s.Spec.ClusterIP != "" && s.Spec.ClusterIP != given[0]:
+		errs = append(errs, field.Invalid(ips, given, "first value must match `clusterIP`"))
 	}
-	families := spec.Child("ipFamilies")
 	for i, f := range s.Spec.IPFamilies {
-		at := families.Index(i)
-		if e := oneOf(at, f, corev1.IPv4Protocol, corev1.IPv6Protocol); len(e) > 0 {
-			errs = append(errs, e...)
-		} else if f != rangeFamily(clusterRange) && !(headless(s) && len(s.Spec.Selector) == 0) {
-			errs = append(errs, field.Invalid(at, f, "not configured on this cluster"))
+		errs = append(errs, known(families.Index(i), f, corev1.IPv4Protocol, corev1.IPv6Protocol)...)
+		if slices.Contains(s.Spec.IPFamilies[:i], f) {
+			errs = append(errs, field.Duplicate(families.Index(i), f))
 		}
-	}
-	if len(s.Spec.IPFamilies) == 2 && s.Spec.IPFamilies[0] == s.Spec.IPFamilies[1] {
-		errs = append(errs, field.Duplicate(families.Index(1), s.Spec.IPFamilies[1]))
 	}
 	if p := s.Spec.IPFamilyPolicy; p != nil {
-		at := spec.Child("ipFamilyPolicy")
-		errs = append(errs, oneOf(at, *p, corev1.IPFamilyPolicySingleStack, corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack)...)
-		if *p == corev1.IPFamilyPolicyRequireDualStack && !(headless(s) && len(s.Spec.Selector) == 0) {
-			errs = append(errs, field.Invalid(at, *p, "this cluster is not configured for dual-stack services"))
+		errs = append(errs, known(spec.Child("ipFamilyPolicy"), *p, corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack,
+			corev1.IPFamilyPolicySingleStack)...)
+	}
+	wrong := false
+	for i, ip := range given {
+		var e fieldErrors
+		switch {
+		case i > 0 || ip != corev1.ClusterIPNone:
+			e = validation.IsValidIPForLegacyField(ips.Index(i), ip, true, old.Spec.ClusterIPs)
+		case len(given) > 1:
+			e = fieldErrors{field.Invalid(ips, given, "'None' must be the first and only value")}
+		}
+		errs, wrong = append(errs, e...), wrong || len(e) > 0
+	}
+	if len(given) > 2 {
+		errs = append(errs, field.Invalid(ips, given, "may only hold up to 2 values"))
+	}
+	if wrong {
+		return errs
+	}
+	if dual, err := netutils.IsDualStackIPStrings(given); len(given) > 1 && (err != nil || !dual) {
+		errs = append(errs, field.Invalid(ips, given, "may specify no more than one IP for each IP family"))
+	}
+	for i := 0; i < min(len(given), len(s.Spec.IPFamilies)) && !headless(s); i++ {
+		switch f, six := s.Spec.IPFamilies[i], netutils.IsIPv6String(given[i]); {
+		case f == corev1.IPv4Protocol && six, f == corev1.IPv6Protocol && !six:
+			errs = append(errs, field.Invalid(ips.Index(i), given[i], fmt.Sprintf("expected an %s value as indicated by `ipFamilies[%d]`", f, i)))
 		}
 	}
-	ips := spec.Child("clusterIPs")
-	if len(s.Spec.ClusterIPs) > 0 && s.Spec.ClusterIP != s.Spec.ClusterIPs[0] {
-		errs = append(errs, field.Invalid(ips, s.Spec.ClusterIPs, "first value must match `clusterIP`"))
+	return errs
+}
+
+// serviceStacks checks families against those of the cluster. This release has one range, so that a second family is
+// refused by name where it is required, and where it is preferred the first alone is given, as upstream does then.
+func serviceStacks(s *corev1.Service, spec *field.Path, clusterRange netip.Prefix) (errs fieldErrors) {
+	if headless(s) && len(s.Spec.Selector) == 0 {
+		return nil // whoever makes its endpoints knows
+	}
+	for i, f := range s.Spec.IPFamilies {
+		if f != rangeFamily(clusterRange) {
+			errs = append(errs, field.Invalid(spec.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
+		}
+	}
+	if p := s.Spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
+		errs = append(errs, field.Invalid(spec.Child("ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services"))
 	}
 	if len(s.Spec.ClusterIPs) > 1 {
-		errs = append(errs, field.Invalid(ips, s.Spec.ClusterIPs, "this cluster is not configured for dual-stack services"))
+		errs = append(errs, field.Invalid(spec.Child("clusterIPs"), s.Spec.ClusterIPs, "this cluster is not configured for dual-stack services"))
 	}
-	for i, ip := range s.Spec.ClusterIPs {
-		if ip == corev1.ClusterIPNone && i == 0 {
-			continue
-		}
-		errs = append(errs, validation.IsValidIPForLegacyField(ips.Index(i), ip, false, nil)...)
-	}
+	return errs
+}
+
+func externalAddresses(s, old *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	for i, ip := range s.Spec.ExternalIPs {
 		at := spec.Child("externalIPs").Index(i)
-		e := validation.IsValidIPForLegacyField(at, ip, false, nil)
-		errs = append(errs, e...)
-		if len(e) == 0 {
-			errs = append(errs, reachable(ip, at)...)
+		if e := validation.IsValidIPForLegacyField(at, ip, true, old.Spec.ExternalIPs); len(e) > 0 {
+			errs = append(errs, e...)
+			continue
 		}
+		errs = append(errs, reachable(ip, at)...)
 	}
 	return errs
 }
@@ -205,44 +252,60 @@ func reachable(ip string, at *field.Path) (errs fieldErrors) {
 
 func trafficPolicies(s *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	at := spec.Child("externalTrafficPolicy")
-	if p := s.Spec.ExternalTrafficPolicy; p != "" {
-		if !external(s) {
-			errs = append(errs, field.Invalid(at, p, "may only be set for externally-accessible services"))
-		}
+	switch p := s.Spec.ExternalTrafficPolicy; {
+	case !external(s) && p != "":
+		errs = append(errs, field.Invalid(at, p, "may only be set for externally-accessible services"))
+	case external(s):
 		errs = append(errs, oneOf(at, p, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)...)
-	} else if external(s) {
-		errs = append(errs, field.Required(at, "may only be set for externally-accessible services"))
 	}
 	health := spec.Child("healthCheckNodePort")
-	if n := s.Spec.HealthCheckNodePort; n != 0 {
-		if n < 0 || n > 65535 {
-			errs = append(errs, texts(health, n, validation.IsValidPortNum(int(n)))...)
-		}
-		if !needsHealthPort(s) {
-			errs = append(errs, field.Invalid(health, n, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"))
-		}
+	switch n := s.Spec.HealthCheckNodePort; {
+	case needsHealthPort(s) && n != 0: // it is given after this
+		errs = append(errs, texts(health, n, validation.IsValidPortNum(int(n)))...)
+	case !needsHealthPort(s) && n != 0:
+		errs = append(errs, field.Invalid(health, n, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"))
 	}
-	if p := s.Spec.InternalTrafficPolicy; p != nil {
-		errs = append(errs, oneOf(spec.Child("internalTrafficPolicy"), *p, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)...)
-	} else if s.Spec.Type != corev1.ServiceTypeExternalName {
+	switch p, t := s.Spec.InternalTrafficPolicy, s.Spec.Type; {
+	case p != nil:
+		errs = append(errs, known(spec.Child("internalTrafficPolicy"), *p, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)...)
+	case t == corev1.ServiceTypeNodePort || t == corev1.ServiceTypeLoadBalancer || t == corev1.ServiceTypeClusterIP:
 		errs = append(errs, field.Required(spec.Child("internalTrafficPolicy"), ""))
 	}
 	if d := s.Spec.TrafficDistribution; d != nil {
-		errs = append(errs, oneOf(spec.Child("trafficDistribution"), *d, corev1.ServiceTrafficDistributionPreferClose,
+		errs = append(errs, known(spec.Child("trafficDistribution"), *d, corev1.ServiceTrafficDistributionPreferClose,
 			corev1.ServiceTrafficDistributionPreferSameZone, corev1.ServiceTrafficDistributionPreferSameNode)...)
+	}
+	return errs
+}
+
+// sourceRanges checks whom a load balancer lets in: a field, or the annotation that came before it.
+func sourceRanges(s, old *corev1.Service, spec *field.Path) (errs fieldErrors) {
+	at, had := spec.Child("LoadBalancerSourceRanges"), make([]string, len(old.Spec.LoadBalancerSourceRanges)) // upstream's spelling, on the wire
+	for i, r := range old.Spec.LoadBalancerSourceRanges {
+		had[i] = strings.TrimSpace(r)
+	}
+	text, annotated := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]
+	given := len(s.Spec.LoadBalancerSourceRanges) > 0
+	if !given {
+		at = field.NewPath("metadata", "annotations").Key(corev1.AnnotationLoadBalancerSourceRangesKey)
+	}
+	if (given || annotated) && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		errs = append(errs, field.Forbidden(at, "may only be used when `type` is 'LoadBalancer'"))
+	}
+	for i, r := range s.Spec.LoadBalancerSourceRanges {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(at.Index(i), strings.TrimSpace(r), true, had)...)
+	}
+	if before, was := old.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; given || was && before == text || strings.TrimSpace(text) == "" {
+		return errs
+	}
+	for r := range strings.SplitSeq(text, ",") {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(at, strings.TrimSpace(r), true, nil)...)
 	}
 	return errs
 }
 
 func loadBalancer(s *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	lb := s.Spec.Type == corev1.ServiceTypeLoadBalancer
-	ranges := spec.Child("LoadBalancerSourceRanges") // upstream's spelling, on the wire
-	if len(s.Spec.LoadBalancerSourceRanges) > 0 && !lb {
-		errs = append(errs, field.Forbidden(ranges, "may only be used when `type` is 'LoadBalancer'"))
-	}
-	for i, r := range s.Spec.LoadBalancerSourceRanges {
-		errs = append(errs, validation.IsValidCIDRForLegacyField(ranges.Index(i), strings.TrimSpace(r), false, nil)...)
-	}
 	if a := s.Spec.AllocateLoadBalancerNodePorts; a != nil && !lb {
 		errs = append(errs, field.Forbidden(spec.Child("allocateLoadBalancerNodePorts"), "may only be used when `type` is 'LoadBalancer'"))
 	} else if a == nil && lb {
@@ -263,8 +326,12 @@ func updateService(now, old *corev1.Service) (errs fieldErrors) {
 	if !needsClusterIP(now) || !needsClusterIP(old) {
 		return errs
 	}
-	if old.Spec.ClusterIP != "" {
-		errs = append(errs, immutable(now.Spec.ClusterIP, old.Spec.ClusterIP, spec.Child("clusterIPs").Index(0))...)
+	switch at, is, was := spec.Child("clusterIPs").Index(0), now.Spec.ClusterIPs, old.Spec.ClusterIPs; {
+	case len(was) == 0:
+	case len(is) == 0:
+		errs = append(errs, field.Invalid(at, is, "primary clusterIP can not be unset"))
+	case is[0] != was[0]:
+		errs = append(errs, field.Invalid(at, is, "may not change once set"))
 	}
 	if len(old.Spec.IPFamilies) > 0 && len(now.Spec.IPFamilies) > 0 && now.Spec.IPFamilies[0] != old.Spec.IPFamilies[0] {
 		errs = append(errs, field.Invalid(spec.Child("ipFamilies").Index(0), now.Spec.IPFamilies[0], "primary ipFamily can not be changed"))

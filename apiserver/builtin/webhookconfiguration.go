@@ -55,6 +55,7 @@ func validatingWebhookConfigurations(cel *expressions) *rest.Resource[*admission
 	type config = *admissionv1.ValidatingWebhookConfiguration
 	return &rest.Resource[config]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default:         func(c config) { defaultWebhooks(validatingWebhooks(c)) },
 		Prepare:         func(c config) { c.Generation = 1 },
 		PrepareUpdate: func(now, old config) {
@@ -80,6 +81,7 @@ func mutatingWebhookConfigurations(cel *expressions) *rest.Resource[*admissionv1
 	type config = *admissionv1.MutatingWebhookConfiguration
 	return &rest.Resource[config]{
 		RequireRevision: true,
+		AnyFinalizer:    true,
 		Default:         func(c config) { defaultWebhooks(mutatingWebhooks(c)) },
 		Prepare:         func(c config) { c.Generation = 1 },
 		PrepareUpdate: func(now, old config) {

@@ -17,7 +17,10 @@ import (
 
 // workloadSelector checks a selector that must be given and not be empty.
 func workloadSelector(s *metav1.LabelSelector, at *field.Path, kind string) (errs field.ErrorList) {
-	if s == nil {
+	switch {
+	case s == nil && kind == "daemonset": // that it selects no template is told
+		return nil
+	case s == nil:
 		return field.ErrorList{field.Required(at, "")}
 	}
 	errs = podspec.Selector(s, at)
@@ -30,7 +33,12 @@ func workloadSelector(s *metav1.LabelSelector, at *field.Path, kind string) (err
 // workloadTemplate checks the template of a workload that keeps its pods running, called kind in errors, and that the selector
 // finds them.
 func workloadTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *field.Path, kind string) field.ErrorList {
-	if _, err := metav1.LabelSelectorAsSelector(s); err != nil && kind != "DaemonSet" { // upstream looks no further
+	_, err := metav1.LabelSelectorAsSelector(s)
+	switch { // where the selector is wrong, kinds differ in how much further upstream looks
+	case err == nil || kind == "DaemonSet":
+	case kind == "StatefulSet":
+		return append(field.ErrorList{field.Invalid(spec.Child("selector"), s, "")}, lasting(t, spec.Child("template"), kind)...)
+	default:
 		return field.ErrorList{field.Invalid(spec.Child("selector"), s, "invalid label selector")}
 	}
 	return append(selectsTemplate(t, s, spec), runningTemplate(t, spec.Child("template"), kind)...)
@@ -45,7 +53,11 @@ func selectsTemplate(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, spec *f
 
 // runningTemplate checks a template whose pods start again when they end.
 func runningTemplate(t *corev1.PodTemplateSpec, at *field.Path, kind string) field.ErrorList {
-	errs := podspec.Template(t, at)
+	return append(podspec.Template(t, at), lasting(t, at, kind)...)
+}
+
+// lasting checks that nothing ends the pods for good.
+func lasting(t *corev1.PodTemplateSpec, at *field.Path, kind string) (errs field.ErrorList) {
 	if p := t.Spec.RestartPolicy; p != corev1.RestartPolicyAlways {
 		errs = append(errs, field.NotSupported(at.Child("spec", "restartPolicy"), p, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}

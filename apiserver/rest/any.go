@@ -30,9 +30,11 @@ type erased struct {
 	validate       func(o api.Object) field.ErrorList
 	validateCreate func(o api.Object) field.ErrorList
 	validateUpdate func(now, old api.Object) field.ErrorList
+	validateIn     func(ctx context.Context, now, old api.Object) field.ErrorList
 	permit         func(ctx context.Context, now, old api.Object) field.ErrorList
 	warn           func(o, old api.Object) []string
-	name           func(name string, prefix bool) []string
+	nameOf         func(o api.Object) validation.ValidateNameFunc
+	nameAgain      bool // updates check the name too
 
 	hasStatus      bool // the type has a status that only /status writes
 	hasSpec        bool
@@ -52,8 +54,10 @@ type erased struct {
 	deleting        func(o api.Object)
 	answerDeleted   bool
 	orphan          bool
+	orphanWarning   string
 	noCollection    bool
 	finalizing      func(o api.Object) bool
+	ownFinalizers   bool // finalizing may say so
 	ttl             time.Duration
 	createOnUpdate  bool
 	requireRevision bool
@@ -88,9 +92,9 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		validateUpdate: twoErrs(r.ValidateUpdate),
 		validateStatus: twoErrs(r.ValidateStatus),
 		prepareStatus:  two(r.PrepareStatus),
-		permit:         func(_ context.Context, _, _ api.Object) field.ErrorList { return nil },
+		validateIn:     inContext(r.ValidateIn),
+		permit:         inContext(r.Permit),
 		warn:           func(_, _ api.Object) []string { return nil },
-		name:           r.Name,
 		noGeneration:   r.NoGeneration,
 		statusAtCreate: r.StatusAtCreate,
 		strictStatus:   r.StrictStatus,
@@ -99,21 +103,15 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		deleting:       one(r.Deleting),
 		answerDeleted:  r.AnswerDeleted,
 		orphan:         r.Orphan,
+		orphanWarning:  r.OrphanWarning,
 		noCollection:   r.NoCollection,
 		finalizing:     func(api.Object) bool { return false },
 		ttl:            r.TTL,
 		createOnUpdate: r.CreateOnUpdate, requireRevision: r.RequireRevision, anyFinalizer: r.AnyFinalizer, ungathered: r.Ungathered, deprecated: r.Deprecated,
 	}
-	if e.name == nil {
-		e.name = validation.NameIsDNSSubdomain
-	}
+	e.nameOf, e.nameAgain = names(r.Name, r.NameOf), r.NameOf != nil
 	if r.PrepareFor != nil {
 		e.prepareFor = func(ctx context.Context, o api.Object) { r.PrepareFor(ctx, o.(T)) }
-	}
-	if r.Permit != nil {
-		e.permit = func(ctx context.Context, now, old api.Object) field.ErrorList {
-			return r.Permit(ctx, now.(T), as[T](old))
-		}
 	}
 	if r.Warn != nil {
 		e.warn = func(o, old api.Object) []string { return r.Warn(as[T](o), as[T](old)) }
@@ -122,6 +120,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		e.fields = func(o api.Object) fields.Set { return r.Fields(o.(T)) }
 	}
 	if r.Finalizing != nil {
+		e.ownFinalizers = true
 		e.finalizing = func(o api.Object) bool { return r.Finalizing(o.(T)) }
 	}
 	if r.Grace != nil {
@@ -162,6 +161,26 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 func as[T api.Object](o api.Object) T {
 	t, _ := o.(T)
 	return t
+}
+
+// names returns the check of an object's names.
+func names[T api.Object](fixed validation.ValidateNameFunc, of func(o T, name string, prefix bool) []string) func(o api.Object) validation.ValidateNameFunc {
+	if of != nil {
+		return func(o api.Object) validation.ValidateNameFunc {
+			return func(name string, prefix bool) []string { return of(o.(T), name, prefix) }
+		}
+	}
+	if fixed == nil {
+		fixed = validation.NameIsDNSSubdomain
+	}
+	return func(api.Object) validation.ValidateNameFunc { return fixed }
+}
+
+func inContext[T api.Object](f func(ctx context.Context, now, old T) field.ErrorList) func(ctx context.Context, now, old api.Object) field.ErrorList {
+	if f == nil {
+		return func(context.Context, api.Object, api.Object) field.ErrorList { return nil }
+	}
+	return func(ctx context.Context, now, old api.Object) field.ErrorList { return f(ctx, now.(T), as[T](old)) }
 }
 
 func one[T api.Object](f func(T)) func(api.Object) {

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -116,17 +117,18 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 	e.prepareFor(ctx, o)
 	e.prepare(o)
 	meta := field.NewPath("metadata")
-	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, validation.ValidateNameFunc(e.name), meta)
+	errs := validation.ValidateObjectMetaAccessor(o, r.Any.Kind.Namespaced, e.nameOf(o), meta)
 	errs = append(errs, e.finalizers(o, meta.Child("finalizers"))...)
 	errs = append(errs, e.validate(o)...)
 	errs = append(errs, e.validateCreate(o)...)
+	errs = append(errs, e.validateIn(ctx, o, nil)...)
 	if len(errs) == 0 {
 		errs = append(errs, segment(o.GetName(), meta.Child("name"))...)
 	}
 	if len(errs) == 0 {
 		errs = e.permit(ctx, o, nil)
 	}
-	if err := r.invalid(o.GetName(), errs); err != nil {
+	if err := r.invalid(o.GetName(), unique(errs)); err != nil {
 		return err
 	}
 	for _, w := range e.warn(o, nil) {
@@ -137,15 +139,22 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 
 // finalizers checks that each is one of Kubernetes' own or has a domain.
 func (e *erased) finalizers(o api.Object, at *field.Path) (errs fieldErrors) {
+	if e.anyFinalizer {
+		return nil
+	}
 	for i, name := range o.GetFinalizers() {
-		switch {
-		case e.anyFinalizer, strings.Contains(name, "/"):
-		case name == string(corev1.FinalizerKubernetes), name == metav1.FinalizerOrphanDependents, name == metav1.FinalizerDeleteDependents:
-		default:
-			errs = append(errs, field.Invalid(at.Index(i), name, "name is neither a standard finalizer name nor is it fully qualified"))
-		}
+		errs = append(errs, StandardFinalizer(name, at.Index(i))...)
 	}
 	return errs
+}
+
+// StandardFinalizer refuses a finalizer without a domain that is none of Kubernetes' own.
+func StandardFinalizer(name string, at *field.Path) field.ErrorList {
+	switch {
+	case strings.Contains(name, "/"), name == string(corev1.FinalizerKubernetes), name == metav1.FinalizerOrphanDependents, name == metav1.FinalizerDeleteDependents:
+		return nil
+	}
+	return field.ErrorList{field.Invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified")}
 }
 
 // segment checks that a name can stand in a URL, whatever the kind's own rule allows.
@@ -222,12 +231,16 @@ func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Ob
 	}
 	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	e.set(o)
-	if err := r.invalid(o.GetName(), e.validate(o)); err != nil {
+	if err := p.managers.track(r, nil, o); err != nil {
 		return nil, err
 	}
 	a := p.admitting(ctx, r, OpCreate, o, nil)
 	if err := p.mutate(ctx, a); err != nil {
 		return nil, err
+	}
+	if errs := e.validate(a.Object); len(errs) > 0 {
+		// Upstream names neither the kind nor the object here, which has no name.
+		return nil, apierrors.NewInvalid(schema.GroupKind{Group: r.Any.Kind.Group}, "", unique(errs))
 	}
 	if err := p.validate(ctx, a); err != nil {
 		return nil, err
@@ -264,6 +277,11 @@ func (p *Pipeline) Post(ctx context.Context, r *Request, body api.Object, opts *
 		return nil, apierrors.NewBadRequest("the name of the object (" + name + ") does not match the name on the URL (" + r.Key.Name + ")")
 	}
 	body.GetObjectKind().SetGroupVersionKind(sub.Body.GVK())
+	asBody := *r
+	asBody.Any = Any{Kind: sub.Body, r: &erased{set: func(api.Object) {}}}
+	if err := p.managers.track(&asBody, nil, body); err != nil {
+		return nil, err
+	}
 	a := p.admitting(ctx, r, OpCreate, body, nil)
 	if err := p.mutate(ctx, a); err != nil {
 		return nil, err

@@ -32,9 +32,29 @@ type Deleted struct {
 
 // Delete deletes the object, or begins to. It takes opts over.
 func (p *Pipeline) Delete(ctx context.Context, r *Request, opts *metav1.DeleteOptions) (*Deleted, error) {
-	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
-		return nil, apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
+	if err := checkDeleteOptions(opts); err != nil {
+		return nil, err
 	}
+	r.warnOrphans(opts)
+	return p.deleteChecked(ctx, r, opts)
+}
+
+func checkDeleteOptions(opts *metav1.DeleteOptions) error {
+	if errs := metavalidation.ValidateDeleteOptions(opts); len(errs) > 0 {
+		return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
+	}
+	return nil
+}
+
+// warnOrphans tells who names no policy what happens to the dependents.
+func (r *Request) warnOrphans(opts *metav1.DeleteOptions) {
+	if text := r.Any.r.orphanWarning; text != "" && opts.PropagationPolicy == nil && opts.OrphanDependents == nil {
+		r.warn(text)
+	}
+}
+
+// deleteChecked is Delete with options that are right.
+func (p *Pipeline) deleteChecked(ctx context.Context, r *Request, opts *metav1.DeleteOptions) (*Deleted, error) {
 	r = r.inside()
 	r.DryRun = r.DryRun || len(opts.DryRun) > 0
 	if opts.GracePeriodSeconds != nil && *opts.GracePeriodSeconds < 0 {
@@ -109,6 +129,15 @@ func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) 
 	if want == nil {
 		return nil
 	}
+	if r.Any.r.ownFinalizers { // upstream has another function for it
+		switch {
+		case want.UID != nil && *want.UID != o.GetUID():
+			return r.precondition("UID", string(*want.UID), string(o.GetUID()))
+		case want.ResourceVersion != nil && *want.ResourceVersion != o.GetResourceVersion():
+			return r.precondition("ResourceVersion", *want.ResourceVersion, o.GetResourceVersion())
+		}
+		return nil
+	}
 	k := r.Any.Kind
 	named := schema.GroupResource{Group: k.Group, Resource: k.Kind} // as upstream names it here
 	if want.UID != nil && *want.UID != o.GetUID() {
@@ -130,11 +159,13 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 	e := r.Any.r
 	now = old.DeepCopyObject().(api.Object)
 	if !e.ungathered {
-		now.SetFinalizers(finalizersFor(now, opts, e.orphan))
+		now.SetFinalizers(finalizersFor(now, opts, e))
 	}
 	waiting := old.GetDeletionGracePeriodSeconds()
 	begun := old.GetDeletionTimestamp()
 	switch {
+	case begun != nil && e.finalizing(old):
+		return nil, true
 	case begun != nil && waiting != nil && *waiting > 0:
 		if opts.GracePeriodSeconds == nil || *opts.GracePeriodSeconds >= *waiting {
 			return nil, true
@@ -157,7 +188,9 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 		}
 		at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second).Truncate(time.Second))
 		now.SetDeletionTimestamp(&at)
-		now.SetDeletionGracePeriodSeconds(&grace)
+		if !e.ownFinalizers {
+			now.SetDeletionGracePeriodSeconds(&grace)
+		}
 		if now.GetGeneration() > 0 {
 			now.SetGeneration(now.GetGeneration() + 1)
 		}
@@ -167,12 +200,13 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 }
 
 // finalizersFor are o's finalizers, with those for the garbage collector as the options ask.
-func finalizersFor(o api.Object, opts *metav1.DeleteOptions, orphanByDefault bool) []string {
+func finalizersFor(o api.Object, opts *metav1.DeleteOptions, e *erased) []string {
 	has := o.GetFinalizers()
-	orphan, foreground := orphanByDefault, false
+	orphan, foreground := e.orphan, false
 	switch {
 	case opts.OrphanDependents != nil: // deprecated, but old clients send it
 		orphan = *opts.OrphanDependents
+		foreground = !orphan && e.ownFinalizers
 	case opts.PropagationPolicy != nil:
 		orphan = *opts.PropagationPolicy == metav1.DeletePropagationOrphan
 		foreground = *opts.PropagationPolicy == metav1.DeletePropagationForeground
@@ -205,6 +239,9 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 	}
 	if r.DryRun {
 		done(false)
+		if last != nil {
+			return &store.Entry{Object: last, Key: entry.Key, Revision: entry.Revision}, nil
+		}
 		return entry, nil
 	}
 	e, err := p.store.Delete(ctx, r.Any.Kind, entry.Key, entry.Revision)
@@ -219,6 +256,10 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 // DeleteCollection deletes the selected objects, as Delete would one by one, and returns them as they were before. Objects
 // that vanish meanwhile are passed over.
 func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav1.DeleteOptions, q ListOptions) (*Page, error) {
+	if err := checkDeleteOptions(opts); err != nil {
+		return nil, err
+	}
+	r.warnOrphans(opts)
 	page, err := p.List(ctx, r, q)
 	if err != nil {
 		return nil, err
@@ -229,7 +270,7 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav
 		all.Go(func() error {
 			one := *r
 			one.Key = e.Key
-			_, err := p.Delete(ctx, &one, opts.DeepCopy())
+			_, err := p.deleteChecked(ctx, &one, opts.DeepCopy())
 			if apierrors.IsNotFound(err) {
 				return nil
 			}

@@ -54,8 +54,8 @@ func (m *managers) get(r *Request) (*tracker, error) {
 		return f, nil
 	}
 	fs, types := forms{a, r.as()}, m.types
-	if a.Kind == api.ScaleKind || !scheme.Scheme.Recognizes(a.Kind.GVK()) {
-		// client-go has no schema of it: scalars need none, and the lists of extension servers' kinds are taken as wholes.
+	if _, err := types.ObjectToTyped(a.Kind.New()); err != nil {
+		// client-go has no schema of it: scalars need none, and lists are taken as wholes.
 		types = managedfields.NewDeducedTypeConverter()
 	}
 	f, err := managedfields.NewDefaultFieldManager(types, fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))

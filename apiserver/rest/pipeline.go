@@ -70,7 +70,8 @@ func (r *Request) warn(text string) {
 	}
 }
 
-func (r *Request) group() schema.GroupResource { return r.Any.Kind.GroupResource() }
+// group is what errors name: the kind that the client speaks of.
+func (r *Request) group() schema.GroupResource { return r.as().GroupResource() }
 
 func (r *Request) notFound() error { return apierrors.NewNotFound(r.group(), r.Key.Name) }
 

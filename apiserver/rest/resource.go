@@ -39,6 +39,8 @@ type Resource[T api.Object] struct {
 	ValidateCreate func(o T) field.ErrorList
 	// ValidateUpdate checks what may not change, in addition to Validate.
 	ValidateUpdate func(now, old T) field.ErrorList
+	// ValidateIn checks like ValidateCreate (old is nil) and ValidateUpdate, within the request's context.
+	ValidateIn func(ctx context.Context, now, old T) field.ErrorList
 	// Permit asks, of an object that is found good, whether who sends it may have it so; old is nil on create.
 	Permit func(ctx context.Context, now, old T) field.ErrorList
 	// Deprecated is what every request for the kind is told.
@@ -48,6 +50,8 @@ type Resource[T api.Object] struct {
 
 	// Name checks the form of names and generateName prefixes: apimachinery's NameIsDNSSubdomain when nil.
 	Name func(name string, prefix bool) []string
+	// NameOf does the same where what names are right depends on the rest of the object: then updates are asked too.
+	NameOf func(o T, name string, prefix bool) []string
 
 	// AnyFinalizer accepts metadata.finalizers without a domain that are none of Kubernetes' own.
 	AnyFinalizer bool
@@ -88,6 +92,8 @@ type Resource[T api.Object] struct {
 	Ungathered bool
 	// Orphan says that dependents stay when the client names no propagation policy.
 	Orphan bool
+	// OrphanWarning tells such a client so.
+	OrphanWarning string
 	// Finalizing says that the kind has a spec.finalizers of its own that hold the object (Namespace).
 	Finalizing func(o T) bool
 	// NoCollection says that objects are deleted one by one only (Namespace).

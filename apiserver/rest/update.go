@@ -244,6 +244,7 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 		}
 		e.prepareUpdate(now, old)
 		errs = append(e.validate(now), e.validateUpdate(now, old)...)
+		errs = append(errs, e.validateIn(ctx, now, old)...)
 	}
 	if r.Sub != status && e.hasSpec && !e.noGeneration && !samePart(now, old, "Spec") {
 		now.SetGeneration(old.GetGeneration() + 1)
@@ -264,7 +265,11 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 }
 
 func validateMetadata(r *Request, now, old api.Object, at *field.Path) fieldErrors {
-	errs := validation.ValidateObjectMetaAccessor(now, r.Any.Kind.Namespaced, anyName, at)
+	name := validation.ValidateNameFunc(anyName)
+	if r.Any.r.nameAgain && r.Sub == "" {
+		name = r.Any.r.nameOf(now)
+	}
+	errs := validation.ValidateObjectMetaAccessor(now, r.Any.Kind.Namespaced, name, at)
 	errs = append(errs, r.Any.r.finalizers(now, at.Child("finalizers"))...)
 	return append(errs, validation.ValidateObjectMetaAccessorUpdate(now, old, at)...)
 }

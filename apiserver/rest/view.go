@@ -16,6 +16,9 @@ type View[T api.Object] struct {
 	Validate       func(o T) field.ErrorList
 	ValidateCreate func(o T) field.ErrorList
 	ValidateUpdate func(now, old T) field.ErrorList
+	// Name and StandardFinalizers are as in Resource (AnyFinalizer being the opposite), the stored kind's where they are not set.
+	Name               func(name string, prefix bool) []string
+	StandardFinalizers bool
 	// Fields are the selectable fields by the names that they have in this form, the stored kind's where it is nil.
 	Fields func(o T) fields.Set
 }
@@ -25,6 +28,12 @@ func RegisterView[T api.Object](k *api.Kind, stored Any, v *View[T]) Any {
 	e := *stored.r
 	if v.Validate != nil || v.ValidateCreate != nil || v.ValidateUpdate != nil {
 		e.validate, e.validateCreate, e.validateUpdate = oneErrs(v.Validate), oneErrs(v.ValidateCreate), twoErrs(v.ValidateUpdate)
+	}
+	if v.Name != nil {
+		e.nameOf = names[T](v.Name, nil)
+	}
+	if v.StandardFinalizers {
+		e.anyFinalizer = false
 	}
 	if v.Fields != nil {
 		e.fields = func(o api.Object) fields.Set { return v.Fields(o.(T)) }

@@ -188,7 +188,9 @@ func (p *pass) run(ctx context.Context) (reconcile.Result, error) {
 		}
 	}
 	terminating := int32(len(v.terminating))
-	s.Active, s.Ready, s.Terminating = int32(len(v.active)+created), &ready, &terminating
+	s.Active, s.Terminating = int32(len(v.active)+created), &terminating
+	ready = min(ready, s.Active) // some of them may just have been removed
+	s.Ready = &ready
 	if werr := p.write(ctx); werr != nil {
 		err = errors.Join(err, werr)
 	}

@@ -111,8 +111,8 @@ func dataSource(group *string, kind, name string, at *field.Path) field.ErrorLis
 	return errs
 }
 
-// templateMeta lets a template have labels and annotations and no other metadata.
-func templateMeta(m *metav1.ObjectMeta, at *field.Path) field.ErrorList {
+// TemplateMeta lets a template have labels and annotations and no other metadata.
+func TemplateMeta(m *metav1.ObjectMeta, at *field.Path) field.ErrorList {
 	errs := apivalidation.ValidateAnnotations(m.Annotations, at.Child("annotations"))
 	errs = append(errs, metavalidation.ValidateLabels(m.Labels, at.Child("labels"))...)
 	for _, f := range []struct {

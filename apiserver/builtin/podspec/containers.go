@@ -28,7 +28,7 @@ func (v *check) allContainers(path *field.Path) (errs field.ErrorList) {
 		at := path.Child("containers").Index(i)
 		errs = append(errs, v.container(&s.Containers[i], at)...)
 		errs = append(errs, v.lifecycle(&s.Containers[i], at)...)
-		errs = append(errs, restarts(&s.Containers[i], at, false)...)
+		errs = append(errs, restarts(&s.Containers[i], at)...)
 	}
 	for i := range s.InitContainers {
 		errs = append(errs, v.initContainer(&s.InitContainers[i], path.Child("initContainers").Index(i))...)
@@ -74,7 +74,7 @@ func (v *check) container(c *corev1.Container, path *field.Path) (errs field.Err
 // initContainer checks one that runs to its end before the others, or, with restartPolicy Always, beside them.
 func (v *check) initContainer(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
 	errs = append(errs, v.container(c, path)...)
-	errs = append(errs, restarts(c, path, true)...)
+	errs = append(errs, restarts(c, path)...)
 	if api.Sidecar(c) {
 		return append(errs, v.lifecycle(c, path)...)
 	}
@@ -133,36 +133,33 @@ func hasContainer(s *corev1.PodSpec, name string) (found bool) {
 }
 
 // restarts checks a container's own restart policy and rules.
-func restarts(c *corev1.Container, path *field.Path, init bool) (errs field.ErrorList) {
+func restarts(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
 	p := c.RestartPolicy
 	rules := path.Child("restartPolicyRules")
-	if p == nil {
-		if len(c.RestartPolicyRules) > 0 {
-			errs = append(errs, field.Required(path.Child("restartPolicy"), "must specify restartPolicy when restart rules are used"))
-		}
-		return errs
-	}
-	errs = append(errs, oneOf(path.Child("restartPolicy"), *p, corev1.ContainerRestartPolicyAlways,
-		corev1.ContainerRestartPolicyOnFailure, corev1.ContainerRestartPolicyNever)...)
-	if init && *p == corev1.ContainerRestartPolicyAlways && len(c.RestartPolicyRules) > 0 {
-		errs = append(errs, field.Forbidden(rules, "restartPolicyRules are not allowed for init containers with restart policy Always"))
+	if p != nil {
+		errs = known(path.Child("restartPolicy"), *p, corev1.ContainerRestartPolicyAlways,
+			corev1.ContainerRestartPolicyOnFailure, corev1.ContainerRestartPolicyNever)
+	} else if len(c.RestartPolicyRules) > 0 {
+		errs = append(errs, field.Required(path.Child("restartPolicy"), "must specify restartPolicy when restart rules are used"))
 	}
 	if len(c.RestartPolicyRules) > maxRestartRules {
 		errs = append(errs, field.TooMany(rules, len(c.RestartPolicyRules), maxRestartRules))
 	}
 	for i, r := range c.RestartPolicyRules {
 		at := rules.Index(i)
-		errs = append(errs, oneOf(at.Child("action"), r.Action, corev1.ContainerRestartRuleActionRestart)...)
+		if r.Action == corev1.ContainerRestartRuleActionRestartAllContainers {
+			errs = append(errs, field.Forbidden(at.Child("action"), string(r.Action)+" is "+notHere))
+		} else {
+			errs = append(errs, known(at.Child("action"), r.Action, corev1.ContainerRestartRuleActionRestart)...)
+		}
 		if r.ExitCodes == nil {
 			errs = append(errs, field.Required(at.Child("exitCodes"), "must be specified"))
 			continue
 		}
 		at = at.Child("exitCodes")
-		errs = append(errs, oneOf(at.Child("operator"), r.ExitCodes.Operator,
+		errs = append(errs, known(at.Child("operator"), r.ExitCodes.Operator,
 			corev1.ContainerRestartRuleOnExitCodesOpIn, corev1.ContainerRestartRuleOnExitCodesOpNotIn)...)
-		if n := len(r.ExitCodes.Values); n == 0 {
-			errs = append(errs, field.Required(at.Child("values"), "must specify at least one value"))
-		} else if n > maxRestartCodes {
+		if n := len(r.ExitCodes.Values); n > maxRestartCodes {
 			errs = append(errs, field.TooMany(at.Child("values"), n, maxRestartCodes))
 		}
 	}

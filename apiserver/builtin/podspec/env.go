@@ -1,15 +1,12 @@
 package podspec
 
 import (
-	"fmt"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -19,6 +16,8 @@ var (
 	envFields = []string{"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
 		"status.hostIP", "status.podIP", "status.hostIPs", "status.podIPs"}
 	volumeFields = []string{"metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"}
+	// podLabels are all fields of a pod that have a name.
+	podLabels = append([]string{"metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase"}, envFields...)
 )
 
 // subscripted matches metadata.labels['key'].
@@ -134,55 +133,69 @@ func fieldRef(f *corev1.ObjectFieldSelector, path *field.Path, allowed []string)
 	if f.FieldPath == "" {
 		return field.ErrorList{field.Required(path.Child("fieldPath"), "")}
 	}
-	if f.APIVersion != "v1" {
-		return field.ErrorList{field.Invalid(path.Child("fieldPath"), f.FieldPath, "error converting fieldPath: unsupported pod version: "+f.APIVersion)}
-	}
 	at := path.Child("fieldPath")
+	cannot := func(why string) field.ErrorList {
+		return field.ErrorList{field.Invalid(at, f.FieldPath, "error converting fieldPath: "+why)}
+	}
+	if f.APIVersion != "v1" {
+		return cannot("unsupported pod version: " + f.APIVersion)
+	}
 	if m := subscripted.FindStringSubmatch(f.FieldPath); m != nil {
 		switch m[1] {
 		case "metadata.annotations":
-			return texts(at, m[2], validation.IsQualifiedName(strings.ToLower(m[2])))
+			return texts(path, m[2], validation.IsQualifiedName(strings.ToLower(m[2])))
 		case "metadata.labels":
-			return texts(at, m[2], validation.IsQualifiedName(m[2]))
+			return texts(path, m[2], validation.IsQualifiedName(m[2]))
 		}
-		return field.ErrorList{field.Invalid(at, f.FieldPath, fmt.Sprintf("%q does not support subscript", m[1]))}
+		return cannot("field label does not support subscript: " + f.FieldPath)
 	}
-	if !slices.Contains(allowed, f.FieldPath) {
-		errs = append(errs, field.NotSupported(at, f.FieldPath, allowed))
+	name := f.FieldPath
+	if name == "spec.host" { // its first name
+		name = "spec.nodeName"
+	}
+	if !slices.Contains(podLabels, name) {
+		return cannot("field label not supported: " + f.FieldPath)
+	}
+	if !slices.Contains(allowed, name) {
+		errs = append(errs, field.NotSupported(at, name, allowed))
 	}
 	return errs
 }
 
 // Divisors that quantities may be shown in.
 var (
-	cpuDivisors    = sets.New("1m", "1")
-	memoryDivisors = sets.New("1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
+	cpuDivisors    = []string{"1m", "1"}
+	memoryDivisors = []string{"1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"}
 )
 
 func resourceFieldRef(r *corev1.ResourceFieldSelector, path *field.Path, volume bool) (errs field.ErrorList) {
-	if volume && r.ContainerName == "" {
-		return field.ErrorList{field.Required(path.Child("containerName"), "")}
-	}
-	if r.Resource == "" {
-		return field.ErrorList{field.Required(path.Child("resource"), "")}
-	}
 	allowed := []string{"limits.cpu", "limits.ephemeral-storage", "limits.memory",
 		"requests.cpu", "requests.ephemeral-storage", "requests.memory"}
 	huge := strings.HasPrefix(r.Resource, "limits.hugepages-") || strings.HasPrefix(r.Resource, "requests.hugepages-")
-	if !huge && !slices.Contains(allowed, r.Resource) {
-		return field.ErrorList{field.NotSupported(path.Child("resource"), r.Resource, allowed)}
+	known := huge || slices.Contains(allowed, r.Resource)
+	switch {
+	case volume && r.ContainerName == "":
+		errs = append(errs, field.Required(path.Child("containerName"), ""))
+	case r.Resource == "":
+		errs = append(errs, field.Required(path.Child("resource"), ""))
+	case !known:
+		errs = append(errs, field.NotSupported(path.Child("resource"), r.Resource, allowed))
 	}
-	zero := resource.Quantity{}
-	if r.Divisor.Cmp(zero) == 0 {
-		return nil
+	if !known || r.Divisor.IsZero() {
+		return errs
 	}
-	what, divisors := strings.TrimPrefix(strings.TrimPrefix(r.Resource, "limits."), "requests."), memoryDivisors
-	if what == "cpu" {
-		divisors = cpuDivisors
+	_, what, _ := strings.Cut(r.Resource, ".")
+	divisors, units := memoryDivisors, strings.Join(memoryDivisors, ", ")
+	switch {
+	case what == "cpu":
+		divisors, units = cpuDivisors, strings.Join(cpuDivisors, " and ")
+	case what == "ephemeral-storage":
+		what = "local ephemeral storage"
+	case huge:
+		what = "hugepages"
 	}
-	if !divisors.Has(r.Divisor.String()) {
-		units := strings.Join(sets.List(divisors), ", ")
-		errs = append(errs, field.Invalid(path.Child("divisor"), what, "only divisor's values "+units+" are supported with the "+what+" resource"))
+	if !slices.Contains(divisors, r.Divisor.String()) {
+		errs = append(errs, field.Invalid(path.Child("divisor"), r.Resource, "only divisor's values "+units+" are supported with the "+what+" resource"))
 	}
 	return errs
 }

@@ -1,6 +1,7 @@
 package podspec
 
 import (
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,13 +11,12 @@ import (
 
 // mounts checks the volume mounts of c.
 func (v *check) mounts(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
-	seen := sets.New[string]()
+	seen, devices := sets.New[string](), devicePaths(c)
 	for i := range c.VolumeMounts {
 		m, at := &c.VolumeMounts[i], path.Index(i)
-		source, ok := v.vols[m.Name]
-		if m.Name == "" {
-			errs = append(errs, field.Required(at.Child("name"), ""))
-		} else if !ok {
+		_, ok := v.vols[m.Name]
+		errs = append(errs, required(at.Child("name"), m.Name)...)
+		if !ok {
 			errs = append(errs, field.NotFound(at.Child("name"), m.Name))
 		}
 		if m.MountPath == "" {
@@ -26,13 +26,11 @@ func (v *check) mounts(c *corev1.Container, path *field.Path) (errs field.ErrorL
 			errs = append(errs, field.Invalid(at.Child("mountPath"), m.MountPath, "must be unique"))
 		}
 		seen.Insert(m.MountPath)
-		for _, d := range c.VolumeDevices {
-			if d.Name == m.Name {
-				errs = append(errs, field.Invalid(at.Child("name"), m.Name, "must not already exist in volumeDevices"))
-			}
-			if d.DevicePath == m.MountPath {
-				errs = append(errs, field.Invalid(at.Child("mountPath"), m.MountPath, "must not already exist as a path in volumeDevices"))
-			}
+		if _, ok := devices[m.Name]; ok {
+			errs = append(errs, field.Invalid(at.Child("name"), m.Name, "must not already exist in volumeDevices"))
+		}
+		if slices.Contains(slices.Collect(maps.Values(devices)), m.MountPath) {
+			errs = append(errs, field.Invalid(at.Child("mountPath"), m.MountPath, "must not already exist as a path in volumeDevices"))
 		}
 		if m.SubPath != "" {
 			errs = append(errs, inside(m.SubPath, path.Child("subPath"))...)
@@ -44,7 +42,6 @@ func (v *check) mounts(c *corev1.Container, path *field.Path) (errs field.ErrorL
 			errs = append(errs, inside(m.SubPathExpr, path.Child("subPathExpr"))...)
 		}
 		errs = append(errs, propagation(m, c.SecurityContext, path)...)
-		errs = append(errs, imageMount(m, source, at)...)
 	}
 	return errs
 }
@@ -81,48 +78,54 @@ func propagation(m *corev1.VolumeMount, sc *corev1.SecurityContext, at *field.Pa
 	return errs
 }
 
-// imageMount checks what an image's volume cannot do.
-func imageMount(m *corev1.VolumeMount, source *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
-	if source == nil || source.Image == nil {
-		return nil
+// mountPaths and devicePaths are where volumes are in c, by name: of a name given twice the last, as upstream looks at it.
+func mountPaths(c *corev1.Container) map[string]string {
+	paths := map[string]string{}
+	for _, m := range c.VolumeMounts {
+		paths[m.Name] = m.MountPath
 	}
-	if m.SubPathExpr != "" {
-		errs = append(errs, field.Forbidden(at.Child("subPathExpr"), "not allowed in image volume sources"))
+	return paths
+}
+
+func devicePaths(c *corev1.Container) map[string]string {
+	paths := map[string]string{}
+	for _, d := range c.VolumeDevices {
+		paths[d.Name] = d.DevicePath
 	}
-	if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
-		errs = append(errs, field.Forbidden(at.Child("mountPropagation"), "bidirectional propagation is not allowed in image volume sources"))
-	}
-	return errs
+	return paths
 }
 
 // devices checks the raw block devices of c, which only claims can give.
 func (v *check) devices(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
-	paths, names := []string{}, []string{}
+	paths, names, mounts := []string{}, []string{}, mountPaths(c)
 	for i, d := range c.VolumeDevices {
 		at := path.Index(i)
 		source, ok := v.vols[d.Name]
-		switch {
-		case d.Name == "":
-			errs = append(errs, field.Required(at.Child("name"), ""))
-		case slices.Contains(names, d.Name):
+		errs = append(errs, required(at.Child("name"), d.Name)...)
+		if d.Name != "" && slices.Contains(names, d.Name) {
 			errs = append(errs, field.Invalid(at.Child("name"), d.Name, "must be unique"))
-		case !ok:
+		}
+		if !ok {
 			errs = append(errs, field.NotFound(at.Child("name"), d.Name))
-		case source.PersistentVolumeClaim == nil && source.Ephemeral == nil:
+		} else if source.PersistentVolumeClaim == nil && source.Ephemeral == nil {
 			errs = append(errs, field.Invalid(at.Child("name"), d.Name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"))
 		}
-		if slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == d.Name }) {
+		if _, ok := mounts[d.Name]; ok {
 			errs = append(errs, field.Invalid(at.Child("name"), d.Name, "must not already exist in volumeMounts"))
 		}
-		if d.DevicePath == "" {
-			errs = append(errs, field.Required(at.Child("devicePath"), ""))
-		} else {
-			errs = append(errs, NoBackstep(d.DevicePath, at.Child("devicePath"))...)
-			if slices.Contains(paths, d.DevicePath) {
-				errs = append(errs, field.Invalid(at.Child("devicePath"), d.DevicePath, "must be unique"))
-			}
+		errs = append(errs, required(at.Child("devicePath"), d.DevicePath)...)
+		if slices.Contains(paths, d.DevicePath) {
+			errs = append(errs, field.Invalid(at.Child("devicePath"), d.DevicePath, "must be unique"))
 		}
-		paths, names = append(paths, d.DevicePath), append(names, d.Name)
+		if slices.Contains(slices.Collect(maps.Values(mounts)), d.DevicePath) {
+			errs = append(errs, field.Invalid(at.Child("devicePath"), d.DevicePath, "must not already exist as a path in volumeMounts"))
+		}
+		if len(NoBackstep(d.DevicePath, at)) > 0 {
+			errs = append(errs, field.Invalid(at.Child("devicePath"), d.DevicePath, "can not contain backsteps ('..')"))
+		} else {
+			paths = append(paths, d.DevicePath)
+		}
+		names = append(names, d.Name)
 	}
 	return errs
 }

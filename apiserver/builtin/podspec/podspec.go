@@ -146,7 +146,7 @@ func (v *check) dns(path *field.Path) (errs field.ErrorList) {
 	}
 	for i, a := range v.spec.HostAliases {
 		at := path.Child("hostAliases").Index(i)
-		errs = append(errs, validation.IsValidIPForLegacyField(at.Child("ip"), a.IP, false, nil)...)
+		errs = append(errs, validation.IsValidIPForLegacyField(at.Child("ip"), a.IP, true, nil)...)
 		for j, h := range a.Hostnames {
 			errs = append(errs, texts(at.Child("hostnames").Index(j), h, validation.IsDNS1123Subdomain(h))...)
 		}
@@ -161,7 +161,7 @@ func (v *check) dns(path *field.Path) (errs field.ErrorList) {
 		errs = append(errs, field.Invalid(p.Child("nameservers"), c.Nameservers, fmt.Sprintf("must not have more than %v nameservers", maxNameservers)))
 	}
 	for i, ns := range c.Nameservers {
-		errs = append(errs, validation.IsValidIPForLegacyField(p.Child("nameservers").Index(i), ns, false, nil)...)
+		errs = append(errs, validation.IsValidIPForLegacyField(p.Child("nameservers").Index(i), ns, true, nil)...)
 	}
 	if len(c.Searches) > maxSearches {
 		errs = append(errs, field.Invalid(p.Child("searches"), c.Searches, fmt.Sprintf("must not have more than %v search paths", maxSearches)))
@@ -243,6 +243,11 @@ func oneOf[T ~string](path *field.Path, value T, allowed ...T) field.ErrorList {
 	if value == "" {
 		return field.ErrorList{field.Required(path, "")}
 	}
+	return known(path, value, allowed...)
+}
+
+// known is NotSupported for a value that is not in allowed, the empty one too.
+func known[T ~string](path *field.Path, value T, allowed ...T) field.ErrorList {
 	if slices.Contains(allowed, value) {
 		return nil
 	}

@@ -92,7 +92,7 @@ func (v *check) handler(h handler, path *field.Path) (errs field.ErrorList) {
 	one(h.grpc != nil, "grpc", func(at *field.Path) field.ErrorList { return port(intstr.FromInt32(h.grpc.Port), at.Child("port")) })
 	one(h.sleep != nil, "sleep", func(at *field.Path) field.ErrorList {
 		if s := h.sleep.Seconds; s < 0 || s > v.grace() {
-			return field.ErrorList{field.Invalid(at.Child("seconds"), s,
+			return field.ErrorList{field.Invalid(at, s,
 				fmt.Sprintf("must be non-negative and less than terminationGracePeriodSeconds (%d)", v.grace()))}
 		}
 		return nil
@@ -133,29 +133,21 @@ func (v *check) stopSignal(s *corev1.Signal, path *field.Path) (errs field.Error
 	if v.spec.OS.Name == corev1.Windows {
 		return oneOf(path, *s, corev1.SIGTERM, corev1.SIGKILL)
 	}
-	if !linuxSignal(string(*s)) {
-		errs = append(errs, field.NotSupported(path, *s, signals))
-	}
-	return errs
+	return known(path, string(*s), signals...)
 }
 
-// signals are the names without SIGRTMIN+n and SIGRTMAX-n.
-var signals = strings.Fields("SIGABRT SIGALRM SIGBUS SIGCHLD SIGCLD SIGCONT SIGFPE SIGHUP SIGILL SIGINT SIGIO SIGIOT " +
+// signals are those of Linux by name.
+var signals = allSignals(strings.Fields("SIGABRT SIGALRM SIGBUS SIGCHLD SIGCLD SIGCONT SIGFPE SIGHUP SIGILL SIGINT SIGIO SIGIOT " +
 	"SIGKILL SIGPIPE SIGPOLL SIGPROF SIGPWR SIGQUIT SIGSEGV SIGSTKFLT SIGSTOP SIGSYS SIGTERM SIGTRAP SIGTSTP SIGTTIN " +
-	"SIGTTOU SIGURG SIGUSR1 SIGUSR2 SIGVTALRM SIGWINCH SIGXCPU SIGXFSZ SIGRTMIN SIGRTMAX")
+	"SIGTTOU SIGURG SIGUSR1 SIGUSR2 SIGVTALRM SIGWINCH SIGXCPU SIGXFSZ SIGRTMIN SIGRTMAX"))
 
-func linuxSignal(s string) bool {
-	for _, known := range signals {
-		if s == known {
-			return true
-		}
+// allSignals adds those of real time, which are counted from both ends.
+func allSignals(names []string) []string {
+	for n := 1; n <= 15; n++ {
+		names = append(names, fmt.Sprintf("SIGRTMIN+%d", n))
 	}
-	var n int
-	if _, err := fmt.Sscanf(s, "SIGRTMIN+%d", &n); err == nil {
-		return n >= 1 && n <= 15 && s == fmt.Sprintf("SIGRTMIN+%d", n)
+	for n := 1; n <= 14; n++ {
+		names = append(names, fmt.Sprintf("SIGRTMAX-%d", n))
 	}
-	if _, err := fmt.Sscanf(s, "SIGRTMAX-%d", &n); err == nil {
-		return n >= 1 && n <= 14 && s == fmt.Sprintf("SIGRTMAX-%d", n)
-	}
-	return false
+	return names
 }

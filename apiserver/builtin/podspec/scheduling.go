@@ -3,7 +3,7 @@ package podspec
 import (
 	"fmt"
 	"slices"
-	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,9 +28,6 @@ func (v *check) scheduling(meta *metav1.ObjectMeta, path *field.Path) (errs fiel
 			errs = append(errs, field.Duplicate(at, g.Name))
 		}
 		seen.Insert(g.Name)
-	}
-	if len(s.SchedulingGates) > 0 && s.NodeName != "" {
-		errs = append(errs, field.Forbidden(path.Child("nodeName"), "cannot be set until all schedulingGates have been cleared"))
 	}
 	return append(errs, Requirements(&corev1.ResourceRequirements{Limits: s.Overhead}, path.Child("overhead"))...)
 }
@@ -185,15 +182,17 @@ func Tolerations(ts []corev1.Toleration, path *field.Path) (errs field.ErrorList
 		}
 		switch t.Operator {
 		case corev1.TolerationOpEqual, "":
-			errs = append(errs, texts(at.Child("operator"), t.Value, validation.IsValidLabelValue(t.Value))...)
+			if messages := validation.IsValidLabelValue(t.Value); len(messages) > 0 {
+				errs = append(errs, field.Invalid(at.Child("operator"), t.Value, strings.Join(messages, ";")))
+			}
 		case corev1.TolerationOpExists:
 			if t.Value != "" {
-				errs = append(errs, field.Invalid(at.Child("operator"), t, "value must be empty when `operator` is 'Exists'"))
+				errs = append(errs, field.Invalid(at.Child("operator"), t.Value, "value must be empty when `operator` is 'Exists'"))
 			}
 		case corev1.TolerationOpLt, corev1.TolerationOpGt:
-			if _, err := strconv.ParseInt(t.Value, 10, 64); err != nil {
-				errs = append(errs, field.Invalid(at.Child("value"), t.Value, "must be a valid integer when `operator` is 'Lt' or 'Gt'"))
-			}
+			// Behind a gate that is off, upstream lists them although it refuses them.
+			errs = append(errs, field.NotSupported(at.Child("operator"), t.Operator, []corev1.TolerationOperator{
+				corev1.TolerationOpEqual, corev1.TolerationOpExists, corev1.TolerationOpLt, corev1.TolerationOpGt}))
 		default:
 			errs = append(errs, field.NotSupported(at.Child("operator"), t.Operator, []corev1.TolerationOperator{corev1.TolerationOpEqual, corev1.TolerationOpExists}))
 		}

@@ -77,15 +77,15 @@ func (v *check) sysctls(list []corev1.Sysctl, p *field.Path) (errs field.ErrorLi
 	for i, s := range list {
 		at := p.Index(i).Child("name")
 		name := dotted(s.Name)
-		switch {
+		switch { // two spellings of one name are two names
 		case s.Name == "":
 			errs = append(errs, field.Required(at, ""))
 		case len(s.Name) > maxSysctlName || !sysctlName.MatchString(s.Name):
 			errs = append(errs, field.Invalid(at, s.Name, "must have at most 253 characters and match regex "+sysctlName.String()))
-		case seen.Has(name):
+		case seen.Has(s.Name):
 			errs = append(errs, field.Duplicate(at, s.Name))
 		}
-		seen.Insert(name)
+		seen.Insert(s.Name)
 		if v.spec.HostNetwork && strings.HasPrefix(name, "net.") {
 			errs = append(errs, field.Invalid(at, s.Name, "may not be specified when 'hostNetwork' is true"))
 		}

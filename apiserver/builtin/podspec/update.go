@@ -1,10 +1,12 @@
 package podspec
 
 import (
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -50,7 +52,7 @@ func Update(now, old *corev1.Pod) (errs field.ErrorList) {
 		rest.TerminationGracePeriodSeconds = was
 	}
 	if !equality.Semantic.DeepEqual(rest, &old.Spec) {
-		errs = append(errs, field.Forbidden(path, changeable))
+		errs = append(errs, field.Forbidden(path, changeable+"\n"+diff.Diff(old.Spec, *rest)))
 	}
 	return errs
 }
@@ -87,7 +89,7 @@ func moreTolerations(now, old []corev1.Toleration, at *field.Path) field.ErrorLi
 func fewerGates(now, old *corev1.Pod, path *field.Path) (errs field.ErrorList) {
 	for i, g := range now.Spec.SchedulingGates {
 		if !slices.Contains(old.Spec.SchedulingGates, g) {
-			errs = append(errs, field.Forbidden(path.Child("schedulingGates").Index(i), "only deletion is allowed, but found new scheduling gate '"+g.Name+"'"))
+			errs = append(errs, field.Forbidden(path.Child("schedulingGates").Index(i).Child("name"), "only deletion is allowed, but found new scheduling gate '"+g.Name+"'"))
 		}
 	}
 	return errs
@@ -142,12 +144,12 @@ func Ephemeral(now, old *corev1.Pod) (errs field.ErrorList) {
 	for _, c := range now.Spec.EphemeralContainers {
 		byName[c.Name] = c
 	}
-	for i, c := range old.Spec.EphemeralContainers {
+	for _, c := range old.Spec.EphemeralContainers {
 		n, ok := byName[c.Name]
 		if !ok {
-			errs = append(errs, field.Forbidden(path, "existing ephemeral containers \""+c.Name+"\" may not be removed"))
+			errs = append(errs, field.Forbidden(path, fmt.Sprintf("existing ephemeral containers %q may not be removed\n", c.Name)))
 		} else if !equality.Semantic.DeepEqual(n, c) {
-			errs = append(errs, field.Forbidden(path.Index(i), "existing ephemeral containers \""+c.Name+"\" may not be changed"))
+			errs = append(errs, field.Forbidden(path, fmt.Sprintf("existing ephemeral containers %q may not be changed\n%v", c.Name, diff.Diff(c, n))))
 		}
 	}
 	return errs
@@ -159,17 +161,29 @@ func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 	if n := now.Status.NominatedNodeName; n != "" {
 		errs = append(errs, texts(path.Child("nominatedNodeName"), n, isName(n))...)
 	}
+	var pods, hosts []string // what older rules accepted stays
+	for _, ip := range old.Status.PodIPs {
+		pods = append(pods, ip.IP)
+	}
+	for _, ip := range old.Status.HostIPs {
+		hosts = append(hosts, ip.IP)
+	}
 	for i, ip := range now.Status.PodIPs {
-		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("podIPs").Index(i), ip.IP, false, nil)...)
+		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("podIPs").Index(i), ip.IP, true, pods)...)
 	}
 	for i, ip := range now.Status.HostIPs {
-		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("hostIPs").Index(i), ip.IP, false, nil)...)
+		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("hostIPs").Index(i), ip.IP, true, hosts)...)
 	}
 	for i, c := range now.Status.Conditions {
-		if c.Type == "" {
-			errs = append(errs, field.Required(path.Child("conditions").Index(i).Child("type"), ""))
+		at := path.Child("conditions").Index(i)
+		if c.ObservedGeneration < 0 {
+			errs = append(errs, field.Invalid(at.Child("observedGeneration"), c.ObservedGeneration, "must be a non-negative integer"))
 		}
-		errs = append(errs, oneOf(path.Child("conditions").Index(i).Child("status"), c.Status, corev1.ConditionTrue, corev1.ConditionFalse, corev1.ConditionUnknown)...)
+		switch c.Type {
+		case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized:
+		default:
+			errs = append(errs, texts(at.Child("Type"), string(c.Type), validation.IsQualifiedName(string(c.Type)))...)
+		}
 	}
 	if was := old.Status.QOSClass; was != "" && now.Status.QOSClass != was {
 		errs = append(errs, field.Invalid(path.Child("qosClass"), now.Status.QOSClass, "field is immutable"))

@@ -70,7 +70,7 @@ func source(v *corev1.VolumeSource, at *field.Path) (errs field.ErrorList) {
 		if t == nil {
 			return field.ErrorList{field.Required(p.Child("volumeClaimTemplate"), "")}
 		}
-		return append(templateMeta(&t.ObjectMeta, p.Child("volumeClaimTemplate", "metadata")), Claim(&t.Spec, p.Child("volumeClaimTemplate", "spec"))...)
+		return append(TemplateMeta(&t.ObjectMeta, p.Child("volumeClaimTemplate", "metadata")), Claim(&t.Spec, p.Child("volumeClaimTemplate", "spec"))...)
 	})
 	one(v.CSI != nil, "csi", func(p *field.Path) field.ErrorList { return csi(v.CSI, p) })
 	one(v.NFS != nil, "nfs", func(p *field.Path) field.ErrorList { return NFS(v.NFS, p) })
@@ -179,17 +179,18 @@ func filePath(p string, at *field.Path) (errs field.ErrorList) {
 	return errs
 }
 
-func downward(items []corev1.DownwardAPIVolumeFile, p *field.Path) (errs field.ErrorList) {
-	for i, f := range items {
-		at := p.Child("items").Index(i)
+// downward checks files that show parts of the pod. The paths of the errors are upstream's: without the file's index.
+func downward(items []corev1.DownwardAPIVolumeFile, at *field.Path) (errs field.ErrorList) {
+	for _, f := range items {
 		errs = append(errs, required(at.Child("path"), f.Path)...)
 		errs = append(errs, filePath(f.Path, at.Child("path"))...)
 		errs = append(errs, mode(f.Mode, at.Child("mode"))...)
 		switch {
-		case f.FieldRef != nil && f.ResourceFieldRef != nil:
-			errs = append(errs, field.Invalid(at, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"))
 		case f.FieldRef != nil:
 			errs = append(errs, fieldRef(f.FieldRef, at.Child("fieldRef"), volumeFields)...)
+			if f.ResourceFieldRef != nil {
+				errs = append(errs, field.Invalid(at, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"))
+			}
 		case f.ResourceFieldRef != nil:
 			errs = append(errs, resourceFieldRef(f.ResourceFieldRef, at.Child("resourceFieldRef"), true)...)
 		default:
@@ -243,7 +244,9 @@ func projected(s *corev1.ProjectedVolumeSource, p *field.Path) (errs field.Error
 		if s := src.ServiceAccountToken; s != nil {
 			n++
 			errs = append(errs, token(s, at.Child("serviceAccountToken"))...)
-			once(s.Path, p)
+			// Upstream has the path of the token's path so.
+			errs = append(errs, required(p.Child("path"), s.Path)...)
+			errs = append(errs, filePath(s.Path, p.Child("path"))...)
 		}
 		if s := src.ClusterTrustBundle; s != nil {
 			n++
@@ -254,11 +257,8 @@ func projected(s *corev1.ProjectedVolumeSource, p *field.Path) (errs field.Error
 			n++
 			errs = append(errs, podCertificate(s, at.Child("podCertificate"), func(path string) { once(path, p) })...)
 		}
-		if n == 0 {
-			errs = append(errs, field.Required(at, "must specify a volume source"))
-		}
 		if n > 1 {
-			errs = append(errs, field.Forbidden(at, "may not specify more than 1 volume type"))
+			errs = append(errs, field.Forbidden(at, "may not specify more than 1 volume type per source"))
 		}
 	}
 	return errs
@@ -273,6 +273,5 @@ func token(s *corev1.ServiceAccountTokenProjection, p *field.Path) (errs field.E
 			errs = append(errs, field.Invalid(p.Child("expirationSeconds"), *e, "may not specify a duration larger than 2^32 seconds"))
 		}
 	}
-	errs = append(errs, required(p.Child("path"), s.Path)...)
-	return append(errs, filePath(s.Path, p.Child("path"))...)
+	return errs
 }
