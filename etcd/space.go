@@ -111,6 +111,9 @@ func (s *space) check(ctx context.Context, srv *etcdserver.EtcdServer) error {
 		return err
 	}
 	raised := len(srv.Alarms()) > 0
+	if raised { // by an earlier process too, whose reserve may have gone since
+		s.e.full.Store(true)
+	}
 	fits := srv.Backend().Size() < s.e.c.QuotaBytes*9/10
 	switch {
 	case !raised && free < 2*s.min && (free < s.min || s.e.full.Load()):
