@@ -52,6 +52,8 @@ type Config struct {
 	TLS *tls.Config
 
 	Log *slog.Logger
+
+	tick time.Duration // of a member's clock, for tests. Zero: 500 ms
 }
 
 // Etcd is a run.Component.
@@ -60,6 +62,7 @@ type Etcd struct {
 	access atomic.Pointer[access]
 	full   atomic.Bool
 	disk   atomic.Pointer[space] // of the member in this process
+	stood  atomic.Int64          // how often the member was told to stand for election
 }
 
 // New checks the configuration.
@@ -79,11 +82,20 @@ func New(c Config) (*Etcd, error) {
 	if c.MinFree == 0 {
 		c.MinFree = 64 << 20
 	}
+	if c.tick == 0 {
+		c.tick = 500 * time.Millisecond // few wake-ups: a single member's clock serves nobody but leases
+	}
 	return &Etcd{c: c}, nil
 }
 
 // Name is the component's name.
 func (e *Etcd) Name() string { return "etcd" }
+
+// access is how the database is reached.
+type access struct {
+	client *clientv3.Client
+	kv     pb.KVClient
+}
 
 // Client returns the client to use; nil before Run calls ready. It calls a member in this process without a socket.
 func (e *Etcd) Client() *clientv3.Client {
@@ -99,12 +111,6 @@ func (e *Etcd) KV() pb.KVClient { return e.access.Load().kv }
 
 // Exclusive says that only this process can write.
 func (e *Etcd) Exclusive() bool { return e.c.DataDir != "" && len(e.c.Listen) == 0 }
-
-// access is how the database is reached.
-type access struct {
-	client *clientv3.Client
-	kv     pb.KVClient
-}
 
 // Full says that puts must not be tried for want of disk space. It looks at the disk, since a second, the interval of
 // the check that raises the alarm, is enough to fill one.

@@ -324,6 +324,21 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// A member leads because it was told to, not because its clock ran: with this one that would take nine seconds at least. There is
+// no snapshot, so that the restarted member learns from its log that it is alone. Not parallel: the state of raft is the process's.
+func TestLeadsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	for range 10 {
+		e := mustStart(t, Config{DataDir: dir, tick: 9 * time.Second})
+		if e.stood.Load() == 0 {
+			t.Error("nobody told it to stand for election")
+		}
+		if err := e.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkStart(b *testing.B) {
 	for _, again := range []bool{false, true} {
 		name := map[bool]string{false: "new", true: "again"}[again]

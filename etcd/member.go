@@ -106,6 +106,7 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 		case <-tick.C:
 		}
 		if len(m.Server.Cluster().Members()) == 1 && replayed() && m.Server.Leader() == 0 {
+			e.stood.Add(1)
 			if err := stand(ctx, m.Server); err != nil {
 				return nil, err
 			}
@@ -184,8 +185,8 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = e.c.CertFile, e.c.KeyFile
 	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = e.c.CAFile, e.c.CAFile != ""
 	c.EnableGRPCGateway = false
-	// Few wake-ups: a single member's clock serves nobody but leases.
-	c.TickMs, c.ElectionMs = 500, 2500
+	c.TickMs = uint(e.c.tick.Milliseconds())
+	c.ElectionMs = 5 * c.TickMs
 	// The log is what makes writes durable; the database file may follow later.
 	c.BackendBatchInterval = 500 * time.Millisecond
 	// Followers that could need old entries do not exist, so memory need not hold many; but more than are replayed after
