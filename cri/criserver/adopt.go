@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/cni"
@@ -18,6 +19,10 @@ import (
 // answerLimit is how long a shim may take to tell of its containers. One that is alive and silent for so long
 // cannot be worked with any more.
 const answerLimit = 10 * time.Second
+
+// adoptTogether is how many sandboxes are adopted at the same time: each waits for its shim, or for the kernel to free what a
+// dead one has left.
+const adoptTogether = 16
 
 // adopt takes up what an earlier process left: running sandboxes are connected
 // to, exits that happened meanwhile recorded, and what an interrupted call had
@@ -30,10 +35,18 @@ func (s *Server) adopt(ctx context.Context) error {
 	if err := s.readContainers(ctx); err != nil {
 		return err
 	}
+	var work errgroup.Group
+	work.SetLimit(adoptTogether)
 	for _, sb := range s.allSandboxes() {
 		if rec := sb.record(); !rec.Stopped {
-			s.adoptSandbox(ctx, sb)
+			work.Go(func() error {
+				s.adoptSandbox(ctx, sb)
+				return nil
+			})
 		}
+	}
+	if err := work.Wait(); err != nil {
+		return err
 	}
 	if err := s.dropSnapshots(ctx); err != nil {
 		return err
