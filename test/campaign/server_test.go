@@ -186,8 +186,10 @@ func (s *server) eventually(what string, ok func() bool, but func() string) {
 	}
 }
 
-// gone tells whether a call has no answer because the server was killed meanwhile.
-func gone(err error) bool { return status.Code(err) == codes.Unavailable }
+// gone tells whether a call has no answer because the server was killed meanwhile, and our connection closed.
+func gone(err error) bool {
+	return status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled
+}
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -59,8 +59,9 @@ func TestShimKilled(t *testing.T) {
 			must(t, p.killShim())
 		}
 		s.start()
-		for _, p := range slices.Concat(victims...) { // adopted before the server answers: it is told as soon as one can ask
-			took = append(took, time.Since(at))
+		told := time.Since(at) // they are adopted before the server answers
+		for _, p := range slices.Concat(victims...) {
+			took = append(took, told)
 			must(t, p.buried(t.Context()))
 		}
 		s.checkHost()
