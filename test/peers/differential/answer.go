@@ -62,7 +62,7 @@ func lines(body []byte) (events []any) {
 var (
 	uid       = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 	address   = regexp.MustCompile(`\b10\.43\.0\.\d+`) // of Services: upstream draws lots
-	record    = regexp.MustCompile(`in record \(\d+\)`)
+	record    = regexp.MustCompile(`(in record \(|in object meta: |current: )\d+`)
 	token     = regexp.MustCompile(`^kube-api-access-[a-z0-9]{5}$`)
 	generated = regexp.MustCompile(`\b([Gg]enerated[-_])[a-z0-9]{5}\b`)
 	age       = regexp.MustCompile(`^([0-9.]+(ms|[smhdy]))+$|^<invalid>$`)
@@ -135,8 +135,8 @@ func settleText(s string) string {
 		return "TIME"
 	}
 	s = address.ReplaceAllString(s, "10.43.0.N")
-	s = record.ReplaceAllString(s, "in record (SOME)")
-	return generated.ReplaceAllString(uid.ReplaceAllString(s, "UID"), "${1}XXXXX")
+	s = record.ReplaceAllString(uid.ReplaceAllString(s, "UID"), "${1}SOME")
+	return generated.ReplaceAllString(s, "${1}XXXXX")
 }
 
 // settleStatus orders causes. The message of an invalid object is made of them, and not compared again.
@@ -159,11 +159,16 @@ func settleStatus(s map[string]any) {
 	tree := map[string]any{}
 	for _, c := range sorted {
 		m := c.(map[string]any)
-		key := fmt.Sprintf("%v %v", m["field"], m["reason"])
+		first, text := fmt.Sprintf("%v %v", m["field"], m["reason"]), cause(fmt.Sprint(m["message"]))
+		key := first
 		for n := 2; tree[key] != nil; n++ {
-			key = fmt.Sprintf("%v %v %d", m["field"], m["reason"], n)
+			if tree[key] == text {
+				key = first + " again"
+				break
+			}
+			key = fmt.Sprintf("%s %d", first, n)
 		}
-		tree[key] = cause(fmt.Sprint(m["message"]))
+		tree[key] = text
 	}
 	details["causes"] = tree
 	if s["reason"] == "Invalid" {
@@ -176,9 +181,11 @@ var (
 	supported = regexp.MustCompile(`supported values: (.*)$`)
 )
 
-// cause is the message of a cause without the bad value, which upstream writes as its internal types have it, and with the
-// supported values in order, which upstream has as a map or a list gives them.
+// cause is the message of a cause without the bad value and without the comparison of two states that may follow a line break, which
+// upstream writes as its internal types have them, and with the supported values in order, which upstream has as a map or a list gives
+// them.
 func cause(message string) string {
+	message, _, _ = strings.Cut(message, "\n")
 	message = badValue.ReplaceAllString(message, "$1$2")
 	return supported.ReplaceAllStringFunc(message, func(list string) string {
 		values := strings.Split(strings.TrimPrefix(list, "supported values: "), ", ")

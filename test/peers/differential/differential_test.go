@@ -108,7 +108,7 @@ func start(t *testing.T) (ours, theirs *Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	built, err := programs.ControlPlane(t.Context(), module, t.Output())
+	built, err := programs.APIServer(t.Context(), module, t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}

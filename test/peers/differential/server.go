@@ -108,11 +108,12 @@ func (s *Server) run(ctx context.Context, script Script) ([]Answer, error) {
 		if a.Object != nil && a.Object["kind"] != "Status" {
 			last = a.Object
 		}
-		if a.Code == http.StatusCreated && step.Method == http.MethodPost && !strings.Contains(step.Path, "dryRun") {
-			if name, ok := at(a.Object, "metadata.name").(string); ok {
-				path, _, _ := strings.Cut(fill(step.Path), "?")
-				made = append(made, strings.TrimSuffix(path, "/")+"/"+name)
+		if name, ok := at(a.Object, "metadata.name").(string); ok && a.Code == http.StatusCreated && !strings.Contains(step.Path, "dryRun") {
+			path, _, _ := strings.Cut(fill(step.Path), "?")
+			if step.Method == http.MethodPost { // an update or apply names what it makes
+				path = strings.TrimSuffix(path, "/") + "/" + name
 			}
+			made = append(made, path)
 		}
 		answers = append(answers, a)
 	}

@@ -33,9 +33,10 @@ type set struct {
 }
 
 var (
+	apiServer    = set{module: ".", version: "k8s.io/kubernetes", tell: kubernetesVersion, packages: []string{"k8s.io/kubernetes/cmd/kube-apiserver"}}
 	controlPlane = set{
 		module: ".", version: "k8s.io/kubernetes", tell: kubernetesVersion,
-		packages: []string{"k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kube-controller-manager", "k8s.io/kubernetes/cmd/kube-scheduler"},
+		packages: []string{"k8s.io/kubernetes/cmd/kube-controller-manager", "k8s.io/kubernetes/cmd/kube-scheduler"},
 	}
 	etcd = set{module: ".", version: "go.etcd.io/etcd/server/v3", packages: []string{"go.etcd.io/etcd/server/v3"}}
 	node = set{
@@ -60,15 +61,15 @@ func kubernetesVersion(v string) string {
 	return at + "gitVersion=v" + v + " " + at + "gitMajor=" + n[0] + " " + at + "gitMinor=" + n[1]
 }
 
-// ControlPlane builds kube-apiserver, kube-controller-manager, kube-scheduler and etcd.
-func ControlPlane(ctx context.Context, module string, out io.Writer) (Programs, error) {
-	return build(ctx, module, out, etcd, controlPlane)
+// APIServer builds kube-apiserver and etcd.
+func APIServer(ctx context.Context, module string, out io.Writer) (Programs, error) {
+	return build(ctx, module, out, etcd, apiServer)
 }
 
-// All builds every program: those of ControlPlane, kubelet, kube-proxy, containerd, its shim and its ctr, and
-// the program of the scenario's images.
+// All builds every program: those of APIServer, kube-controller-manager, kube-scheduler, kubelet, kube-proxy, containerd, its shim
+// and its ctr, and the program of the scenario's images.
 func All(ctx context.Context, module string, out io.Writer) (Programs, error) {
-	p, err := build(ctx, module, out, etcd, controlPlane, node, containerd)
+	p, err := build(ctx, module, out, etcd, apiServer, controlPlane, node, containerd)
 	if err == nil {
 		_, err = goCommand(ctx, module, out, "build", "-trimpath", "-ldflags=-s -w", "-o", p.Path(nameOf(own)), own)
 	}
