@@ -362,9 +362,12 @@ func TestFaultAtEveryStep(t *testing.T) {
 	b := func() *bundle {
 		return bundleOf(t, layerOf(t, file("a", "1"), file("b/", "")), layerOf(t, file(".wh.a", ""), file("b/c", "2")))
 	}
+	var mu sync.Mutex
 	var steps, fail int
 	s := newStore(t, func(cfg *Config) {
 		cfg.test.faults = func(what, path string) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if steps++; steps == fail {
 				return unix.EIO
 			}
