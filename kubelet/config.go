@@ -51,6 +51,11 @@ type Config struct {
 	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
 	// MaxParallelImagePulls bounds pulls at the same time.
 	MaxParallelImagePulls int `json:"maxParallelImagePulls"`
+	// ImageCredentialProviderConfig is upstream's CredentialProviderConfig, a file or a folder of files, and
+	// ImageCredentialProviderBinDir where its programs are. Beside them, config.json in RootDir, a docker
+	// configuration, has credentials for registries.
+	ImageCredentialProviderConfig string `json:"imageCredentialProviderConfig"`
+	ImageCredentialProviderBinDir string `json:"imageCredentialProviderBinDir"`
 	// ImageGCHighPercent is the use of the images' file system at which unused images are removed, until it is at
 	// ImageGCLowPercent. High 100 removes none.
 	ImageGCHighPercent int `json:"imageGCHighThresholdPercent"`
@@ -130,6 +135,9 @@ func (c *Config) Validate() error {
 		if !filepath.IsAbs(path) {
 			bad(field, "%q is not an absolute path", path)
 		}
+	}
+	if (c.ImageCredentialProviderConfig == "") != (c.ImageCredentialProviderBinDir == "") {
+		bad("imageCredentialProviderConfig and imageCredentialProviderBinDir", "both are needed, or none")
 	}
 	if c.StaticPodPath != "" && !filepath.IsAbs(c.StaticPodPath) {
 		bad("staticPodPath", "%q is not an absolute path", c.StaticPodPath)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/keyring"
 	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/node"
 	"github.com/yare-dev/yare/kubelet/pod"
@@ -56,6 +57,7 @@ type Kubelet struct {
 	volumes  *volume.Volumes
 	facts    node.Facts
 	ids      users.IDs
+	keyring  *keyring.Keyring
 
 	// Made by Run, when the runtime has said its name.
 	pods   *pod.Pods
@@ -95,8 +97,12 @@ func New(c Config, d Deps) (*Kubelet, error) {
 			return nil, fmt.Errorf("configure kubelet: %w", err)
 		}
 	}
+	keys, err := keyring.New(filepath.Join(c.RootDir, "config.json"), c.ImageCredentialProviderConfig, c.ImageCredentialProviderBinDir)
+	if err != nil {
+		return nil, fmt.Errorf("configure kubelet: %w", err)
+	}
 	k := &Kubelet{
-		config: c, deps: d, log: d.Log.With("component", "kubelet"), facts: facts, groups: d.Groups, ids: ids,
+		config: c, deps: d, log: d.Log.With("component", "kubelet"), facts: facts, groups: d.Groups, ids: ids, keyring: keys,
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
@@ -226,7 +232,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
-		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns,
+		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 	})
 }
 

@@ -76,6 +76,8 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	f.StringVar(&dataDir, "data-dir", "", "where to keep it (default /var/lib/yare/NAME)")
 	f.StringVar(&a.config.CNIConfigDir, "cni-conf-dir", a.config.CNIConfigDir, "folder of CNI configurations, which take over from the built-in network")
 	f.StringVar(&a.config.CNIBinDir, "cni-bin-dir", a.config.CNIBinDir, "folder of CNI plugins")
+	f.StringVar(&a.config.ImageCredentialProviderConfig, "image-credential-provider-config", "", "CredentialProviderConfig of programs that know registries' credentials")
+	f.StringVar(&a.config.ImageCredentialProviderBinDir, "image-credential-provider-bin-dir", "", "folder of these programs")
 	f.IntVar(&a.config.MaxPods, "max-pods", a.config.MaxPods, "how many pods this node takes")
 	a.addLog(c)
 	return c
@@ -140,6 +142,7 @@ func (a *agent) nodeKubelet(runtime *cri.Client) (run.Component, error) {
 	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
 	c.CgroupRoot, c.MaxPods = a.record.Cgroup(), int64(a.config.MaxPods)
 	c.StaticPodPath = filepath.Join(data, "manifests")
+	c.ImageCredentialProviderConfig, c.ImageCredentialProviderBinDir = a.config.ImageCredentialProviderConfig, a.config.ImageCredentialProviderBinDir
 	cfg, err := a.join.rest(a.join.Kubelet)
 	if err != nil {
 		return nil, err

@@ -48,6 +48,10 @@ type Config struct {
 	CNIBinDir    string `json:"cniBinDir"`
 	// StaticPodDir holds manifests of pods that this node runs without being told by the API server. Default: DATADIR/manifests.
 	StaticPodDir string `json:"staticPodDir,omitempty"`
+	// ImageCredentialProviderConfig is upstream's CredentialProviderConfig, a file or a folder of files: which programs in
+	// ImageCredentialProviderBinDir know credentials of which registries.
+	ImageCredentialProviderConfig string `json:"imageCredentialProviderConfig,omitempty"`
+	ImageCredentialProviderBinDir string `json:"imageCredentialProviderBinDir,omitempty"`
 	// MaxPods of this node.
 	MaxPods int `json:"maxPods"`
 	// Debug serves profiles of the server below /debug/pprof, and the host's /var/log below /logs, to administrators.
@@ -122,6 +126,9 @@ func (c Config) validate() error {
 	}
 	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
 		problem("etcdCertFile", "is given together with etcdKeyFile or not at all")
+	}
+	if (c.ImageCredentialProviderConfig == "") != (c.ImageCredentialProviderBinDir == "") {
+		problem("imageCredentialProviderConfig", "is given together with imageCredentialProviderBinDir or not at all")
 	}
 	c.APIServer.validate(problem)
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {

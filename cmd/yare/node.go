@@ -57,6 +57,7 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	if c.StaticPodPath = s.config.StaticPodDir; c.StaticPodPath == "" {
 		c.StaticPodPath = filepath.Join(data, "manifests")
 	}
+	c.ImageCredentialProviderConfig, c.ImageCredentialProviderBinDir = s.config.ImageCredentialProviderConfig, s.config.ImageCredentialProviderBinDir
 	access := s.client("system:node:"+s.config.NodeName, authn.Nodes)
 	recorder := events.New(access, "kubelet", s.config.NodeName, s.log)
 	k, err := kubelet.New(c, kubelet.Deps{

@@ -8,10 +8,14 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/keyring"
 )
 
 // The reasons of a container that waits for its image.
@@ -90,7 +94,7 @@ func (w *worker) imageStatus(ctx context.Context, reference string) (*runtimeapi
 	return got.Image, nil
 }
 
-// pull pulls with each fitting credential of the pod's pull secrets, or without.
+// pull pulls with each fitting credential of the pod's pull secrets and the node's keyring, or without.
 func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) error {
 	select {
 	case w.pullSlots <- struct{}{}:
@@ -108,25 +112,52 @@ func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) er
 		}
 		secrets = append(secrets, s)
 	}
-	auths := forImage(credentials(secrets), reference)
+	auths, keyErr := w.Keyring.ForImage(ctx, reference, secrets, w.account(pod))
+	if keyErr != nil {
+		w.log.Warn("credentials are missing", "image", reference, "err", keyErr)
+	}
 	if len(auths) == 0 {
 		auths = append(auths, nil)
 	}
 	began := w.now()
-	var errs []error
+	var last error
 	for _, auth := range auths {
-		_, err := w.cri.Images.PullImage(ctx, &runtimeapi.PullImageRequest{
+		_, last = w.cri.Images.PullImage(ctx, &runtimeapi.PullImageRequest{
 			Image: &runtimeapi.ImageSpec{Image: reference}, Auth: auth,
 			SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
 				Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID)}},
 		})
-		if err == nil {
+		if last == nil {
 			w.say(pod, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v", reference, w.now().Sub(began).Round(time.Millisecond))
 			return nil
 		}
-		errs = append(errs, err)
 	}
-	return errs[len(errs)-1]
+	if keyErr != nil {
+		return fmt.Errorf("%s (%w)", message(last), keyErr)
+	}
+	return last
+}
+
+// account is the pod's service account, for who gives credentials to it.
+func (w *worker) account(pod *corev1.Pod) *keyring.Account {
+	return &keyring.Account{
+		Namespace: pod.Namespace, Name: pod.Spec.ServiceAccountName,
+		Read: func(ctx context.Context) (string, map[string]string, error) {
+			sa, err := client.Get[*corev1.ServiceAccount](ctx, w.Client, api.Key{Namespace: pod.Namespace, Name: pod.Spec.ServiceAccountName})
+			if err != nil {
+				return "", nil, err
+			}
+			return string(sa.UID), sa.Annotations, nil
+		},
+		Token: func(ctx context.Context, audience string) (string, error) {
+			seconds := int64(3600)
+			token, _, err := w.tokens.get(ctx, pod, authenticationv1.TokenRequestSpec{
+				Audiences: []string{audience}, ExpirationSeconds: &seconds,
+				BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID},
+			})
+			return token, err
+		},
+	}
 }
 
 // message returns an error's text without gRPC's frame.

@@ -267,26 +267,3 @@ func TestAdmit(t *testing.T) {
 		}
 	}
 }
-
-func TestCredentials(t *testing.T) {
-	secret := func(json string) *corev1.Secret {
-		return &corev1.Secret{Type: corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{corev1.DockerConfigJsonKey: []byte(json)}}
-	}
-	all := credentials([]*corev1.Secret{
-		secret(`{"auths":{"https://index.docker.io/v1/":{"auth":"aHViOnB3"},"r.io":{"username":"r"},"r.io/team":{"username":"team"},"*.w.io":{"username":"w"},"p.io:5000":{"username":"port"}}}`),
-		secret("not json"),
-		{Type: corev1.SecretTypeDockercfg, Data: map[string][]byte{corev1.DockerConfigKey: []byte(`{"old.io":{"username":"old"}}`)}},
-	})
-	for image, want := range map[string]string{
-		"nginx": "hub", "user/nginx:1": "hub", "docker.io/library/nginx@sha256:1": "hub", "r.io/x": "r", "r.io/team/x:1": "team r", "r.io/teams/x": "r",
-		"a.w.io/x": "w", "a.b.w.io/x": "", "p.io:5000/x:2": "port", "p.io/x": "", "old.io/x": "old", "none.io/x": "",
-	} {
-		var users []string
-		for _, a := range forImage(all, image) {
-			users = append(users, a.Username)
-		}
-		if got := strings.Join(users, " "); got != want {
-			t.Errorf("%s: %q, want %q", image, got, want)
-		}
-	}
-}

@@ -14,6 +14,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/keyring"
 	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -55,6 +56,8 @@ type Deps struct {
 	Volumes *volume.Volumes
 	Groups  Groups
 	Probes  probe.Runner // Exec is set by New
+	// Keyring has the node's credentials for registries; nil for none.
+	Keyring *keyring.Keyring
 	Log     *slog.Logger
 	// Node returns the Node object, nil before it is registered.
 	Node func() *corev1.Node
