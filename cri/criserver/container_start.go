@@ -35,9 +35,6 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	started := now() // not after the program: what it does at once, and its end, come later
 	startErr := c.sandbox.shim.Start(ctx, c.id)
 	c.mu.Lock()
-	c.starting = false
-	early := c.early
-	c.early = nil
 	var recordErr error
 	if startErr == nil {
 		recordErr = c.change(func(r *containerRecord) { r.Started = started })
@@ -45,11 +42,17 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 		c.rec.Message = startErr.Error()
 	}
 	c.mu.Unlock()
+	if startErr == nil { // told before the end, which is held back until now
+		s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	c.mu.Lock()
+	early := c.early
+	c.starting, c.early = false, nil
+	c.mu.Unlock()
 	if startErr != nil {
 		s.startFailed(c, early)
 		return nil, fmt.Errorf("start container %s: %w", c.id, startErr)
 	}
-	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	if early != nil {
 		s.markExited(c, *early, "")
 	}
