@@ -76,7 +76,8 @@ func newServer(t testing.TB) *server {
 	return s
 }
 
-// picture is of all that there is in our namespaces, folders and cgroups.
+// picture is of all that there is in our namespaces, folders and cgroups. Mounts that were there before ours are left out:
+// their owners end them in our namespace as well, by removing the folder.
 func (s *server) picture() hoststate.State {
 	s.Helper()
 	all, err := hoststate.Take(s.dir)
@@ -86,7 +87,7 @@ func (s *server) picture() hoststate.State {
 		kind, _, _ := strings.Cut(line, " ")
 		switch {
 		case kind == "sysctl" && !strings.Contains(line, " net/"): // the machine's
-		case (kind == "file" || kind == "cgroup") && !strings.Contains(line, inside.cgroup): // of others
+		case (kind == "file" || kind == "cgroup" || kind == "mount") && !strings.Contains(line, inside.cgroup): // of others
 		case strings.HasPrefix(line, "file "+filepath.Join(s.dir, "log")): // meant to stay
 		default:
 			ours[line] = true
