@@ -31,6 +31,7 @@ type bench struct {
 	pods    []string
 	oci     map[string][]float64 // run and delete by runtime
 	cri     map[string][]float64 // CRI calls by name
+	pulls   [][2]time.Duration   // of an image, and gunzip of its layers
 }
 
 const name = "bench"
