@@ -87,6 +87,11 @@ func (v *check) initContainer(c *corev1.Container, path *field.Path) (errs field
 	forbid(c.LivenessProbe != nil, "livenessProbe")
 	forbid(c.ReadinessProbe != nil, "readinessProbe")
 	forbid(c.StartupProbe != nil, "startupProbe")
+	for i, p := range c.ResizePolicy {
+		if p.RestartPolicy == corev1.RestartContainer {
+			errs = append(errs, field.Invalid(path.Child("resizePolicy").Index(i).Child("restartPolicy"), p.RestartPolicy, "must not be set to 'RestartContainer' for non-sidecar initContainers"))
+		}
+	}
 	return errs
 }
 

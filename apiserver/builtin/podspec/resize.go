@@ -3,6 +3,7 @@ package podspec
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -11,9 +12,9 @@ import (
 // KeepButResources takes back in now whatever a write of pods/resize may not change, which is all but the resources and resize
 // policies of its containers (KEP-1287). Containers that were added, taken away, renamed or moved stay, for Resize to refuse.
 func KeepButResources(now, old *corev1.Pod) {
-	status := *old.Status.DeepCopy()
+	metav1.ResetObjectMetaForStatus(now, old)
 	wanted := now.Spec
-	now.Spec, now.Status = *old.Spec.DeepCopy(), status
+	now.Spec, now.Status = *old.Spec.DeepCopy(), *old.Status.DeepCopy()
 	now.Spec.Containers = resourcesOf(wanted.Containers, now.Spec.Containers)
 	now.Spec.InitContainers = resourcesOf(wanted.InitContainers, now.Spec.InitContainers)
 }
@@ -64,9 +65,6 @@ func Resize(now, old *corev1.Pod) (errs field.ErrorList) {
 		errs = append(errs, nothingRemoved(n, o, at.Child("resources"))...)
 		if !onlyComputing(n, o) {
 			errs = append(errs, field.Forbidden(at, "only cpu and memory resources for init or sidecar containers are mutable"))
-		}
-		if !api.Sidecar(n) && !equality.Semantic.DeepEqual(n, o) && restartsOnResize(n) {
-			errs = append(errs, field.Forbidden(at, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized"))
 		}
 	}
 	for i := range now.Spec.Containers {
@@ -130,13 +128,4 @@ func onlyComputing(now, old *corev1.Container) bool {
 		delete(list, corev1.ResourceMemory)
 	}
 	return equality.Semantic.DeepEqual(a, b)
-}
-
-func restartsOnResize(c *corev1.Container) bool {
-	for _, p := range c.ResizePolicy {
-		if p.RestartPolicy == corev1.RestartContainer {
-			return true
-		}
-	}
-	return false
 }
