@@ -45,16 +45,9 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	if startErr == nil { // told before the end, which is held back until now
 		s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
-	c.mu.Lock()
-	early := c.early
-	c.starting, c.early = false, nil
-	c.mu.Unlock()
+	s.started(c, startErr != nil)
 	if startErr != nil {
-		s.startFailed(c, early)
 		return nil, fmt.Errorf("start container %s: %w", c.id, startErr)
-	}
-	if early != nil {
-		s.markExited(c, *early, "")
 	}
 	if recordErr != nil {
 		return nil, fmt.Errorf("start container %s: %w", c.id, recordErr)
@@ -62,14 +55,25 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
-// startFailed records that a container will never run. Its shim being gone is
-// told by the watch, with what is known there.
-func (s *Server) startFailed(c *container, early *shim.ExitStatus) {
-	exit := shim.ExitStatus{Code: exitStartError, At: time.Now()}
-	if early != nil {
-		exit.At = early.At
+// started ends the time in which the container's end is held back. One whose start failed has ended, whatever its shim tells
+// of that: no other word may come between.
+func (s *Server) started(c *container, failed bool) {
+	c.mu.Lock()
+	early := c.early
+	c.starting, c.early = false, nil
+	reason := ""
+	if failed {
+		exit := shim.ExitStatus{Code: exitStartError, At: time.Now()}
+		if early != nil {
+			exit.At = early.At
+		}
+		early, reason = &exit, "StartError"
 	}
-	s.markExited(c, exit, "StartError")
+	news := early != nil && s.recordExit(c, *early, reason)
+	c.mu.Unlock()
+	if news {
+		s.tellExit(c, *early)
+	}
 }
 
 // pidOf is a running container's first process.

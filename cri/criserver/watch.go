@@ -80,9 +80,17 @@ func (s *Server) markExited(c *container, exit shim.ExitStatus, reason string) {
 		c.mu.Unlock()
 		return
 	}
+	news := s.recordExit(c, exit, reason)
+	c.mu.Unlock()
+	if news {
+		s.tellExit(c, exit)
+	}
+}
+
+// recordExit records the container's end and reports whether that is news. c.mu is held.
+func (s *Server) recordExit(c *container, exit shim.ExitStatus, reason string) bool {
 	if c.rec.Finished != 0 {
-		c.mu.Unlock()
-		return
+		return false
 	}
 	err := c.change(func(r *containerRecord) {
 		r.Finished, r.ExitCode, r.Reason = exit.At.UnixNano(), int32(exit.Code), reason
@@ -99,7 +107,10 @@ func (s *Server) markExited(c *container, exit shim.ExitStatus, reason string) {
 		s.log.Error("exit not recorded", "container", c.id, "err", err)
 	}
 	close(c.exited)
-	c.mu.Unlock()
+	return true
+}
+
+func (s *Server) tellExit(c *container, exit shim.ExitStatus) {
 	s.log.Debug("container exited", "container", c.id, "code", exit.Code, "oom", exit.OOM)
 	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
