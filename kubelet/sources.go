@@ -33,6 +33,7 @@ func (k *Kubelet) watchPods(ctx context.Context, statics <-chan struct{}, ready 
 			}
 			switch e.Op {
 			case client.Synced:
+				k.pods.Synced()
 				select {
 				case <-statics:
 					select {

@@ -94,6 +94,8 @@ func (b *bed) start() {
 			switch {
 			case err != nil:
 				return
+			case e.Op == client.Synced:
+				b.pods.Synced()
 			case e.Op == client.Deleted:
 				b.pods.Set(e.Object.(*corev1.Pod))
 				b.pods.Gone(e.Object.GetUID())

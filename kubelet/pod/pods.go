@@ -81,6 +81,7 @@ type Pods struct {
 
 	mu      sync.Mutex
 	ctx     context.Context // of all workers, while open
+	synced  bool            // all pods of the API are known
 	workers map[types.UID]*worker
 
 	wg sync.WaitGroup
@@ -123,6 +124,26 @@ func (p *Pods) Set(pod *corev1.Pod) {
 		p.wg.Go(func() { w.run(p.ctx) })
 	}
 	w.set(pod)
+}
+
+// Synced tells that every pod that the API has was given to Set: from now on it is known how much room is taken. Until then
+// none of them is admitted or resized.
+func (p *Pods) Synced() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.synced {
+		return
+	}
+	p.synced = true
+	for _, w := range p.workers {
+		w.poke()
+	}
+}
+
+func (p *Pods) isSynced() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.synced
 }
 
 // Mirror gives the worker of a static pod the pod that shows it in the API, nil when there is none.

@@ -68,8 +68,11 @@ func (w *worker) admitUp(_ context.Context, pod *corev1.Pod, v *View) (bool, err
 	w.mu.Lock()
 	admitted := w.admitted
 	w.mu.Unlock()
-	if admitted {
+	switch {
+	case admitted:
 		return true, nil
+	case !w.static && !w.isSynced():
+		return false, nil
 	}
 	if v.Sandbox() != nil {
 		w.noteAdmitted(allocationShown(pod))

@@ -126,11 +126,16 @@ func (w *worker) forgive() {
 
 func newRetries() *delays { return newDelays(time.Second, 30*time.Second, 0) }
 
-// takesRoom reports whether the pod was admitted and has not ended.
+// takesRoom reports whether the pod was admitted, by this kubelet or the one before, and has not ended.
 func (w *worker) takesRoom() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.admitted && !w.over
+	return (w.admitted || admittedBefore(w.pod)) && !w.over
+}
+
+// admittedBefore reports whether the kubelet that ran before this one had taken the pod, which has not ended since.
+func admittedBefore(pod *corev1.Pod) bool {
+	return pod.Status.StartTime != nil && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
 
 // poke wakes the worker; many pokes are one.
@@ -153,12 +158,16 @@ func (w *worker) current() *corev1.Pod {
 	if w.written != nil && (shown == nil || w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown)) {
 		shown = w.written
 	}
+	given := w.given
+	if given == nil && admittedBefore(w.pod) {
+		given = allocationShown(w.pod)
+	}
 	if shown == nil || shown == w.pod {
-		return w.given.over(w.pod)
+		return given.over(w.pod)
 	}
 	merged := *w.pod // what was written may lack a newer spec, and a mirror is no spec
 	merged.Status = shown.Status
-	return w.given.over(&merged)
+	return given.over(&merged)
 }
 
 func (w *worker) isGone() bool {

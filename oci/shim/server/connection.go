@@ -60,8 +60,8 @@ func (c *connection) ready(events uint32) {
 		return
 	}
 	n, fds, err := linux.ReceiveMessage(c.fd, c.s.message[:])
-	if errors.Is(err, unix.EAGAIN) {
-		return
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ECONNRESET) {
+		return // a client that went without hearing all answers: told once, before what it had asked for
 	}
 	var r protocol.Request
 	if err != nil || n == 0 || wire.Unmarshal(c.s.message[:n], &r) != nil {
@@ -135,7 +135,10 @@ func (c *connection) send(r *protocol.Reply, fds ...int) {
 	if c == nil || c.fd < 0 {
 		return
 	}
-	if err := linux.SendMessage(c.fd, wire.Marshal(r), fds...); err != nil {
+	switch err := linux.SendMessage(c.fd, wire.Marshal(r), fds...); {
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		// Gone. What it had asked for is still to be read, and then its end.
+	case err != nil:
 		c.close()
 	}
 }
