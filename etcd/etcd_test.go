@@ -200,6 +200,10 @@ func TestDiskFull(t *testing.T) {
 	e := mustStart(t, Config{DataDir: data, MinFree: 16 << 20, Ephemeral: true})
 	ctx := t.Context()
 	put := func() error { _, err := e.Client().Put(ctx, "/k", "v"); return err }
+	var db unix.Stat_t
+	if err := unix.Stat(filepath.Join(data, "member", "snap", "db"), &db); err != nil || db.Blocks*512 < db.Size+4<<20 {
+		t.Errorf("the database has room for %d bytes of %d, with no look at the disk yet to come: %v", db.Blocks*512, db.Size, err)
+	}
 	for round := range 2 {
 		if err := put(); err != nil {
 			t.Fatal(err)

@@ -56,6 +56,9 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 	}
 	e.access.Store(&access{client, adapter.KvServerToKvClient(v3rpc.NewQuotaKVServer(m.Server))})
 	e.disk.Store(sp)
+	if err := sp.check(ctx, m.Server); err != nil && ctx.Err() == nil {
+		e.c.Log.Warn("checking disk space failed", "err", err)
+	}
 	ready()
 	return e.serve(ctx, m, client, sp, fatal)
 }
