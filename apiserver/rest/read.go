@@ -152,12 +152,12 @@ func (p *Pipeline) snapshot(ctx context.Context, r *Request, q ListOptions) (sna
 
 // resume finds the state that a continue token names.
 func (p *Pipeline) resume(ctx context.Context, r *Request, q ListOptions) (snap store.Snapshot, after api.Key, err error) {
-	if q.Version != "" && q.Version != "0" {
-		return snap, after, apierrors.NewBadRequest("specifying resource version is not allowed when using continue")
-	}
 	t, err := parseToken(q.Continue)
 	if err != nil {
 		return snap, after, apierrors.NewBadRequest("invalid continue token: continue key is not valid" + err.Error())
+	}
+	if q.Version != "" && q.Version != "0" {
+		return snap, after, apierrors.NewBadRequest("specifying resource version is not allowed when using continue")
 	}
 	after = api.ParseKey(strings.TrimSuffix(t.Start, "\x00"))
 	if r.Key.Namespace != "" && after.Namespace != r.Key.Namespace {
