@@ -18,5 +18,5 @@
 // pod any more (after the API has told which there are) is removed; nothing outside its folders, cgroups and labels is touched.
 //
 // Not here yet, and never pretended: eviction under pressure (the conditions are reported), volumes of other types than
-// package volume lists, devices, user namespaces.
+// package volume lists, devices.
 package kubelet
