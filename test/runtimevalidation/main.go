@@ -5,7 +5,9 @@
 // made of the host's static busybox. Each is run against both runtimes with state directories of their own. Red is:
 //
 //   - a program of passing.txt, the ratchet, that does not pass;
-//   - a program that passes for the peer and not for us.
+//   - a program that passes for the peer and not for us;
+//
+// in the run and in three more of its own, with nothing beside it.
 //
 // accept takes what the last run passed into the ratchet.
 package main
@@ -86,6 +88,10 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	ratchet, err := readLines(filepath.Join(w.module, ratchetName))
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	dir := filepath.Join(cache, "runs", began.UTC().Format("20060102-150405"))
 	ours, err := newRuntime("ours", w.yare, dir)
@@ -99,6 +105,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 	names := suite.choose(focus)
 	fmt.Fprintf(out, "running %d programs against %s and %s; logs in %s\n", len(names), w.yare, w.peer, dir)
 	results := suite.run(ctx, w, names, ours, peer)
+	retry(results, ratchet, peer.name, func(name string) verdict { return suite.one(ctx, w.timeout, name, ours) })
 	if ctx.Err() != nil {
 		return errors.New("interrupted: this run says nothing")
 	}
@@ -108,10 +115,6 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) error {
 		_ = errors.Join(os.Remove(filepath.Join(p, "cgrouptest")), os.Remove(p))
 	}
 	if err := errors.Join(os.RemoveAll(ours.bundles), os.RemoveAll(peer.bundles)); err != nil {
-		return err
-	}
-	ratchet, err := readLines(filepath.Join(w.module, ratchetName))
-	if err != nil {
 		return err
 	}
 	report(out, results, peer.name, time.Since(began))

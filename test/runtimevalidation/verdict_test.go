@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,7 +31,10 @@ func TestRead(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	good, bad := verdict{passed, ""}, verdict{failed, "no"}
-	results := []result{{"both", good, good}, {"neither", bad, bad}, {"ours", good, bad}, {"theirs", bad, good}, {"pidfile", bad, good}, {"before", bad, bad}}
+	results := []result{
+		{name: "both", ours: good, peer: good}, {name: "neither", ours: bad, peer: bad}, {name: "ours", ours: good, peer: bad},
+		{name: "theirs", ours: bad, peer: good}, {name: "pidfile", ours: bad, peer: good}, {name: "before", ours: bad, peer: bad},
+	}
 	err := judge(results, []string{"before", "both"}, "runc")
 	if err == nil || err.Error() != "theirs passes for runc: no\nbefore has passed before: no" {
 		t.Errorf("got %v", err)
@@ -40,12 +44,35 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestRetry(t *testing.T) {
+	good, bad := verdict{passed, ""}, verdict{failed, "no"}
+	results := []result{
+		{name: "good", ours: good}, {name: "never", ours: bad}, {name: "slow", ours: bad}, {name: "broken", ours: bad},
+		{name: "theirs", ours: bad, peer: good}, {name: "pidfile", ours: bad, peer: good},
+	}
+	ran := map[string]int{}
+	ratchet := []string{"good", "slow", "broken"}
+	retry(results, ratchet, "runc", func(name string) verdict {
+		ran[name]++
+		if name == "slow" && ran[name] == 2 {
+			return good
+		}
+		return bad
+	})
+	if want := map[string]int{"slow": 2, "broken": tries, "theirs": tries}; !maps.Equal(ran, want) {
+		t.Errorf("ran again %v, want %v", ran, want)
+	}
+	if err := judge(results, ratchet, "runc"); err == nil || err.Error() != "broken has passed before: no\ntheirs passes for runc: no" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAccept(t *testing.T) {
 	module, cache := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(module, ratchetName), []byte("# head\nb\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := keep(cache, []result{{"a", verdict{passed, ""}, verdict{}}, {"c", verdict{failed, "x"}, verdict{}}}); err != nil {
+	if err := keep(cache, []result{{name: "a", ours: verdict{passed, ""}}, {name: "c", ours: verdict{failed, "x"}}}); err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
