@@ -15,96 +15,6 @@ import (
 	"github.com/yare-dev/yare/cri"
 )
 
-func TestLifecycle(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	pod := h.runPod("web")
-	st, err := h.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
-	if err != nil || st.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Status.Network.Ip != "192.0.2.7" {
-		t.Fatalf("sandbox status %v, %v", st, err)
-	}
-	id := h.create(pod, h.containerConfig("main", "sh", "-c", "echo started; echo oops >&2; trap 'exit 3' TERM; while :; do sleep 0.05; done"))
-	if s := h.status(id); s.State != runtimeapi.ContainerState_CONTAINER_CREATED {
-		t.Errorf("after create: %v", s.State)
-	}
-	h.startContainer(id)
-	if s := h.status(id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || s.StartedAt < s.CreatedAt || s.User.Linux.Uid != 0 {
-		t.Errorf("after start: %v", s)
-	}
-	h.wantExec(id, "web\n", "hostname")
-	h.wantExec(id, "yes\n", "sh", "-c", "echo $IMAGE")
-	h.wantExec(id, "search svc.cluster.local\nnameserver 10.43.0.10\n", "cat", "/etc/resolv.conf")
-	if out, code := h.exec(id, "sh", "-c", "exit 42"); code != 42 {
-		t.Errorf("exit 42: %q, %d", out, code)
-	}
-	if _, err := h.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
-		t.Fatal(err)
-	}
-	if s := h.status(id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 3 || s.Reason != "Error" {
-		t.Errorf("after stop: %v", s)
-	}
-	log, err := os.ReadFile(filepath.Join(h.dir, "logs/web/main.log"))
-	if err != nil || !strings.Contains(string(log), " stdout F started\n") || !strings.Contains(string(log), " stderr F oops\n") {
-		t.Errorf("log %q, %v", log, err)
-	}
-	if _, err := h.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
-		t.Fatal(err)
-	}
-	_, err = h.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
-	if cri.Code(err) != codes.NotFound {
-		t.Errorf("status of a removed container: %v", err)
-	}
-	for range 2 {
-		if _, err := h.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	list, err := h.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
-		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}, LabelSelector: map[string]string{"pod": "web"},
-	}})
-	if err != nil || len(list.Items) != 1 {
-		t.Errorf("stopped sandboxes: %v, %v", list, err)
-	}
-}
-
-// TestOverTheSocket does the same through gRPC, once.
-func TestOverTheSocket(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	remote, err := cri.Dial(t.Context(), "unix://"+h.cfg.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer remote.Close()
-	local := h.Client
-	h.Client = remote
-	id := h.run(h.runPod("p"), "c", "sleep", "100")
-	h.wantExec(id, "hi\n", "echo", "hi")
-	if _, err := h.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
-		t.Fatal(err)
-	}
-	if s := h.exited(id); s.ExitCode != 137 {
-		t.Errorf("killed: %v", s)
-	}
-	h.Client = local
-}
-
-func TestUser(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	pod := h.runPod("p")
-	c := h.containerConfig("c", "sleep", "100")
-	c.Linux.SecurityContext.RunAsUsername = "alice"
-	c.Linux.SecurityContext.SupplementalGroups = []int64{2000}
-	id := h.create(pod, c)
-	h.startContainer(id)
-	h.wantExec(id, "1000 1001 1001 50 2000 /home/alice\n", "sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME")
-	u := h.status(id).User.Linux
-	if u.Uid != 1000 || u.Gid != 1001 || len(u.SupplementalGroups) != 3 {
-		t.Errorf("status user %v", u)
-	}
-}
-
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -178,16 +88,6 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	}
 }
 
-func TestExecTimeout(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	id := h.run(h.runPod("p"), "c", "sleep", "100")
-	_, err := h.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sleep", "50"}, Timeout: 1})
-	if cri.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("exec: %v", err)
-	}
-}
-
 // TestRestart lets the server go and come again: containers live on, exits that
 // happened meanwhile are known, half-made things are gone.
 func TestRestart(t *testing.T) {
@@ -253,88 +153,6 @@ func TestShimKilled(t *testing.T) {
 	defer sb.op.Unlock()
 	if rec := sb.record(); !rec.Stopped {
 		t.Error("the sandbox is still ready")
-	}
-}
-
-func TestEvents(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	stream, err := h.Runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for h.server.events.idle() {
-		time.Sleep(time.Millisecond)
-	}
-	pod := h.runPod("p")
-	id := h.run(pod, "c", "true")
-	const created, started, stopped = runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
-	for _, want := range []struct {
-		id   string
-		what runtimeapi.ContainerEventType
-	}{{pod, created}, {pod, started}, {id, created}, {id, started}, {id, stopped}} {
-		e, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e.ContainerId != want.id || e.ContainerEventType != want.what || e.PodSandboxStatus.Id != pod {
-			t.Errorf("event %v of %s, want %v of %s", e.ContainerEventType, e.ContainerId, want.what, want.id)
-		}
-	}
-}
-
-func TestStats(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	pod := h.runPod("p")
-	id := h.run(pod, "c", "sh", "-c", "dd if=/dev/zero of=/file bs=4096 count=100 2>/dev/null; sleep 100")
-	h.exec(id, "sh", "-c", "while ! test -s /file; do sleep 0.01; done; sync")
-	st, err := h.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.Stats.Cpu.UsageCoreNanoSeconds.Value == 0 || st.Stats.Memory.WorkingSetBytes.Value == 0 || st.Stats.WritableLayer.UsedBytes.Value < 4096 {
-		t.Errorf("stats %v", st.Stats)
-	}
-	ps, err := h.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
-	if err != nil || ps.Stats.Linux.Process.ProcessCount.Value < 2 || len(ps.Stats.Linux.Containers) != 1 {
-		t.Errorf("sandbox stats %v, %v", ps, err)
-	}
-	ms, err := h.Runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
-	if err != nil || len(ms.PodMetrics) != 1 || len(ms.PodMetrics[0].ContainerMetrics) != 1 {
-		t.Errorf("metrics %v, %v", ms, err)
-	}
-}
-
-func TestSharedNamespaces(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	pod := h.runPod("p", func(c *runtimeapi.PodSandboxConfig) {
-		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-	})
-	config := func(name string, mode runtimeapi.NamespaceMode, target string) *runtimeapi.ContainerConfig {
-		c := h.containerConfig(name, "sleep", "777")
-		c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: mode, TargetId: target}
-		return c
-	}
-	a := h.create(pod, config("a", runtimeapi.NamespaceMode_POD, ""))
-	h.startContainer(a)
-	b := h.create(pod, config("b", runtimeapi.NamespaceMode_POD, ""))
-	h.startContainer(b)
-	if out, _ := h.exec(a, "sh", "-c", "ps | grep -c '[s]leep 777'"); out != "2\n" {
-		t.Errorf("with one PID namespace a sees %q sleeps, want 2", out)
-	}
-	h.exec(a, "sh", "-c", "echo shared > /dev/shm/x")
-	h.wantExec(b, "shared\n", "cat", "/dev/shm/x")
-	own := h.create(pod, config("own", runtimeapi.NamespaceMode_CONTAINER, ""))
-	h.startContainer(own)
-	if out, _ := h.exec(own, "sh", "-c", "ps | grep -c '[s]leep 777'"); out != "1\n" {
-		t.Errorf("with its own PID namespace a container sees %q sleeps", out)
-	}
-	debug := h.create(pod, config("debug", runtimeapi.NamespaceMode_TARGET, own))
-	h.startContainer(debug)
-	if out, _ := h.exec(debug, "sh", "-c", "ps | grep -c '[s]leep 777'"); out != "2\n" {
-		t.Errorf("with the target's PID namespace a container sees %q sleeps", out)
 	}
 }
 

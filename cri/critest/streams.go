@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -273,8 +274,14 @@ func socketTerminal(t *T) {
 	s.Close()
 }
 
+// trueURL asks for a session of a program that ends at once.
+func (t *T) trueURL() string {
+	t.Helper()
+	return t.execURL(&runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true})
+}
+
 func execOnce(t *T) {
-	address := t.execURL(&runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true})
+	address := t.trueURL()
 	if s := t.spdy(address, remotecommand.StreamOptions{}); s.err != nil {
 		t.Errorf("%+v", s)
 	}
@@ -284,37 +291,38 @@ func execOnce(t *T) {
 }
 
 func execForged(t *T) {
-	address := t.execURL(&runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true})
+	address := t.trueURL()
 	forged := address[:strings.LastIndex(address, "/")] + "/forged"
 	if s := t.spdy(forged, remotecommand.StreamOptions{}); s.err == nil {
 		t.Errorf("%+v", s)
 	}
 }
 
-func (t *T) execRefused(what string, r *runtimeapi.ExecRequest, allowed ...codes.Code) {
+// noSession asks for a session that is to be refused.
+func noSession[Q, A any](t *T, ask func(context.Context, Q, ...grpc.CallOption) (A, error), q Q, allowed ...codes.Code) {
 	t.Helper()
-	_, err := t.Runtime.Exec(t.Context(), r)
-	t.refused(what, err, allowed...)
+	_, err := ask(t.Context(), q)
+	t.refused("the session", err, allowed...)
 }
 
 func execNoStream(t *T) {
-	t.execRefused("exec without a stream", &runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}}, codes.InvalidArgument)
+	noSession(t, t.Runtime.Exec, &runtimeapi.ExecRequest{ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}}, codes.InvalidArgument)
 }
 
 func execTerminalErrors(t *T) {
-	t.execRefused("exec with a terminal and errors", &runtimeapi.ExecRequest{
+	noSession(t, t.Runtime.Exec, &runtimeapi.ExecRequest{
 		ContainerId: t.sleeper(t.any()), Cmd: []string{"true"}, Stdout: true, Stderr: true, Tty: true,
 	}, codes.InvalidArgument)
 }
 
 func execSessionUnknown(t *T) {
-	t.execRefused("exec in nothing", &runtimeapi.ExecRequest{ContainerId: "0123456789abcdef", Cmd: []string{"true"}, Stdout: true}, codes.NotFound)
+	noSession(t, t.Runtime.Exec, &runtimeapi.ExecRequest{ContainerId: "0123456789abcdef", Cmd: []string{"true"}, Stdout: true}, codes.NotFound)
 }
 
 func execSessionExited(t *T) {
 	id := t.run(t.any(), t.config("true"))
 	t.exited(id)
-	t.execRefused("exec in an exited container", &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true})
+	noSession(t, t.Runtime.Exec, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true})
 }
 
 func attachCases() []Case {
@@ -345,6 +353,20 @@ func (t *T) reader(once bool) *containerConfig {
 	c := t.script("while read line; do echo got $line; done; echo end")
 	c.Stdin, c.StdinOnce = true, once
 	return c
+}
+
+// hears reads until the output has had want in it.
+func (t *T) hears(s *socket, want string) {
+	t.Helper()
+	for got := ""; !strings.Contains(got, want); {
+		var frame []byte
+		if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
+			t.Fatalf("%v after %q", err, got)
+		}
+		if len(frame) > 0 && frame[0] == channelOut {
+			got += string(frame[1:])
+		}
+	}
 }
 
 func attachOutput(t *T) {
@@ -378,16 +400,7 @@ func attachAgain(t *T) {
 		if err := s.send(channelIn, line+"\n"); err != nil {
 			t.Fatal(err)
 		}
-		var got string
-		for !strings.Contains(got, "got "+line+"\n") {
-			var frame []byte
-			if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
-				t.Fatalf("%v after %q", err, got)
-			}
-			if len(frame) > 0 && frame[0] == channelOut {
-				got += string(frame[1:])
-			}
-		}
+		t.hears(s, "got "+line+"\n")
 		s.Close()
 	}
 	if s := t.status(id); s.State != running {
@@ -414,15 +427,7 @@ func attachSocket(t *T) {
 	if err := s.send(channelIn, "a\n"); err != nil {
 		t.Fatal(err)
 	}
-	for got := ""; got != "got a\n"; {
-		var frame []byte
-		if err := websocket.Message.Receive(s.Conn, &frame); err != nil {
-			t.Fatalf("%v after %q", err, got)
-		}
-		if len(frame) > 0 && frame[0] == channelOut {
-			got += string(frame[1:])
-		}
-	}
+	t.hears(s, "got a\n")
 	s.Close()
 	t.wantCode(id, 0) // its input is gone with the session
 }
@@ -438,22 +443,16 @@ func attachLog(t *T) {
 	}
 }
 
-func (t *T) attachRefused(what string, r *runtimeapi.AttachRequest, allowed ...codes.Code) {
-	t.Helper()
-	_, err := t.Runtime.Attach(t.Context(), r)
-	t.refused(what, err, allowed...)
-}
-
 func attachNoStream(t *T) {
-	t.attachRefused("attach without a stream", &runtimeapi.AttachRequest{ContainerId: t.sleeper(t.any())}, codes.InvalidArgument)
+	noSession(t, t.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: t.sleeper(t.any())}, codes.InvalidArgument)
 }
 
 func attachUnknown(t *T) {
-	t.attachRefused("attach to nothing", &runtimeapi.AttachRequest{ContainerId: "0123456789abcdef", Stdout: true}, codes.NotFound)
+	noSession(t, t.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: "0123456789abcdef", Stdout: true}, codes.NotFound)
 }
 
 func attachExited(t *T) {
 	id := t.run(t.any(), t.config("true"))
 	t.exited(id)
-	t.attachRefused("attach to an exited container", &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
+	noSession(t, t.Runtime.Attach, &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
 }
