@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,14 +28,32 @@ func Unified(hierarchies []Hierarchy) bool {
 	return len(hierarchies) > 0 && !slices.ContainsFunc(hierarchies, func(h Hierarchy) bool { return !h.Unified() })
 }
 
-// Hierarchies returns the cgroup file systems that are mounted from their own
-// root, each once, in order of mounting.
+// mounted are the host's hierarchies. They are read once: to find them takes reading all mounts of the host, and every pod has some.
+var mounted struct {
+	sync.Mutex
+	known []Hierarchy
+}
+
+// Hierarchies returns the cgroup file systems that are mounted from their own root, each once, in order of mounting. They are shared
+// and read-only. One that is unmounted is noticed by its root, one that is mounted after the first call is not: the host's are there
+// before anything that makes groups.
 func Hierarchies() ([]Hierarchy, error) {
+	mounted.Lock()
+	defer mounted.Unlock()
+	gone := func(h Hierarchy) bool {
+		var fs unix.Statfs_t
+		err := unix.Statfs(h.Root, &fs)
+		return err != nil || fs.Type != unix.CGROUP_SUPER_MAGIC && fs.Type != unix.CGROUP2_SUPER_MAGIC
+	}
+	if mounted.known != nil && !slices.ContainsFunc(mounted.known, gone) {
+		return mounted.known, nil
+	}
 	b, err := ReadFile(unix.AT_FDCWD, "/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	return parseHierarchies(b), nil
+	mounted.known = parseHierarchies(b)
+	return mounted.known, nil
 }
 
 func parseHierarchies(mountinfo []byte) []Hierarchy {

@@ -69,7 +69,7 @@ func Open(name string) (*Group, error) {
 	if name == "/" {
 		return nil, errors.New("open cgroup /: it belongs to the host")
 	}
-	hierarchies, err := mounted.list()
+	hierarchies, err := linux.Hierarchies()
 	if err != nil {
 		return nil, err
 	}
