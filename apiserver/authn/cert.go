@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -17,26 +16,20 @@ const CredentialID = "authentication.kubernetes.io/credential-id"
 // Certificates accepts client certificates that a CA of pool signed: the common name is the user, the organisations
 // are the groups.
 func Certificates(pool *x509.CertPool) Authenticator {
-	return &certificates{pool: pool, verified: map[[sha256.Size]byte]holder{}}
+	return &certificates{pool: pool}
 }
 
 type certificates struct {
 	pool *x509.CertPool
-
-	mu sync.RWMutex
-	// verified are certificates whose signatures were found right: that is so for ever, and costs more than the rest of a
-	// small request. It is emptied when it grows.
-	verified map[[sha256.Size]byte]holder
+	// verified are certificates whose signatures were found right, while the whole chain is valid.
+	verified Remembered[[sha256.Size]byte, holder]
 }
 
-// holder is the user of a certificate while its whole chain is valid.
+// holder is the user of a certificate that is valid from a time on.
 type holder struct {
-	user        *User
-	from, until time.Time
+	user *User
+	from time.Time
 }
-
-// maxVerified bounds certificates.verified.
-const maxVerified = 10000
 
 // Authenticate is part of Authenticator. The User that it returns is shared.
 func (c *certificates) Authenticate(r *http.Request) (*User, error) {
@@ -48,10 +41,7 @@ func (c *certificates) Authenticate(r *http.Request) (*User, error) {
 		return nil, nil
 	}
 	sum := sha256.Sum256(leaf.Raw)
-	c.mu.RLock()
-	h, ok := c.verified[sum]
-	c.mu.RUnlock()
-	if now := time.Now(); ok && !now.Before(h.from) && !now.After(h.until) {
+	if h, ok := c.verified.Get(sum); ok && !time.Now().Before(h.from) {
 		return h.user, nil
 	}
 	between := x509.NewCertPool()
@@ -63,24 +53,19 @@ func (c *certificates) Authenticate(r *http.Request) (*User, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verify client certificate of %q: %w", leaf.Subject.CommonName, err)
 	}
-	h = holder{from: leaf.NotBefore, until: leaf.NotAfter, user: &User{
+	h, until := holder{from: leaf.NotBefore, user: &User{
 		Name:   leaf.Subject.CommonName,
 		Groups: slices.Clip(append(slices.Clone(leaf.Subject.Organization), Authenticated)),
 		Extra:  map[string][]string{CredentialID: {"X509SHA256=" + hex.EncodeToString(sum[:])}},
-	}}
+	}}, leaf.NotAfter
 	for _, cert := range chains[0] {
 		if cert.NotBefore.After(h.from) {
 			h.from = cert.NotBefore
 		}
-		if cert.NotAfter.Before(h.until) {
-			h.until = cert.NotAfter
+		if cert.NotAfter.Before(until) {
+			until = cert.NotAfter
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.verified) >= maxVerified {
-		clear(c.verified)
-	}
-	c.verified[sum] = h
+	c.verified.Put(sum, h, until)
 	return h.user, nil
 }

@@ -52,7 +52,8 @@ type Tokens struct {
 	kid    string
 	get    Getter
 	parser *jwt.Parser
-	seen   signatures
+	// seen are tokens whose signature was found good, by hash. What a token is bound to is looked up each time nevertheless.
+	seen Remembered[[sha256.Size]byte, *claims]
 }
 
 // Ref is a name with a UID inside a token.
@@ -160,7 +161,8 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 
 // claims returns what a token says, after checking who signed it and its times.
 func (t *Tokens) claims(token string) (*claims, error) {
-	if c := t.seen.get(token, time.Now()); c != nil {
+	sum := sha256.Sum256([]byte(token))
+	if c, ok := t.seen.Get(sum); ok {
 		return c, nil
 	}
 	c := &claims{}
@@ -171,7 +173,7 @@ func (t *Tokens) claims(token string) (*claims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verify service account token: %w", err)
 	}
-	t.seen.put(token, c)
+	t.seen.Put(sum, c, c.ExpiresAt.Time)
 	return c, nil
 }
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -26,9 +25,8 @@ const (
 	webhookPause   = 500 * time.Millisecond
 	// webhookAnswer bounds what it may answer.
 	webhookAnswer = 1 << 20
-	// reviewTTL is how long the answer for a token counts, reviewsKept how many are kept.
-	reviewTTL   = 2 * time.Minute
-	reviewsKept = 4096
+	// reviewTTL is how long the answer for a token counts.
+	reviewTTL = 2 * time.Minute
 )
 
 // Webhook posts reviews to a service elsewhere.
@@ -105,16 +103,13 @@ func (w *Webhook) post(ctx context.Context, body []byte, into any) (again bool, 
 // TokenReviews verifies tokens by asking a Webhook.
 type TokenReviews struct {
 	hook *Webhook
-
-	mu   sync.Mutex
-	seen map[[32]byte]review
+	seen Remembered[[sha256.Size]byte, review]
 }
 
 type review struct {
 	user      *User
 	audiences []string
 	err       error
-	until     time.Time
 }
 
 // NewTokenReviews returns the Verifier that a kubeconfig file describes.
@@ -123,16 +118,13 @@ func NewTokenReviews(kubeconfig string) (*TokenReviews, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &TokenReviews{hook: hook, seen: map[[32]byte]review{}}, nil
+	return &TokenReviews{hook: hook}, nil
 }
 
 // Verify implements Verifier. A token that the webhook does not know is nobody's.
 func (t *TokenReviews) Verify(ctx context.Context, token string, audiences []string) (*User, []string, error) {
 	key := sha256.Sum256(fmt.Appendf(nil, "%q %q", token, audiences))
-	t.mu.Lock()
-	r, ok := t.seen[key]
-	t.mu.Unlock()
-	if ok && time.Now().Before(r.until) {
+	if r, ok := t.seen.Get(key); ok {
 		return r.user, r.audiences, r.err
 	}
 	q := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences}}
@@ -140,14 +132,8 @@ func (t *TokenReviews) Verify(ctx context.Context, token string, audiences []str
 	if err := t.hook.Post(ctx, q); err != nil {
 		return nil, nil, err
 	}
-	r = answered(&q.Status, audiences)
-	r.until = time.Now().Add(reviewTTL)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.seen) >= reviewsKept {
-		clear(t.seen)
-	}
-	t.seen[key] = r
+	r := answered(&q.Status, audiences)
+	t.seen.Put(key, r, time.Now().Add(reviewTTL))
 	return r.user, r.audiences, r.err
 }
 

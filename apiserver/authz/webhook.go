@@ -3,7 +3,6 @@ package authz
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -17,9 +16,6 @@ import (
 
 // ErrDenied is an answer that no authorizer after the one that gave it may change.
 var ErrDenied = errors.New("denied")
-
-// answersKept is how many answers of a webhook are kept.
-const answersKept = 8192
 
 type always struct {
 	allowed bool
@@ -35,9 +31,7 @@ type webhook struct {
 	config *config.WebhookConfiguration
 	match  *cel.CELMatcher // which requests it is asked about; nil: all
 	post   func(ctx context.Context, review any) error
-
-	mu   sync.Mutex
-	seen map[string]answer
+	seen   authn.Remembered[string, answer]
 }
 
 type answer struct {
@@ -45,7 +39,6 @@ type answer struct {
 	denied  bool
 	reason  string
 	err     error
-	until   time.Time
 }
 
 func newWebhook(c *config.WebhookConfiguration) (*webhook, error) {
@@ -57,7 +50,7 @@ func newWebhook(c *config.WebhookConfiguration) (*webhook, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &webhook{config: c, match: match, post: hook.Post, seen: map[string]answer{}}, nil
+	return &webhook{config: c, match: match, post: hook.Post}, nil
 }
 
 // Authorize implements Authorizer.
@@ -71,10 +64,8 @@ func (w *webhook) Authorize(ctx context.Context, a *Attributes) (bool, string, e
 		}
 	}
 	key := q.Spec.String()
-	w.mu.Lock()
-	known, ok := w.seen[key]
-	w.mu.Unlock()
-	if !ok || time.Now().After(known.until) {
+	known, ok := w.seen.Get(key)
+	if !ok {
 		if err := w.post(ctx, q); err != nil {
 			return w.silent(err)
 		}
@@ -104,16 +95,9 @@ func (w *webhook) keep(key string, s *authorizationv1.SubjectAccessReviewStatus)
 	if s.Allowed {
 		ttl, cache = w.config.AuthorizedTTL.Duration, w.config.CacheAuthorizedRequests
 	}
-	if !cache {
-		return k
+	if cache {
+		w.seen.Put(key, k, time.Now().Add(ttl))
 	}
-	k.until = time.Now().Add(ttl)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.seen) >= answersKept {
-		clear(w.seen)
-	}
-	w.seen[key] = k
 	return k
 }
 

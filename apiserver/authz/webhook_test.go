@@ -19,7 +19,7 @@ func TestWebhook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		w := &webhook{seen: map[string]answer{}, config: &config.WebhookConfiguration{CacheAuthorizedRequests: true, CacheUnauthorizedRequests: true,
+		w := &webhook{config: &config.WebhookConfiguration{CacheAuthorizedRequests: true, CacheUnauthorizedRequests: true,
 			AuthorizedTTL: metav1.Duration{Duration: time.Minute}, UnauthorizedTTL: metav1.Duration{Duration: time.Second}, FailurePolicy: "Deny"}}
 		w.post = func(_ context.Context, o any) error {
 			asked++
