@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,68 +25,16 @@ const (
 
 func validatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissionv1.ValidatingAdmissionPolicy] {
 	type policy = *admissionv1.ValidatingAdmissionPolicy
-	return &rest.Resource[policy]{
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		Default: func(p policy) {
-			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
-			defaultMatch(p.Spec.MatchConstraints)
-		},
-		ValidateCreate: func(p policy) field.ErrorList { return append(e.validatingPolicy(p, nil), notStatic(p.Name)...) },
-		ValidateUpdate: func(now, old policy) field.ErrorList {
-			stored := validatingTexts(old)
-			errs := e.validatingPolicy(now, stored)
-			if len(errs) == 0 {
-				return nil
-			}
-			return newErrors(errs, e.validatingPolicy(old, stored))
-		},
-		Permit: func(ctx context.Context, now, old policy) field.ErrorList {
-			var was *admissionv1.ParamKind
-			if old != nil {
-				was = old.Spec.ParamKind
-			}
-			return d.mayReadKind(ctx, now.Spec.ParamKind, was)
-		},
-		StrictStatus: true,
-		ValidateStatus: func(now, _ policy) field.ErrorList {
-			at := field.NewPath("status")
-			return append(typeWarnings(now.Status.TypeChecking, at.Child("typeChecking", "expressionWarnings")),
-				metavalidation.ValidateConditions(now.Status.Conditions, at.Child("conditions"))...)
-		},
-		Warn: func(p, old policy) []string { return warnStatic(p, asMeta(old)) },
-		Columns: []rest.Column[policy]{
-			{Name: "Validations", Type: "integer", Description: "Validations indicates the number of validation rules defined in this configuration", Cell: func(p policy) any { return int64(len(p.Spec.Validations)) }},
-			{Name: "ParamKind", Description: paramKindText, Cell: func(p policy) any { return kindCell(p.Spec.ParamKind) }},
-			{Name: "Age"},
-		},
+	r := policies(d, func(p policy) policySpec { return policySpec{&p.Spec.FailurePolicy, p.Spec.MatchConstraints} }, validatingTexts, e.validatingPolicy,
+		rest.Column[policy]{Name: "Validations", Type: "integer", Description: "Validations indicates the number of validation rules defined in this configuration",
+			Cell: func(p policy) any { return int64(len(p.Spec.Validations)) }})
+	r.StrictStatus = true
+	r.ValidateStatus = func(now, _ policy) field.ErrorList {
+		at := field.NewPath("status")
+		return append(typeWarnings(now.Status.TypeChecking, at.Child("typeChecking", "expressionWarnings")),
+			metavalidation.ValidateConditions(now.Status.Conditions, at.Child("conditions"))...)
 	}
-}
-
-// Descriptions of columns that policies and bindings of both sorts have.
-const (
-	paramKindText  = "ParamKind specifies the kind of resources used to parameterize this policy"
-	policyNameText = "PolicyName indicates the policy definition which the policy binding binded to"
-	paramRefText   = "ParamRef indicates the param resource which sets the configuration param"
-)
-
-func kindCell(k *admissionv1.ParamKind) string {
-	if k == nil {
-		return unset
-	}
-	return k.APIVersion + "/" + k.Kind
-}
-
-func refCell(r *admissionv1.ParamRef) string {
-	switch {
-	case r == nil:
-		return unset
-	case r.Name != "":
-		return or(r.Namespace, wildcard) + "/" + r.Name
-	case r.Selector != nil:
-		return r.Selector.String()
-	}
-	return unset
+	return r
 }
 
 // validatingTexts are the expressions of a policy.
@@ -223,39 +170,11 @@ func typeWarnings(t *admissionv1.TypeChecking, at *field.Path) (errs field.Error
 
 func validatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.ValidatingAdmissionPolicyBinding] {
 	type binding = *admissionv1.ValidatingAdmissionPolicyBinding
-	validate := func(b binding) field.ErrorList {
-		s, at := &b.Spec, field.NewPath("spec")
-		errs := requiredName(s.PolicyName, at.Child("policyName"), isName)
-		errs = append(errs, paramRef(s.ParamRef, at.Child("paramRef"))...)
-		errs = append(errs, matchResources(s.MatchResources, at.Child("matchResources"))...)
-		return append(errs, validationActions(s.ValidationActions, at.Child("validationActions"))...)
-	}
-	return &rest.Resource[binding]{
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
-		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
-		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },
-		Permit: func(ctx context.Context, now, old binding) field.ErrorList {
-			if old != nil && samePolicyRef(now.Spec.ParamRef, old.Spec.ParamRef) && now.Spec.PolicyName == old.Spec.PolicyName {
-				return nil
-			}
-			kind := func() (*admissionv1.ParamKind, bool) {
-				p := d.Store.Snapshot(api.ValidatingAdmissionPolicyKind).Get(api.Key{Name: now.Spec.PolicyName})
-				if p == nil {
-					return nil, false
-				}
-				return p.Object.(*admissionv1.ValidatingAdmissionPolicy).Spec.ParamKind, true
-			}
-			return d.mayReadParam(ctx, now.Spec.PolicyName, now.Spec.ParamRef, kind)
-		},
-		Warn: func(b, old binding) []string { return warnStatic(b, asMeta(old)) },
-		Columns: []rest.Column[binding]{
-			{Name: "PolicyName", Description: policyNameText, Cell: func(b binding) any { return b.Spec.PolicyName }},
-			{Name: "ParamRef", Description: paramRefText, Cell: func(b binding) any { return refCell(b.Spec.ParamRef) }},
-			{Name: "Age"},
-		},
-	}
+	return policyBindings(d, api.ValidatingAdmissionPolicyKind, func(b binding) bindingSpec {
+		return bindingSpec{b.Spec.PolicyName, b.Spec.ParamRef, b.Spec.MatchResources}
+	}, func(b binding, at *field.Path) field.ErrorList {
+		return validationActions(b.Spec.ValidationActions, at.Child("validationActions"))
+	})
 }
 
 func validationActions(as []admissionv1.ValidationAction, at *field.Path) (errs field.ErrorList) {

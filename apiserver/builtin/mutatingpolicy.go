@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"context"
 	"maps"
 	"strings"
 
@@ -27,36 +26,9 @@ func mutatingTexts(p *admissionv1.MutatingAdmissionPolicy) map[string]bool {
 
 func mutatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissionv1.MutatingAdmissionPolicy] {
 	type policy = *admissionv1.MutatingAdmissionPolicy
-	return &rest.Resource[policy]{
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		Default: func(p policy) {
-			setPtr(&p.Spec.FailurePolicy, admissionv1.Fail)
-			defaultMatch(p.Spec.MatchConstraints)
-		},
-		ValidateCreate: func(p policy) field.ErrorList { return append(e.mutatingPolicy(p, nil), notStatic(p.Name)...) },
-		ValidateUpdate: func(now, old policy) field.ErrorList {
-			stored := mutatingTexts(old)
-			errs := e.mutatingPolicy(now, stored)
-			if len(errs) == 0 {
-				return nil
-			}
-			return newErrors(errs, e.mutatingPolicy(old, stored))
-		},
-		Permit: func(ctx context.Context, now, old policy) field.ErrorList {
-			var was *admissionv1.ParamKind
-			if old != nil {
-				was = old.Spec.ParamKind
-			}
-			return d.mayReadKind(ctx, now.Spec.ParamKind, was)
-		},
-		Warn: func(p, old policy) []string { return warnStatic(p, asMeta(old)) },
-		Columns: []rest.Column[policy]{
-			{Name: "Mutations", Type: "integer", Description: "Mutation indicates the number of mutations rules defined in this configuration", Cell: func(p policy) any { return int64(len(p.Spec.Mutations)) }},
-			{Name: "ParamKind", Description: paramKindText, Cell: func(p policy) any { return kindCell(p.Spec.ParamKind) }},
-			{Name: "Age"},
-		},
-	}
+	return policies(d, func(p policy) policySpec { return policySpec{&p.Spec.FailurePolicy, p.Spec.MatchConstraints} }, mutatingTexts, e.mutatingPolicy,
+		rest.Column[policy]{Name: "Mutations", Type: "integer", Description: "Mutation indicates the number of mutations rules defined in this configuration",
+			Cell: func(p policy) any { return int64(len(p.Spec.Mutations)) }})
 }
 
 func (e *expressions) mutatingPolicy(p *admissionv1.MutatingAdmissionPolicy, stored map[string]bool) field.ErrorList {
@@ -115,37 +87,9 @@ func mutation(c policycel.Compiler, m *admissionv1.Mutation, params bool, stored
 
 func mutatingAdmissionPolicyBindings(d Deps) *rest.Resource[*admissionv1.MutatingAdmissionPolicyBinding] {
 	type binding = *admissionv1.MutatingAdmissionPolicyBinding
-	validate := func(b binding) field.ErrorList {
-		s, at := &b.Spec, field.NewPath("spec")
-		errs := requiredName(s.PolicyName, at.Child("policyName"), isName)
-		errs = append(errs, paramRef(s.ParamRef, at.Child("paramRef"))...)
-		errs = append(errs, matchResources(s.MatchResources, at.Child("matchResources"))...)
-		return append(errs, mutatingOperations(s.MatchResources, at.Child("matchResources"))...)
-	}
-	return &rest.Resource[binding]{
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		Default:         func(b binding) { defaultMatch(b.Spec.MatchResources) },
-		ValidateCreate:  func(b binding) field.ErrorList { return append(validate(b), notStatic(b.Name)...) },
-		ValidateUpdate:  func(now, _ binding) field.ErrorList { return validate(now) },
-		Permit: func(ctx context.Context, now, old binding) field.ErrorList {
-			if old != nil && samePolicyRef(now.Spec.ParamRef, old.Spec.ParamRef) && now.Spec.PolicyName == old.Spec.PolicyName {
-				return nil
-			}
-			kind := func() (*admissionv1.ParamKind, bool) {
-				p := d.Store.Snapshot(api.MutatingAdmissionPolicyKind).Get(api.Key{Name: now.Spec.PolicyName})
-				if p == nil {
-					return nil, false
-				}
-				return p.Object.(*admissionv1.MutatingAdmissionPolicy).Spec.ParamKind, true
-			}
-			return d.mayReadParam(ctx, now.Spec.PolicyName, now.Spec.ParamRef, kind)
-		},
-		Warn: func(b, old binding) []string { return warnStatic(b, asMeta(old)) },
-		Columns: []rest.Column[binding]{
-			{Name: "PolicyName", Description: policyNameText, Cell: func(b binding) any { return b.Spec.PolicyName }},
-			{Name: "ParamRef", Description: paramRefText, Cell: func(b binding) any { return refCell(b.Spec.ParamRef) }},
-			{Name: "Age"},
-		},
-	}
+	return policyBindings(d, api.MutatingAdmissionPolicyKind, func(b binding) bindingSpec {
+		return bindingSpec{b.Spec.PolicyName, b.Spec.ParamRef, b.Spec.MatchResources}
+	}, func(b binding, at *field.Path) field.ErrorList {
+		return mutatingOperations(b.Spec.MatchResources, at.Child("matchResources"))
+	})
 }

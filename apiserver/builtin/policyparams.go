@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -16,8 +15,6 @@ import (
 )
 
 // Who makes a policy read parameters must be able to read these: policies tell their users what they read.
-
-func samePolicyRef(a, b *admissionv1.ParamRef) bool { return equality.Semantic.DeepEqual(a, b) }
 
 // resourceOf is what a kind is called in requests, "*" where the kind is not known.
 func resourceOf(k *admissionv1.ParamKind) (group, version, resource string, err error) {
