@@ -34,8 +34,9 @@ demo: build ## start a cluster, run examples/hello, show it being served, take i
 	@scripts/demo
 
 .PHONY: check
-check: init ## format, vet, staticcheck, architecture, short tests with the race detector
+check: init ## modules, format, vet, staticcheck, architecture, short tests with the race detector
 	@scripts/setup
+	@scripts/tidy
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt these:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	$(STATICCHECK) ./...
