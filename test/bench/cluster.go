@@ -22,7 +22,10 @@ type bench struct {
 	yare    string
 	given   string // kubeconfig of a cluster whose API is measured in place of one of our own
 	runs    int
-	dir     string
+	name    string   // of the cluster, no other bench's
+	dir     string   // of all files
+	lock    *os.File // dir, locked as long as this bench lives
+	calm    bool     // the cluster has rested, and has had nothing to do
 	client  kubernetes.Interface
 	config  *rest.Config
 	own     *target // the cluster's API server
@@ -34,7 +37,52 @@ type bench struct {
 	pulls   [][2]time.Duration   // of an image, and gunzip of its layers
 }
 
-const name = "bench"
+const dirPrefix = "yare-bench-"
+
+// clusterNames are those of the cluster that the rows share, and of those that are made for one row, of the bench with a folder.
+func clusterNames(dir string) (shared, cold string) {
+	id := strings.TrimPrefix(filepath.Base(dir), dirPrefix)
+	return "bench-" + id, "benchcold-" + id
+}
+
+// open makes the bench's folder, after removing what benches that were killed left.
+func (b *bench) open() (err error) {
+	old, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range old {
+		if files, err := os.ReadDir(dir); err != nil || len(files) == 0 {
+			continue // it has just gone, or come and is not locked yet
+		}
+		lock, err := hold(dir)
+		if err != nil {
+			continue // it lives
+		}
+		shared, cold := clusterNames(dir)
+		if err := errors.Join(b.down(shared), b.down(cold), os.RemoveAll(dir), lock.Close()); err != nil {
+			return fmt.Errorf("remove what a bench that was killed left: %w", err)
+		}
+	}
+	if b.dir, err = os.MkdirTemp("", dirPrefix); err != nil {
+		return err
+	}
+	b.name, _ = clusterNames(b.dir)
+	b.lock, err = hold(b.dir)
+	return err
+}
+
+// hold locks a bench's folder, if no living bench holds it.
+func hold(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
 
 func (b *bench) kubeconfig() string { return filepath.Join(b.dir, "kubeconfig") }
 
@@ -47,17 +95,21 @@ func (b *bench) command(args ...string) error {
 }
 
 func (b *bench) up() error {
-	return b.command("up", "--name", name, "--data-dir", filepath.Join(b.dir, "data"), "--kubeconfig", b.kubeconfig())
+	return b.command("up", "--name", b.name, "--data-dir", filepath.Join(b.dir, "data"), "--kubeconfig", b.kubeconfig())
+}
+
+// down ends a cluster, if there is one of that name.
+func (b *bench) down(name string) error {
+	if _, err := os.Stat("/var/lib/yare/clusters/" + name + ".json"); err != nil {
+		return nil
+	}
+	return b.command("down", "--name", name)
 }
 
 // cluster makes the shared cluster with the image hello:1 in it.
 func (b *bench) cluster() error {
 	if b.client != nil {
 		return nil
-	}
-	var err error
-	if b.dir, err = os.MkdirTemp("", "yare-bench-"); err != nil {
-		return err
 	}
 	if err := b.up(); err != nil {
 		return err
@@ -69,9 +121,10 @@ func (b *bench) cluster() error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build hello: %w: %s", err, out)
 	}
-	if err := b.command("image", "build-from", root, "--name", name, "--tag", "hello:1", "--entrypoint", "/hello"); err != nil {
+	if err := b.command("image", "build-from", root, "--name", b.name, "--tag", "hello:1", "--entrypoint", "/hello"); err != nil {
 		return err
 	}
+	var err error
 	if b.config, err = clientcmd.BuildConfigFromFlags("", b.kubeconfig()); err != nil {
 		return err
 	}
@@ -84,13 +137,8 @@ func (b *bench) close() {
 	if b.endPeer != nil {
 		b.endPeer()
 	}
-	if b.client != nil {
-		if err := b.command("down", "--name", name); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-	}
-	if b.dir != "" {
-		os.RemoveAll(b.dir)
+	if err := b.down(b.name); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 }
 
@@ -104,16 +152,14 @@ func binarySize(_ context.Context, b *bench) ([]float64, error) {
 
 // coldUp measures clusters of their own, each made from nothing.
 func coldUp(ctx context.Context, b *bench) ([]float64, error) {
+	_, name := clusterNames(b.dir)
+	dir := filepath.Join(b.dir, "cold")
 	var v []float64
 	for range b.runs {
-		dir, err := os.MkdirTemp("", "yare-bench-")
-		if err != nil {
-			return nil, err
-		}
 		begin := time.Now()
-		err = b.command("up", "--name", "bench-cold", "--data-dir", filepath.Join(dir, "data"), "--kubeconfig", filepath.Join(dir, "kubeconfig"))
+		err := b.command("up", "--name", name, "--data-dir", filepath.Join(dir, "data"), "--kubeconfig", filepath.Join(dir, "kubeconfig"))
 		v = append(v, seconds(time.Since(begin)))
-		err = errors.Join(err, b.command("down", "--name", "bench-cold"), os.RemoveAll(dir), ctx.Err())
+		err = errors.Join(err, b.down(name), os.RemoveAll(dir), ctx.Err())
 		if err != nil {
 			return nil, err
 		}
@@ -151,7 +197,7 @@ func restart(ctx context.Context, b *bench) ([]float64, error) {
 }
 
 func (b *bench) server() (int, error) {
-	text, err := os.ReadFile("/run/yare/" + name + "/server.lock")
+	text, err := os.ReadFile("/run/yare/" + b.name + "/server.lock")
 	if err != nil {
 		return 0, err
 	}
@@ -173,7 +219,7 @@ func (b *bench) processes() ([]int, error) {
 		pid, _ := strconv.Atoi(filepath.Base(d))
 		cgroup, _ := os.ReadFile(d + "/cgroup")
 		comm, _ := os.ReadFile(d + "/comm")
-		if pid != server && strings.Contains(string(cgroup), "/yare/"+name+"/") && strings.HasPrefix(string(comm), "yare") {
+		if pid != server && strings.Contains(string(cgroup), "/yare/"+b.name+"/") && strings.HasPrefix(string(comm), "yare") {
 			pids = append(pids, pid)
 		}
 	}
@@ -232,6 +278,7 @@ func (b *bench) fresh(ctx context.Context) error {
 	}
 	select {
 	case <-time.After(time.Minute):
+		b.calm = true
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -247,7 +294,7 @@ func idleMemory(ctx context.Context, b *bench) ([]float64, error) {
 }
 
 func idleCPU(ctx context.Context, b *bench) ([]float64, error) {
-	if b.client == nil {
+	if !b.calm {
 		if err := b.fresh(ctx); err != nil {
 			return nil, err
 		}

@@ -66,8 +66,8 @@ func (b *bench) imagePulls(ctx context.Context) error {
 	if _, err := exec.LookPath("gunzip"); err != nil {
 		return errors.New("gunzip is not installed")
 	}
-	dir, err := os.MkdirTemp("", "yare-bench-image-")
-	if err != nil {
+	dir := filepath.Join(b.dir, "image")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)

@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"regexp"
 	"slices"
+	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -33,7 +35,7 @@ func main() {
 	only := flag.String("run", "", "regular expression of the rows to run")
 	flag.IntVar(&b.runs, "runs", 10, "how often to repeat what is repeated")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := b.all(ctx, *only)
 	stop()
 	if err != nil {
@@ -47,9 +49,12 @@ func (b *bench) all(ctx context.Context, only string) error {
 	if err != nil {
 		return err
 	}
+	if err := b.open(); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
 	defer b.close()
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "WHAT\tMEDIAN\tP99\tRUNS\tBUDGET\tGOAL\t")
+	table := []string{"WHAT\tMEDIAN\tP99\tRUNS\tBUDGET\tGOAL\t"}
 	for _, r := range rows() {
 		if !re.MatchString(r.name) || ctx.Err() != nil {
 			continue
@@ -59,12 +64,16 @@ func (b *bench) all(ctx context.Context, only string) error {
 		if errors.Is(err, errNoPeer) {
 			continue
 		}
-		if err != nil {
-			fmt.Fprintf(t, "%s\t%v\t\t\t\t\t\n", r.name, err)
-			continue
+		line := r.name + "\t" + fmt.Sprint(err) + "\t\t\t\t\t"
+		if err == nil {
+			line = r.line(v)
 		}
-		fmt.Fprintln(t, r.line(v))
+		fmt.Println(strings.ReplaceAll(line, "\t", "  ")) // now: the run may be cut before the table
+		table = append(table, line)
 	}
+	fmt.Println()
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, strings.Join(table, "\n"))
 	return t.Flush()
 }
 

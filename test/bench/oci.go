@@ -39,13 +39,10 @@ func ociRun(name string) func(context.Context, *bench) ([]float64, error) {
 // ociRuns fills b.oci. The mount namespace has the state in memory, as /run is on most hosts, and none but the cgroup
 // hierarchies of v1 or v2: crun refuses a host with both.
 func (b *bench) ociRuns(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "yare-bench-bundle-")
-	if err != nil {
-		return err
-	}
+	dir := filepath.Join(b.dir, "bundles")
 	defer os.RemoveAll(dir)
 	state := filepath.Join(dir, "state")
-	err = errors.Join(os.Mkdir(state, 0o711), syscall.Unshare(syscall.CLONE_NEWNS|syscall.CLONE_FS))
+	err := errors.Join(os.MkdirAll(state, 0o711), syscall.Unshare(syscall.CLONE_NEWNS|syscall.CLONE_FS))
 	if err != nil {
 		return err
 	}
@@ -63,7 +60,7 @@ func (b *bench) ociRuns(ctx context.Context) error {
 			}
 		}
 		programs[name] = program
-		if err := makeBundle(filepath.Join(dir, name), name); err != nil {
+		if err := makeBundle(filepath.Join(dir, name), filepath.Base(b.dir)+"-"+name); err != nil {
 			return err
 		}
 	}
@@ -81,7 +78,7 @@ func (b *bench) ociRuns(ctx context.Context) error {
 	return nil
 }
 
-func makeBundle(bundle, runtime string) error {
+func makeBundle(bundle, cgroup string) error {
 	bin := filepath.Join(bundle, "rootfs", "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
@@ -106,7 +103,7 @@ func makeBundle(bundle, runtime string) error {
 			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},
 		},
 		"linux": map[string]any{
-			"cgroupsPath": "/yare-bench-" + runtime, // one level: what the runtime removes is all that was made
+			"cgroupsPath": "/" + cgroup, // one level: what the runtime removes is all that was made
 			"namespaces":  []any{map[string]any{"type": "pid"}, map[string]any{"type": "mount"}, map[string]any{"type": "ipc"}, map[string]any{"type": "uts"}, map[string]any{"type": "network"}},
 		},
 	}

@@ -33,8 +33,8 @@ func upstream(ctx context.Context, b *bench) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "yare-bench-peer-")
-	if err != nil {
+	dir := filepath.Join(b.dir, "peer")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	var running []*exec.Cmd

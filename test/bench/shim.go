@@ -16,10 +16,10 @@ import (
 // shimPods share what shims share: the program's text.
 const shimPods = 10
 
-// fill makes pods with so many containers each, all running, and returns what deletes them again.
-func (b *bench) fill(ctx context.Context, pods, containers int) (empty func() error, err error) {
-	if err := b.cluster(); err != nil {
-		return nil, err
+// fill makes pods with so many containers each, all running.
+func (b *bench) fill(ctx context.Context, pods, containers int) error {
+	if err := b.empty(ctx); err != nil {
+		return err
 	}
 	running := map[string]bool{}
 	wait, err := b.until(ctx, func(e watch.Event) bool {
@@ -35,7 +35,7 @@ func (b *bench) fill(ctx context.Context, pods, containers int) (empty func() er
 		return len(running) == pods
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for i := range pods {
 		p := pod(fmt.Sprintf("fill-%d", i))
@@ -46,28 +46,13 @@ func (b *bench) fill(ctx context.Context, pods, containers int) (empty func() er
 			p.Spec.Containers = append(p.Spec.Containers, one)
 		}
 		if _, err := b.client.CoreV1().Pods("default").Create(ctx, p, metav1.CreateOptions{}); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := wait(); err != nil {
-		return nil, fmt.Errorf("%d of %d pods run: %w", len(running), pods, err)
+		return fmt.Errorf("%d of %d pods run: %w", len(running), pods, err)
 	}
-	return func() error {
-		left := pods
-		wait, err := b.until(ctx, func(e watch.Event) bool {
-			if e.Type == watch.Deleted {
-				left--
-			}
-			return left == 0
-		})
-		if err != nil {
-			return err
-		}
-		if err := b.client.CoreV1().Pods("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "bench=pod"}); err != nil {
-			return err
-		}
-		return wait()
-	}, nil
+	return nil
 }
 
 // shims are all processes but the server.
@@ -82,8 +67,7 @@ func (b *bench) shims() ([]int, error) {
 // shimMemory measures what each shim has of memory, shared pages divided among those that share them.
 func shimMemory(containers int) func(context.Context, *bench) ([]float64, error) {
 	return func(ctx context.Context, b *bench) ([]float64, error) {
-		empty, err := b.fill(ctx, shimPods, containers)
-		if err != nil {
+		if err := b.fill(ctx, shimPods, containers); err != nil {
 			return nil, err
 		}
 		shims, err := b.shims()
@@ -101,15 +85,14 @@ func shimMemory(containers int) func(context.Context, *bench) ([]float64, error)
 			}
 			v = append(v, m)
 		}
-		return v, empty()
+		return v, b.empty(ctx)
 	}
 }
 
 // idleFull measures the processor time that processes use while 200 containers do nothing.
 func idleFull(of func(*bench) ([]int, error)) func(context.Context, *bench) ([]float64, error) {
 	return func(ctx context.Context, b *bench) ([]float64, error) {
-		empty, err := b.fill(ctx, 40, 5)
-		if err != nil {
+		if err := b.fill(ctx, 40, 5); err != nil {
 			return nil, err
 		}
 		pids, err := of(b)
@@ -140,7 +123,7 @@ func idleFull(of func(*bench) ([]int, error)) func(context.Context, *bench) ([]f
 		if err != nil {
 			return nil, err
 		}
-		return []float64{100 * (after - before).Seconds() / took.Seconds()}, empty()
+		return []float64{100 * (after - before).Seconds() / took.Seconds()}, b.empty(ctx)
 	}
 }
 
