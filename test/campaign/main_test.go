@@ -80,10 +80,18 @@ func outside() (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("a campaign needs root")
 	}
-	dir, err := os.MkdirTemp("", "yare-campaign-")
+	if err := removeDead(); err != nil {
+		return 0, fmt.Errorf("remove what a campaign that was killed left: %w", err)
+	}
+	dir, err := os.MkdirTemp("", dirPrefix)
 	if err != nil {
 		return 0, err
 	}
+	lock, err := hold(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	yare, err := filepath.Abs("../../bin/yare")
 	if err != nil {
@@ -107,6 +115,40 @@ func outside() (code int, err error) {
 		return 0, err
 	}
 	return 0, nil
+}
+
+// dirPrefix begins the names of campaigns' folders and cgroups.
+const dirPrefix = "yare-campaign-"
+
+// removeDead removes the folders and cgroups of campaigns that are no more. Their namespaces have gone with them.
+func removeDead() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	for _, dir := range dirs {
+		if files, e := os.ReadDir(dir); e != nil || len(files) == 0 {
+			continue // it has just gone, or come and is not locked yet
+		}
+		lock, e := hold(dir)
+		if e != nil {
+			continue // it lives
+		}
+		if e = removeCgroups("/" + filepath.Base(dir)); e == nil { // else the folder is kept to try again by
+			e = os.RemoveAll(dir)
+		}
+		err = errors.Join(err, e, lock.Close())
+	}
+	return err
+}
+
+// hold locks a campaign's folder, if no living campaign holds it.
+func hold(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // reap is process 1: it starts the tests, and reaps whoever is orphaned until they have ended.
@@ -193,7 +235,7 @@ func cgroups(group string) (list []string, err error) {
 func removeCgroups(group string) error {
 	list, err := cgroups(group)
 	for _, dir := range list {
-		if e := unix.Rmdir(dir); e != nil {
+		if e := unix.Rmdir(dir); e != nil && e != unix.ENOENT { // a hierarchy may have two names
 			err = errors.Join(err, &fs.PathError{Op: "rmdir", Path: dir, Err: e})
 		}
 	}
