@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	keychain "github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/cmd/cluster"
@@ -85,14 +88,18 @@ func imagePull(open openStore) *cobra.Command {
 		Long: `Pull an image from its registry.
 
 How a registry is reached (its CA, client certificates, mirrors, plain HTTP) is said by
-/etc/yare/registries/HOST/host.yaml.`,
+/etc/yare/registries/HOST/host.yaml. Without --creds the registry is told what docker login or podman login
+have kept: $HOME/.docker/config.json (or config.json in $DOCKER_CONFIG), else $REGISTRY_AUTH_FILE or containers/auth.json
+in $XDG_RUNTIME_DIR or $XDG_CONFIG_HOME, credential helpers included; for Docker Hub, what docker login has kept.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := open()
 			if err != nil {
 				return err
 			}
-			auth := image.Auth{}
-			auth.Username, auth.Password, _ = strings.Cut(user, ":")
+			auth, err := credentials(c.Context(), user, args[0])
+			if err != nil {
+				return err
+			}
 			p := newProgress(c.OutOrStdout())
 			i, err := s.Pull(c.Context(), args[0], image.PullOptions{Auth: auth, Progress: func(g image.Progress) {
 				if p.terminal {
@@ -108,6 +115,31 @@ How a registry is reached (its CA, client certificates, mirrors, plain HTTP) is 
 	}
 	c.Flags().StringVar(&user, "creds", "", "USER:PASSWORD for the registry")
 	return c
+}
+
+// credentials are what the registry of ref is told: user and password where they are given, else what is kept for it on this host.
+func credentials(ctx context.Context, given, ref string) (image.Auth, error) {
+	if given != "" {
+		user, password, _ := strings.Cut(given, ":")
+		return image.Auth{Username: user, Password: password}, nil
+	}
+	r, err := image.ParseReference(ref)
+	if err != nil {
+		return image.Auth{}, err
+	}
+	host, err := name.NewRegistry(r.Registry)
+	if err != nil {
+		return image.Auth{}, err
+	}
+	kept, err := keychain.Resolve(ctx, keychain.DefaultKeychain, host)
+	if err != nil {
+		return image.Auth{}, fmt.Errorf("credentials kept for registry %s (--creds goes before them): %w", r.Registry, err)
+	}
+	a, err := keychain.Authorization(ctx, kept)
+	if err != nil {
+		return image.Auth{}, fmt.Errorf("credentials kept for registry %s: %w", r.Registry, err)
+	}
+	return image.Auth{Username: a.Username, Password: a.Password, Basic: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
 }
 
 func imageList(open openStore) *cobra.Command {
