@@ -265,7 +265,7 @@ func TestUnplaceable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := volumes.Prepare(c, p); err == nil || err.Error() != `persistentvolumeclaim "claim" not found` {
+	if _, err := volumes.Prepare(c, p); err == nil || err.Error() != `persistentvolumeclaim "claim": pods with claims are not supported by this release` {
 		t.Errorf("got %v", err)
 	}
 }
