@@ -314,9 +314,6 @@ func TestRoles(t *testing.T) {
 			}
 		}
 	}
-	if g := reconcile.Graph(list); !strings.Contains(g, `"deployment-controller" -> "replicasets.apps"`) {
-		t.Error(g)
-	}
 }
 
 // BenchmarkDeployment is the time from the creation of a Deployment of 100 until all its pods are available, with a

@@ -1,8 +1,8 @@
 // Package proxy makes Services work on a node: it turns Services and EndpointSlices
 // into one nftables table. It replaces kube-proxy.
 //
-// Ruleset is pure: objects and facts in, a table out. Proxy watches, computes what changed and
-// hands it to the kernel in one transaction; nothing outside its table is touched.
+// What the table holds is decided by pure functions (part, state): objects and facts in, sets and chains out. Proxy watches,
+// computes what changed and hands it to the kernel in one transaction; nothing outside its table is touched.
 //
 // Services are data, not chains. A packet that opens a connection meets, whatever the number
 // of Services:

@@ -187,7 +187,7 @@ func TestRestart(t *testing.T) {
 		}
 		defer k.Close()
 		have, err := k.Read("yare-test")
-		if b := nft.Diff(have, Ruleset(f, services, bySvc)); !b.Empty() {
+		if b := nft.Diff(have, ruleset(f, services, bySvc)); !b.Empty() {
 			t.Errorf("a restart would send %d messages", b.Messages())
 		}
 		return err

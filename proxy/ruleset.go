@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -45,17 +44,6 @@ const affinitySize = 1 << 18
 
 // families returns the families of the table.
 func families() []nft.Family { return []nft.Family{nft.IP4, nft.IP6} }
-
-// Ruleset returns the whole table. Services are taken in the order of their
-// names; an address and port that two of them claim is the first one's.
-func Ruleset(f Facts, services []*corev1.Service, bySvc map[api.Key][]*discoveryv1.EndpointSlice) *nft.Table {
-	s := newState(f)
-	for _, svc := range services {
-		s.parts[api.KeyOf(svc)] = part(f, svc, bySvc[api.KeyOf(svc)])
-	}
-	s.rebuild()
-	return s.table
-}
 
 // sets adds the empty sets and maps of the table to t.
 func sets(t *nft.Table) {

@@ -15,9 +15,21 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/linux/nft"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
+
+// ruleset returns the whole table. Services are taken in the order of their
+// names; an address and port that two of them claim is the first one's.
+func ruleset(f Facts, services []*corev1.Service, bySvc map[api.Key][]*discoveryv1.EndpointSlice) *nft.Table {
+	s := newState(f)
+	for _, svc := range services {
+		s.parts[api.KeyOf(svc)] = part(f, svc, bySvc[api.KeyOf(svc)])
+	}
+	s.rebuild()
+	return s.table
+}
 
 func testFacts() Facts {
 	return Facts{Table: "t", NodeName: "n1", Zone: "z1", Mark: DefaultMark, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
@@ -68,7 +80,7 @@ func TestRuleset(t *testing.T) {
 			}
 			in, want, _ := strings.Cut(string(b), "\n----\n")
 			services, bySvc := objects(t, in)
-			got := Ruleset(testFacts(), services, bySvc)
+			got := ruleset(testFacts(), services, bySvc)
 			if file != "testdata/empty.txt" {
 				for name := range skeleton(testFacts()).Chains {
 					delete(got.Chains, name)

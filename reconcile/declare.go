@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -100,30 +99,4 @@ func (d *Declaration) Role() *rbacv1.ClusterRole {
 		})
 	}
 	return role
-}
-
-// Graph returns the controllers and kinds in Graphviz' language: an arrow from a kind to who reads it, and from
-// a controller to what it writes.
-func Graph(cs []*Controller) string {
-	var b strings.Builder
-	b.WriteString("digraph controllers {\n\trankdir=LR;\n\tnode [shape=plain];\n")
-	name := func(k *api.Kind) string {
-		if k == nil {
-			return "(all kinds)"
-		}
-		return k.String()
-	}
-	for _, c := range cs {
-		fmt.Fprintf(&b, "\t%q [shape=box];\n", c.Controller)
-		for _, k := range c.Kinds {
-			fmt.Fprintf(&b, "\t%q -> %q;\n", name(k), c.Controller)
-		}
-		for _, k := range slices.SortedFunc(maps.Keys(c.Writes), func(a, b *api.Kind) int {
-			return strings.Compare(name(a), name(b))
-		}) {
-			fmt.Fprintf(&b, "\t%q -> %q [label=%q];\n", c.Controller, name(k), strings.Join(c.Writes[k], " "))
-		}
-	}
-	b.WriteString("}\n")
-	return b.String()
 }

@@ -316,7 +316,7 @@ func TestCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := authn.Union(authn.Certificates(p.Pool()))
+	a := authn.Certificates(p.Pool())
 	request := func(path string, cert *tls.Certificate) *http.Request {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", path, nil)
 		if cert != nil {

@@ -97,9 +97,6 @@ func mastersOnly(_ context.Context, a Access) error {
 	return fmt.Errorf("user %q may not %s nodes/%s", a.User, a.Verb, a.Part)
 }
 
-// Name is the component's.
-func (s *Server) Name() string { return "kubelet server" }
-
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	l, err := net.Listen("tcp", s.address)

@@ -112,15 +112,6 @@ func apart(f func() error) error {
 	return <-done
 }
 
-// ID identifies the namespace at path, for as long as it lives.
-func ID(path string) (dev, inode uint64, err error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, 0, fmt.Errorf("stat %s: %w", path, err)
-	}
-	return st.Dev, st.Ino, nil
-}
-
 // IsHeld reports whether path holds a namespace: a file without its mount (after
 // a reboot, or a crash between the two) does not.
 func IsHeld(path string) bool {

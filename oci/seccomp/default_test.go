@@ -57,7 +57,7 @@ func TestDefaultNames(t *testing.T) {
 			continue
 		}
 		for _, name := range strings.Fields(list) {
-			if !Known(name) && !strings.Contains(newer, " "+name+" ") {
+			if _, ok := table()[name]; !ok && !strings.Contains(newer, " "+name+" ") {
 				t.Errorf("%s: no such system call", name)
 			}
 		}

@@ -109,9 +109,6 @@ var table = sync.OnceValue(func() map[string][columns]int {
 	return t
 })
 
-// Known reports whether the name is a system call of any architecture.
-func Known(name string) bool { _, ok := table()[name]; return ok }
-
 // rule is a verdict on one system call.
 type rule struct {
 	conditions []specs.LinuxSeccompArg // all must hold; none: always
