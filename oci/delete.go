@@ -23,10 +23,7 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	status, err := r.status(c)
-	if err != nil {
-		return err
-	}
+	status := r.status(c)
 	switch {
 	case status == specs.StateStopped || status == specs.StateCreating || force:
 	case status == specs.StateCreated: // as runc: what never ran may go

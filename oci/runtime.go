@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -57,23 +58,23 @@ func validID(id string) bool {
 func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
 
 // status asks the kernel; the record only says who to ask about.
-func (r *Runtime) status(c *record) (specs.ContainerState, error) {
+func (r *Runtime) status(c *record) specs.ContainerState {
 	if c.Pid == 0 {
-		return specs.StateCreating, nil
+		return specs.StateCreating
 	}
 	began, err := linux.StartTime(c.Pid)
 	if err != nil || began != c.StartTime {
-		return specs.StateStopped, nil
+		return specs.StateStopped
 	}
 	if _, err := os.Stat(filepath.Join(r.dir(c.ID), fifoName)); err == nil {
-		return specs.StateCreated, nil
+		return specs.StateCreated
 	}
 	if group, err := cgroup.Open(c.Cgroup); err == nil {
 		if frozen, err := group.Frozen(); err == nil && frozen {
-			return "paused", nil
+			return "paused"
 		}
 	}
-	return specs.StateRunning, nil
+	return specs.StateRunning
 }
 
 // require loads a container that must be in one of the states.
@@ -82,14 +83,9 @@ func (r *Runtime) require(verb, id string, states ...specs.ContainerState) (*rec
 	if err != nil {
 		return nil, err
 	}
-	status, err := r.status(c)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range states {
-		if s == status {
-			return c, nil
-		}
+	status := r.status(c)
+	if slices.Contains(states, status) {
+		return c, nil
 	}
 	if status == specs.StateStopped {
 		return nil, fmt.Errorf("%s container %s: %w: it is %s", verb, id, ErrNotRunning, status)
@@ -111,11 +107,7 @@ func (r *Runtime) State(id string) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	status, err := r.status(c)
-	if err != nil {
-		return nil, err
-	}
-	return &State{State: *c.state(status), Rootfs: c.Rootfs, Created: c.Created}, nil
+	return &State{State: *c.state(r.status(c)), Rootfs: c.Rootfs, Created: c.Created}, nil
 }
 
 // List returns all containers below Root.

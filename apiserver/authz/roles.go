@@ -124,8 +124,8 @@ func to(kind string, names ...string) (ss []rbacv1.Subject) {
 	return ss
 }
 
-func account(namespace, name string) rbacv1.Subject {
-	return rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: name}
+func account(name string) rbacv1.Subject {
+	return rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: name}
 }
 
 func clusterBinding(role string, subjects ...rbacv1.Subject) *rbacv1.ClusterRoleBinding {
@@ -147,11 +147,11 @@ func ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
 		clusterBinding("system:kube-controller-manager", to(rbacv1.UserKind, "system:kube-controller-manager")...),
 		clusterBinding("system:kube-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),
 		clusterBinding("system:volume-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),
-		clusterBinding("system:kube-dns", account(metav1.NamespaceSystem, "kube-dns")),
+		clusterBinding("system:kube-dns", account("kube-dns")),
 		clusterBinding("system:node"),
 	}
 	for _, r := range parseRoles(controllerRoleTable) {
-		bindings = append(bindings, clusterBinding(controller+r.name, account(metav1.NamespaceSystem, r.name)))
+		bindings = append(bindings, clusterBinding(controller+r.name, account(r.name)))
 	}
 	return bindings
 }
@@ -172,15 +172,15 @@ func RoleBindings() []*rbacv1.RoleBinding {
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role}}
 	}
 	of := func(namespace, name string) *rbacv1.RoleBinding {
-		return bind(namespace, controller+name, controller+name, account(metav1.NamespaceSystem, name))
+		return bind(namespace, controller+name, controller+name, account(name))
 	}
 	leader := func(program string, more ...rbacv1.Subject) *rbacv1.RoleBinding {
 		name := "system::leader-locking-" + program
-		subjects := append(to(rbacv1.UserKind, "system:"+program), account(metav1.NamespaceSystem, program))
+		subjects := append(to(rbacv1.UserKind, "system:"+program), account(program))
 		return bind(metav1.NamespaceSystem, name, name, append(subjects, more...)...)
 	}
 	return []*rbacv1.RoleBinding{
-		leader("kube-scheduler"), leader("kube-controller-manager", account(metav1.NamespaceSystem, "leader-election-controller")),
+		leader("kube-scheduler"), leader("kube-controller-manager", account("leader-election-controller")),
 		bind(metav1.NamespaceSystem, "system::extension-apiserver-authentication-reader", "extension-apiserver-authentication-reader",
 			to(rbacv1.UserKind, "system:kube-controller-manager", "system:kube-scheduler")...),
 		of(metav1.NamespacePublic, "bootstrap-signer"), of(metav1.NamespaceSystem, "bootstrap-signer"),

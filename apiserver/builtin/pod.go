@@ -54,7 +54,7 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 }
 
 func validatePod(p *corev1.Pod) field.ErrorList {
-	errs := podspec.Spec(&p.Spec, &p.ObjectMeta, field.NewPath("spec"))
+	errs := podspec.Spec(&p.Spec, field.NewPath("spec"))
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && p.Spec.NodeName == "" {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "annotations").Key(corev1.MirrorPodAnnotationKey), "", "must set spec.nodeName if mirror pod annotation is set"))
 	}

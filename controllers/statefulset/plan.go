@@ -98,7 +98,7 @@ func (v *view) plan() plan {
 			p.mend = append(p.mend, pod)
 		}
 	}
-	if v.shrink(&p, wanted, condemned) {
+	if v.shrink(&p, condemned) {
 		return p
 	}
 	if v.set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType {
@@ -139,7 +139,7 @@ func (v *view) fill(p *plan, wanted []slot) (wait bool) {
 }
 
 // shrink removes pods that are not wanted: the last one, when all before it are available, or all at once.
-func (v *view) shrink(p *plan, wanted []slot, condemned []*corev1.Pod) (wait bool) {
+func (v *view) shrink(p *plan, condemned []*corev1.Pod) (wait bool) {
 	if !v.ordered() {
 		for _, pod := range condemned {
 			if pod.DeletionTimestamp == nil {

@@ -138,7 +138,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 		return nil, err
 	}
 	p.Masked, p.Readonly = s.Linux.MaskedPaths, s.Linux.ReadonlyPaths
-	if p.Sysctls, err = sysctls(s, r); err != nil {
+	if p.Sysctls, err = sysctls(s); err != nil {
 		return nil, err
 	}
 	if h := s.Hooks; h != nil {
@@ -193,7 +193,7 @@ func propagation(p *plan.Container, name string) error {
 
 // sysctls checks that every one is namespaced and its namespace the
 // container's own: a write would change the host otherwise.
-func sysctls(s *specs.Spec, r *Result) ([]plan.Setting, error) {
+func sysctls(s *specs.Spec) ([]plan.Setting, error) {
 	has := func(t specs.LinuxNamespaceType) bool {
 		return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
 	}

@@ -22,7 +22,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -41,15 +40,15 @@ func Template(t *corev1.PodTemplateSpec, path *field.Path) field.ErrorList {
 	errs := metavalidation.ValidateLabels(t.Labels, path.Child("labels"))
 	errs = append(errs, apivalidation.ValidateAnnotations(t.Annotations, path.Child("annotations"))...)
 	errs = append(errs, annotations(t.Annotations, &t.Spec, path.Child("annotations"))...)
-	errs = append(errs, Spec(&t.Spec, &t.ObjectMeta, path.Child("spec"))...)
+	errs = append(errs, Spec(&t.Spec, path.Child("spec"))...)
 	if len(t.Spec.EphemeralContainers) > 0 {
 		errs = append(errs, field.Forbidden(path.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template"))
 	}
 	return errs
 }
 
-// Spec checks s at path, defaults being filled in. Meta is the metadata of the Pod or the template.
-func Spec(s *corev1.PodSpec, meta *metav1.ObjectMeta, path *field.Path) field.ErrorList {
+// Spec checks s at path, defaults being filled in.
+func Spec(s *corev1.PodSpec, path *field.Path) field.ErrorList {
 	v := &check{spec: s}
 	errs := v.volumes(path.Child("volumes"))
 	errs = append(errs, v.allContainers(path)...)
@@ -57,7 +56,7 @@ func Spec(s *corev1.PodSpec, meta *metav1.ObjectMeta, path *field.Path) field.Er
 	errs = append(errs, v.names(path)...)
 	errs = append(errs, v.dns(path)...)
 	errs = append(errs, v.security(path)...)
-	errs = append(errs, v.scheduling(meta, path)...)
+	errs = append(errs, v.scheduling(path)...)
 	errs = append(errs, v.system(path)...)
 	errs = append(errs, hostPorts(s, path)...)
 	return append(errs, absent(s, path)...)

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
 
@@ -112,7 +111,7 @@ func FuzzSpec(f *testing.F) {
 		if b, _ := json.Marshal(again); string(a) != string(b) {
 			t.Errorf("defaults are not idempotent:\n%s\n%s", a, b)
 		}
-		errs := podspec.Spec(&s, &metav1.ObjectMeta{}, field.NewPath("spec"))
+		errs := podspec.Spec(&s, field.NewPath("spec"))
 		for _, e := range errs {
 			_ = e.Error()
 		}
@@ -131,7 +130,7 @@ func BenchmarkSpec(b *testing.B) {
 	podspec.DefaultPod(s)
 	path := field.NewPath("spec")
 	for b.Loop() {
-		if errs := podspec.Spec(s, &metav1.ObjectMeta{}, path); len(errs) > 0 {
+		if errs := podspec.Spec(s, path); len(errs) > 0 {
 			b.Fatal(errs)
 		}
 	}

@@ -48,7 +48,7 @@ func Resize(now, old *corev1.Pod) (errs field.ErrorList) {
 	case old.Spec.OS != nil && old.Spec.OS.Name == corev1.Windows:
 		return field.ErrorList{field.Forbidden(root, "windows pods cannot be resized")}
 	}
-	errs = Spec(&now.Spec, &now.ObjectMeta, path)
+	errs = Spec(&now.Spec, path)
 	if class := api.QOS(&now.Spec); class != api.QOS(&old.Spec) {
 		errs = append(errs, field.Invalid(path, class, "Pod QOS Class may not change as a result of resizing"))
 	}

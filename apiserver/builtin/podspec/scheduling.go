@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-func (v *check) scheduling(meta *metav1.ObjectMeta, path *field.Path) (errs field.ErrorList) {
+func (v *check) scheduling(path *field.Path) (errs field.ErrorList) {
 	s := v.spec
 	errs = append(errs, metavalidation.ValidateLabels(s.NodeSelector, path.Child("nodeSelector"))...)
 	errs = append(errs, affinity(s.Affinity, path.Child("affinity"))...)

@@ -136,7 +136,7 @@ func requiredNodes(p *corev1.Pod) *corev1.NodeSelector {
 // Ephemeral checks a write of pods/ephemeralcontainers: containers may be added, never changed or taken away.
 func Ephemeral(now, old *corev1.Pod) (errs field.ErrorList) {
 	path := field.NewPath("spec", "ephemeralContainers")
-	errs = Spec(&now.Spec, &now.ObjectMeta, field.NewPath("spec"))
+	errs = Spec(&now.Spec, field.NewPath("spec"))
 	if _, mirror := old.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		errs = append(errs, field.Forbidden(field.NewPath(""), "static pods do not support ephemeral containers"))
 	}
