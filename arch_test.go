@@ -185,9 +185,16 @@ func TestPackages(t *testing.T) {
 			documented[s.dir] = documented[s.dir] || s.file.Doc != nil
 		}
 	}
+	layout, err := os.ReadFile("doc/ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, dir := range slices.Sorted(maps.Keys(documented)) {
 		if !documented[dir] {
 			t.Errorf("%s has no package comment: say what it is, what it replaces upstream and its invariants", dir)
+		}
+		if !strings.Contains(string(layout), "`"+dir+"`") {
+			t.Errorf("%s has no row in doc/ARCHITECTURE.md", dir)
 		}
 	}
 }

@@ -6,7 +6,9 @@
 //	API ─ watch ┤ pod     a worker for each pod ── CRI ──> sandboxes and containers
 //	            │   ├ spec       what a Pod means in CRI words (pure)
 //	            │   ├ volume     files and mounts      ├ probe  liveness, readiness, startup
-//	            │   └ resources  cgroups               └ logs   read and rotate
+//	            │   ├ resources  cgroups               ├ logs   read and rotate
+//	            │   ├ keyring    pull credentials      └ users  ranges of ids for user namespaces
+//	            │   └ field      what a Pod says of itself (pure)
 //	            ├ server  what others ask of the node
 //	            └ stats   what pods use
 //

@@ -1,5 +1,5 @@
 // Package field evaluates what a Pod says about itself: fieldRef and resourceFieldRef of the downward
-// API, which environment variables and volumes share.
+// API, which environment variables and volumes share. It replaces upstream's pkg/fieldpath.
 package field
 
 import (

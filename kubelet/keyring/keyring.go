@@ -1,6 +1,6 @@
 // Package keyring finds what a registry wants to see before it gives an image:
-// pull secrets, a file of the node, and credential provider plugins, as
-// upstream's kubelet does.
+// pull secrets, a file of the node, and credential provider plugins. It replaces
+// upstream's pkg/credentialprovider.
 //
 // A pattern names a registry, or a path in it: "registry.example:5000/team". In
 // its host * stands for a part of one label. The most specific pattern that fits
