@@ -73,6 +73,14 @@ func get[T api.Object](t testing.TB, c client.Client, namespace, name string) T 
 	return o
 }
 
+// mended returns the ConfigMap once what was done to it has been seen to.
+func mended(t testing.TB, c client.Client, m api.Key) *corev1.ConfigMap {
+	t.Helper()
+	time.Sleep(time.Second)
+	synctest.Wait()
+	return get[*corev1.ConfigMap](t, c, m.Namespace, m.Name)
+}
+
 func TestBootstrap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := server(t)

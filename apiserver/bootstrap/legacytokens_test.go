@@ -16,30 +16,24 @@ func TestTracking(t *testing.T) {
 		c := server(t)
 		stop := start(t, c)
 		defer stop()
-		look := func() *corev1.ConfigMap {
-			t.Helper()
-			time.Sleep(time.Second)
-			synctest.Wait()
-			return get[*corev1.ConfigMap](t, c, tracking.Namespace, tracking.Name)
-		}
 		first := time.Now().UTC().Format(dayFormat)
-		m := look()
+		m := mended(t, c, tracking)
 		if m.Data[trackedSince] != first {
 			t.Errorf("%v", m.Data)
 		}
 		time.Sleep(72 * time.Hour)
 		for day, want := range map[string]string{"2020-02-02": "2020-02-02", "soon": time.Now().UTC().Format(dayFormat)} {
-			if _, err := client.Mutate(t.Context(), c, look(), "", func(m *corev1.ConfigMap) { m.Data[trackedSince] = day }); err != nil {
+			if _, err := client.Mutate(t.Context(), c, mended(t, c, tracking), "", func(m *corev1.ConfigMap) { m.Data[trackedSince] = day }); err != nil {
 				t.Fatal(err)
 			}
-			if m := look(); m.Data[trackedSince] != want {
+			if m := mended(t, c, tracking); m.Data[trackedSince] != want {
 				t.Errorf("after %q: %v, want %s", day, m.Data, want)
 			}
 		}
-		if err := c.Delete(t.Context(), look(), client.DeleteOptions{}); err != nil {
+		if err := c.Delete(t.Context(), mended(t, c, tracking), client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if m := look(); m.Data[trackedSince] == "" {
+		if m := mended(t, c, tracking); m.Data[trackedSince] == "" {
 			t.Errorf("after its deletion: %v", m.Data)
 		}
 	})

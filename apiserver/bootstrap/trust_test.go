@@ -73,13 +73,7 @@ func TestTrust(t *testing.T) {
 		c := server(t)
 		stop := start(t, c)
 		defer stop()
-		look := func() *corev1.ConfigMap {
-			t.Helper()
-			time.Sleep(time.Second)
-			synctest.Wait()
-			return get[*corev1.ConfigMap](t, c, trusted.Namespace, trusted.Name)
-		}
-		m := look()
+		m := mended(t, c, trusted)
 		own := m.Data[clientCA]
 		if bundle(time.Now(), own) != own || own == "" || len(m.Data) != 1 {
 			t.Errorf("%v", m.Data)
@@ -90,13 +84,13 @@ func TestTrust(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if m = look(); m.Data[clientCA] != other+own || len(m.Data) != 2 {
+		if m = mended(t, c, trusted); m.Data[clientCA] != other+own || len(m.Data) != 2 {
 			t.Errorf("not mended: %v", m.Data)
 		}
 		if err := c.Delete(t.Context(), m, client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if again := look(); again.UID == m.UID || again.Data[clientCA] != own {
+		if again := mended(t, c, trusted); again.UID == m.UID || again.Data[clientCA] != own {
 			t.Errorf("not made again: %v", again.Data)
 		}
 	})

@@ -68,7 +68,7 @@ func (b *bench) all(ctx context.Context, only string) error {
 		if err == nil {
 			line = r.line(v)
 		}
-		fmt.Println(strings.ReplaceAll(line, "\t", "  ")) // now: the run may be cut before the table
+		fmt.Println(strings.TrimRight(strings.ReplaceAll(line, "\t", "  "), " ")) // now: the run may be cut before the table
 		table = append(table, line)
 	}
 	fmt.Println()
