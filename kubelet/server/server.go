@@ -68,7 +68,7 @@ type Deps struct {
 	Log      *slog.Logger
 }
 
-// Server serves one address. It implements run.Component.
+// Server serves one address.
 type Server struct {
 	address string
 	Deps
