@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -252,7 +253,7 @@ func (l *local) Create(ctx context.Context, o api.Object) (api.Object, error) {
 	w := write{verb: "create", kind: k, key: api.Key{Namespace: o.GetNamespace()}, sent: o}
 	return l.write(ctx, w, func(ctx context.Context, r *rest.Request) (api.Object, error) {
 		if !r.Any.Stored() {
-			return l.s.pipe.Answer(ctx, r, o)
+			return posted(o)(l.s.pipe.Answer(ctx, r, o))
 		}
 		return object(l.s.pipe.Create(ctx, r, o))
 	})
@@ -315,7 +316,13 @@ func (l *local) Delete(ctx context.Context, o api.Object, opts client.DeleteOpti
 
 func (l *local) Post(ctx context.Context, k *api.Kind, key api.Key, sub string, body api.Object) (api.Object, error) {
 	return l.write(ctx, write{verb: "create", kind: k, key: key, sub: sub, sent: body}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
-		out, err := l.s.pipe.Post(ctx, r, body, &metav1.CreateOptions{})
+		return posted(body)(l.s.pipe.Post(ctx, r, body, &metav1.CreateOptions{}))
+	})
+}
+
+// posted is what the caller gets for a body: the object that it was answered with, or itself where that is a Status of success.
+func posted(body api.Object) func(out runtime.Object, err error) (api.Object, error) {
+	return func(out runtime.Object, err error) (api.Object, error) {
 		if err != nil {
 			return nil, err
 		}
@@ -328,6 +335,6 @@ func (l *local) Post(ctx context.Context, k *api.Kind, key api.Key, sub string, 
 			}
 			return body, nil
 		}
-		return nil, apierrors.NewInternalError(errors.New("the subresource answered with what is no object"))
-	})
+		return nil, apierrors.NewInternalError(errors.New("a post was answered with what is no object"))
+	}
 }

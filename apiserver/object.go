@@ -15,6 +15,7 @@ import (
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/net"
@@ -43,7 +44,7 @@ func (c *call) object() error {
 	switch {
 	case c.r.Method == http.MethodHead:
 		return c.notAllowed()
-	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a) || a.Kind.Namespaced && t.namespace == "" && t.name != "":
+	case t.rest != "" || !a.Kind.Namespaced && c.inNamespace(a) || a.Kind.Namespaced && t.namespace == "" && (t.name != "" || !a.Readable()):
 		return c.nothing()
 	case a.Kind.Namespaced && t.namespace == "" && !c.acrossNamespaces(a):
 		return c.notAllowed()
@@ -77,10 +78,9 @@ func (c *call) inNamespace(a rest.Any) bool {
 	return c.t.namespace != "" && a.Kind != api.NamespaceKind
 }
 
-// acrossNamespaces says that a namespaced kind may be asked for without a namespace: lists, and answers that are
-// about no object.
+// acrossNamespaces says that a namespaced kind may be asked for without a namespace: lists.
 func (c *call) acrossNamespaces(a rest.Any) bool {
-	return a.Kind.Namespaced && c.t.name == "" && (c.t.verb == "list" || c.t.verb == "watch" || c.t.verb == "create" && !a.Stored())
+	return a.Kind.Namespaced && c.t.name == "" && (c.t.verb == "list" || c.t.verb == "watch")
 }
 
 func (c *call) notAllowed() error {
@@ -247,7 +247,7 @@ func (c *call) create(r *rest.Request) error {
 		if err != nil {
 			return err
 		}
-		c.write(f, http.StatusCreated, out)
+		c.made(f, out)
 		return nil
 	}
 	e, err := c.s.pipe.Create(c.r.Context(), r, body)
@@ -261,7 +261,7 @@ func badOptions(kind string, errs field.ErrorList) error {
 	return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: kind}, "", errs)
 }
 
-// post serves a creating subresource. A Status is its own answer's code.
+// post serves a creating subresource.
 func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.CreateOptions) error {
 	if sub := r.Any.Sub(r.Sub); sub == nil || sub.Create == nil {
 		return c.notAllowed()
@@ -270,10 +270,16 @@ func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.Create
 	if err != nil {
 		return err
 	}
-	code := http.StatusCreated
 	if out == nil {
 		return fmt.Errorf("%v/%s answered nothing", r.Any.Kind, r.Sub)
 	}
+	c.made(f, out)
+	return nil
+}
+
+// made answers what was posted but is not stored as it is. A Status is its own answer's code.
+func (c *call) made(f format, out runtime.Object) {
+	code := http.StatusCreated
 	if st, ok := out.(*metav1.Status); ok {
 		if st.Code != 0 {
 			code = int(st.Code)
@@ -281,7 +287,6 @@ func (c *call) post(f format, r *rest.Request, body api.Object, o *metav1.Create
 		st.Kind, st.APIVersion = "Status", "v1"
 	}
 	c.write(f, code, out)
-	return nil
 }
 
 func (c *call) update(r *rest.Request) error {

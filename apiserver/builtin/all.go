@@ -127,6 +127,7 @@ func All(d Deps) []rest.Any {
 // reviews are the kinds that are answered and not stored.
 func reviews(d Deps) []rest.Any {
 	return []rest.Any{
+		rest.Register(api.BindingKind, bindings(d)),
 		rest.Register(api.TokenReviewKind, tokenReviews(d)),
 		rest.Register(api.SelfSubjectReviewKind, selfSubjectReviews()),
 		rest.Register(api.SubjectAccessReviewKind, subjectAccessReviews(d)),

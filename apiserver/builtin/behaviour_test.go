@@ -190,6 +190,51 @@ func TestBinding(t *testing.T) {
 	}
 }
 
+// TestBindings binds pods by Bindings that are posted on their own.
+func TestBindings(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.must(c.create(pod("web")))
+	to := func(name, node string) *corev1.Binding {
+		return &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: name}, Target: corev1.ObjectReference{Kind: "Node", Name: node}}
+	}
+	stale := to("web", "n1")
+	stale.ResourceVersion = "1"
+	foreign := to("web", "n1")
+	foreign.Namespace = "kube-system"
+	for _, tt := range []struct {
+		name string
+		b    *corev1.Binding
+		dry  bool
+		want string // the reason of the refusal, "" for none
+	}{
+		{"no name", to("", "n1"), false, "BadRequest: Name parameter required."},
+		{"no target", to("web", ""), false, "target.name: Required value"},
+		{"bad target", to("web", "N_1"), false, "target.name: Invalid value"},
+		{"no such pod", to("none", "n1"), false, `NotFound: pods "none" not found`},
+		{"another namespace", foreign, false, "BadRequest: the namespace of the provided object does not match"},
+		{"another revision", stale, false, `Conflict: Operation cannot be fulfilled on pods/binding "web": Precondition failed: ResourceVersion`},
+		{"dry", to("web", "n1"), true, ""},
+		{"good", to("web", "n1"), false, ""},
+		{"again", to("web", "n2"), false, `Conflict: Operation cannot be fulfilled on pods/binding "web": pod web is already assigned to node "n1"`},
+	} {
+		before := c.pod("web").Spec.NodeName
+		r := c.request(tt.b, "")
+		r.Key, r.DryRun = api.Key{Namespace: "default"}, tt.dry
+		out, err := c.pipe.Answer(c.ctx, r, tt.b)
+		switch after := c.pod("web").Spec.NodeName; {
+		case tt.want != "":
+			if err == nil || !strings.HasPrefix(problems(err), tt.want) || before != after {
+				t.Errorf("%s: %v, on %q", tt.name, err, after)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", tt.name, err)
+		case out.(*metav1.Status).Status != metav1.StatusSuccess || (after == "n1") == tt.dry:
+			t.Errorf("%s: %v, on %q", tt.name, out, after)
+		}
+	}
+}
+
 // TestGrace deletes pods in the states that differ.
 func TestGrace(t *testing.T) {
 	t.Parallel()

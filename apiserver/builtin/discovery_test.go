@@ -25,7 +25,6 @@ import (
 // absent are the kinds of upstream that are not served, with the reason. A key ends where the line may go on: what is served
 // of a group is compared.
 var absent = map[string]string{
-	"core/v1 bindings ":                "a Pod is bound by its own subresource, as every scheduler does",
 	"apiregistration.k8s.io/v1 ":       "aggregation has an issue of its own",
 	"apiextensions.k8s.io/v1 ":         "custom kinds have an issue of their own",
 	"admissionregistration.k8s.io/v1 ": "webhooks and policies have an issue of their own",

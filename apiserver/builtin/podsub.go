@@ -10,35 +10,75 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
 
 // bindAttempts is how often a binding is tried while others write the pod.
 const bindAttempts = 8
 
-// bindPod gives a pod its node. It is written past the pipeline, since no update may change spec.nodeName.
+// bindings gives pods their nodes, as pods/binding does; the Binding's name says which pod.
+func bindings(d Deps) *rest.Resource[*corev1.Binding] {
+	return &rest.Resource[*corev1.Binding]{
+		Name: anyName,
+		Act: func(ctx context.Context, b *corev1.Binding, dryRun bool) (*metav1.Status, error) {
+			if b.Name == "" {
+				return nil, apierrors.NewBadRequest("Name parameter required.")
+			}
+			if err := checkBinding(b); err != nil {
+				return nil, err
+			}
+			pod, err := d.fresh(ctx, api.PodKind, api.KeyOf(b))
+			if err != nil {
+				return nil, err
+			}
+			return d.assign(ctx, pod.(*corev1.Pod), b, dryRun)
+		},
+	}
+}
+
+// bindPod gives the parent, a pod, its node.
 func (d Deps) bindPod(ctx context.Context, parent, body api.Object, opts *metav1.CreateOptions) (runtime.Object, error) {
 	b := body.(*corev1.Binding)
+	if err := checkBinding(b); err != nil {
+		return nil, err
+	}
+	st, err := d.assign(ctx, parent.(*corev1.Pod), b, len(opts.DryRun) > 0)
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+func checkBinding(b *corev1.Binding) error {
 	var errs field.ErrorList
+	target := field.NewPath("target")
 	if k := b.Target.Kind; k != "" && k != "Node" {
-		errs = append(errs, field.NotSupported(field.NewPath("target", "kind"), k, []string{"Node", "<empty>"}))
+		errs = append(errs, field.NotSupported(target.Child("kind"), k, []string{"Node", "<empty>"}))
 	}
 	if b.Target.Name == "" {
-		errs = append(errs, field.Required(field.NewPath("target", "name"), ""))
+		errs = append(errs, field.Required(target.Child("name"), ""))
+	} else if len(errs) == 0 {
+		errs = texts(target.Child("name"), b.Target.Name, isName(b.Target.Name))
 	}
 	if len(errs) > 0 {
-		return nil, apierrors.NewInvalid(api.BindingKind.GVK().GroupKind(), b.Name, errs)
+		return apierrors.NewInvalid(api.BindingKind.GVK().GroupKind(), b.Name, errs)
 	}
-	pod := parent.(*corev1.Pod)
+	return nil
+}
+
+// assign writes the pod past the pipeline, since no update may change spec.nodeName.
+func (d Deps) assign(ctx context.Context, pod *corev1.Pod, b *corev1.Binding, dryRun bool) (*metav1.Status, error) {
 	for range bindAttempts {
 		next, err := bound(pod, b)
 		if err != nil {
-			return nil, apierrors.NewConflict(api.BindingKind.GroupResource(), pod.Name, err)
+			return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, err)
 		}
-		if len(opts.DryRun) > 0 {
+		if dryRun {
 			break
 		}
 		_, err = d.Store.Update(ctx, api.PodKind, next, api.RevisionOf(pod), 0)

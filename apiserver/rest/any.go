@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
@@ -64,9 +65,9 @@ type erased struct {
 	anyFinalizer    bool
 	ungathered      bool
 	deprecated      string
-	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error) // nil: none
-	made            func(ctx context.Context) []api.Object                                     // nil: stored kind
-	answer          func(ctx context.Context, o api.Object) (api.Object, error)                // nil: stored kind
+	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error)   // nil: none
+	made            func(ctx context.Context) []api.Object                                       // nil: stored kind
+	answer          func(ctx context.Context, o api.Object, dryRun bool) (runtime.Object, error) // nil: stored kind
 }
 
 type erasedColumn struct {
@@ -132,7 +133,23 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		}
 	}
 	if r.Answer != nil {
-		e.answer = func(ctx context.Context, o api.Object) (api.Object, error) { return r.Answer(ctx, o.(T)) }
+		e.answer = func(ctx context.Context, o api.Object, _ bool) (runtime.Object, error) {
+			out, err := r.Answer(ctx, o.(T))
+			if err != nil {
+				return nil, err
+			}
+			out.GetObjectKind().SetGroupVersionKind(k.GVK())
+			return out, nil
+		}
+	}
+	if r.Act != nil {
+		e.answer = func(ctx context.Context, o api.Object, dry bool) (runtime.Object, error) {
+			out, err := r.Act(ctx, o.(T), dry)
+			if err != nil {
+				return nil, err
+			}
+			return out, nil
+		}
 	}
 	if r.Made != nil {
 		e.made = func(ctx context.Context) (all []api.Object) {
@@ -153,7 +170,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	t := reflect.TypeFor[T]().Elem()
 	_, e.hasSpec = t.FieldByName("Spec")
 	_, hasStatus := t.FieldByName("Status")
-	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil
+	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil && r.Act == nil
 	return Any{Kind: k, r: e}
 }
 

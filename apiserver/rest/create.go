@@ -218,8 +218,8 @@ func (r *Request) slim(o api.Object) api.Object {
 // largeObject is from where on a database may refuse an object.
 const largeObject = 1 << 20
 
-// Answer serves a kind that is not stored: the client posts a question and gets it back answered.
-func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Object, error) {
+// Answer serves a kind that is not stored: the client posts a question and gets it back answered, or a Status of what was done.
+func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (runtime.Object, error) {
 	if r.Any.Kind.Namespaced {
 		if err := r.matchNamespace(o); err != nil {
 			return nil, err
@@ -245,11 +245,10 @@ func (p *Pipeline) Answer(ctx context.Context, r *Request, o api.Object) (api.Ob
 	if err := p.validate(ctx, a); err != nil {
 		return nil, err
 	}
-	out, err := e.answer(ctx, a.Object)
+	out, err := e.answer(ctx, a.Object, r.DryRun)
 	if err != nil {
 		return nil, storeError(err, r)
 	}
-	out.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	return out, nil
 }
 

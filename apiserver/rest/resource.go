@@ -116,6 +116,8 @@ type Resource[T api.Object] struct {
 	Made func(ctx context.Context) []T
 	// Answer makes this a kind that is never stored: POST calls it, nothing else is served (SubjectAccessReview).
 	Answer func(ctx context.Context, o T) (T, error)
+	// Act is Answer for a kind that asks for something to be done to another object and is answered with a Status (Binding).
+	Act func(ctx context.Context, o T, dryRun bool) (*metav1.Status, error)
 }
 
 // Held is the outcome of Resource.Hold. Exactly one of the two functions is called; either may be nil.
