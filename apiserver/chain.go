@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/fairness"
+	"github.com/yare-dev/yare/apiserver/rest"
 )
 
 // call is one request on its way.
@@ -375,7 +376,7 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 			c.w.Header()["X-Kubernetes-Pf-Prioritylevel-Uid"] = []string{ticket.LevelUID}
 		}
 		if refusal != "" {
-			return nil, tooMany()
+			return nil, tooMany(ticket.After)
 		}
 		if c.t.watch { // only its beginning is work
 			ticket.Leave()
@@ -388,7 +389,7 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 	}
 	if n := l.served.Add(1); fair == nil && n > l.most {
 		l.served.Add(-1)
-		return nil, tooMany()
+		return nil, tooMany(1)
 	}
 	return func() {
 		l.served.Add(-1)
@@ -398,8 +399,9 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 	}, nil
 }
 
-func tooMany() error {
-	return apierrors.NewTooManyRequests("Too many requests, please try again later.", 1)
+// tooMany refuses a request that may come again after so many seconds.
+func tooMany(after int) error {
+	return apierrors.NewTooManyRequests("Too many requests, please try again later.", after)
 }
 
 // Lists take a seat for each objectsPerSeat of what there is, up to mostSeats.
@@ -445,7 +447,7 @@ func statusOf(err error) metav1.Status {
 	var st apierrors.APIStatus
 	if !errors.As(err, &st) {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-			st = apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
+			st = rest.Timeout(err)
 		} else {
 			st = apierrors.NewInternalError(err)
 		}

@@ -93,7 +93,7 @@ func (l *local) enter(ctx context.Context, at *authz.Attributes) (leave func(), 
 			return ticket.Leave, nil
 		}
 		if try == localTries || run.Pause(ctx, time.Second) != nil {
-			return nil, tooMany()
+			return nil, tooMany(ticket.After)
 		}
 	}
 }

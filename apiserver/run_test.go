@@ -2,6 +2,7 @@ package apiserver_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -63,5 +64,20 @@ func TestPanic(t *testing.T) {
 	}
 	if w := do(t, s, "GET", "/healthz", ""); w.Code != 200 {
 		t.Error(w.Code, w.Body)
+	}
+}
+
+// A request that takes too long is not to be sent again by itself.
+func TestTimeout(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(_ *apiserver.Config, d *apiserver.Deps) {
+		d.Admission = []rest.Admission{{Name: "slow", Mutate: func(ctx context.Context, _ *rest.Admitting) error {
+			<-ctx.Done()
+			return fmt.Errorf("ask: %w", ctx.Err())
+		}}}
+	})
+	w := do(t, s, "POST", "/api/v1/namespaces/default/configmaps?timeout=1ms", `{"metadata":{"name":"a"}}`)
+	if _, has := w.Header()["Retry-After"]; w.Code != 504 || has || !strings.Contains(w.Body.String(), "request did not complete within requested timeout - context deadline exceeded") {
+		t.Error(w.Code, w.Header(), w.Body)
 	}
 }

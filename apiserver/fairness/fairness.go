@@ -91,10 +91,12 @@ func (f *Fairness) Change(k *api.Kind, now, old api.Object) {
 type Ticket struct {
 	// SchemaUID and LevelUID are told to the client.
 	SchemaUID, LevelUID string
-	flow                *flow
-	leave               func(took time.Duration)
-	seats               int
-	begin               time.Time
+	// After is for how many seconds a client that is refused is to stay away.
+	After int
+	flow  *flow
+	leave func(took time.Duration)
+	seats int
+	begin time.Time
 }
 
 // Enter waits until the request may be served. Where it may not, there is a reason.
@@ -111,6 +113,9 @@ func (f *Fairness) Enter(ctx context.Context, a *authz.Attributes, seats int, no
 		wait = t.begin.Sub(now)
 	}
 	w.counts.start(seats, wait, refusal)
+	if refusal != "" {
+		t.After = w.level.drops.refuse(time.Now())
+	}
 	return t, refusal
 }
 

@@ -18,7 +18,8 @@ const patience = 15 * time.Second
 
 // level is a priority level at work. It outlives changes of its configuration.
 type level struct {
-	name string
+	name  string
+	drops drops
 
 	mu     sync.Mutex
 	exempt bool

@@ -116,6 +116,17 @@ func full() error {
 	}}
 }
 
+// Timeout is the API's error for a request that its context ended. It names no time to try again after: clients would send
+// it again by themselves, also a create that may have been done.
+func Timeout(err error) *apierrors.StatusError {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = context.DeadlineExceeded
+	} else {
+		err = context.Canceled
+	}
+	return apierrors.NewTimeoutError(fmt.Sprintf("request did not complete within requested timeout - %s", err), 0)
+}
+
 // storeError turns an error of the store into one of the API.
 func storeError(err error, r *Request) error {
 	var status apierrors.APIStatus
@@ -131,7 +142,7 @@ func storeError(err error, r *Request) error {
 	case errors.Is(err, store.ErrTooLarge):
 		return apierrors.NewRequestEntityTooLargeError("the object is too large for the database")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return apierrors.NewTimeoutError("the request was not finished within the allotted time", 1)
+		return Timeout(err)
 	}
 	return apierrors.NewInternalError(fmt.Errorf("%s %q: %w", r.Any.Kind, r.Key.String(), err))
 }
@@ -165,8 +176,11 @@ func (p *Pipeline) validate(ctx context.Context, a *Admitting) error {
 // admissionError keeps errors of the API; others are refusals.
 func admissionError(name string, a *Admitting, err error) error {
 	var status apierrors.APIStatus
-	if errors.As(err, &status) {
+	switch {
+	case errors.As(err, &status):
 		return err
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return Timeout(err)
 	}
 	return apierrors.NewForbidden(a.Kind.GroupResource(), a.Key.Name, fmt.Errorf("%s: %w", name, err))
 }
