@@ -85,6 +85,7 @@ func TestBudgets(t *testing.T) {
 		budgets []status // as the controller wrote them
 		code    int32    // of the refusal, zero for none
 		want    string   // cause or message
+		again   int32    // the seconds after which a client is to try again
 		left    int32    // disruptions that the first budget allows then
 	}{
 		{name: "none", phase: corev1.PodRunning},
@@ -94,7 +95,7 @@ func TestBudgets(t *testing.T) {
 		{name: "for a reason", budgets: []status{{ObservedGeneration: 1, DesiredHealthy: 1, CurrentHealthy: 2,
 			Conditions: []metav1.Condition{{Type: "DisruptionAllowed", Status: "False", Reason: "Own", Message: "so", LastTransitionTime: metav1.Now()}}}},
 			code: 429, want: "The disruption budget b0 does not allow evicting pods currently (Own): so"},
-		{name: "not computed", budgets: []status{{DesiredHealthy: 2}}, code: 429, want: "The disruption budget b0 is still being processed by the server."},
+		{name: "not computed", budgets: []status{{DesiredHealthy: 2}}, code: 429, want: "The disruption budget b0 is still being processed by the server.", again: 10},
 		{name: "controller far behind", budgets: []status{{ObservedGeneration: 1, DisruptionsAllowed: 1, DisruptedPods: busy}}, code: 403,
 			want: "The disruption budget b0 does not allow evicting pods currently: too many pending evictions not confirmed by PDB controller", left: 1},
 		{name: "two", budgets: []status{{ObservedGeneration: 1, DisruptionsAllowed: 1}, {ObservedGeneration: 1, DisruptionsAllowed: 1}}, code: 500,
@@ -152,6 +153,9 @@ func TestBudgets(t *testing.T) {
 			default:
 				if cs := got.ErrStatus.Details.Causes; len(cs) != 1 || cs[0].Type != policyv1.DisruptionBudgetCause || cs[0].Message != c.want {
 					t.Errorf("causes %+v", cs)
+				}
+				if n := got.ErrStatus.Details.RetryAfterSeconds; n != c.again {
+					t.Errorf("to be tried again after %d s, not %d", n, c.again)
 				}
 			}
 			if len(c.budgets) == 0 {

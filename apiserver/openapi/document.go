@@ -7,17 +7,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/applyconfigurations"
-	"k8s.io/client-go/kubernetes/scheme"
-	smd "sigs.k8s.io/structured-merge-diff/v6/schema"
 
-	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
 // Document returns the OpenAPI document of the kinds. Version is the server's, for its head.
 func Document(f Form, kinds []rest.Any, version string) Doc {
-	b := &builder{form: f, made: Doc{}, lists: mergeSchema()}
+	b := &builder{form: f, made: Doc{}, lists: rest.MergeSchemas()}
 	paths := Doc{}
 	for _, a := range kinds {
 		b.kind(a, paths)
@@ -29,15 +25,6 @@ func Document(f Form, kinds []rest.Any, version string) Doc {
 		return Doc{"swagger": "2.0", "info": info, "paths": paths, "definitions": b.made}
 	}
 	return Doc{"openapi": "3.0.0", "info": info, "paths": paths, "components": Doc{"schemas": b.made}}
-}
-
-// mergeSchema is client-go's knowledge of how types merge, nil where it cannot be had.
-func mergeSchema() *smd.Schema {
-	v, err := applyconfigurations.NewTypeConverter(scheme.Scheme).ObjectToTyped(api.NamespaceKind.New())
-	if err != nil {
-		return nil
-	}
-	return v.Schema()
 }
 
 // kind adds a kind, its list and its subresources.

@@ -3,7 +3,7 @@
 // clients never ask keeps no schema in memory.
 //
 // Names come from the types' OpenAPIModelName, texts from their SwaggerDoc, patch strategies from struct tags, and list
-// types from the schema that client-go brings for server-side apply. Two forms are made: v3, one document per group and
+// types from the schemas that upstream's client modules bring for server-side apply. Two forms are made: v3, one document per group and
 // version, and v2, one for all.
 package openapi
 
@@ -38,7 +38,7 @@ func (f Form) root() string {
 // builder collects schemas.
 type builder struct {
 	form  Form
-	lists *smd.Schema // may be nil
+	lists []*smd.Schema // what is known of how types merge
 	made  Doc
 }
 
@@ -239,12 +239,14 @@ func (b *builder) listType(p Doc, typeName, field string) {
 	}
 }
 
-// atom finds client-go's schema of a named type.
+// atom finds the merge schema of a named type.
 func (b *builder) atom(name string) (smd.Atom, bool) {
-	if b.lists == nil {
-		return smd.Atom{}, false
+	for _, l := range b.lists {
+		if a, ok := l.Resolve(smd.TypeRef{NamedType: &name}); ok {
+			return a, true
+		}
 	}
-	return b.lists.Resolve(smd.TypeRef{NamedType: &name})
+	return smd.Atom{}, false
 }
 
 // texts are the descriptions of a type ("") and its fields; the caller may change the map.

@@ -14,8 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
-	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/yare-dev/yare/api"
@@ -24,9 +22,6 @@ import (
 // managers holds the field manager of each kind and subresource: it knows which fields belong to whom
 // (metadata.managedFields) and merges what is applied. Its schema is read at the first write. The zero value is ready.
 type managers struct {
-	once  sync.Once
-	types managedfields.TypeConverter
-
 	mu   sync.Mutex
 	made map[managerKey]*tracker
 }
@@ -42,23 +37,16 @@ type managerKey struct {
 	sub  string
 }
 
-func (m *managers) load() { m.types = applyconfigurations.NewTypeConverter(scheme.Scheme) }
-
 func (m *managers) get(r *Request) (*tracker, error) {
 	a, sub := r.Any, r.Sub
-	m.once.Do(m.load)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := managerKey{r.as(), sub}
 	if f := m.made[key]; f != nil {
 		return f, nil
 	}
-	fs, types := forms{a, r.as()}, m.types
-	if _, err := types.ObjectToTyped(a.Kind.New()); err != nil {
-		// client-go has no schema of it: scalars need none, and lists are taken as wholes.
-		types = managedfields.NewDeducedTypeConverter()
-	}
-	f, err := managedfields.NewDefaultFieldManager(types, fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
+	fs := forms{a, r.as()}
+	f, err := managedfields.NewDefaultFieldManager(MergeTypes(a.Kind), fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
 	if err != nil {
 		return nil, fmt.Errorf("make the field manager of %v: %w", a.Kind, err)
 	}

@@ -35,7 +35,7 @@ func NewPipeline(s *store.Store, admission []Admission) *Pipeline {
 
 // Warm reads the schema that the ownership of fields needs, which the first write would do else: some 50 ms of
 // processor time, best spent while something else is waited for.
-func (p *Pipeline) Warm() { p.managers.once.Do(p.managers.load) }
+func (p *Pipeline) Warm() { coreTypes() }
 
 // Store returns the store that the pipeline writes to.
 func (p *Pipeline) Store() *store.Store { return p.store }
