@@ -23,6 +23,11 @@ func EncodeCBOR(o runtime.Object) ([]byte, error) {
 // DecodeCBOR reads CBOR into o, whatever type the data names. The first value tells of an unknown field; a field given
 // twice is an error in CBOR.
 func DecodeCBOR(data []byte, o runtime.Object) (strict []error, err error) {
+	if nests(o) {
+		if err := shallowCBOR(data); err != nil {
+			return nil, fmt.Errorf("decode CBOR: %w", err)
+		}
+	}
 	_, _, err = cbor.NewSerializer(into{o}, into{o}, cbor.Strict(true)).Decode(data, nil, o)
 	if s, ok := runtime.AsStrictDecodingError(err); ok {
 		return s.Errors(), nil

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"sync"
 
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	kjson "sigs.k8s.io/json"
 )
@@ -39,6 +42,11 @@ func EncodeJSON(o runtime.Object) ([]byte, error) {
 // unknown or given twice (with their path); they are left out of o, and the caller decides what they mean
 // (fieldValidation).
 func DecodeJSON(data []byte, o any) (strict []error, err error) {
+	if nests(o) {
+		if err := ShallowJSON(data); err != nil {
+			return nil, fmt.Errorf("decode JSON: %w", err)
+		}
+	}
 	strict, err = kjson.UnmarshalStrict(data, o)
 	if err != nil {
 		return nil, fmt.Errorf("decode JSON: %w", err)
@@ -77,10 +85,55 @@ func DecodeProto(data []byte, o runtime.Object) error {
 	if !ok {
 		return fmt.Errorf("decode %s: the type has no protobuf form", u.Kind)
 	}
+	if nests(o) {
+		if err := shallowProto(u.Raw, MostNested); err != nil {
+			return fmt.Errorf("decode %s: %w", u.Kind, err)
+		}
+	}
 	if err := m.Unmarshal(u.Raw); err != nil {
 		return fmt.Errorf("decode %s: %w", u.Kind, err)
 	}
+	if carriesJSON(reflect.TypeOf(o)) { // which nobody has looked at
+		if _, err := json.Marshal(o); err != nil {
+			return fmt.Errorf("decode %s: %w", u.Kind, err)
+		}
+	}
 	return nil
+}
+
+// carriers remembers what carriesJSON found: reflect.Type -> bool.
+var carriers sync.Map
+
+// carriesJSON says that values of t have parts that are JSON as it came, in protobuf too: data of a ControllerRevision.
+func carriesJSON(t reflect.Type) bool {
+	if known, ok := carriers.Load(t); ok {
+		return known.(bool)
+	}
+	found := findJSON(t, map[reflect.Type]bool{})
+	carriers.Store(t, found)
+	return found
+}
+
+func findJSON(t reflect.Type, seen map[reflect.Type]bool) bool {
+	switch t {
+	case reflect.TypeFor[runtime.RawExtension](), reflect.TypeFor[apiextensionsv1.JSON]():
+		return true
+	}
+	if seen[t] {
+		return false
+	}
+	seen[t] = true
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Map:
+		return findJSON(t.Elem(), seen)
+	case reflect.Struct:
+		for i := range t.NumField() {
+			if findJSON(t.Field(i).Type, seen) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // ProtoType returns the apiVersion and kind of a protobuf envelope.

@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -80,12 +79,12 @@ func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []erro
 		}
 		return o, strict, sameKind(o, k)
 	case asYAML:
-		json, err := yaml.YAMLToJSONStrict(data)
+		json, twice, err := api.YAMLToJSON(data)
 		if err != nil {
-			strict = append(strict, err)
-			if json, err = yaml.YAMLToJSON(data); err != nil {
-				return nil, nil, unrecognized(k, sent, err)
-			}
+			return nil, nil, unrecognized(k, sent, err)
+		}
+		if twice != nil {
+			strict = append(strict, twice)
 		}
 		data = json
 	}
@@ -186,13 +185,15 @@ func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch enc {
-	case asProtobuf:
+	if enc == asYAML {
+		data, _, err = api.YAMLToJSON(data)
+	}
+	switch {
+	case err != nil:
+	case enc == asProtobuf:
 		err = api.DecodeProto(data, o)
-	case asCBOR:
+	case enc == asCBOR:
 		_, err = api.DecodeCBOR(data, o)
-	case asYAML:
-		err = yaml.Unmarshal(data, o)
 	default:
 		_, err = api.DecodeJSON(data, o)
 	}

@@ -20,7 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -364,7 +363,7 @@ func (c *call) patch(r *rest.Request) error {
 		return err
 	}
 	if c.record != nil {
-		text, err := yaml.YAMLToJSON(data) // an apply may be YAML; JSON stays what it is
+		text, _, err := api.YAMLToJSON(data) // an apply may be YAML; JSON stays what it is
 		if err != nil {
 			text = data
 		}

@@ -67,6 +67,9 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 
 // checkCRD asks upstream's library; old is nil on create.
 func checkCRD(ctx context.Context, now, old crd) field.ErrorList {
+	if err := api.Bounded(now); err != nil {
+		return field.ErrorList{field.Invalid(field.NewPath("spec", "versions"), field.OmitValueType{}, err.Error())}
+	}
 	// What the names are accepted to be follows from the spec: it is wrong when that is.
 	now, accepted := now.DeepCopy(), apiextensionsv1.CustomResourceDefinitionNames{}
 	if old != nil {

@@ -20,7 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/store"
@@ -50,6 +49,11 @@ func (p Patch) wellFormed() error {
 	case types.JSONPatchType, types.MergePatchType, types.StrategicMergePatchType:
 		if !json.Valid(p.Data) {
 			return apierrors.NewBadRequest("invalid JSON patch")
+		}
+	}
+	if p.Type == types.MergePatchType || p.Type == types.StrategicMergePatchType { // some of what reads them reads each level again for each above it
+		if err := api.ShallowJSON(p.Data); err != nil {
+			return apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 		}
 	}
 	return nil
@@ -291,20 +295,23 @@ func (r *Request) applied(patch Patch) (*unstructured.Unstructured, error) {
 		})
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{}}
-	read := func(data []byte, into *map[string]any) error { return yaml.Unmarshal(data, into) }
+	data, twice, err := patch.Data, error(nil), error(nil)
 	if patch.Type == types.ApplyCBORPatchType { // a key given twice is an error there
-		read = func(data []byte, into *map[string]any) error { return direct.Unmarshal(data, into) }
+		err = direct.Unmarshal(data, &u.Object)
+	} else if data, twice, err = api.YAMLToJSON(data); err == nil {
+		err = json.Unmarshal(data, &u.Object)
 	}
-	if err := read(patch.Data, &u.Object); err != nil {
+	if err != nil {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 	}
 	if u.Object == nil {
 		return nil, apierrors.NewBadRequest("error decoding patch: it is empty")
 	}
-	if patch.Type == types.ApplyYAMLPatchType {
-		if err := yaml.UnmarshalStrict(patch.Data, &map[string]any{}); err != nil && len(patch.Strict.check(r, []error{err})) > 0 {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", err))
-		}
+	if err := api.Shallow(u.Object); err != nil {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+	}
+	if twice != nil && len(patch.Strict.check(r, []error{twice})) > 0 {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", twice))
 	}
 	switch got, want := u.GroupVersionKind(), r.bodyKind().GVK(); {
 	case got.GroupVersion() != want.GroupVersion():

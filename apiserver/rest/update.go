@@ -281,14 +281,27 @@ func anyName(string, bool) []string { return nil }
 func unique(errs fieldErrors) fieldErrors {
 	seen := map[string]bool{}
 	var out fieldErrors
-	for _, e := range errs {
-		if s := e.Error(); !seen[s] {
-			seen[s] = true
-			out = append(out, e)
+	size := 0
+	for i, e := range errs {
+		s := e.Error()
+		if seen[s] {
+			continue
 		}
+		if size += len(s); len(out) == mostProblems || size > mostProblemText && len(out) > 0 {
+			return append(out, field.Forbidden(field.NewPath(e.Field), fmt.Sprintf("%d more problems begin here, which are not listed", len(errs)-i)))
+		}
+		seen[s] = true
+		out = append(out, e)
 	}
 	return out
 }
+
+// How many problems a client is told of, and how much text, in bytes, they are at most: putting together the text of all takes time by the
+// square of it, and a body of some hundred kilobytes can have a problem in every third byte.
+const (
+	mostProblems    = 1000
+	mostProblemText = 128 << 10
+)
 
 // restoreAllButStatus sets now to a copy of old that has now's status, labels, annotations, finalizers
 // and managedFields, as upstream lets status writers have them.
