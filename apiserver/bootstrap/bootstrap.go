@@ -18,6 +18,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -95,6 +96,7 @@ func (b *Bootstrap) Run(ctx context.Context, ready func()) error {
 	any := func(api.Object) bool { return true }
 	wg.Go(func() { b.keep(ctx, api.FlowSchemaKind, any, b.tend) })
 	wg.Go(func() { b.keep(ctx, api.PriorityLevelConfigurationKind, any, b.tend) })
+	wg.Go(func() { b.keep(ctx, api.CustomResourceDefinitionKind, any, b.names) })
 	wg.Wait()
 	return nil
 }
@@ -112,6 +114,24 @@ func (b *Bootstrap) namespaces(ctx context.Context) error {
 // configMaps ensures those by which others learn about this server.
 func (b *Bootstrap) configMaps(ctx context.Context) error {
 	return errors.Join(b.trust(ctx), b.track(ctx))
+}
+
+// names gives the names of definitions to those that wait for them.
+func (b *Bootstrap) names(ctx context.Context) error {
+	all, err := client.List[*apiextensionsv1.CustomResourceDefinition](ctx, b.client, client.Query{})
+	if err != nil {
+		return err
+	}
+	for _, c := range builtin.SettleNames(all) {
+		_, err := b.client.Update(ctx, c, "status")
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			return nil // its change comes as well
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keep mends what somebody changes of kind, until ctx ends. A watch that breaks is begun anew.

@@ -12,6 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -240,5 +242,60 @@ func TestDangling(t *testing.T) {
 		if got := reason("mine"); got != "False Found" {
 			t.Errorf("with a level: %q", got)
 		}
+	})
+}
+
+// Who waits for a name has it when its holder is gone, or takes another, also when that happened while nobody looked.
+func TestNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := server(t)
+		stop := start(t, c)
+		make := func(plural, short string) *apiextensionsv1.CustomResourceDefinition {
+			d, err := client.Create(t.Context(), c, &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: plural + ".example.com"},
+				Spec: apiextensionsv1.CustomResourceDefinitionSpec{Group: "example.com", Scope: "Cluster",
+					Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: plural, Singular: plural[:3], Kind: "Foo", ShortNames: []string{short}},
+					Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
+						Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object"}}}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		expect := func(plural string, accepted bool) {
+			t.Helper()
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			d := get[*apiextensionsv1.CustomResourceDefinition](t, c, "", plural+".example.com")
+			if got := apihelpers.IsCRDConditionTrue(d, apiextensionsv1.NamesAccepted); got != accepted || (d.Status.AcceptedNames.Kind == "Foo") != accepted {
+				t.Errorf("%s: %+v", plural, d.Status)
+			}
+		}
+		foos := make("foos", "f")
+		make("bars", "b")
+		expect("foos", true)
+		expect("bars", false)
+		if err := c.Delete(t.Context(), foos, client.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		expect("bars", true)
+		make("foos", "f")
+		expect("foos", false)
+		bars := get[*apiextensionsv1.CustomResourceDefinition](t, c, "", "bars.example.com")
+		if _, err := client.Mutate(t.Context(), c, bars, "", func(d *apiextensionsv1.CustomResourceDefinition) {
+			d.Spec.Names.Kind, d.Spec.Names.ListKind = "Bar", "BarList"
+		}); err != nil {
+			t.Fatal(err)
+		}
+		expect("foos", true)
+		make("quxes", "q")
+		expect("quxes", false)
+		stop()
+		if err := c.Delete(t.Context(), get[*apiextensionsv1.CustomResourceDefinition](t, c, "", "foos.example.com"), client.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		expect("quxes", false)
+		stop = start(t, c)
+		expect("quxes", true)
+		stop()
 	})
 }

@@ -12,7 +12,6 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	crdvalidation "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation"
 	schemavalidation "k8s.io/apiextensions-apiserver/pkg/apiserver/validation"
-	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/cel/environment"
 	"k8s.io/kube-openapi/pkg/validation/spec"
@@ -145,75 +144,6 @@ func crdWarnings(c crd) (warnings []string) {
 	}
 	slices.Sort(sets)
 	return append(warnings, slices.Compact(sets)...)
-}
-
-// defined brings the status to the spec, as upstream's naming and approval controllers do soon after a write: here it is
-// part of the write.
-func (d Deps) defined(c crd) {
-	for _, v := range c.Spec.Versions {
-		if v.Storage && !slices.Contains(c.Status.StoredVersions, v.Name) {
-			c.Status.StoredVersions = append(c.Status.StoredVersions, v.Name)
-			break
-		}
-	}
-	names, accepted := d.acceptNames(c)
-	c.Status.AcceptedNames = names
-	established := apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionFalse,
-		Reason: "NotServed", Message: "the names have been accepted, but this release does not serve custom resources"}
-	if accepted.Status != apiextensionsv1.ConditionTrue {
-		established.Reason, established.Message = "NotAccepted", "not all names are accepted"
-	}
-	apihelpers.SetCRDCondition(c, accepted)
-	apihelpers.SetCRDCondition(c, established)
-	if apihelpers.IsProtectedCommunityGroup(c.Spec.Group) {
-		apihelpers.SetCRDCondition(c, approval(c))
-	}
-}
-
-// acceptNames gives c those of its names that no other definition of the group has, and says whether these are all.
-func (d Deps) acceptNames(c crd) (apiextensionsv1.CustomResourceDefinitionNames, apiextensionsv1.CustomResourceDefinitionCondition) {
-	resources, kinds := map[string]bool{}, map[string]bool{}
-	for e := range d.Store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
-		o, ok := e.Object.(crd)
-		if !ok || o.Spec.Group != c.Spec.Group || o.Name == c.Name {
-			continue
-		}
-		n := o.Status.AcceptedNames
-		for _, r := range append([]string{n.Plural, n.Singular}, n.ShortNames...) {
-			resources[r] = true
-		}
-		kinds[n.Kind], kinds[n.ListKind] = true, true
-	}
-	condition := apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.NamesAccepted, Status: apiextensionsv1.ConditionTrue,
-		Reason: "NoConflicts", Message: "no conflicts found"}
-	conflict := func(reason string, err error) {
-		condition.Status, condition.Reason, condition.Message = apiextensionsv1.ConditionFalse, reason, err.Error()
-	}
-	want, names := c.Spec.Names, c.Status.AcceptedNames
-	take := func(name *string, want, reason string, used map[string]bool) {
-		if want != *name && used[want] {
-			conflict(reason, fmt.Errorf("%q is already in use", want))
-			return
-		}
-		*name = want
-	}
-	take(&names.Plural, want.Plural, "PluralConflict", resources)
-	take(&names.Singular, want.Singular, "SingularConflict", resources)
-	var errs []error
-	for _, s := range want.ShortNames {
-		if resources[s] && !slices.Contains(names.ShortNames, s) {
-			errs = append(errs, fmt.Errorf("%q is already in use", s))
-		}
-	}
-	if err := utilerrors.NewAggregate(errs); err != nil {
-		conflict("ShortNamesConflict", err)
-	} else {
-		names.ShortNames = want.ShortNames
-	}
-	take(&names.Kind, want.Kind, "KindConflict", kinds)
-	take(&names.ListKind, want.ListKind, "ListKindConflict", kinds)
-	names.Categories = want.Categories
-	return names, condition
 }
 
 // approval says whether a definition in a group of Kubernetes' own has the community's consent.

@@ -132,25 +132,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 			return r.Hold(ctx, as[T](now), as[T](old), dry)
 		}
 	}
-	if r.Answer != nil {
-		e.answer = func(ctx context.Context, o api.Object, _ bool) (runtime.Object, error) {
-			out, err := r.Answer(ctx, o.(T))
-			if err != nil {
-				return nil, err
-			}
-			out.GetObjectKind().SetGroupVersionKind(k.GVK())
-			return out, nil
-		}
-	}
-	if r.Act != nil {
-		e.answer = func(ctx context.Context, o api.Object, dry bool) (runtime.Object, error) {
-			out, err := r.Act(ctx, o.(T), dry)
-			if err != nil {
-				return nil, err
-			}
-			return out, nil
-		}
-	}
+	e.answer = answers(k, r)
 	if r.Made != nil {
 		e.made = func(ctx context.Context) (all []api.Object) {
 			for _, o := range r.Made(ctx) {
@@ -172,6 +154,30 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	_, hasStatus := t.FieldByName("Status")
 	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil && r.Act == nil
 	return Any{Kind: k, r: e}
+}
+
+// answers is what a kind that is not stored does with what is posted; nil of a stored one.
+func answers[T api.Object](k *api.Kind, r *Resource[T]) func(ctx context.Context, o api.Object, dryRun bool) (runtime.Object, error) {
+	switch {
+	case r.Answer != nil:
+		return func(ctx context.Context, o api.Object, _ bool) (runtime.Object, error) {
+			out, err := r.Answer(ctx, o.(T))
+			if err != nil {
+				return nil, err
+			}
+			out.GetObjectKind().SetGroupVersionKind(k.GVK())
+			return out, nil
+		}
+	case r.Act != nil:
+		return func(ctx context.Context, o api.Object, dry bool) (runtime.Object, error) {
+			out, err := r.Act(ctx, o.(T), dry)
+			if err != nil {
+				return nil, err
+			}
+			return out, nil
+		}
+	}
+	return nil
 }
 
 // as is o's T, or T's zero value (a nil pointer) when o is nil.
