@@ -35,6 +35,8 @@ type call struct {
 	attributes *authz.Attributes
 	// record is what the audit log gets; nil where it gets nothing.
 	record *audit.Record
+	// queued is how long the request waited for its turn.
+	queued time.Duration
 }
 
 // response notes what was answered.
@@ -100,6 +102,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (c *call) serve(begin time.Time) error {
 	u, err := c.s.authenticate(c.r)
+	c.s.meter.gate.authenticated(c.r, u, err, time.Since(begin))
 	if err != nil {
 		c.audit(&authn.User{}, begin)
 		return err
@@ -130,7 +133,9 @@ func (c *call) serve(begin time.Time) error {
 		}
 	}
 	c.r = c.r.WithContext(ctx)
-	reason, err := c.s.decide(ctx, c.attributes)
+	asked := time.Now()
+	reason, cause, err := c.s.decide(ctx, c.attributes)
+	c.s.meter.gate.authorized(err, cause, time.Since(asked))
 	decided(c.record, reason, err)
 	if err != nil {
 		return err
@@ -227,30 +232,30 @@ func (s *Server) authenticate(r *http.Request) (*authn.User, error) {
 
 // authorize returns Forbidden unless the user may.
 func (s *Server) authorize(ctx context.Context, a *authz.Attributes) error {
-	_, err := s.decide(ctx, a)
+	_, _, err := s.decide(ctx, a)
 	return err
 }
 
-// decide returns Forbidden unless the user may, and why.
-func (s *Server) decide(ctx context.Context, a *authz.Attributes) (reason string, err error) {
+// decide returns Forbidden unless the user may, and why; the cause is what the authorizer failed with.
+func (s *Server) decide(ctx context.Context, a *authz.Attributes) (reason string, cause, err error) {
 	if a.User.In(authn.Masters) {
-		return "", nil
+		return "", nil, nil
 	}
-	ok, reason, err := s.deps.Authorizer.Authorize(ctx, a)
+	ok, reason, cause := s.deps.Authorizer.Authorize(ctx, a)
 	if ok {
-		return reason, nil
+		return reason, nil, nil
 	}
 	text := refusal(a)
 	switch {
 	case reason != "":
 		text += ": " + reason
-	case err != nil:
-		text += ": " + err.Error()
+	case cause != nil:
+		text += ": " + cause.Error()
 	}
 	if a.Path != "" {
-		return reason, apierrors.NewForbidden(schema.GroupResource{}, "", errors.New(text))
+		return reason, cause, apierrors.NewForbidden(schema.GroupResource{}, "", errors.New(text))
 	}
-	return reason, apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(text))
+	return reason, cause, apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(text))
 }
 
 func refusal(a *authz.Attributes) string {
@@ -370,13 +375,15 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 	var ticket fairness.Ticket
 	if fair != nil {
 		var refusal string
+		asked := time.Now()
 		ticket, refusal = fair.Enter(c.r.Context(), c.attributes, c.seats(), begin)
+		c.queued = time.Since(asked)
 		if ticket.SchemaUID != "" {
 			c.w.Header()["X-Kubernetes-Pf-Flowschema-Uid"] = []string{ticket.SchemaUID}
 			c.w.Header()["X-Kubernetes-Pf-Prioritylevel-Uid"] = []string{ticket.LevelUID}
 		}
 		if refusal != "" {
-			return nil, tooMany(ticket.After)
+			return nil, c.tooMany(ticket.After)
 		}
 		if c.t.watch { // only its beginning is work
 			ticket.Leave()
@@ -389,7 +396,7 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 	}
 	if n := l.served.Add(1); fair == nil && n > l.most {
 		l.served.Add(-1)
-		return nil, tooMany(1)
+		return nil, c.tooMany(1)
 	}
 	return func() {
 		l.served.Add(-1)
@@ -397,6 +404,14 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 			ticket.Leave()
 		}
 	}, nil
+}
+
+// tooMany refuses the call, which may come again after so many seconds.
+func (c *call) tooMany(after int) error {
+	if c.t.isObject {
+		c.s.meter.gate.terminate(c.labels(), http.StatusTooManyRequests)
+	}
+	return tooMany(after)
 }
 
 // tooMany refuses a request that may come again after so many seconds.

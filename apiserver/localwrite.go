@@ -47,7 +47,7 @@ func (l *local) write(ctx context.Context, w write, do func(context.Context, *re
 		return nil, err
 	}
 	defer leave()
-	reason, err := l.s.decide(ctx, at)
+	reason, _, err := l.s.decide(ctx, at)
 	decided(record, reason, err)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
@@ -20,9 +22,11 @@ type meter struct {
 	registry *prometheus.Registry
 	total    *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
+	sli      *prometheus.HistogramVec
 	sizes    *prometheus.HistogramVec
 	long     *prometheus.GaugeVec
 	told     *prometheus.CounterVec
+	gate     *gate
 
 	// found keeps what a label set was resolved to, since that costs as much as a small request.
 	found sync.Map // labelled -> *counters
@@ -35,14 +39,14 @@ type labelled struct {
 }
 
 type counters struct {
-	total          prometheus.Counter
-	latency, sizes prometheus.Observer // sizes is nil for what writes
+	total               prometheus.Counter
+	latency, sli, sizes prometheus.Observer // sizes is nil for what writes
 }
 
 // served is the component that all requests are served by.
 const served = "apiserver"
 
-func newMeter(r *prometheus.Registry, s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
+func newMeter(r *prometheus.Registry, v version.Info, s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
 	of := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	dry := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &meter{
@@ -57,6 +61,11 @@ func newMeter(r *prometheus.Registry, s *store.Store, kinds []rest.Any, reads, w
 			Buckets: []float64{0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3,
 				4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
 		}, dry),
+		sli: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "apiserver_request_sli_duration_seconds",
+			Help:    "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component.",
+			Buckets: []float64{0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60},
+		}, of),
 		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "apiserver_response_sizes",
 			Help:    "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
@@ -70,8 +79,9 @@ func newMeter(r *prometheus.Registry, s *store.Store, kinds []rest.Any, reads, w
 			Name: "apiserver_watch_events_total",
 			Help: "Number of events sent in watch clients",
 		}, []string{"group", "version", "resource"}),
+		gate: newGate(r, v),
 	}
-	m.registry.MustRegister(m.total, m.latency, m.sizes, m.long, m.told,
+	m.registry.MustRegister(m.total, m.latency, m.sli, m.sizes, m.long, m.told,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		inflight("readOnly", reads), inflight("mutating", writes), &amounts{s, kinds})
 	return m
@@ -150,6 +160,10 @@ func (m *meter) observe(c *call, took time.Duration) {
 	f.total.Inc()
 	if !c.long() {
 		f.latency.Observe(took.Seconds())
+		f.sli.Observe((took - c.queued).Seconds())
+	}
+	if l.code == http.StatusGatewayTimeout && c.r.Context().Err() != nil {
+		m.gate.terminate(l, l.code)
 	}
 	if f.sizes != nil {
 		f.sizes.Observe(float64(c.w.bytes))
@@ -163,6 +177,7 @@ func (m *meter) find(l labelled) *counters {
 	f := &counters{
 		total:   m.total.WithLabelValues(l.verb, l.dryRun, l.group, l.version, l.resource, l.sub, l.scope, served, strconv.Itoa(l.code)),
 		latency: m.latency.WithLabelValues(l.verb, l.dryRun, l.group, l.version, l.resource, l.sub, l.scope, served),
+		sli:     m.sli.WithLabelValues(l.verb, l.group, l.version, l.resource, l.sub, l.scope, served),
 	}
 	if l.verb == "GET" || l.verb == "LIST" {
 		f.sizes = m.sizes.WithLabelValues(l.verb, l.group, l.version, l.resource, l.sub, l.scope, served)

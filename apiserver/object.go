@@ -49,6 +49,7 @@ func (c *call) object() error {
 		return c.notAllowed()
 	}
 	if text := a.Deprecated(); text != "" {
+		c.s.meter.gate.deprecated.WithLabelValues(t.group, t.version, t.plural, t.sub, "").Set(1)
 		c.warn(text)
 	}
 	switch t.verb {

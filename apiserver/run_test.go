@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/yare-dev/yare/apiserver"
@@ -79,5 +80,29 @@ func TestTimeout(t *testing.T) {
 	w := do(t, s, "POST", "/api/v1/namespaces/default/configmaps?timeout=1ms", `{"metadata":{"name":"a"}}`)
 	if _, has := w.Header()["Retry-After"]; w.Code != 504 || has || !strings.Contains(w.Body.String(), "request did not complete within requested timeout - context deadline exceeded") {
 		t.Error(w.Code, w.Header(), w.Body)
+	}
+}
+
+// Profiles and logs are served where they are switched on, to who may have them.
+func TestDebug(t *testing.T) {
+	t.Parallel()
+	off := serve(t)
+	on := serve(t, func(c *apiserver.Config, _ *apiserver.Deps) {
+		c.Debug, c.Logs = true, fstest.MapFS{"pods/a.log": {Data: []byte("hello")}}
+	})
+	for path, want := range map[string]string{"/debug/pprof/": "goroutine", "/debug/pprof/cmdline": ".test", "/debug/pprof/goroutine?debug=1": "goroutine profile",
+		"/logs/": "pods/", "/logs/pods/a.log": "hello"} {
+		if w := do(t, off, "GET", path, ""); w.Code != 404 {
+			t.Errorf("off: %s: %d", path, w.Code)
+		}
+		if w := do(t, on, "GET", path, ""); w.Code != 200 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("on: %s: %d %s", path, w.Code, w.Body)
+		}
+		if w := do(t, on, "GET", path, "", "X-User", "nobody"); w.Code != 403 {
+			t.Errorf("without leave: %s: %d", path, w.Code)
+		}
+	}
+	if w := do(t, on, "GET", "/debug/other", ""); w.Code != 404 {
+		t.Errorf("/debug/other: %d", w.Code)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -111,9 +112,13 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if d.Metrics == nil {
 		d.Metrics = prometheus.NewRegistry()
 	}
-	s.meter = newMeter(d.Metrics, d.Store, d.Resources, s.reads, s.writes)
+	s.meter = newMeter(d.Metrics, cfg.Version, d.Store, d.Resources, s.reads, s.writes)
+	s.pipe.Observe = s.meter.gate.admitted
 	if d.Fairness != nil {
 		d.Metrics.MustRegister(d.Fairness)
+	}
+	if d.Audit != nil {
+		d.Metrics.MustRegister(d.Audit)
 	}
 	for _, a := range d.Resources {
 		if _, twice := s.kinds[a.Kind.GVR()]; twice {
@@ -154,7 +159,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		MaxHeaderBytes:    1 << 20,
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 1 << 18, MaxReceiveBufferPerConnection: 1 << 22},
-		ErrorLog:          slog.NewLogLogger(s.deps.Log.With("component", "apiserver").Handler(), slog.LevelDebug),
+		ErrorLog:          log.New(handshakeLog{slog.NewLogLogger(s.deps.Log.With("component", "apiserver").Handler(), slog.LevelDebug), s.meter.gate.handshakes}, "", 0),
 	}
 	if s.cfg.TLS != nil {
 		srv.TLSConfig = s.cfg.TLS.Clone()

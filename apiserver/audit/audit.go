@@ -40,7 +40,7 @@ func New(c Config, log *slog.Logger) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{policy: p, slog: log.With("component", "audit")}
+	l := &Log{policy: p, slog: log.With("component", "audit"), meter: newMeter()}
 	if c.File.Path != "" {
 		l.backends = append(l.backends, newFile(c.File, time.Now))
 	}

@@ -100,7 +100,7 @@ func (k *kept) Write(e *Event) error {
 func TestRecord(t *testing.T) {
 	t.Parallel()
 	k := &kept{}
-	l := &Log{policy: &Policy{OmitManagedFields: true, Rules: []Rule{{Level: RequestResponse}}}, backends: []Backend{k}, slog: slog.New(slog.DiscardHandler)}
+	l := &Log{policy: &Policy{OmitManagedFields: true, Rules: []Rule{{Level: RequestResponse}}}, backends: []Backend{k}, slog: slog.New(slog.DiscardHandler), meter: newMeter()}
 	r := httptest.NewRequestWithContext(t.Context(), "POST", "/api/v1/namespaces/default/configmaps?dryRun=All", nil)
 	r.Header.Set("X-Forwarded-For", "10.1.2.3, bad")
 	r.Header.Set("Audit-Id", "mine")

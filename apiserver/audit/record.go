@@ -110,6 +110,7 @@ func uri(a *authz.Attributes) string {
 // begin completes the first event of a record and emits it.
 func (l *Log) begin(a *authz.Attributes, at time.Time, e Event) *Record {
 	x := l.policy.decide(a)
+	l.meter.levels.WithLabelValues(string(x.level)).Inc()
 	if x.level == None {
 		return nil
 	}
@@ -180,8 +181,10 @@ func (r *Record) emit(s Stage, at time.Time) {
 			e.Annotations[k] = v
 		}
 	}
+	r.log.meter.events.Inc()
 	for _, b := range r.log.backends {
 		if err := b.Write(&e); err != nil {
+			r.log.meter.lost.WithLabelValues(b.Name()).Inc()
 			r.log.slog.Error("audit event lost", "backend", b.Name(), "audit_id", string(e.AuditID), "err", err)
 		}
 	}
@@ -348,6 +351,7 @@ type Log struct {
 	policy   *Policy
 	backends []Backend
 	slog     *slog.Logger
+	meter    *meter
 }
 
 // Backend keeps events.

@@ -25,7 +25,10 @@ import (
 type Pipeline struct {
 	store     *store.Store
 	admission []Admission
-	managers  managers
+	// Observe is told what a plug-in of admission took and said in a step, "admit" or "validate", and with an empty name the same
+	// of the whole step; nil: nobody is. It is set before the first request.
+	Observe  func(plugin, step string, op Operation, took time.Duration, rejected bool)
+	managers managers
 }
 
 // NewPipeline returns the Pipeline over s. The order of admission is the order of asking.
@@ -149,28 +152,43 @@ func storeError(err error, r *Request) error {
 
 // mutate asks the admission plug-ins, which may change a.Object.
 func (p *Pipeline) mutate(ctx context.Context, a *Admitting) error {
-	for _, ad := range p.admission {
-		if ad.Mutate == nil {
-			continue
-		}
-		if err := ad.Mutate(ctx, a); err != nil {
-			return admissionError(ad.Name, a, err)
-		}
-	}
-	return nil
+	return p.ask(ctx, a, "admit", func(ad *Admission) plugin { return ad.Mutate })
 }
 
 // validate asks the admission plug-ins for a verdict on the final object.
 func (p *Pipeline) validate(ctx context.Context, a *Admitting) error {
-	for _, ad := range p.admission {
-		if ad.Validate == nil {
+	return p.ask(ctx, a, "validate", func(ad *Admission) plugin { return ad.Validate })
+}
+
+// plugin is a function of an Admission.
+type plugin = func(ctx context.Context, a *Admitting) error
+
+// ask asks one function of each plug-in, in order, until one refuses.
+func (p *Pipeline) ask(ctx context.Context, a *Admitting, step string, of func(*Admission) plugin) error {
+	begin := time.Now()
+	last := begin
+	var err error
+	for i := range p.admission {
+		ad := &p.admission[i]
+		f := of(ad)
+		if f == nil {
 			continue
 		}
-		if err := ad.Validate(ctx, a); err != nil {
-			return admissionError(ad.Name, a, err)
+		err = f(ctx, a)
+		if p.Observe != nil {
+			now := time.Now()
+			p.Observe(ad.Name, step, a.Operation, now.Sub(last), err != nil)
+			last = now
+		}
+		if err != nil {
+			err = admissionError(ad.Name, a, err)
+			break
 		}
 	}
-	return nil
+	if p.Observe != nil {
+		p.Observe("", step, a.Operation, last.Sub(begin), err != nil)
+	}
+	return err
 }
 
 // admissionError keeps errors of the API; others are refusals.
