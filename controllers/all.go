@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/controllers/namespace"
 	"github.com/yare-dev/yare/controllers/nodeipam"
 	"github.com/yare-dev/yare/controllers/nodelifecycle"
+	"github.com/yare-dev/yare/controllers/podcertcleaner"
 	"github.com/yare-dev/yare/controllers/podgc"
 	"github.com/yare-dev/yare/controllers/pvcprotection"
 	"github.com/yare-dev/yare/controllers/pvprotection"
@@ -25,6 +26,7 @@ import (
 	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
+	"github.com/yare-dev/yare/controllers/servingtrust"
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
 	"github.com/yare-dev/yare/controllers/ttlafterfinished"
@@ -72,11 +74,12 @@ func List(d Deps) []*reconcile.Controller {
 		disruption.New(d.Deps),
 		statefulset.New(d.Deps),
 		cronjob.New(d.Deps),
+		podcertcleaner.New(d.Deps),
 	}
 	if len(d.Nodes.Clusters) > 0 {
 		list = append(list, nodeipam.New(d.Deps, d.Nodes))
 	}
-	return append(list,
+	list = append(list,
 		nodelifecycle.New(d.Deps),
 		tainteviction.New(d.Deps),
 		volumebinder.New(d.Deps),
@@ -86,6 +89,9 @@ func List(d Deps) []*reconcile.Controller {
 		vacprotection.New(d.Deps),
 		ttlafterfinished.New(d.Deps),
 		rootca.New(d.Deps, d.RootCA),
-		ephemeralvolume.New(d.Deps),
 	)
+	if len(d.RootCA) > 0 {
+		list = append(list, servingtrust.New(d.Deps, d.RootCA))
+	}
+	return append(list, ephemeralvolume.New(d.Deps))
 }

@@ -2,8 +2,12 @@ package controllers_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +17,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -29,6 +34,7 @@ import (
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/controllers"
 	"github.com/yare-dev/yare/controllers/nodeipam"
+	"github.com/yare-dev/yare/controllers/servingtrust"
 	"github.com/yare-dev/yare/reconcile"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
 	"github.com/yare-dev/yare/run"
@@ -67,7 +73,7 @@ func cluster(t testing.TB) client.Client {
 	})
 	loops := append(controllers.All(controllers.Deps{
 		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: log},
-		RootCA: []byte("PEM"), Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
+		RootCA: authority(t), Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
 	}), recorder, rt.Kubelet(c), healthy(c))
 	all := run.InOrder("test", st, namespaces, run.Together("loops", loops...))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -85,6 +91,20 @@ func cluster(t testing.TB) client.Client {
 	}
 	time.Sleep(30 * time.Second) // the Node's first status may be a Conflict, the second is not
 	return c
+}
+
+// authority is a certificate of one, in PEM.
+func authority(t testing.TB) []byte {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(nil, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 // healthy posts the Node's status every ten seconds.
@@ -139,7 +159,10 @@ func pods(t testing.TB, c client.Client) string {
 func TestWorkloads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := cluster(t)
-		rt.Get[*corev1.ConfigMap](t, c, "ns", "kube-root-ca.crt")
+		root := rt.Get[*corev1.ConfigMap](t, c, "ns", "kube-root-ca.crt").Data["ca.crt"]
+		if b := rt.Get[*certificatesv1.ClusterTrustBundle](t, c, "", servingtrust.Name(root)); b.Spec.TrustBundle != root {
+			t.Errorf("trust bundle %+v", b.Spec)
+		}
 		rt.Get[*corev1.ServiceAccount](t, c, "ns", "default")
 		if n := rt.Get[*corev1.Node](t, c, "", "n1"); n.Spec.PodCIDR != "10.42.0.0/24" || len(n.Spec.Taints) != 0 {
 			t.Errorf("node %+v", n.Spec)

@@ -106,6 +106,10 @@ func accountOf(controller string) string {
 		return "node-controller"
 	case "root-ca-certificate-publisher-controller":
 		return "root-ca-cert-publisher"
+	case "kube-apiserver-serving-clustertrustbundle-publisher-controller":
+		return "kube-apiserver-serving-clustertrustbundle-publisher"
+	case "podcertificaterequest-cleaner-controller":
+		return "podcertificaterequestcleaner"
 	}
 	return controller
 }
