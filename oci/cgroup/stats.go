@@ -17,10 +17,8 @@ func (g *Group) Stats() (*Stats, error) {
 		s.cpu(&raw.CpuStats)
 		s.memory(&raw.MemoryStats, g.unified)
 		s.Pids = PidsStats{Current: raw.PidsStats.Current, Limit: raw.PidsStats.Limit}
-		s.io(&raw.BlkioStats)
 		s.IOPSI = psi(raw.BlkioStats.PSI)
-		s.Memory.OOMKills, err = m.OOMKillCount()
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -41,16 +39,16 @@ func (s *Stats) cpu(c *cgroups.CpuStats) {
 }
 
 // names are the keys of memory.stat.
-type names struct{ anon, cache, mapped, inactive, faults, major string }
+type names struct{ anon, cache, inactive, faults, major string }
 
 func (s *Stats) memory(m *cgroups.MemoryStats, unified bool) {
-	n := names{"total_rss", "total_cache", "total_mapped_file", "total_inactive_file", "total_pgfault", "total_pgmajfault"}
+	n := names{"total_rss", "total_cache", "total_inactive_file", "total_pgfault", "total_pgmajfault"}
 	if unified {
-		n = names{"anon", "file", "file_mapped", "inactive_file", "pgfault", "pgmajfault"}
+		n = names{"anon", "file", "inactive_file", "pgfault", "pgmajfault"}
 	}
 	s.Memory = MemoryStats{
-		Usage: m.Usage.Usage, Anon: m.Stats[n.anon], Cache: m.Stats[n.cache], Mapped: m.Stats[n.mapped],
-		Faults: m.Stats[n.faults], MajorFaults: m.Stats[n.major], Kernel: m.KernelUsage.Usage, PSI: psi(m.PSI),
+		Usage: m.Usage.Usage, Anon: m.Stats[n.anon], Cache: m.Stats[n.cache],
+		Faults: m.Stats[n.faults], MajorFaults: m.Stats[n.major], PSI: psi(m.PSI),
 	}
 	if m.SwapUsage.Usage > m.Usage.Usage { // counts memory too
 		s.Memory.Swap = m.SwapUsage.Usage - m.Usage.Usage
@@ -61,36 +59,6 @@ func (s *Stats) memory(m *cgroups.MemoryStats, unified bool) {
 	// The kernel says "unlimited" as the largest page-aligned number.
 	if m.Usage.Limit < 1<<62 {
 		s.Memory.Limit = m.Usage.Limit
-	}
-}
-
-func (s *Stats) io(b *cgroups.BlkioStats) {
-	index := map[[2]uint64]int{}
-	at := func(e cgroups.BlkioStatEntry) *IOStats {
-		key := [2]uint64{e.Major, e.Minor}
-		i, ok := index[key]
-		if !ok {
-			i = len(s.IO)
-			index[key] = i
-			s.IO = append(s.IO, IOStats{Major: e.Major, Minor: e.Minor})
-		}
-		return &s.IO[i]
-	}
-	for _, e := range b.IoServiceBytesRecursive {
-		switch e.Op {
-		case "Read":
-			at(e).ReadBytes = e.Value
-		case "Write":
-			at(e).WriteBytes = e.Value
-		}
-	}
-	for _, e := range b.IoServicedRecursive {
-		switch e.Op {
-		case "Read":
-			at(e).Reads = e.Value
-		case "Write":
-			at(e).Writes = e.Value
-		}
 	}
 }
 
@@ -111,7 +79,6 @@ type Stats struct {
 	CPU    CPUStats
 	Memory MemoryStats
 	Pids   PidsStats
-	IO     []IOStats
 	IOPSI  *PSI // nil where the kernel has none
 }
 
@@ -129,24 +96,15 @@ type MemoryStats struct {
 	WorkingSet  uint64 // Usage less inactive file pages
 	Anon        uint64 // anonymous memory ("rss")
 	Cache       uint64 // file pages
-	Mapped      uint64 // file pages mapped into processes
 	Swap        uint64
 	Limit       uint64 // 0: unlimited
 	Faults      uint64
 	MajorFaults uint64
-	OOMKills    uint64
-	Kernel      uint64
 	PSI         *PSI
 }
 
 // PidsStats counts processes and threads.
 type PidsStats struct{ Current, Limit uint64 }
-
-// IOStats is one block device's traffic.
-type IOStats struct {
-	Major, Minor                         uint64
-	ReadBytes, WriteBytes, Reads, Writes uint64
-}
 
 // PSI is pressure stall information: shares of time in percent, and totals.
 type PSI struct{ Some, Full PSILine }
