@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/apiserver/builtin/podspec"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -293,26 +294,11 @@ func inlineVolume(s *corev1.PersistentVolumeSpec, at *field.Path) (errs field.Er
 	return errs
 }
 
-func accessModes(modes []corev1.PersistentVolumeAccessMode, at *field.Path) (errs field.ErrorList) {
+func accessModes(modes []corev1.PersistentVolumeAccessMode, at *field.Path) field.ErrorList {
 	if len(modes) == 0 {
 		return field.ErrorList{field.Required(at, "")}
 	}
-	known := []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod}
-	alone, others := false, false
-	for _, m := range modes {
-		switch {
-		case !slices.Contains(known, m):
-			errs = append(errs, field.NotSupported(at, m, known))
-		case m == corev1.ReadWriteOncePod:
-			alone = true
-		default:
-			others = true
-		}
-	}
-	if alone && others {
-		errs = append(errs, field.Forbidden(at, "may not use ReadWriteOncePod with other access modes"))
-	}
-	return errs
+	return podspec.AccessModes(modes, at)
 }
 
 func csiSource(s *corev1.CSIPersistentVolumeSource, at *field.Path) field.ErrorList {

@@ -52,52 +52,34 @@ func mutatingWebhooks(c *admissionv1.MutatingWebhookConfiguration) (all []webhoo
 }
 
 func validatingWebhookConfigurations(cel *expressions) *rest.Resource[*admissionv1.ValidatingWebhookConfiguration] {
-	type config = *admissionv1.ValidatingWebhookConfiguration
-	return &rest.Resource[config]{
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		Default:         func(c config) { defaultWebhooks(validatingWebhooks(c)) },
-		Prepare:         func(c config) { c.Generation = 1 },
-		PrepareUpdate: func(now, old config) {
-			if !equality.Semantic.DeepEqual(now.Webhooks, old.Webhooks) {
-				now.Generation = old.Generation + 1
-			}
-		},
-		ValidateCreate: func(c config) field.ErrorList {
-			return append(cel.webhooks(validatingWebhooks(c), nil), notStatic(c.Name)...)
-		},
-		ValidateUpdate: func(now, old config) field.ErrorList {
-			return cel.webhooksUpdate(validatingWebhooks(now), validatingWebhooks(old))
-		},
-		Warn: func(c, old config) []string { return warnStatic(c, asMeta(old)) },
-		Columns: []rest.Column[config]{
-			{Name: "Webhooks", Type: "integer", Description: webhooksText, Cell: func(c config) any { return int64(len(c.Webhooks)) }},
-			{Name: "Age"},
-		},
-	}
+	return webhookConfigurations(cel, validatingWebhooks, func(now, old *admissionv1.ValidatingWebhookConfiguration) bool {
+		return equality.Semantic.DeepEqual(now.Webhooks, old.Webhooks)
+	})
 }
 
 func mutatingWebhookConfigurations(cel *expressions) *rest.Resource[*admissionv1.MutatingWebhookConfiguration] {
-	type config = *admissionv1.MutatingWebhookConfiguration
-	return &rest.Resource[config]{
+	return webhookConfigurations(cel, mutatingWebhooks, func(now, old *admissionv1.MutatingWebhookConfiguration) bool {
+		return equality.Semantic.DeepEqual(now.Webhooks, old.Webhooks)
+	})
+}
+
+// webhookConfigurations are those of one sort, whose webhooks are all.
+func webhookConfigurations[T any, C pointer[T]](cel *expressions, all func(C) []webhook, same func(now, old C) bool) *rest.Resource[C] {
+	return &rest.Resource[C]{
 		RequireRevision: true,
 		AnyFinalizer:    true,
-		Default:         func(c config) { defaultWebhooks(mutatingWebhooks(c)) },
-		Prepare:         func(c config) { c.Generation = 1 },
-		PrepareUpdate: func(now, old config) {
-			if !equality.Semantic.DeepEqual(now.Webhooks, old.Webhooks) {
-				now.Generation = old.Generation + 1
+		Default:         func(c C) { defaultWebhooks(all(c)) },
+		Prepare:         func(c C) { c.SetGeneration(1) },
+		PrepareUpdate: func(now, old C) {
+			if !same(now, old) {
+				now.SetGeneration(old.GetGeneration() + 1)
 			}
 		},
-		ValidateCreate: func(c config) field.ErrorList {
-			return append(cel.webhooks(mutatingWebhooks(c), nil), notStatic(c.Name)...)
-		},
-		ValidateUpdate: func(now, old config) field.ErrorList {
-			return cel.webhooksUpdate(mutatingWebhooks(now), mutatingWebhooks(old))
-		},
-		Warn: func(c, old config) []string { return warnStatic(c, asMeta(old)) },
-		Columns: []rest.Column[config]{
-			{Name: "Webhooks", Type: "integer", Description: webhooksText, Cell: func(c config) any { return int64(len(c.Webhooks)) }},
+		ValidateCreate: func(c C) field.ErrorList { return append(cel.webhooks(all(c), nil), notStatic(c.GetName())...) },
+		ValidateUpdate: func(now, old C) field.ErrorList { return cel.webhooksUpdate(all(now), all(old)) },
+		Warn:           func(c, old C) []string { return warnStatic(c, asMeta(old)) },
+		Columns: []rest.Column[C]{
+			{Name: "Webhooks", Type: "integer", Description: webhooksText, Cell: func(c C) any { return int64(len(all(c))) }},
 			{Name: "Age"},
 		},
 	}
