@@ -160,13 +160,7 @@ func inOrder(ctx context.Context, cs []Component, ready func()) error {
 	for _, c := range cs {
 		ch := g.start(c)
 		started = append(started, ch)
-		select {
-		case <-ch.ready:
-		case <-ctx.Done():
-			stopAll()
-			return g.err()
-		case err := <-g.fail:
-			stopAll()
+		if ended, err := g.wait(ctx, ch.ready, stopAll); ended {
 			return err
 		}
 	}
@@ -186,13 +180,7 @@ func together(ctx context.Context, cs []Component, ready func()) error {
 		g.wg.Wait()
 	}
 	for _, ch := range started {
-		select {
-		case <-ch.ready:
-		case <-ctx.Done():
-			stopAll()
-			return g.err()
-		case err := <-g.fail:
-			stopAll()
+		if ended, err := g.wait(ctx, ch.ready, stopAll); ended {
 			return err
 		}
 	}
@@ -202,13 +190,21 @@ func together(ctx context.Context, cs []Component, ready func()) error {
 // serve waits for the end of the caller's context or of a child and stops everything.
 func (g *group) serve(ctx context.Context, ready func(), stopAll func()) error {
 	ready()
+	_, err := g.wait(ctx, nil, stopAll)
+	return err
+}
+
+// wait waits for goOn, unless the caller's context or a child ends before: then it stops everything.
+func (g *group) wait(ctx context.Context, goOn <-chan struct{}, stopAll func()) (ended bool, err error) {
 	select {
+	case <-goOn:
+		return false, nil
 	case <-ctx.Done():
 		stopAll()
-		return g.err()
+		return true, g.err()
 	case err := <-g.fail:
 		stopAll()
-		return err
+		return true, err
 	}
 }
 
