@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"regexp"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -210,15 +209,8 @@ func glusterfs(g *corev1.GlusterfsPersistentVolumeSource, at *field.Path) field.
 	return errs
 }
 
-// The forms of the names of iSCSI nodes.
-var iscsiNames = map[string]*regexp.Regexp{
-	"iqn": regexp.MustCompile(`iqn\.\d{4}-\d{2}\.([[:alnum:]-.]+)(:[^,;*&$|\s]+)$`),
-	"eui": regexp.MustCompile(`^eui.[[:alnum:]]{16}$`),
-	"naa": regexp.MustCompile(`^naa.[[:alnum:]]{32}$`),
-}
-
 func iscsiName(name string, at *field.Path) field.ErrorList {
-	if form := iscsiNames[name[:min(3, len(name))]]; form == nil || !form.MatchString(name) {
+	if form := podspec.Initiator(name); form == nil || !form.MatchString(name) {
 		return field.ErrorList{field.Invalid(at, name, "must be valid format")}
 	}
 	return nil

@@ -15,7 +15,7 @@ import (
 
 // DefaultClaim fills in what a claim for a volume leaves out.
 func DefaultClaim(s *corev1.PersistentVolumeClaimSpec) {
-	setPointer(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
+	setPtr(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
 	RoundUp(s.Resources.Limits)
 	RoundUp(s.Resources.Requests)
 }

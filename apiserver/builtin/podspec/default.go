@@ -17,13 +17,13 @@ const (
 
 // Default fills in what s leaves out, in a Pod or in a template of one.
 func Default(s *corev1.PodSpec) {
-	setString(&s.DNSPolicy, corev1.DNSClusterFirst)
-	setString(&s.RestartPolicy, corev1.RestartPolicyAlways)
-	setString(&s.SchedulerName, corev1.DefaultSchedulerName)
-	setPointer(&s.TerminationGracePeriodSeconds, gracePeriod)
-	setPointer(&s.SecurityContext, corev1.PodSecurityContext{})
+	setDefault(&s.DNSPolicy, corev1.DNSClusterFirst)
+	setDefault(&s.RestartPolicy, corev1.RestartPolicyAlways)
+	setDefault(&s.SchedulerName, corev1.DefaultSchedulerName)
+	setPtr(&s.TerminationGracePeriodSeconds, gracePeriod)
+	setPtr(&s.SecurityContext, corev1.PodSecurityContext{})
 	// The two names of the field are one.
-	setString(&s.ServiceAccountName, s.DeprecatedServiceAccount)
+	setDefault(&s.ServiceAccountName, s.DeprecatedServiceAccount)
 	s.DeprecatedServiceAccount = s.ServiceAccountName
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i].VolumeSource)
@@ -45,7 +45,7 @@ func Default(s *corev1.PodSpec) {
 // DefaultPod is Default and what is filled in in Pods alone, not in templates.
 func DefaultPod(s *corev1.PodSpec) {
 	Default(s)
-	setPointer(&s.EnableServiceLinks, true)
+	setPtr(&s.EnableServiceLinks, true)
 	for _, cs := range [][]corev1.Container{s.InitContainers, s.Containers} {
 		for i := range cs {
 			requestLimits(&cs[i].Resources)
@@ -72,17 +72,17 @@ func requestLimits(r *corev1.ResourceRequirements) {
 }
 
 func defaultContainer(c *corev1.Container) {
-	setString(&c.ImagePullPolicy, pullPolicy(c.Image))
-	setString(&c.TerminationMessagePath, terminationMessage)
-	setString(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
+	setDefault(&c.ImagePullPolicy, pullPolicy(c.Image))
+	setDefault(&c.TerminationMessagePath, terminationMessage)
+	setDefault(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
 	for i := range c.Ports {
-		setString(&c.Ports[i].Protocol, corev1.ProtocolTCP)
+		setDefault(&c.Ports[i].Protocol, corev1.ProtocolTCP)
 	}
 	for i := range c.Env {
 		if from := c.Env[i].ValueFrom; from != nil {
 			defaultFieldRef(from.FieldRef)
 			if f := from.FileKeyRef; f != nil {
-				setPointer(&f.Optional, false)
+				setPtr(&f.Optional, false)
 			}
 		}
 	}
@@ -104,20 +104,20 @@ func defaultProbe(p *corev1.Probe) {
 	if p == nil {
 		return
 	}
-	setInt(&p.TimeoutSeconds, 1)
-	setInt(&p.PeriodSeconds, 10)
-	setInt(&p.SuccessThreshold, 1)
-	setInt(&p.FailureThreshold, 3)
+	setDefault(&p.TimeoutSeconds, 1)
+	setDefault(&p.PeriodSeconds, 10)
+	setDefault(&p.SuccessThreshold, 1)
+	setDefault(&p.FailureThreshold, 3)
 	defaultHTTP(p.HTTPGet)
 	if p.GRPC != nil {
-		setPointer(&p.GRPC.Service, "")
+		setPtr(&p.GRPC.Service, "")
 	}
 }
 
 func defaultHTTP(a *corev1.HTTPGetAction) {
 	if a != nil {
-		setString(&a.Path, "/")
-		setString(&a.Scheme, corev1.URISchemeHTTP)
+		setDefault(&a.Path, "/")
+		setDefault(&a.Scheme, corev1.URISchemeHTTP)
 	}
 }
 
@@ -127,24 +127,24 @@ func defaultVolume(v *corev1.VolumeSource) {
 	}
 	defaultForeign(v)
 	if v.HostPath != nil {
-		setPointer(&v.HostPath.Type, corev1.HostPathUnset)
+		setPtr(&v.HostPath.Type, corev1.HostPathUnset)
 	}
 	if v.Secret != nil {
-		setPointer(&v.Secret.DefaultMode, fileMode)
+		setPtr(&v.Secret.DefaultMode, fileMode)
 	}
 	if v.ConfigMap != nil {
-		setPointer(&v.ConfigMap.DefaultMode, fileMode)
+		setPtr(&v.ConfigMap.DefaultMode, fileMode)
 	}
 	if v.DownwardAPI != nil {
-		setPointer(&v.DownwardAPI.DefaultMode, fileMode)
+		setPtr(&v.DownwardAPI.DefaultMode, fileMode)
 		defaultDownward(v.DownwardAPI.Items)
 	}
 	if v.Projected != nil {
-		setPointer(&v.Projected.DefaultMode, fileMode)
+		setPtr(&v.Projected.DefaultMode, fileMode)
 		for i := range v.Projected.Sources {
 			src := &v.Projected.Sources[i]
 			if src.ServiceAccountToken != nil {
-				setPointer(&src.ServiceAccountToken.ExpirationSeconds, tokenSeconds)
+				setPtr(&src.ServiceAccountToken.ExpirationSeconds, tokenSeconds)
 			}
 			if src.DownwardAPI != nil {
 				defaultDownward(src.DownwardAPI.Items)
@@ -152,7 +152,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 		}
 	}
 	if v.Image != nil {
-		setString(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
+		setDefault(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
 	}
 	if e := v.Ephemeral; e != nil && e.VolumeClaimTemplate != nil {
 		DefaultClaim(&e.VolumeClaimTemplate.Spec)
@@ -167,7 +167,7 @@ func defaultDownward(items []corev1.DownwardAPIVolumeFile) {
 
 func defaultFieldRef(f *corev1.ObjectFieldSelector) {
 	if f != nil {
-		setString(&f.APIVersion, "v1")
+		setDefault(&f.APIVersion, "v1")
 	}
 }
 
@@ -197,19 +197,14 @@ func TargetPort(p *intstr.IntOrString, port int32) {
 	}
 }
 
-func setString[T ~string](p *T, v T) {
-	if *p == "" {
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
 		*p = v
 	}
 }
 
-func setInt(p *int32, v int32) {
-	if *p == 0 {
-		*p = v
-	}
-}
-
-func setPointer[T any](p **T, v T) {
+func setPtr[T any](p **T, v T) {
 	if *p == nil {
 		*p = &v
 	}

@@ -31,10 +31,10 @@ func defaultForeign(v *corev1.VolumeSource) {
 		text(&r.Keyring, "/etc/ceph/keyring")
 	}
 	if a := v.AzureDisk; a != nil {
-		setPointer(&a.CachingMode, corev1.AzureDataDiskCachingReadWrite)
-		setPointer(&a.Kind, corev1.AzureSharedBlobDisk)
-		setPointer(&a.FSType, "ext4")
-		setPointer(&a.ReadOnly, false)
+		setPtr(&a.CachingMode, corev1.AzureDataDiskCachingReadWrite)
+		setPtr(&a.Kind, corev1.AzureSharedBlobDisk)
+		setPtr(&a.FSType, "ext4")
+		setPtr(&a.ReadOnly, false)
 	}
 	if s := v.ScaleIO; s != nil {
 		text(&s.StorageMode, "ThinProvisioned")
@@ -142,8 +142,11 @@ var initiatorForms = map[string]*regexp.Regexp{
 	"naa": regexp.MustCompile(`^naa.[[:alnum:]]{32}$`),
 }
 
+// Initiator returns the form that the name of an iSCSI node must match; nil: it begins like none.
+func Initiator(name string) *regexp.Regexp { return initiatorForms[name[:min(3, len(name))]] }
+
 func initiator(name string, p *field.Path) field.ErrorList {
-	form := initiatorForms[name[:min(3, len(name))]]
+	form := Initiator(name)
 	switch {
 	case form == nil:
 		return field.ErrorList{field.Invalid(p, name, "must be valid format starting with iqn, eui, or naa")}

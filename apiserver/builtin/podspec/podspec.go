@@ -272,7 +272,3 @@ func name(path *field.Path, value string) field.ErrorList {
 }
 
 func isName(s string) []string { return apivalidation.NameIsDNSSubdomain(s, false) }
-
-func notNegative(path *field.Path, value int64) field.ErrorList {
-	return apivalidation.ValidateNonnegativeField(value, path)
-}

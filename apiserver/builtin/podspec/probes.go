@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -41,11 +42,11 @@ func (v *check) probe(p *corev1.Probe, path *field.Path) (errs field.ErrorList) 
 	}
 	h := p.ProbeHandler
 	errs = v.handler(handler{exec: h.Exec, http: h.HTTPGet, tcp: h.TCPSocket, grpc: h.GRPC}, path)
-	errs = append(errs, notNegative(path.Child("initialDelaySeconds"), int64(p.InitialDelaySeconds))...)
-	errs = append(errs, notNegative(path.Child("timeoutSeconds"), int64(p.TimeoutSeconds))...)
-	errs = append(errs, notNegative(path.Child("periodSeconds"), int64(p.PeriodSeconds))...)
-	errs = append(errs, notNegative(path.Child("successThreshold"), int64(p.SuccessThreshold))...)
-	errs = append(errs, notNegative(path.Child("failureThreshold"), int64(p.FailureThreshold))...)
+	errs = append(errs, apivalidation.ValidateNonnegativeField(int64(p.InitialDelaySeconds), path.Child("initialDelaySeconds"))...)
+	errs = append(errs, apivalidation.ValidateNonnegativeField(int64(p.TimeoutSeconds), path.Child("timeoutSeconds"))...)
+	errs = append(errs, apivalidation.ValidateNonnegativeField(int64(p.PeriodSeconds), path.Child("periodSeconds"))...)
+	errs = append(errs, apivalidation.ValidateNonnegativeField(int64(p.SuccessThreshold), path.Child("successThreshold"))...)
+	errs = append(errs, apivalidation.ValidateNonnegativeField(int64(p.FailureThreshold), path.Child("failureThreshold"))...)
 	if g := p.TerminationGracePeriodSeconds; g != nil && *g <= 0 {
 		errs = append(errs, field.Invalid(path.Child("terminationGracePeriodSeconds"), *g, "must be greater than 0"))
 	}
