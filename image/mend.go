@@ -40,7 +40,7 @@ func advise(err error, folder string) string {
 	case errors.As(err, &name) && name.IsNotFound, errors.Is(err, unix.ECONNREFUSED):
 		return "check the registry's name and that it runs, or set mirrors in " + folder + "/host.yaml"
 	case errors.Is(err, ErrUnauthorized):
-		return "the image does not exist, or needs credentials: imagePullSecrets of the Pod or its ServiceAccount, --creds of 'yare image pull', username and password in " + folder + "/host.yaml"
+		return "the image does not exist, or needs credentials: imagePullSecrets of the Pod or its ServiceAccount, --creds of 'yare image pull' or docker login before it, username and password in " + folder + "/host.yaml"
 	case strings.Contains(err.Error(), "in the index, which has"):
 		return "build the image for this machine"
 	case errors.Is(err, ErrNotFound):

@@ -164,6 +164,9 @@ func (j *join) print(w io.Writer) error {
 
 // readJoin reads what `yare node-credentials` has printed.
 func readJoin(file string) (*join, error) {
+	if file == "" {
+		return nil, errors.New("--join is required: the file that 'yare node-credentials' prints on the server")
+	}
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)

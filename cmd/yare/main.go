@@ -73,7 +73,31 @@ func command() *cobra.Command {
 		upCommand(), downCommand(), serverCommand(), statusCommand(), configCommand(),
 		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand())
 	root.AddCommand(componentCommands()...)
+	explain(root)
 	return root
+}
+
+// explain makes complaints about arguments say what is expected, and unknown subcommands errors.
+func explain(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
+		explain(c)
+		switch check := c.Args; {
+		case !c.Runnable():
+			c.RunE = func(c *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return fmt.Errorf("unknown command %q: '%s --help' lists those that exist", args[0], c.CommandPath())
+				}
+				return c.Help()
+			}
+		case check != nil:
+			c.Args = func(c *cobra.Command, args []string) error {
+				if err := check(c, args); err != nil {
+					return fmt.Errorf("%w\n  Usage: %s", err, c.UseLine())
+				}
+				return nil
+			}
+		}
+	}
 }
 
 // requireRoot refuses early what could only fail half done later.
