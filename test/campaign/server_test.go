@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,23 +122,22 @@ func (s *server) line() []string {
 
 func (s *server) ready() {
 	s.Helper()
-	s.eventually("the server listens", func() bool {
-		c, err := net.Dial("unix", s.path("cri.sock"))
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	}, nil)
-	s.dial()
+	s.eventually("the server answers", s.dial, nil)
 }
 
-// dial makes a client of the server that listens.
-func (s *server) dial() {
+// dial makes a client of the server if it answers. That something listens is not enough: for a moment that can be a child that the
+// killed server was about to execute.
+func (s *server) dial() bool {
 	s.Helper()
-	var err error
-	s.conn, err = grpc.NewClient("unix://"+s.path("cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+s.path("cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(s, err)
-	s.client = cri.NewRuntimeServiceClient(s.conn)
+	s.client = cri.NewRuntimeServiceClient(conn)
+	if _, err := s.client.Version(context.Background(), &cri.VersionRequest{}); err != nil {
+		conn.Close()
+		return false
+	}
+	s.conn = conn
+	return true
 }
 
 // kill ends the server by signal 9.

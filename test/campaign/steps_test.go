@@ -2,7 +2,6 @@ package campaign_test
 
 import (
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -51,19 +50,15 @@ func (c *campaign) liveUntil(k *client, n int) (before string, calls int) {
 	defer log.Close()
 	trace, err := startTraced(n, c.line(), log)
 	must(c, err)
-	for listens := false; !listens; {
+	for answers := false; !answers; {
 		select {
 		case <-trace.ended:
 			must(c, trace.err)
 			return trace.before, trace.calls
 		case <-time.After(time.Millisecond):
-			conn, err := net.Dial("unix", c.path("cri.sock"))
-			if listens = err == nil; listens {
-				conn.Close()
-			}
+			answers = c.dial()
 		}
 	}
-	c.dial()
 	if err := k.work(c.Context()); !gone(err) {
 		c.Errorf("call %d: %v", n, err)
 	}
