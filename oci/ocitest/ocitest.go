@@ -9,8 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -131,6 +135,40 @@ func Cgroup(t testing.TB) string {
 		}
 	})
 	return path
+}
+
+const oneHierarchy = "YARE_TEST_ONE_HIERARCHY"
+
+// OneHierarchy makes sure that the test sees cgroup v1 or v2 but not both, as crun wants it. On a host with both it runs the test
+// once more, in a process whose mount namespace has no v2, and returns false: there is nothing left to do.
+func OneHierarchy(t *testing.T) bool {
+	t.Helper()
+	hierarchies, err := linux.Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(hierarchies, linux.Hierarchy.Unified)
+	if i < 0 || len(hierarchies) == 1 {
+		return true
+	}
+	if os.Getenv(oneHierarchy) != "" {
+		t.Fatal("cgroup v2 is still mounted")
+	}
+	var pattern []string
+	for part := range strings.SplitSeq(t.Name(), "/") {
+		pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
+	}
+	cmd := exec.CommandContext(t.Context(), "/bin/busybox", "sh", "-c", `busybox umount -l "$0" && exec "$@"`, hierarchies[i].Root,
+		os.Args[0], "-test.run="+strings.Join(pattern, "/"), fmt.Sprint("-test.v=", testing.Verbose()), fmt.Sprint("-test.short=", testing.Short()))
+	cmd.Env = append(os.Environ(), oneHierarchy+"=1", BuiltInit+"="+Program(t))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // its mounts are not ours
+	if out, err := cmd.CombinedOutput(); err != nil || testing.Verbose() {
+		t.Logf("%s", out)
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	return false
 }
 
 func hash(s string) uint32 {

@@ -228,6 +228,12 @@ func TestResources(t *testing.T) {
 		t.Fatal(err)
 	}
 	stats, err := group.Stats()
+	if s.runtime != nil { // whose start does not wait for the program to be there
+		eventually(t, func() bool {
+			stats, err = group.Stats()
+			return err != nil || stats.Pids.Current == 1
+		})
+	}
 	if err != nil || stats.Memory.Limit != uint64(limit) || stats.Pids.Current != 1 || stats.Pids.Limit != 64 || stats.CPU.Usage == 0 || stats.Memory.Usage == 0 {
 		t.Errorf("stats: got %+v, %v", stats, err)
 	}

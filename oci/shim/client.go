@@ -169,6 +169,18 @@ func freeCgroup(ctx context.Context, path string) error {
 	return group.Remove()
 }
 
+// killCgroup ends what is in a cgroup.
+func killCgroup(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	group, err := cgroup.Open(path)
+	if err != nil {
+		return err
+	}
+	return group.Kill(ctx)
+}
+
 // Start lets a Created container run its program and returns when the program
 // has been exec'ed, or with the reason why it could not be (the container is
 // then Stopped with code 127 or 126).
@@ -177,9 +189,15 @@ func (c *Client) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Start, ID: id})
+	request := &protocol.Request{Verb: protocol.Start, ID: id}
+	dir := filepath.Join(c.dir, id)
+	log := filepath.Join(dir, logJSONName)
+	if state.Runtime != nil {
+		request.Command.Args = state.Runtime.args(dir, log, "start", id)
+	}
+	r, err := c.conn.request(ctx, request)
 	if err != nil {
-		return fmt.Errorf("start container %s: %w", id, err)
+		return fmt.Errorf("start container %s: %w", id, state.Runtime.explain(err, log))
 	}
 	return runHooks(ctx, state.Poststart, state.oci(id, specs.StateRunning, r.Pid))
 }
@@ -187,6 +205,15 @@ func (c *Client) Start(ctx context.Context, id string) error {
 // Kill sends a signal to the container's first process, or to all processes
 // in its cgroup. A stopped container is ErrState unless all is set.
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
+	r, err := c.foreign(id)
+	if err != nil {
+		return err
+	}
+	if r != nil && (!all || sig == unix.SIGKILL) {
+		if err := c.killForeign(ctx, r, id, sig); err != nil && (!all || !errors.Is(err, ErrState)) {
+			return err
+		}
+	}
 	if all {
 		group, err := c.Cgroup(id)
 		if err != nil {
@@ -194,7 +221,10 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 		}
 		return group.Signal(ctx, sig)
 	}
-	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
+	if r != nil {
+		return nil
+	}
+	_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
 	return err
 }
 
@@ -217,10 +247,15 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if err := freeCgroup(ctx, status.Cgroup); err != nil {
+	state, stateErr := c.state(id)
+	if stateErr == nil {
+		err = freeContainer(ctx, filepath.Join(c.dir, id), id, state)
+	} else {
+		err = freeCgroup(ctx, status.Cgroup)
+	}
+	if err != nil {
 		return err
 	}
-	state, stateErr := c.state(id)
 	if _, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Delete, ID: id}); err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
@@ -280,7 +315,7 @@ func (c *Client) Sweep(ctx context.Context) error {
 			err = nil // the cgroup comes after it
 		}
 		if err == nil {
-			err = freeCgroup(ctx, state.Cgroup)
+			err = freeContainer(ctx, dir, e.Name(), &state)
 		}
 		if err == nil {
 			err = os.RemoveAll(dir)

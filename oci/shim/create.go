@@ -27,6 +27,8 @@ type containerState struct {
 	// The compiled filter, for processes that join.
 	Seccomp      []byte `json:"seccomp,omitempty"`
 	SeccompFlags uint32 `json:"seccompFlags,omitempty"`
+	// Runtime is who has made the container; nil: we have.
+	Runtime *Runtime `json:"runtime,omitempty"`
 	// Users says that the container is in a user namespace of its own.
 	Users bool `json:"users,omitempty"`
 }
@@ -62,7 +64,11 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 			return 0, fmt.Errorf("create container %s: %w", r.ID, err)
 		}
 	}
-	pid, err = c.create(ctx, &r, spec, dir)
+	create := c.create
+	if r.Runtime != nil {
+		create = c.createForeign
+	}
+	pid, err = create(ctx, &r, spec, dir)
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("create container %s: %w", r.ID, err), os.RemoveAll(dir))
 	}

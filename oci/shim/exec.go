@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,8 +33,20 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 }
 
 func (c *Client) exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
-	request, fds, err := c.execRequest(r)
-	defer func() { linux.CloseAll(fds...) }()
+	state, err := c.state(r.ID)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	var request *protocol.Request
+	var fds []int
+	log := ""
+	if state.Runtime == nil {
+		request, fds, err = c.execRequest(r, state)
+		defer func() { linux.CloseAll(fds...) }()
+	} else {
+		request, log, err = c.foreignExec(&r, state.Runtime)
+		defer os.RemoveAll(log)
+	}
 	if err != nil {
 		return ExitStatus{}, err
 	}
@@ -42,11 +56,11 @@ func (c *Client) exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	}
 	defer pipes.close()
 	request.Streams = pipes.mask
-	answer, err := c.conn.request(ctx, request, append(fds[:len(fds):len(fds)], pipes.theirFDs()...)...)
+	answer, err := c.launchExec(ctx, request, append(fds[:len(fds):len(fds)], pipes.theirFDs()...))
 	pipes.closeTheirs()
 	if err != nil {
 		linux.CloseAll(answer.fds...)
-		return ExitStatus{}, err
+		return ExitStatus{}, state.Runtime.explain(err, filepath.Join(log, logJSONName))
 	}
 	for _, w := range answer.Warnings {
 		c.log.Warn("process set up with a restriction", "container", r.ID, "err", w)
@@ -65,11 +79,7 @@ func (c *Client) exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 
 // execRequest makes the plan and opens the cgroup. The descriptors are the
 // caller's, also with an error.
-func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
-	state, err := c.state(r.ID)
-	if err != nil {
-		return nil, nil, err
-	}
+func (c *Client) execRequest(r ExecRequest, state *containerState) (*protocol.Request, []int, error) {
 	p, err := compile.Process(r.Process, nil, oci.Host())
 	if err != nil {
 		return nil, nil, err
@@ -95,6 +105,29 @@ func (c *Client) execRequest(r ExecRequest) (*protocol.Request, []int, error) {
 		fds = append(fds, entry.Dir)
 	}
 	return request, append(fds, entry.Tasks...), err
+}
+
+// launchExec has the process started. When ctx ends before it is, it is killed; the answer, which is awaited all the same, is then
+// that it was.
+func (c *Client) launchExec(ctx context.Context, request *protocol.Request, fds []int) (reply, error) {
+	call, err := c.conn.send(request, fds...)
+	if err != nil {
+		return reply{}, err
+	}
+	defer c.conn.end(request)
+	answer, err := c.conn.wait(ctx, call)
+	if err == nil || ctx.Err() == nil {
+		return answer, err
+	}
+	clean := context.WithoutCancel(ctx)
+	if _, err := c.conn.request(clean, &protocol.Request{Verb: protocol.KillExec, Call: request.Serial, Signal: int32(unix.SIGKILL)}); err != nil {
+		return reply{}, err
+	}
+	answer, err = c.conn.wait(clean, call)
+	if err != nil {
+		err = ctx.Err()
+	}
+	return answer, err
 }
 
 // follow copies streams until the process has ended.

@@ -27,8 +27,16 @@ func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reap shim: %w", err)
 	}
+	var r record
 	var list []Status
 	var errs []error
+	if err := readJSON(filepath.Join(dir, recordName), &r); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	// First what is in the shim's own group: another runtime's program may be about to make a container.
+	if err := killCgroup(ctx, r.Cgroup); err != nil {
+		return nil, fmt.Errorf("reap shim: %w", err)
+	}
 	for _, e := range entries {
 		if !e.IsDir() {
 			continue
@@ -41,12 +49,7 @@ func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
 		log.Info("reaped container of dead shim", "container", s.ID, "code", s.Exit.Code)
 		list = append(list, s)
 	}
-	var r record
-	if err := readJSON(filepath.Join(dir, recordName), &r); err == nil {
-		errs = append(errs, freeCgroup(ctx, r.Cgroup))
-	} else if !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
-	}
+	errs = append(errs, freeCgroup(ctx, r.Cgroup))
 	return list, errors.Join(errs...)
 }
 
@@ -58,7 +61,7 @@ func reapContainer(ctx context.Context, dir, id string) (Status, error) {
 		return s, err
 	}
 	s.Cgroup = state.Cgroup
-	if err := freeCgroup(ctx, state.Cgroup); err != nil {
+	if err := freeContainer(ctx, filepath.Join(dir, id), id, &state); err != nil {
 		return s, err
 	}
 	path := filepath.Join(dir, id, exitName)

@@ -83,6 +83,8 @@ type Config struct {
 	// Sysctls are namespaced sysctls ("net.ipv4.ip_unprivileged_port_start"),
 	// written once in the sandbox's namespaces.
 	Sysctls map[string]string
+	// Foreign lets containers have a [Runtime] that is not ours.
+	Foreign bool
 	// Log receives warnings; required.
 	Log *slog.Logger
 }
@@ -123,6 +125,9 @@ type CreateRequest struct {
 	// LogPath is the log file in the CRI format, opened for appending. Empty:
 	// output goes only to attached sessions.
 	LogPath string
+	// Runtime makes the container in place of ours, if it is not nil. Then [Config.Foreign] and Spec.Linux.CgroupsPath are
+	// required. It is kept with the container, for what is done to it later.
+	Runtime *Runtime
 	// Stdin keeps an input pipe open for attaching; without it, standard input
 	// is /dev/null. StdinOnce closes it when the first attached session that
 	// has an input ends.

@@ -39,6 +39,7 @@ type record struct {
 	UTS      bool   `json:"uts,omitempty"`
 	Net      bool   `json:"net,omitempty"`
 	SharePID bool   `json:"sharePID,omitempty"`
+	Foreign  bool   `json:"foreign,omitempty"`
 }
 
 // Start makes a sandbox: it starts a shim and connects to it. On error nothing
@@ -56,7 +57,8 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 			err = errors.Join(fmt.Errorf("start shim: %w%s", err, lastWords(c.Dir)), undo(group, c.Dir))
 		}
 	}()
-	r := record{Cgroup: c.Cgroup, IPC: c.Namespaces.IPC, UTS: c.Namespaces.UTS, Net: c.Namespaces.Net != "", SharePID: c.Namespaces.PID}
+	r := record{Cgroup: c.Cgroup, IPC: c.Namespaces.IPC, UTS: c.Namespaces.UTS, Net: c.Namespaces.Net != "", SharePID: c.Namespaces.PID,
+		Foreign: c.Foreign}
 	if err := writeJSON(filepath.Join(c.Dir, recordName), r); err != nil {
 		return nil, err
 	}
@@ -181,7 +183,7 @@ func (n *Namespaces) list() (all []specs.LinuxNamespace) {
 }
 
 func shimConfig(c Config) *protocol.Config {
-	out := &protocol.Config{Dir: c.Dir, SharePID: c.Namespaces.PID}
+	out := &protocol.Config{Dir: c.Dir, SharePID: c.Namespaces.PID, Subreaper: c.Foreign}
 	if c.Namespaces.UTS {
 		out.Hostname = c.Namespaces.Hostname
 	}

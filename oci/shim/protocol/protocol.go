@@ -8,6 +8,8 @@
 //	  |                                      |  hooks has a first one with Phase
 //	  |<----- Reply{Serial: 0, Exit} --------|  an exit, to every client
 //
+// A container of another OCI runtime differs in that Create, Start and Exec name a Command for the shim to run.
+//
 // It is linked into yare-init: no fmt, no JSON.
 package protocol
 
@@ -16,7 +18,7 @@ import "github.com/yare-dev/yare/oci/wire"
 // Version is told in the reply to Hello. It changes when a field is added or
 // changes its meaning; a client refuses a shim of another version except to
 // Shutdown.
-const Version = 1
+const Version = 2
 
 // MaxMessage is the longest datagram.
 const MaxMessage = 64 << 10
@@ -75,6 +77,20 @@ type Request struct {
 	OOMFile, CgroupPath string
 	// Streams of Exec and Attach: which of 0, 1, 2 are attached, as a mask.
 	Streams uint8
+	// Command of a Create, Start or Exec has another program do it; then there is no Launch.
+	Command Command
+	// Call is the serial of the Exec that a KillExec without a Session is about: one that was not answered yet.
+	Call uint64
+}
+
+// Command is the program of another OCI runtime, with all its arguments. It is run with the process's own streams.
+type Command struct {
+	// Args[0] is the program's path. None: the shim does it itself.
+	Args []string
+	// PidFile is what it writes the number of the new process to.
+	PidFile string
+	// Console is the path of the socket that it sends a terminal's master to; empty: it makes no terminal.
+	Console string
 }
 
 // Launch is what a new process is born with. Its descriptors are attached to
@@ -142,6 +158,8 @@ type Config struct {
 	SharePID bool
 	// Users is the user namespace that the shared PID namespace belongs to; empty: the host's.
 	Users string
+	// Subreaper makes orphans the shim's children: what another runtime's program leaves behind.
+	Subreaper bool
 }
 
 // Sysctl is a name with slashes, and a value.
@@ -177,6 +195,10 @@ func (r *Request) Fields(c *wire.Codec) {
 	c.String(&r.OOMFile)
 	c.String(&r.CgroupPath)
 	wire.Num(c, &r.Streams)
+	c.Strings(&r.Command.Args)
+	c.String(&r.Command.PidFile)
+	c.String(&r.Command.Console)
+	c.Uint64(&r.Call)
 }
 
 // Fields implements wire.Message.
@@ -218,4 +240,5 @@ func (f *Config) Fields(c *wire.Codec) {
 	wire.List(c, &f.Sysctls, func(s *Sysctl) { c.String(&s.Name); c.String(&s.Value) })
 	c.Bool(&f.SharePID)
 	c.String(&f.Users)
+	c.Bool(&f.Subreaper)
 }

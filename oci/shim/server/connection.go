@@ -94,8 +94,10 @@ func (c *connection) serve(r *protocol.Request, fds []int) error {
 		c.list(r.Serial)
 		return nil
 	case protocol.KillExec:
-		if e, ok := c.s.execs[r.Session]; ok {
-			e.signal(unix.Signal(r.Signal))
+		for _, e := range c.s.execs {
+			if e.session == r.Session || r.Session == 0 && e.client == c && e.serial == r.Call {
+				e.signal(unix.Signal(r.Signal))
+			}
 		}
 		c.send(&protocol.Reply{Serial: r.Serial})
 		return nil
@@ -161,7 +163,7 @@ func (s *server) broadcast(id string, e protocol.Exit) {
 // shutdown ends the loop if no container runs any more.
 func (s *server) shutdown() error {
 	for _, id := range s.order {
-		if k := s.containers[id]; k.pidfd >= 0 {
+		if k := s.containers[id]; k.pidfd >= 0 || k.command != nil {
 			return coded{protocol.WrongState, "container " + id + ": still running"}
 		}
 	}

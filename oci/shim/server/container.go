@@ -35,6 +35,11 @@ type container struct {
 	enter int // CLONE_NEW flags of namespaces that an exec joins as well
 	sync  int // to the init, until it has exec'ed
 	start int // write end; one byte lets the init go
+	// foreign containers are made by another runtime, whose program is under way while command is set. An end that comes
+	// meanwhile is ended: it is looked at when the command has ended.
+	foreign bool
+	command *command
+	ended   bool
 	// creator and waiting are who asked for the change that is under way.
 	creator  *connection
 	waiting  *connection
@@ -59,12 +64,19 @@ func (s *server) create(c *connection, r *protocol.Request, fds []int) error {
 	k := &container{s: s, id: r.ID, pidfd: -1, sync: -1, start: -1, creator: c, serial: r.Serial,
 		oomFile: r.OOMFile, cgroup: r.CgroupPath, created: time.Now()}
 	k.io.init(s)
-	if err := k.launch(r, fds); err != nil {
+	launch := k.launch
+	if len(r.Command.Args) > 0 {
+		launch = k.launchForeign
+	}
+	if err := launch(r, fds); err != nil {
 		k.free()
 		return err
 	}
 	s.containers[r.ID] = k
 	s.order = append(s.order, r.ID)
+	if k.foreign {
+		return nil
+	}
 	s.watch(k.sync, unix.EPOLLIN, func(uint32) { k.message() })
 	s.watch(k.pidfd, unix.EPOLLIN, func(uint32) { k.exited() })
 	return nil
@@ -182,6 +194,11 @@ func (k *container) ran() {
 
 // exited is called when the process has ended.
 func (k *container) exited() {
+	if k.command != nil {
+		k.ended = true
+		k.s.pause(k.pidfd)
+		return
+	}
 	for k.sync >= 0 && pending(k.sync) { // what it said last
 		k.message()
 	}
@@ -232,6 +249,7 @@ func (k *container) vanish() {
 // abandon gives up a set-up whose client is gone.
 func (k *container) abandon() {
 	k.creator = nil
+	k.command.kill()
 	_ = linux.SignalPidfd(k.pidfd, unix.SIGKILL)
 }
 
@@ -265,7 +283,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 		k.abandon()
 		done()
 	case protocol.Start:
-		return k.begin(c, r.Serial)
+		return k.begin(c, r)
 	case protocol.Kill:
 		if k.pidfd < 0 {
 			return k.wrongState("signal")
@@ -275,7 +293,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 		}
 		done()
 	case protocol.Delete:
-		if k.pidfd >= 0 {
+		if k.pidfd >= 0 || k.command != nil {
 			return k.wrongState("delete")
 		}
 		k.free()
@@ -299,16 +317,27 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 	return nil
 }
 
-func (k *container) begin(c *connection, serial uint64) error {
-	if k.state != created || k.start < 0 || k.waiting != nil {
+func (k *container) begin(c *connection, r *protocol.Request) error {
+	if k.state != created || k.released() {
 		return k.wrongState("start")
+	}
+	if k.foreign {
+		return k.beginForeign(c, r)
 	}
 	if _, err := unix.Write(k.start, []byte{1}); err != nil {
 		return linux.Wrap("start container", k.id, err)
 	}
-	k.waiting, k.serial, k.started = c, serial, time.Now()
+	k.waiting, k.serial, k.started = c, r.Serial, time.Now()
 	k.s.close(&k.start)
 	return nil
+}
+
+// released tells whether a created container was let go.
+func (k *container) released() bool {
+	if k.foreign {
+		return k.command != nil
+	}
+	return k.start < 0
 }
 
 func (k *container) wrongState(verb string) error {
@@ -319,7 +348,7 @@ func (k *container) wrongState(verb string) error {
 // record tells of the container. One that was let go runs, for all that its client can do about it.
 func (k *container) record() protocol.Container {
 	r := protocol.Container{ID: k.id, State: k.state, Pid: k.pid, Created: k.created.UnixNano(), Exit: k.exit, Cgroup: k.cgroup}
-	if k.state == created && k.start < 0 {
+	if k.state == created && k.released() {
 		r.State = running
 	}
 	if !k.started.IsZero() {

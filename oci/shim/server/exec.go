@@ -22,6 +22,8 @@ type exec struct {
 	pidfd    int
 	sync     int
 	master   int
+	command  *command // of another runtime, which makes the process; nil when it is made
+	killed   bool     // meanwhile
 	replied  bool
 	warnings []string
 	problem  error
@@ -37,6 +39,9 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 	if k.state != running {
 		return k.wrongState("exec in")
 	}
+	if len(r.Command.Args) > 0 {
+		return s.execForeign(c, r, fds)
+	}
 	s.sessions++
 	e := &exec{s: s, session: s.sessions, client: c, serial: r.Serial, pidfd: -1, sync: -1, master: -1}
 	p := launch.Process{Exe: s.exe, Name: "yare-init", Role: launch.Exec, OOMScoreAdj: r.Launch.OOMScoreAdj}
@@ -47,14 +52,9 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 	// The container's process is our child and not reaped, so its pidfd is
 	// its namespaces; what is not joined now is by the init itself.
 	p.Join = append(p.Join, launch.Namespace{FD: k.pidfd, Flags: launch.Before | k.enter})
-	stdio := [3]int{s.null, s.null, s.null}
-	for i := range stdio {
-		if r.Streams&(1<<i) != 0 {
-			if len(streams) == 0 {
-				return errors.New("descriptors are missing")
-			}
-			stdio[i], streams = streams[0], streams[1:]
-		}
+	stdio, err := s.stdio(r.Streams, streams)
+	if err != nil {
+		return err
 	}
 	sync, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -71,6 +71,21 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 	s.watch(e.sync, unix.EPOLLIN, func(uint32) { e.message() })
 	s.watch(e.pidfd, unix.EPOLLIN, func(uint32) { e.exited() })
 	return nil
+}
+
+// stdio are an exec's streams: the client's, and /dev/null for those that it does not want.
+func (s *server) stdio(mask uint8, streams []int) ([3]int, error) {
+	stdio := [3]int{s.null, s.null, s.null}
+	for i := range stdio {
+		if mask&(1<<i) == 0 {
+			continue
+		}
+		if len(streams) == 0 {
+			return stdio, errors.New("descriptors are missing")
+		}
+		stdio[i], streams = streams[0], streams[1:]
+	}
+	return stdio, nil
 }
 
 func (e *exec) message() {
@@ -132,6 +147,11 @@ func (e *exec) exited() {
 
 // signal reaches the process group: the session that exec made for it.
 func (e *exec) signal(sig unix.Signal) {
+	if e.command != nil {
+		e.killed = true
+		e.command.kill()
+		return
+	}
 	if e.pidfd < 0 {
 		return
 	}

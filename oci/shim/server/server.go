@@ -12,6 +12,9 @@
 //	pidfd -----------> exit of a container or exec
 //	pipe or terminal > stream: lines to the log, bytes to attached sessions
 //	session's pipe --> input, or room for more output, or that the reader is gone
+//	bell ------------> an orphan of another runtime's has ended (see command.go)
+//
+// Only a sandbox of another runtime has a second goroutine: the one that rings the bell.
 //
 // # Invariants
 //
@@ -53,6 +56,9 @@ type server struct {
 	reaper      int // pidfd of the shared PID namespace's process 1, or -1
 	reaperPid   int
 	stop        bool
+	// commands is how many of other runtimes are under way; swept lets the bell ring again, and is nil where there is none.
+	commands int
+	swept    chan struct{}
 
 	buffer  []byte // for reading, of whoever is being served
 	logLine []byte
@@ -114,6 +120,11 @@ func (s *server) open(c *protocol.Config) (err error) {
 	}
 	for _, set := range c.Sysctls {
 		if err := linux.WriteFile(unix.AT_FDCWD, "/proc/sys/"+set.Name, set.Value); err != nil {
+			return err
+		}
+	}
+	if c.Subreaper {
+		if err := s.adoptOrphans(); err != nil {
 			return err
 		}
 	}
