@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -160,6 +161,9 @@ func OneHierarchy(t *testing.T) bool {
 	}
 	cmd := exec.CommandContext(t.Context(), "/bin/busybox", "sh", "-c", `busybox umount -l "$0" && exec "$@"`, hierarchies[i].Root,
 		os.Args[0], "-test.run="+strings.Join(pattern, "/"), fmt.Sprint("-test.v=", testing.Verbose()), fmt.Sprint("-test.short=", testing.Short()))
+	if end, ok := t.Deadline(); ok {
+		cmd.Args = append(cmd.Args, "-test.timeout="+(time.Until(end)-time.Second).String()) // it is not to outlive us
+	}
 	cmd.Env = append(os.Environ(), oneHierarchy+"=1", BuiltInit+"="+Program(t))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // its mounts are not ours
 	if out, err := cmd.CombinedOutput(); err != nil || testing.Verbose() {

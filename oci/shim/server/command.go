@@ -26,6 +26,7 @@ type command struct {
 	pid     int
 	pidfd   int
 	console int // the socket that a terminal's master comes to, or -1
+	timer   int // how long it may take yet, or -1
 	done    func(*command, error)
 }
 
@@ -35,7 +36,7 @@ func (s *server) run(what protocol.Command, stdio [3]int, done func(*command, er
 	if s.swept == nil {
 		return nil, errors.New("the sandbox was not made for other runtimes")
 	}
-	c := &command{s: s, what: what, pidfd: -1, console: -1, done: done}
+	c := &command{s: s, what: what, pidfd: -1, console: -1, timer: -1, done: done}
 	if err := c.listen(); err != nil {
 		return nil, err
 	}
@@ -90,6 +91,27 @@ func (c *command) free() {
 		_ = unix.Unlink(c.what.Console) // else it goes with the state directory
 	}
 	c.s.close(&c.console)
+	c.s.close(&c.timer)
+}
+
+// futile is how long a program may go on that starts what has ended already: crun waits for the dead without end.
+const futile = 2 * time.Second
+
+// limit ends the program if it does not end by itself.
+func (c *command) limit() {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err == nil {
+		c.timer = fd
+		err = unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(futile))}, nil)
+	}
+	if err != nil {
+		c.kill() // no descriptors or memory are left: rather now than never
+		return
+	}
+	c.s.watch(fd, unix.EPOLLIN, func(uint32) {
+		c.s.close(&c.timer)
+		c.kill()
+	})
 }
 
 // kill ends the program; without one it does nothing.
@@ -188,6 +210,9 @@ func (k *container) begun(_ *command, err error) {
 		k.waiting.send(&protocol.Reply{Serial: k.serial, Pid: k.pid})
 	} else {
 		k.started = time.Time{}
+		if k.ended {
+			err = coded{protocol.Failed, "container ended before it ran"}
+		}
 		k.waiting.fail(k.serial, err)
 	}
 	k.waiting = nil
