@@ -66,7 +66,14 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 	if rec := sb.record(); rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %s is not ready", sb.id)
 	}
-	if err := s.buildContainer(ctx, c, config, sandbox.Config, img); err != nil {
+	h, err := s.handlerOf(sandbox.Handler)
+	if err == nil {
+		err = h.takes(sandbox.Handler, config)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.buildContainer(ctx, c, config, sandbox.Config, img, h); err != nil {
 		return nil, errors.Join(err, s.eraseContainer(context.WithoutCancel(ctx), c))
 	}
 	s.addContainer(c)
@@ -74,7 +81,7 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 }
 
 // buildContainer does the work; the record is on disk first.
-func (s *Server) buildContainer(ctx context.Context, c *container, config *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, img *image.Image) error {
+func (s *Server) buildContainer(ctx context.Context, c *container, config *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, img *image.Image, h *handler) error {
 	if err := os.Mkdir(s.containerDir(c.id), 0o700); err != nil {
 		return err
 	}
@@ -99,10 +106,17 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 			return fmt.Errorf("make log directory: %w", err)
 		}
 	}
-	pid, err := c.sandbox.shim.Create(ctx, shim.CreateRequest{
+	request := shim.CreateRequest{
 		ID: c.id, Bundle: s.containerDir(c.id), Spec: spec, LogPath: c.rec.LogPath,
 		Stdin: config.Stdin, StdinOnce: config.StdinOnce,
-	})
+	}
+	if h != nil {
+		request.Runtime = h.runtime
+		if o := ownUsers(sandbox); o != nil { // others want to be told what they join
+			spec.Linux.UIDMappings, spec.Linux.GIDMappings = idMappings(o.Uids), idMappings(o.Gids)
+		}
+	}
+	pid, err := c.sandbox.shim.Create(ctx, request)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -13,7 +14,7 @@ import (
 )
 
 // UpdateContainerResources changes limits of a container that has not ended.
-func (s *Server) UpdateContainerResources(_ context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	c, err := s.findContainer(r.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -31,11 +32,7 @@ func (s *Server) UpdateContainerResources(_ context.Context, r *runtimeapi.Updat
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "update container %s: %v", c.id, err)
 	}
-	group, err := c.cgroup()
-	if err != nil {
-		return nil, err
-	}
-	if err := group.Update(limits); err != nil {
+	if err := c.update(ctx, limits); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	merged := mergeResources(rec.Resources.GetLinux(), r.Linux)
@@ -46,6 +43,18 @@ func (s *Server) UpdateContainerResources(_ context.Context, r *runtimeapi.Updat
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// update changes limits in the kernel, or has the container's runtime do it.
+func (c *container) update(ctx context.Context, limits *specs.LinuxResources) error {
+	if rec := c.sandbox.record(); !isBuiltIn(rec.Handler) {
+		return c.sandbox.shim.Update(ctx, c.id, limits)
+	}
+	group, err := c.cgroup()
+	if err != nil {
+		return err
+	}
+	return group.Update(limits)
 }
 
 // mergeResources is what holds after an update: zero leaves a limit as it is.

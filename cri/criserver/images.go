@@ -121,7 +121,7 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 
 // PullImage pulls an image. The answer is its ID, as containers name it.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	if err := s.checkHandler(r.GetImage().GetRuntimeHandler()); err != nil {
+	if _, err := s.handlerOf(r.GetImage().GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
 	a := r.GetAuth()

@@ -2,6 +2,8 @@ package criserver
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -31,12 +33,14 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	}
 	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: s.facts.Users}
+	handlers := []*runtimeapi.RuntimeHandler{{Name: "", Features: features}, {Name: handlerName, Features: features}}
+	for _, name := range slices.Sorted(maps.Keys(s.handlers)) {
+		handlers = append(handlers, &runtimeapi.RuntimeHandler{Name: name, Features: s.handlers[name].features})
+	}
 	out := &runtimeapi.StatusResponse{
-		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{ready, network}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{
-			{Name: "", Features: features}, {Name: handlerName, Features: features},
-		},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Status:          &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{ready, network}},
+		RuntimeHandlers: handlers,
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if r.GetVerbose() {
 		info, err := verbose(map[string]any{"config": s.cfg, "cgroupUnified": s.facts.Unified})

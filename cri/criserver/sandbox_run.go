@@ -35,7 +35,11 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	if err := checkSandbox(config); err != nil {
 		return nil, err
 	}
-	if err := s.checkHandler(r.GetRuntimeHandler()); err != nil {
+	h, err := s.handlerOf(r.GetRuntimeHandler())
+	if err == nil {
+		err = h.takesPod(r.GetRuntimeHandler(), config)
+	}
+	if err != nil {
 		return nil, err
 	}
 	sb := s.newSandbox(sandboxRecord{ID: newID(), Config: config, Handler: r.GetRuntimeHandler(), Created: now()})
@@ -51,14 +55,6 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: sb.id}, nil
-}
-
-// checkHandler refuses a RuntimeClass's handler that is not configured.
-func (s *Server) checkHandler(handler string) error {
-	if handler != "" && handler != handlerName {
-		return status.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", handler)
-	}
-	return nil
 }
 
 func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
@@ -215,6 +211,7 @@ func (s *Server) shimConfig(sb *sandbox) shim.Config {
 			Users: users,
 		},
 		Sysctls: config.GetLinux().GetSysctls(),
+		Foreign: !isBuiltIn(sb.rec.Handler),
 		Log:     s.log.With("sandbox", sb.id),
 	}
 }

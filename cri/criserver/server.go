@@ -39,6 +39,9 @@ type Config struct {
 	CgroupParent string
 	// Rlimits apply to every container.
 	Rlimits []specs.POSIXRlimit
+	// Handlers are other OCI runtimes by the name that a RuntimeClass has for them, a DNS label. [CheckHandlers] says what is
+	// wrong with them.
+	Handlers map[string]Handler
 }
 
 // Deps are what a Server stands on.
@@ -59,9 +62,11 @@ type Server struct {
 	network cni.Network
 	init    *oci.Init
 	facts   hostFacts
-	log     *slog.Logger
-	events  *broadcast
-	streams *streams
+	// handlers does not have the built-in one.
+	handlers map[string]*handler
+	log      *slog.Logger
+	events   *broadcast
+	streams  *streams
 
 	// lasting does not end with Run: what must be cleaned up is.
 	lasting context.Context
@@ -88,6 +93,11 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		cfg.CgroupParent = "/yare"
 	}
 	cfg.Streaming = cmp.Or(cfg.Streaming, "127.0.0.1:0")
+	var errs []error
+	CheckHandlers(cfg.Handlers, func(field, format string, args ...any) { errs = append(errs, fmt.Errorf(field+": "+format, args...)) })
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("configure CRI server: handlers: %w", err)
+	}
 	facts, err := gatherFacts()
 	if err != nil {
 		return nil, fmt.Errorf("configure CRI server: %w", err)
@@ -96,6 +106,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
 		facts:     facts,
+		handlers:  openHandlers(cfg.Handlers, facts, deps.Log),
 		events:    newBroadcast(),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
 	}

@@ -107,7 +107,7 @@ type harness struct {
 	pods   []string
 }
 
-func newHarness(t testing.TB) *harness {
+func newHarness(t testing.TB, change ...func(*Config)) *harness {
 	t.Helper()
 	ocitest.Root(t)
 	dir, err := os.MkdirTemp("", "cri")
@@ -120,6 +120,9 @@ func newHarness(t testing.TB) *harness {
 		t.Fatal(err)
 	}
 	h.configure(ocitest.Init(t))
+	for _, c := range change {
+		c(&h.cfg)
+	}
 	images := h.deps.Images
 	root := ocitest.Rootfs(t)
 	for file, text := range map[string]string{

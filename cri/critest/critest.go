@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,10 @@ type Target struct {
 	Sandbox string
 	// Revision is the minor release of Kubernetes whose CRI the server speaks, such as 37.
 	Revision int
+	// Handler is the runtime handler of the pods; empty: the server's own.
+	Handler string
+	// Groups are those whose cases are run; nil: all.
+	Groups []string
 	// Deviations are the cases that are known to fail, "Call/case", each with its reason.
 	Deviations map[string]string
 }
@@ -89,6 +94,9 @@ func Run(t *testing.T, target Target) {
 	n, deviating := 0, 0
 	checkDeviations(t, target.Deviations)
 	for _, g := range groups() {
+		if target.Groups != nil && !slices.Contains(target.Groups, g.name) {
+			continue
+		}
 		t.Run(g.name, func(t *testing.T) {
 			for i, c := range g.cases {
 				name := g.name + "/" + c.Name

@@ -193,7 +193,7 @@ func sandboxStatusCases() []Case {
 func podStatusEcho(t *T) {
 	pod, config := t.newPod()
 	s := t.sandboxStatus(pod)
-	if s.Id != pod || !proto.Equal(s.Metadata, config.Metadata) || s.RuntimeHandler != "" {
+	if s.Id != pod || !proto.Equal(s.Metadata, config.Metadata) || s.RuntimeHandler != t.Handler {
 		t.Errorf("%v", s)
 	}
 	got := &runtimeapi.PodSandboxConfig{Labels: s.Labels, Annotations: s.Annotations}
@@ -310,7 +310,7 @@ func listPodsItem(t *T) {
 	id, config := t.newPod()
 	want := &runtimeapi.PodSandbox{
 		Id: id, Metadata: config.Metadata, State: runtimeapi.PodSandboxState_SANDBOX_READY, CreatedAt: t.sandboxStatus(id).CreatedAt,
-		Labels: config.Labels, Annotations: config.Annotations,
+		Labels: config.Labels, Annotations: config.Annotations, RuntimeHandler: t.Handler,
 	}
 	if l := t.sandboxes(&runtimeapi.PodSandboxFilter{Id: id}); len(l) != 1 || !proto.Equal(l[0], want) {
 		t.Errorf("%v, want %v", l, want)

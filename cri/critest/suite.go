@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -132,7 +133,7 @@ func (s *suite) tryRun(tb testing.TB, config *runtimeapi.PodSandboxConfig, handl
 			}
 		})
 	}
-	r, err := s.Runtime.RunPodSandbox(tb.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	r, err := s.Runtime.RunPodSandbox(tb.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: cmp.Or(handler, s.Handler)})
 	if err != nil {
 		return "", err
 	}

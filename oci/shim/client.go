@@ -209,10 +209,8 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 	if err != nil {
 		return err
 	}
-	if r != nil && (!all || sig == unix.SIGKILL) {
-		if err := c.killForeign(ctx, r, id, sig); err != nil && (!all || !errors.Is(err, ErrState)) {
-			return err
-		}
+	if r != nil {
+		return c.killForeign(ctx, r, id, sig, all)
 	}
 	if all {
 		group, err := c.Cgroup(id)
@@ -221,10 +219,12 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 		}
 		return group.Signal(ctx, sig)
 	}
-	if r != nil {
-		return nil
-	}
-	_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
+	return c.signal(ctx, id, sig)
+}
+
+// signal has the shim signal the first process; 0 asks whether there is one.
+func (c *Client) signal(ctx context.Context, id string, sig syscall.Signal) error {
+	_, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
 	return err
 }
 

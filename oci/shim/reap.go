@@ -33,6 +33,9 @@ func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
 	if err := readJSON(filepath.Join(dir, recordName), &r); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
+	if words := lastWords(dir); words != "" {
+		log.Error("dead shim had something to say", "shim", filepath.Base(dir), "log", words)
+	}
 	// First what is in the shim's own group: another runtime's program may be about to make a container.
 	if err := killCgroup(ctx, r.Cgroup); err != nil {
 		return nil, fmt.Errorf("reap shim: %w", err)

@@ -210,27 +210,37 @@ func (c *Client) foreign(id string) (*Runtime, error) {
 
 // killForeign sends a signal by the runtime: not every one's processes are the host's. What must die does so also where the
 // runtime cannot help.
-func (c *Client) killForeign(ctx context.Context, r *Runtime, id string, sig syscall.Signal) error {
-	status, err := c.status(ctx, id)
-	if err != nil {
+func (c *Client) killForeign(ctx context.Context, r *Runtime, id string, sig syscall.Signal, all bool) error {
+	if all {
+		group, err := c.Cgroup(id)
+		if err != nil {
+			return err
+		}
+		if err := group.Signal(ctx, sig); err != nil || sig != unix.SIGKILL {
+			return err
+		}
+	}
+	// Most of the time the first process was in the group, and so has ended.
+	if err := c.signal(ctx, id, 0); err != nil {
+		if all && errors.Is(err, ErrState) {
+			return nil
+		}
 		return err
 	}
-	if status.State == Creating || status.State == Stopped {
-		return fmt.Errorf("signal container %s: %w: it does not run", id, ErrState)
-	}
-	err = r.do(ctx, filepath.Join(c.dir, id), nil, "kill", id, strconv.Itoa(int(sig)))
+	err := r.do(ctx, filepath.Join(c.dir, id), nil, "kill", id, strconv.Itoa(int(sig)))
 	if err == nil {
 		return nil
 	}
-	if s, serr := c.status(ctx, id); serr == nil && s.State == Stopped {
-		return fmt.Errorf("signal container %s: %w: it has ended", id, ErrState)
+	switch ended := c.signal(ctx, id, 0); {
+	case ended != nil && all:
+		return nil
+	case ended != nil:
+		return ended
+	case sig != unix.SIGKILL:
+		return fmt.Errorf("signal container %s: %w", id, err)
 	}
-	if sig == unix.SIGKILL {
-		c.log.Warn("runtime does not kill its container, its first process is killed", "container", id, "err", err)
-		_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Kill, ID: id, Signal: int32(sig)})
-		return err
-	}
-	return fmt.Errorf("signal container %s: %w", id, err)
+	c.log.Warn("runtime does not kill its container, its first process is killed", "container", id, "err", err)
+	return c.signal(ctx, id, sig)
 }
 
 // Update changes limits of a container and leaves those that are not given as they are.
