@@ -30,7 +30,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	h.pods = []string{"p"}
-	adopted, where := 0, strings.Join([]string{h.dir, h.cgroup, ocitest.Program(t)}, " ")
+	adopted, where := 0, strings.Join([]string{h.dir, h.cgroup, ocitest.Program(t), h.handler}, " ")
 	for i := range 15 {
 		h.stop()
 		killAfter(t, where, 1+i%9, time.Duration(7*i%20)*time.Millisecond)
@@ -96,6 +96,9 @@ func killAfter(t *testing.T, where string, steps int, later time.Duration) {
 func churn(t *testing.T, where string) {
 	parts := strings.Fields(where)
 	h := &harness{TB: t, dir: parts[0], cgroup: parts[1]}
+	if len(parts) > 3 {
+		h.handler = parts[3]
+	}
 	program, err := os.ReadFile(parts[2])
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +120,7 @@ func churn(t *testing.T, where string) {
 	for i := 0; ; i++ {
 		config := h.podConfig("p")
 		config.Metadata.Attempt = uint32(i)
-		r, err := h.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+		r, err := h.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: h.handler})
 		if err != nil {
 			t.Fatal(err)
 		}

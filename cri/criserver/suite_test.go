@@ -105,24 +105,23 @@ type harness struct {
 	net    *loopNetwork
 	stop   func()
 	pods   []string
+	// handler is the pods' runtime; empty: ours.
+	handler string
 }
 
-func newHarness(t testing.TB, change ...func(*Config)) *harness {
+func newHarness(t testing.TB) *harness {
 	t.Helper()
 	ocitest.Root(t)
 	dir, err := os.MkdirTemp("", "cri")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &harness{TB: t, dir: dir, cgroup: ocitest.Cgroup(t)}
+	h := &harness{TB: t, dir: dir, cgroup: ocitest.Cgroup(t), handler: handlerOfTest(t)}
 	t.Cleanup(func() { h.checkLeaks() })
 	if err := os.Mkdir(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	h.configure(ocitest.Init(t))
-	for _, c := range change {
-		c(&h.cfg)
-	}
 	images := h.deps.Images
 	root := ocitest.Rootfs(t)
 	for file, text := range map[string]string{
@@ -155,6 +154,9 @@ func (h *harness) configure(init *oci.Init) {
 	h.net = &loopNetwork{dir: filepath.Join(h.dir, "netns"), pods: map[string]bool{}}
 	h.deps = Deps{Images: images, Network: h.net, Init: init, Log: log}
 	h.cfg = Config{Dir: filepath.Join(h.dir, "cri"), RunDir: filepath.Join(h.dir, "r"), Socket: filepath.Join(h.dir, "cri.sock"), CgroupParent: h.cgroup}
+	if h.handler != "" {
+		h.cfg.Handlers = hostHandlers()
+	}
 }
 
 // start runs a new Server on the same folders.
@@ -262,7 +264,7 @@ func (h *harness) runPod(name string, change ...func(*runtimeapi.PodSandboxConfi
 	for _, c := range change {
 		c(config)
 	}
-	r, err := h.Runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+	r, err := h.Runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: h.handler})
 	if err != nil {
 		h.Fatal(err)
 	}

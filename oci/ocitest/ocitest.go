@@ -5,6 +5,7 @@ package ocitest
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -161,6 +162,11 @@ func OneHierarchy(t *testing.T) bool {
 	}
 	cmd := exec.CommandContext(t.Context(), "/bin/busybox", "sh", "-c", `busybox umount -l "$0" && exec "$@"`, hierarchies[i].Root,
 		os.Args[0], "-test.run="+strings.Join(pattern, "/"), fmt.Sprint("-test.v=", testing.Verbose()), fmt.Sprint("-test.short=", testing.Short()))
+	flag.Visit(func(f *flag.Flag) {
+		if !strings.HasPrefix(f.Name, "test.") {
+			cmd.Args = append(cmd.Args, "-"+f.Name+"="+f.Value.String())
+		}
+	})
 	if end, ok := t.Deadline(); ok {
 		cmd.Args = append(cmd.Args, "-test.timeout="+(time.Until(end)-time.Second).String()) // it is not to outlive us
 	}

@@ -1,9 +1,20 @@
 package shim_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/shim"
@@ -37,10 +48,102 @@ func TestForeign(t *testing.T) {
 				"Lifecycle": TestLifecycle, "Exits": TestExits, "Kill": TestKill, "Exec": TestExec, "ShutdownDuringStart": TestShutdownDuringStart,
 				"Adopt": TestAdopt, "ShimKilled": TestShimKilled, "Attach": TestAttach, "AttachSlowReader": TestAttachSlowReader,
 				"Terminal": TestTerminal, "LogPartialAndReopen": TestLogPartialAndReopen, "Resources": TestResources,
-				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory,
+				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory, "Orphans": testOrphans, "NotMade": testNotMade,
+				"CreateGivenUp": testCreateGivenUp,
 			} {
 				t.Run(name, test)
 			}
 		})
 	}
+}
+
+// testOrphans has a container without a PID namespace of its own leave processes to the shim, which nobody there waits for.
+func testOrphans(t *testing.T) {
+	s := start(t, nil)
+	spec := s.spec("c", "sh", "-c", "for i in 1 2 3; do (sleep 0.01 &); done; echo left; exec sleep 1000")
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	pid := s.create(shim.CreateRequest{ID: "c", Spec: spec})
+	if err := s.Start(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return s.logText("c") != "" })
+	eventually(t, func() bool { return slices.Equal(children(t, s.Pid()), []int{pid}) })
+	if status, _, err := s.end("c"); err != nil || status.Code != 137 {
+		t.Errorf("got %+v, %v", status, err)
+	}
+}
+
+// children are a process's, ended ones too.
+func children(t *testing.T, parent int) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range all {
+		b, err := os.ReadFile(file)
+		if err == nil && strings.Contains(string(b), fmt.Sprintf("\nPPid:\t%d\n", parent)) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// end kills a container.
+func (s *sandbox) end(id string) (status shim.ExitStatus, log string, err error) {
+	s.Helper()
+	if err = s.Kill(s.Context(), id, unix.SIGKILL, true); err == nil {
+		status, log = s.finish(id)
+	}
+	return status, log, err
+}
+
+// testNotMade has the runtime find fault with a container: its own words are told, and nothing is left.
+func testNotMade(t *testing.T) {
+	s := start(t, nil)
+	for range 2 {
+		_, err := s.Create(t.Context(), shim.CreateRequest{ID: "c", Spec: s.spec("c", "/bin/nothing"), Runtime: s.runtime})
+		if err == nil || !strings.Contains(err.Error(), "/bin/nothing") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if list, err := s.Containers(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("left behind: %+v, %v", list, err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "c")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("state left behind: %v", err)
+	}
+}
+
+// testCreateGivenUp cancels a Create while the runtime waits for a hook. What the runtime had made by then goes.
+func testCreateGivenUp(t *testing.T) {
+	s := start(t, nil)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := s.spec("c", "sleep", "1000")
+	spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "read x < " + fifo}}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.Create(ctx, shim.CreateRequest{ID: "c", Spec: spec, Runtime: s.runtime})
+		failed <- err
+	}()
+	hook, err := os.OpenFile(fifo, os.O_WRONLY, 0) // opens when the hook runs
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := hook.Close(); err != nil {
+		t.Error(err)
+	}
+	if list, err := s.Containers(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("left behind: %+v, %v", list, err)
+	}
+	eventually(t, func() bool { return len(children(t, s.Pid())) == 0 })
 }
