@@ -78,6 +78,7 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	f.StringVar(&a.config.CNIBinDir, "cni-bin-dir", a.config.CNIBinDir, "folder of CNI plugins")
 	f.StringVar(&a.config.ImageCredentialProviderConfig, "image-credential-provider-config", "", "CredentialProviderConfig of programs that know registries' credentials")
 	f.StringVar(&a.config.ImageCredentialProviderBinDir, "image-credential-provider-bin-dir", "", "folder of these programs")
+	addHandlers(c, &a.config.RuntimeHandlers)
 	f.IntVar(&a.config.MaxPods, "max-pods", a.config.MaxPods, "how many pods this node takes")
 	a.addLog(c)
 	return c
@@ -104,7 +105,7 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	side := &containerSide{
 		network: network,
 		runtime: criserver.Config{Dir: filepath.Join(r.DataDir, "containers"), RunDir: filepath.Join(r.RunDir, "s"),
-			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup()},
+			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup(), Handlers: a.config.RuntimeHandlers},
 		images:     imageConfig(r),
 		cniConfDir: a.config.CNIConfigDir, cniBinDir: a.config.CNIBinDir, runDir: r.RunDir, log: a.log,
 	}

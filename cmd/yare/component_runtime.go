@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -62,6 +64,7 @@ type runtimeFlags struct {
 	socket, dataDir, runDir, cgroup string
 	pods, cluster                   []string
 	confDir, binDir                 string
+	handlers                        map[string]criserver.Handler
 }
 
 func runtimeCommand() *cobra.Command {
@@ -94,10 +97,34 @@ containers running; the next one adopts them.`,
 	l.StringVar(&f.cgroup, "cgroup-parent", "/yare-runtime", "cgroup of pods that name none")
 	l.StringSliceVar(&f.pods, "pod-cidr", nil, "this host's range of pods' addresses (default: only a CNI configuration gives pods a network)")
 	l.StringSliceVar(&f.cluster, "cluster-cidr", nil, "ranges of all pods, which are reached without masquerading (default: --pod-cidr)")
+	addHandlers(c, &f.handlers)
 	l.StringVar(&f.confDir, "cni-conf-dir", "/etc/cni/net.d", "folder of CNI configurations, which take over from the built-in network")
 	l.StringVar(&f.binDir, "cni-bin-dir", "/opt/cni/bin", "folder of CNI plugins")
 	f.addLog(c)
 	return c
+}
+
+// addHandlers is the flag that stands for the setting runtimeHandlers.
+func addHandlers(c *cobra.Command, handlers *map[string]criserver.Handler) {
+	c.Flags().Func("runtime-handler", "NAME=PATH of a further OCI runtime for RuntimeClasses with that handler, and after spaces its options: "+
+		"'gvisor=/usr/bin/runsc --platform=systrap'; may be repeated", func(text string) error {
+		name, program, _ := strings.Cut(text, "=")
+		words := strings.Fields(program)
+		if len(words) == 0 {
+			return errors.New("use NAME=PATH")
+		}
+		one := map[string]criserver.Handler{name: {Path: words[0], Options: words[1:]}}
+		var errs []error
+		criserver.CheckHandlers(one, func(field, format string, args ...any) { errs = append(errs, fmt.Errorf(field+": "+format, args...)) })
+		if _, twice := (*handlers)[name]; twice {
+			errs = append(errs, fmt.Errorf("%s is there twice", name))
+		}
+		if *handlers == nil {
+			*handlers = map[string]criserver.Handler{}
+		}
+		maps.Copy(*handlers, one)
+		return errors.Join(errs...)
+	})
 }
 
 // side checks the flags.
@@ -120,7 +147,7 @@ func (f *runtimeFlags) side() (*containerSide, error) {
 	return &containerSide{
 		network: plugins.Config{Name: filepath.Base(f.dataDir), Dir: filepath.Join(f.runDir, "net"), Ranges: pods, ClusterCIDRs: others, Pool: 4},
 		runtime: criserver.Config{Dir: filepath.Join(f.dataDir, "containers"), RunDir: filepath.Join(f.runDir, "s"),
-			Socket: f.socket, CgroupParent: f.cgroup},
+			Socket: f.socket, CgroupParent: f.cgroup, Handlers: f.handlers},
 		images:     imageConfig(&cluster.Record{DataDir: f.dataDir}),
 		cniConfDir: f.confDir, cniBinDir: f.binDir, runDir: f.runDir, log: f.log,
 	}, nil

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/cri/criserver"
 )
 
 // Config is the file of `yare server`: every setting, with its default. Unknown fields are errors.
@@ -43,6 +44,13 @@ type Config struct {
 	APIServer APIServerConfig `json:"apiServer,omitzero"`
 	// RuntimeEndpoint is the unix socket of another CRI runtime (containerd, CRI-O) to use in place of ours.
 	RuntimeEndpoint string `json:"runtimeEndpoint,omitempty"`
+	// RuntimeHandlers are further OCI runtimes, each by the name that RuntimeClasses have in their field handler: its program's path,
+	// and options that it is always given. The names are DNS labels.
+	//
+	//	runtimeHandlers:
+	//	  crun: {path: /usr/bin/crun}
+	//	  gvisor: {path: /usr/bin/runsc, options: ["--platform=systrap"]}
+	RuntimeHandlers map[string]criserver.Handler `json:"runtimeHandlers,omitempty"`
 	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
 	CNIConfigDir string `json:"cniConfigDir"`
 	CNIBinDir    string `json:"cniBinDir"`
@@ -134,6 +142,12 @@ func (c Config) validate() error {
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
 	}
+	if c.RuntimeEndpoint != "" && len(c.RuntimeHandlers) > 0 {
+		problem("runtimeHandlers", "are of the built-in runtime: the one at runtimeEndpoint has its own")
+	}
+	criserver.CheckHandlers(c.RuntimeHandlers, func(field, format string, args ...any) {
+		problem("runtimeHandlers."+field, format, args...)
+	})
 	return errors.Join(errs...)
 }
 

@@ -31,7 +31,7 @@ func (s *server) containers() (run.Component, *cri.Client, error) {
 		network: s.record.Network(),
 		runtime: criserver.Config{
 			Dir: filepath.Join(s.record.DataDir, "containers"), RunDir: filepath.Join(s.record.RunDir, "s"),
-			Socket: s.criSocket(), CgroupParent: s.record.Cgroup(),
+			Socket: s.criSocket(), CgroupParent: s.record.Cgroup(), Handlers: s.config.RuntimeHandlers,
 		},
 		images:     imageConfig(s.record),
 		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,
