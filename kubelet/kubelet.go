@@ -206,12 +206,12 @@ func (k *Kubelet) makeGroups() error {
 func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionResponse) {
 	c := &k.config
 	reserved, _ := c.reserved() // checked by Validate
-	rro := false
+	handlers := map[string]*runtimeapi.RuntimeHandlerFeatures{}
 	var ranges *users.Ranges
 	if s, err := k.deps.CRI.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
 		for _, h := range s.RuntimeHandlers {
-			rro = rro || h.Name == "" && h.GetFeatures().GetRecursiveReadOnlyMounts()
-			if h.Name == "" && h.GetFeatures().GetUserNamespaces() {
+			handlers[h.Name] = h.GetFeatures()
+			if ranges == nil && h.GetFeatures().GetUserNamespaces() {
 				ranges = users.New(k.ids, k.podsDir())
 			}
 		}
@@ -229,7 +229,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 				Allocatable: k.facts.Memory - reserved.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
-		UnsafeSysctls: c.AllowedUnsafeSysctls, RecursiveReadOnly: rro, Users: ranges, HostsFile: "/etc/hosts",
+		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,

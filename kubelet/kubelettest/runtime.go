@@ -138,7 +138,7 @@ func (r *Runtime) LoseSandboxes() {
 }
 
 func sandboxIn(s *runtimeapi.PodSandboxStatus, state runtimeapi.PodSandboxState) *runtimeapi.PodSandboxStatus {
-	return &runtimeapi.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, State: state, CreatedAt: s.CreatedAt, Network: s.Network, Labels: s.Labels}
+	return &runtimeapi.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, State: state, CreatedAt: s.CreatedAt, Network: s.Network, Labels: s.Labels, RuntimeHandler: s.RuntimeHandler}
 }
 
 func (r *Runtime) exit(c *Container, code int32) {
@@ -223,7 +223,7 @@ func (r *Runtime) RunPodSandbox(_ context.Context, q *runtimeapi.RunPodSandboxRe
 	id := r.id("sandbox")
 	r.note("run sandbox %s %d", q.Config.Metadata.Name, q.Config.Metadata.Attempt)
 	r.sandboxes[id] = &runtimeapi.PodSandboxStatus{Id: id, Metadata: q.Config.Metadata, State: runtimeapi.PodSandboxState_SANDBOX_READY,
-		CreatedAt: time.Now().UnixNano(), Labels: q.Config.Labels, Network: &runtimeapi.PodSandboxNetworkStatus{Ip: fmt.Sprintf("10.0.0.%d", r.count)}}
+		CreatedAt: time.Now().UnixNano(), Labels: q.Config.Labels, RuntimeHandler: q.RuntimeHandler, Network: &runtimeapi.PodSandboxNetworkStatus{Ip: fmt.Sprintf("10.0.0.%d", r.count)}}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 

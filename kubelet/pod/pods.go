@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -40,9 +41,9 @@ type Config struct {
 	MaxRestartDelay  time.Duration
 	MaxParallelPulls int
 	UnsafeSysctls    []string
-	// RecursiveReadOnly says that the runtime makes mounts read-only recursively.
-	RecursiveReadOnly bool
-	// Users has the ids of pods with a user namespace of their own; nil where the runtime makes none.
+	// Handlers are the runtime's, with what pods of each can ask for; "" is that of pods without a RuntimeClass.
+	Handlers map[string]*runtimeapi.RuntimeHandlerFeatures
+	// Users has the ids of pods with a user namespace of their own; nil where no handler makes any.
 	Users *users.Ranges
 	// HostsFile is the host's /etc/hosts.
 	HostsFile string

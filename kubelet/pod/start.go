@@ -151,15 +151,18 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if err != nil {
 		return "", err
 	}
-	mounts, err := w.Volumes.Mounts(volume.Request{Pod: pod, Container: c, Env: spec.EnvMap(env), Recursive: w.config.RecursiveReadOnly,
-		ImageRef: func(reference string) (string, bool) { id, ok := volumes[reference]; return id, ok }})
+	sandbox := v.Ready()
+	handler := sandbox.GetRuntimeHandler() // a RuntimeClass may have been made anew under its name
+	mounts, err := w.Volumes.Mounts(volume.Request{Pod: pod, Container: c, Env: spec.EnvMap(env),
+		Recursive: w.config.Handlers[handler].GetRecursiveReadOnlyMounts(),
+		ImageRef:  func(reference string) (string, bool) { id, ok := volumes[reference]; return id, ok }})
 	if err != nil {
 		return "", err
 	}
 	if mounts, err = w.ownMounts(pod, s, v, mounts); err != nil {
 		return "", err
 	}
-	users, err := w.users(pod)
+	users, err := w.users(pod, handler)
 	if err != nil {
 		return "", err
 	}
@@ -172,7 +175,6 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 		return "", err
 	}
 	dns, _ := spec.PodDNS(pod, w.DNS())
-	sandbox := v.Ready()
 	sandboxConfig, err := spec.Sandbox(pod, sandbox.GetMetadata().GetAttempt(), dns, users, w.config.Node)
 	if err != nil {
 		return "", err

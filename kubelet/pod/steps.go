@@ -9,9 +9,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/kubelet/field"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -210,12 +213,16 @@ func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 		w.say(pod, corev1.EventTypeWarning, "DNSConfigForming", "%s", warning)
 	}
 	var config *runtimeapi.PodSandboxConfig
-	users, err := w.users(pod)
+	handler, err := w.handler(ctx, pod)
+	var users *runtimeapi.UserNamespace
+	if err == nil {
+		users, err = w.users(pod, handler)
+	}
 	if err == nil {
 		config, err = spec.Sandbox(pod, plan.Attempt, dns, users, w.config.Node)
 	}
 	if err == nil {
-		_, err = w.cri.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		_, err = w.cri.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -227,12 +234,25 @@ func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 	return false, nil
 }
 
+// handler is the runtime's that the pod's RuntimeClass names; "" is the runtime's own choice.
+func (w *worker) handler(ctx context.Context, pod *corev1.Pod) (string, error) {
+	name := pod.Spec.RuntimeClassName
+	if name == nil || *name == "" {
+		return "", nil
+	}
+	class, err := client.Get[*nodev1.RuntimeClass](ctx, w.Client, api.Key{Name: *name})
+	if err != nil {
+		return "", fmt.Errorf("RuntimeClass %q: %w", *name, err)
+	}
+	return class.Handler, nil
+}
+
 // users returns the pod's user namespace, nil where it has the host's.
-func (w *worker) users(pod *corev1.Pod) (*runtimeapi.UserNamespace, error) {
+func (w *worker) users(pod *corev1.Pod, handler string) (*runtimeapi.UserNamespace, error) {
 	switch own := pod.Spec.HostUsers; {
 	case own == nil || *own:
 		return nil, nil
-	case w.config.Users == nil:
+	case w.config.Users == nil || !w.config.Handlers[handler].GetUserNamespaces():
 		return nil, errors.New("spec.hostUsers false: the runtime does not support user namespaces on this node")
 	}
 	return w.config.Users.Of(pod.UID)

@@ -197,9 +197,6 @@ func Unsupported(pod *corev1.Pod) string {
 	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
 		note("spec.os.name: %s", os.Name)
 	}
-	if c := pod.Spec.RuntimeClassName; c != nil && *c != "" {
-		note("spec.runtimeClassName: %s", *c)
-	}
 	if len(pod.Spec.ResourceClaims) > 0 {
 		note("spec.resourceClaims")
 	}

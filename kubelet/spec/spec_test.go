@@ -369,10 +369,9 @@ func TestHostname(t *testing.T) {
 
 func TestUnsupported(t *testing.T) {
 	for want, change := range map[string]func(*corev1.Pod){
-		"":                         func(*corev1.Pod) {},
-		"spec.os.name: windows":    func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} },
-		"spec.resourceClaims":      func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
-		"spec.runtimeClassName: x": func(p *corev1.Pod) { p.Spec.RuntimeClassName = ptr("x") },
+		"":                      func(*corev1.Pod) {},
+		"spec.os.name: windows": func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} },
+		"spec.resourceClaims":   func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
 		"volumeDevices of container c": func(p *corev1.Pod) {
 			p.Spec.Containers = []corev1.Container{{Name: "c", VolumeDevices: []corev1.VolumeDevice{{}}}}
 		},
