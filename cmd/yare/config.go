@@ -45,11 +45,13 @@ type Config struct {
 	// RuntimeEndpoint is the unix socket of another CRI runtime (containerd, CRI-O) to use in place of ours.
 	RuntimeEndpoint string `json:"runtimeEndpoint,omitempty"`
 	// RuntimeHandlers are further OCI runtimes, each by the name that RuntimeClasses have in their field handler: its program's path,
-	// and options that it is always given. The names are DNS labels.
+	// and options that it is always given. The names are DNS labels. Their programs run in the pod's cgroup, for which a
+	// RuntimeClass has overhead.podFixed. runsc needs --network=host where pods have more than one container or restart them: its own
+	// network takes the pod's address for the first container alone.
 	//
 	//	runtimeHandlers:
 	//	  crun: {path: /usr/bin/crun}
-	//	  gvisor: {path: /usr/bin/runsc, options: ["--platform=systrap"]}
+	//	  gvisor: {path: /usr/bin/runsc, options: ["--platform=systrap", "--network=host"]}
 	RuntimeHandlers map[string]criserver.Handler `json:"runtimeHandlers,omitempty"`
 	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
 	CNIConfigDir string `json:"cniConfigDir"`

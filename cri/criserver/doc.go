@@ -9,6 +9,8 @@
 //   - sandbox: what a pod's containers share: a network namespace, a shim that
 //     holds the IPC and UTS namespaces, a /dev/shm, name files. There is no
 //     pause container.
+//   - handler: the OCI runtime that a pod's RuntimeClass names: ours, or another
+//     of the configuration. A sandbox is the same with every one of them.
 //   - record: the JSON file that says what is known of a sandbox or container.
 //   - adopt: take up, after a restart, what an earlier process left running.
 //

@@ -276,6 +276,11 @@ func (g *Group) Pids() ([]int, error) {
 	// while one of its threads is in the group to fork from there: it is told
 	// by its leader not being in it.
 	dir, exact := g.dirs[""]
+	if exact && !g.unified {
+		// Other runtimes do without it on a hybrid host.
+		_, err := os.Lstat(dir)
+		exact = !errors.Is(err, os.ErrNotExist)
+	}
 	if !exact {
 		for _, c := range []string{"freezer", "pids", "cpu", "memory"} {
 			if dir = g.dirs[c]; dir != "" {

@@ -73,6 +73,50 @@ func start(t testing.TB, dir int) *exec.Cmd {
 	return cmd
 }
 
+// TestKillWithoutV2 is about groups of other runtimes on a hybrid host, which have no directory in v2.
+func TestKillWithoutV2(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	g, err := cgroup.Open(ocitest.Cgroup(t) + "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := g.Dirs()[""]; !ok || g.Unified() {
+		t.Skip("the host is not hybrid")
+	}
+	if err := g.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(g.Dirs()[""]); err != nil {
+		t.Fatal(err)
+	}
+	cmd := start(t, -1)
+	for controller, dir := range g.Dirs() {
+		if controller == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if pids, err := g.Pids(); err != nil || len(pids) != 1 || pids[0] != cmd.Process.Pid {
+		t.Errorf("got %v, %v, want %d", pids, err, cmd.Process.Pid)
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it was not killed")
+	}
+	parent, err := cgroup.Open(g.Path() + "/..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Remove(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestEntryOfDividedGroup is about containers whose program has made groups of its own and left that which it was
 // given: nobody may be born in that any more.
 func TestEntryOfDividedGroup(t *testing.T) {

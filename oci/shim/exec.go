@@ -107,8 +107,7 @@ func (c *Client) execRequest(r ExecRequest, state *containerState) (*protocol.Re
 	return request, append(fds, entry.Tasks...), err
 }
 
-// launchExec has the process started. When ctx ends before it is, it is killed; the answer, which is awaited all the same, is then
-// that it was.
+// launchExec has the process started. When ctx ends before it is, it is killed; the answer is awaited all the same.
 func (c *Client) launchExec(ctx context.Context, request *protocol.Request, fds []int) (reply, error) {
 	call, err := c.conn.send(request, fds...)
 	if err != nil {
@@ -151,6 +150,9 @@ func (c *Client) follow(ctx context.Context, session uint64, s Streams, p *pipes
 	select {
 	case status := <-exit:
 		p.drain()
+		if ctx.Err() != nil && status.Code == 128+int(unix.SIGKILL) { // by us, be it before we followed
+			return ExitStatus{}, ctx.Err()
+		}
 		return status, nil
 	case <-ctx.Done():
 		clean := context.WithoutCancel(ctx)

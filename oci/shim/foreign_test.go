@@ -45,7 +45,7 @@ func TestForeign(t *testing.T) {
 				return
 			}
 			for name, test := range map[string]func(*testing.T){
-				"Lifecycle": TestLifecycle, "Exits": TestExits, "Kill": TestKill, "Exec": TestExec, "ShutdownDuringStart": TestShutdownDuringStart,
+				"Lifecycle": TestLifecycle, "Exits": TestExits, "Kill": TestKill, "Exec": TestExec, "ExecGivenUp": TestExecGivenUp, "ShutdownDuringStart": TestShutdownDuringStart,
 				"Adopt": TestAdopt, "ShimKilled": TestShimKilled, "Attach": TestAttach, "AttachSlowReader": TestAttachSlowReader,
 				"Terminal": TestTerminal, "LogPartialAndReopen": TestLogPartialAndReopen, "Resources": TestResources,
 				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory, "Orphans": testOrphans, "NotMade": testNotMade,

@@ -11,6 +11,10 @@
 //   - state directory (Config.Dir): shim.sock, the socket; shim.json, what
 //     [Connect] needs; <id>/state.json, one per container; <id>/exit, the exit
 //     record, synced before anyone hears of the exit.
+//   - runtime: another OCI runtime's program that makes a container in place of
+//     ours ([Runtime]). The shim differs in nothing but who makes the container:
+//     it runs the program's create, start and exec, and as the subreaper of what
+//     these leave behind it is the parent of the container's processes too.
 //   - client: this package, in the server's process. It decides everything
 //     (spec to plan, cgroup, seccomp program); the shim only executes.
 //   - session: one Exec or Attach. It lives as long as the client's process:
@@ -22,9 +26,11 @@
 //	server --Create--> cgroup made, plan sent, container init set up, waiting
 //	server --Start-->  one byte to the init, which execs
 //	server killed      shim and containers do not notice
+//	                   (another runtime: "create" is run, then "start")
 //	server --Connect-> Containers() tells states and exits that happened while away
 //	shim killed        Done() closes at once (socket hang-up); [Reap] kills the
-//	                   leftovers by cgroup and frees what the state directory lists
+//	                   leftovers by cgroup, has other runtimes delete what is theirs,
+//	                   and frees what the state directory lists
 //
 // # Concurrency
 //

@@ -320,6 +320,28 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecGivenUp gives execs up before they have begun: none of them goes on in the container.
+func TestExecGivenUp(t *testing.T) {
+	s := start(t, nil)
+	s.create(shim.CreateRequest{ID: "c", Spec: s.spec("c", "sleep", "1000")})
+	if err := s.Start(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	process := *s.spec("c", "sleep", "1000").Process
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 {
+		if _, err := s.Exec(ctx, shim.ExecRequest{ID: "c", Process: &process}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	}
+	group, err := s.Cgroup("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { pids, err := group.Pids(); return err == nil && len(pids) == 1 })
+}
+
 // answering calls answer once a number of lines has been written.
 type answering struct {
 	text   bytes.Buffer
