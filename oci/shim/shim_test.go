@@ -335,6 +335,9 @@ func TestExecGivenUp(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
+	if _, err := s.Containers(t.Context()); err != nil { // which is answered after them
+		t.Error(err)
+	}
 	group, err := s.Cgroup("c")
 	if err != nil {
 		t.Fatal(err)
