@@ -48,7 +48,8 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 		}
 		err = c.sandbox.shim.Kill(ctx, c.id, sig, false)
 		if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
-			return shimError(err)
+			s.log.Warn("stop signal not sent, the container is killed", "container", c.id, "err", err)
+			return s.kill(ctx, c)
 		}
 		err = c.wait(ctx, grace)
 		if err == nil || ctx.Err() != nil {

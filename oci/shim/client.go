@@ -249,7 +249,7 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	}
 	state, stateErr := c.state(id)
 	if stateErr == nil {
-		err = freeContainer(ctx, filepath.Join(c.dir, id), id, state)
+		err = freeContainer(ctx, c.do, filepath.Join(c.dir, id), id, state)
 	} else {
 		err = freeCgroup(ctx, status.Cgroup)
 	}
@@ -315,7 +315,7 @@ func (c *Client) Sweep(ctx context.Context) error {
 			err = nil // the cgroup comes after it
 		}
 		if err == nil {
-			err = freeContainer(ctx, dir, e.Name(), &state)
+			err = freeContainer(ctx, c.do, dir, e.Name(), &state)
 		}
 		if err == nil {
 			err = os.RemoveAll(dir)

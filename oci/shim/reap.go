@@ -64,7 +64,7 @@ func reapContainer(ctx context.Context, dir, id string) (Status, error) {
 		return s, err
 	}
 	s.Cgroup = state.Cgroup
-	if err := freeContainer(ctx, filepath.Join(dir, id), id, &state); err != nil {
+	if err := freeContainer(ctx, do, filepath.Join(dir, id), id, &state); err != nil {
 		return s, err
 	}
 	path := filepath.Join(dir, id, exitName)

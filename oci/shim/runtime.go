@@ -27,8 +27,8 @@ import (
 // Runtime is another OCI runtime that makes containers in place of our own: runc, crun, runsc. It is spoken to by the command
 // line that runc has made the standard.
 //
-// The shim runs what makes processes (create, start, exec), so that they become its children; the client runs the rest (kill,
-// update, delete), which it can do without a shim too.
+// The shim runs its commands: those that make processes (create, start, exec), so that they become its children, and the rest (kill,
+// update, delete) so that all see the same namespaces. After its death the client deletes.
 type Runtime struct {
 	// Path of the program, absolute.
 	Path string `json:"path"`
@@ -43,6 +43,7 @@ const (
 	pidName     = "pid"
 	logJSONName = "log.json"
 	processName = "process.json"
+	limitsName  = "limits.json"
 )
 
 // runtimeTimeout bounds a command of which nobody else says how long it may take.
@@ -54,8 +55,23 @@ func (r *Runtime) args(dir, log string, verb ...string) []string {
 		[]string{"--root", filepath.Join(dir, rootName), "--log", log, "--log-format", "json"}, verb)
 }
 
+// command has a runtime do something: [Client.do], or do where the shim is dead. dir is the container's state directory.
+type command func(ctx context.Context, r *Runtime, dir string, verb ...string) error
+
+// do has the shim run a command.
+func (c *Client) do(ctx context.Context, r *Runtime, dir string, verb ...string) error {
+	log, err := os.CreateTemp(dir, verb[0]+"-*.json")
+	if err != nil {
+		return err
+	}
+	log.Close()
+	defer os.Remove(log.Name())
+	_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Run, Command: protocol.Command{Args: r.args(dir, log.Name(), verb...)}})
+	return r.explain(err, log.Name())
+}
+
 // do runs a command here.
-func (r *Runtime) do(ctx context.Context, dir string, input []byte, verb ...string) error {
+func do(ctx context.Context, r *Runtime, dir string, verb ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
 	defer cancel()
 	log, err := os.CreateTemp(dir, verb[0]+"-*.json")
@@ -67,9 +83,6 @@ func (r *Runtime) do(ctx context.Context, dir string, input []byte, verb ...stri
 	args := r.args(dir, log.Name(), verb...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = time.Second
-	if input != nil {
-		cmd.Stdin = bytes.NewReader(input)
-	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.CombinedOutput()
 	if err == nil {
@@ -143,7 +156,7 @@ func (c *Client) createForeign(ctx context.Context, r *CreateRequest, spec *spec
 	if _, aerr := c.conn.request(clean, &protocol.Request{Verb: protocol.Abandon, ID: r.ID}); aerr == nil {
 		_, _ = c.Wait(clean, r.ID) // until nobody makes anything any more
 	}
-	return 0, errors.Join(err, freeContainer(clean, dir, r.ID, state))
+	return 0, errors.Join(err, freeContainer(clean, c.do, dir, r.ID, state))
 }
 
 // making is a command that makes a process.
@@ -227,7 +240,7 @@ func (c *Client) killForeign(ctx context.Context, r *Runtime, id string, sig sys
 		}
 		return err
 	}
-	err := r.do(ctx, filepath.Join(c.dir, id), nil, "kill", id, strconv.Itoa(int(sig)))
+	err := c.do(ctx, r, filepath.Join(c.dir, id), "kill", id, strconv.Itoa(int(sig)))
 	if err == nil {
 		return nil
 	}
@@ -256,11 +269,12 @@ func (c *Client) Update(ctx context.Context, id string, limits *specs.LinuxResou
 	if r == nil {
 		return group.Update(limits)
 	}
-	input, err := json.Marshal(limits)
-	if err != nil {
-		return fmt.Errorf("encode limits: %w", err)
+	dir := filepath.Join(c.dir, id)
+	file := filepath.Join(dir, limitsName)
+	if err := writeJSON(file, limits); err != nil {
+		return fmt.Errorf("update container %s: %w", id, err)
 	}
-	if err := r.do(ctx, filepath.Join(c.dir, id), input, "update", "--resources", "-", id); err != nil {
+	if err := c.do(ctx, r, dir, "update", "--resources", file, id); err != nil {
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
 	if len(limits.HugepageLimits) == 0 {
@@ -271,7 +285,7 @@ func (c *Client) Update(ctx context.Context, id string, limits *specs.LinuxResou
 }
 
 // freeContainer ends what is in a container's cgroup and removes it. A runtime that is not ours deletes what it has of it.
-func freeContainer(ctx context.Context, dir, id string, state *containerState) error {
+func freeContainer(ctx context.Context, do command, dir, id string, state *containerState) error {
 	if state.Runtime == nil || state.Cgroup == "" {
 		return freeCgroup(ctx, state.Cgroup)
 	}
@@ -283,9 +297,9 @@ func freeContainer(ctx context.Context, dir, id string, state *containerState) e
 		return err
 	}
 	if _, err := os.Lstat(filepath.Join(dir, rootName)); err == nil {
-		err := state.Runtime.do(ctx, dir, nil, "delete", "--force", id)
+		err := do(ctx, state.Runtime, dir, "delete", "--force", id)
 		// One that was uninstalled does not keep its containers from going.
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !strings.Contains(err.Error(), "does not exist") {
+		if _, gone := os.Stat(state.Runtime.Path); err != nil && !errors.Is(gone, fs.ErrNotExist) && !strings.Contains(err.Error(), "does not exist") {
 			return fmt.Errorf("delete container: %w", err)
 		}
 	}

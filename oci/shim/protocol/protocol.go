@@ -43,6 +43,7 @@ const (
 	CloseStdin
 	ReopenLog
 	Shutdown
+	Run // a Command that makes no process
 )
 
 // Code classifies a reply's error.

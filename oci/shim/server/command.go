@@ -56,6 +56,25 @@ func (s *server) run(what protocol.Command, stdio [3]int, done func(*command, er
 	return c, nil
 }
 
+// longest is how long a program may take of whose client nobody knows whether it still waits.
+const longest = 30 * time.Second
+
+// runFor runs a program that makes no process. It is run here and not by the client because it is to find the sandbox's
+// network namespace: runsc has an abstract socket in it.
+func (s *server) runFor(client *connection, r *protocol.Request) error {
+	c, err := s.run(r.Command, [3]int{s.null, s.null, s.null}, func(_ *command, err error) {
+		if err != nil {
+			client.fail(r.Serial, err)
+			return
+		}
+		client.send(&protocol.Reply{Serial: r.Serial})
+	})
+	if err == nil {
+		c.limit(longest)
+	}
+	return err
+}
+
 // listen makes the socket for the terminal. One connection with its message waits there until the program has ended.
 func (c *command) listen() (err error) {
 	if c.what.Console == "" {
@@ -94,15 +113,17 @@ func (c *command) free() {
 	c.s.close(&c.timer)
 }
 
-// futile is how long a program may go on that starts what has ended already: crun waits for the dead without end.
+// futile is how long a program may go on whose work is wanted no more: that starts what has ended already (crun waits for the
+// dead without end), or an exec that was given up.
 const futile = 2 * time.Second
 
 // limit ends the program if it does not end by itself.
-func (c *command) limit() {
+func (c *command) limit(most time.Duration) {
+	c.s.close(&c.timer)
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err == nil {
 		c.timer = fd
-		err = unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(futile))}, nil)
+		err = unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(most))}, nil)
 	}
 	if err != nil {
 		c.kill() // no descriptors or memory are left: rather now than never
@@ -235,7 +256,7 @@ func (s *server) execForeign(c *connection, r *protocol.Request, streams []int) 
 	return err
 }
 
-// made is called when the program that makes the process has ended. It may have been killed when the process was there.
+// made is called when the program that makes the process has ended. It may have been killed when the process was there already.
 func (e *exec) made(c *command, err error) {
 	e.command = nil
 	pid, pidfd, noProcess := c.process()

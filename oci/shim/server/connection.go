@@ -101,6 +101,8 @@ func (c *connection) serve(r *protocol.Request, fds []int) error {
 		}
 		c.send(&protocol.Reply{Serial: r.Serial})
 		return nil
+	case protocol.Run:
+		return c.s.runFor(c, r)
 	case protocol.Shutdown:
 		if err := c.s.shutdown(); err != nil {
 			return err

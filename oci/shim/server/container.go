@@ -197,7 +197,7 @@ func (k *container) exited() {
 	if k.command != nil {
 		k.ended = true
 		k.s.pause(k.pidfd)
-		k.command.limit()
+		k.command.limit(futile)
 		return
 	}
 	for k.sync >= 0 && pending(k.sync) { // what it said last

@@ -148,8 +148,11 @@ func (e *exec) exited() {
 // signal reaches the process group: the session that exec made for it.
 func (e *exec) signal(sig unix.Signal) {
 	if e.command != nil {
-		e.killed = true
-		e.command.kill()
+		// It tells whom to kill when it has ended: killed itself, it may leave a process that nobody knows.
+		if !e.killed {
+			e.killed = true
+			e.command.limit(futile)
+		}
 		return
 	}
 	if e.pidfd < 0 {
