@@ -128,6 +128,29 @@ func TestHandlerGone(t *testing.T) {
 	}
 }
 
+// TestStopWithoutSignal stops a container whose runtime cannot send a signal: it is killed, long before the time that it has to stop.
+func TestStopWithoutSignal(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	if !needHandler(t, "runc") {
+		return
+	}
+	path := filepath.Join(t.TempDir(), "lame")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\ncase \" $* \" in *' kill '*) exit 1;; esac\nexec runc \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	h.handler, h.cfg.Handlers = "lame", map[string]Handler{"lame": {Path: path}}
+	h.start()
+	id := h.run(h.runPod("p"), "c", "sleep", "1000")
+	if _, err := h.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1 << 20}); err != nil {
+		t.Error(err)
+	}
+	if s := h.exited(id); s.ExitCode != 137 {
+		t.Errorf("it ended with %d", s.ExitCode)
+	}
+}
+
 func TestHandlerRefusals(t *testing.T) {
 	t.Parallel()
 	can := &handler{features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}}

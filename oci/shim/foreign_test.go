@@ -49,7 +49,7 @@ func TestForeign(t *testing.T) {
 				"Adopt": TestAdopt, "ShimKilled": TestShimKilled, "Attach": TestAttach, "AttachSlowReader": TestAttachSlowReader,
 				"Terminal": TestTerminal, "LogPartialAndReopen": TestLogPartialAndReopen, "Resources": TestResources,
 				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory, "Orphans": testOrphans, "NotMade": testNotMade,
-				"CreateGivenUp": testCreateGivenUp,
+				"CreateGivenUp": testCreateGivenUp, "OneNamespace": testOneNamespace,
 			} {
 				t.Run(name, test)
 			}
@@ -146,4 +146,37 @@ func testCreateGivenUp(t *testing.T) {
 		t.Errorf("left behind: %+v, %v", list, err)
 	}
 	eventually(t, func() bool { return len(children(t, s.Pid())) == 0 })
+}
+
+// testOneNamespace has all commands of the runtime see the sandbox's namespaces: some leave a socket there for the next.
+func testOneNamespace(t *testing.T) {
+	s := start(t, nil)
+	told := filepath.Join(s.root, "told")
+	program := filepath.Join(t.TempDir(), "wrapped")
+	script := fmt.Sprintf("#!/bin/sh\nreadlink /proc/self/ns/ipc >>%s\nexec %s \"$@\"\n", told, s.runtime.Path)
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.runtime = &shim.Runtime{Path: program}
+	s.create(shim.CreateRequest{ID: "c", Spec: s.spec("c", "sleep", "1000")})
+	if err := s.Start(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	process := *s.spec("c", "true").Process
+	limit := int64(64 << 20)
+	_, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: &process})
+	err = errors.Join(err, s.Update(t.Context(), "c", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}),
+		s.Kill(t.Context(), "c", unix.SIGKILL, false))
+	if err != nil {
+		t.Error(err)
+	}
+	s.finish("c")
+	want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/ipc", s.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(told)
+	if err != nil || string(b) != strings.Repeat(want+"\n", 6) {
+		t.Errorf("create, start, exec, update, kill and delete in %q, want %s: %v", b, want, err)
+	}
 }
