@@ -75,11 +75,11 @@ type handler struct {
 const featuresTimeout = 10 * time.Second
 
 // openHandlers asks the runtimes what they can do.
-func openHandlers(configured map[string]Handler, facts hostFacts, log *slog.Logger) map[string]*handler {
+func openHandlers(ctx context.Context, configured map[string]Handler, facts hostFacts, log *slog.Logger) map[string]*handler {
 	all := map[string]*handler{}
 	for name, c := range configured {
 		h := &handler{runtime: &shim.Runtime{Path: c.Path, Options: c.Options}, features: &runtimeapi.RuntimeHandlerFeatures{}}
-		ctx, cancel := context.WithTimeout(context.Background(), featuresTimeout)
+		ctx, cancel := context.WithTimeout(ctx, featuresTimeout)
 		out, err := exec.CommandContext(ctx, c.Path, append(slices.Clone(c.Options), "features")...).Output()
 		cancel()
 		if err == nil {

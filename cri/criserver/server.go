@@ -62,7 +62,7 @@ type Server struct {
 	network cni.Network
 	init    *oci.Init
 	facts   hostFacts
-	// handlers does not have the built-in one.
+	// handlers does not have the built-in one. It is made before anything is served.
 	handlers map[string]*handler
 	log      *slog.Logger
 	events   *broadcast
@@ -106,7 +106,6 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
 		facts:     facts,
-		handlers:  openHandlers(cfg.Handlers, facts, deps.Log),
 		events:    newBroadcast(),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
 	}
@@ -130,6 +129,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(s.cfg.RunDir, 0o700); err != nil {
 		return fmt.Errorf("start CRI server: %w", err)
 	}
+	s.handlers = openHandlers(ctx, s.cfg.Handlers, s.facts, s.log)
 	// It goes on when ctx ends meanwhile: a shim that was not asked to the end must not be taken for a dead one.
 	if err := s.adopt(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("adopt sandboxes: %w", err)
