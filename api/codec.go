@@ -42,8 +42,8 @@ func EncodeJSON(o runtime.Object) ([]byte, error) {
 // unknown or given twice (with their path); they are left out of o, and the caller decides what they mean
 // (fieldValidation).
 func DecodeJSON(data []byte, o any) (strict []error, err error) {
-	if nests(o) {
-		if err := ShallowJSON(data); err != nil {
+	if b, ok := boundsOf(o, len(data)); ok {
+		if err := b.json(data); err != nil {
 			return nil, fmt.Errorf("decode JSON: %w", err)
 		}
 	}
@@ -85,8 +85,8 @@ func DecodeProto(data []byte, o runtime.Object) error {
 	if !ok {
 		return fmt.Errorf("decode %s: the type has no protobuf form", u.Kind)
 	}
-	if nests(o) {
-		if err := shallowProto(u.Raw, MostNested); err != nil {
+	if b, ok := boundsOf(o, len(u.Raw)); ok {
+		if err := b.proto(reflect.TypeOf(o).Elem(), u.Raw, b.levels); err != nil {
 			return fmt.Errorf("decode %s: %w", u.Kind, err)
 		}
 	}

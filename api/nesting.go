@@ -6,6 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer/cbor/direct"
@@ -20,7 +25,17 @@ import (
 // CBOR as such go 10,000 levels deep at most.
 const MostNested = 256
 
-var errNested = fmt.Errorf("nested deeper than %d levels", MostNested)
+// mostObjects bounds the objects within one: an empty one takes two bytes to send and, as a container, a kilobyte to keep. What a
+// database takes has fewer. Bodies that are too short to have as many are not looked at.
+const (
+	mostObjects = 100_000
+	shortBody   = 2 * mostObjects
+)
+
+var (
+	errNested = fmt.Errorf("nested deeper than %d levels", MostNested)
+	errMany   = fmt.Errorf("more than %d objects", mostObjects)
+)
 
 // nests says that o's type contains itself.
 func nests(o any) bool {
@@ -28,78 +43,116 @@ func nests(o any) bool {
 	return ok
 }
 
-// ShallowJSON refuses JSON that nests deeper than MostNested. Text that is no JSON is the decoder's to refuse.
-func ShallowJSON(data []byte) error {
+// bounds are what is left of levels and of objects.
+type bounds struct{ levels, objects int }
+
+// boundsOf are those of an encoding of o in so many bytes; not ok where there is nothing to look for.
+func boundsOf(o any, size int) (b bounds, ok bool) {
+	b = bounds{math.MaxInt, mostObjects}
+	if nests(o) {
+		b.levels = MostNested
+	}
+	return b, nests(o) || size > shortBody
+}
+
+// ShallowJSON refuses JSON that nests deeper than MostNested or has too many objects. Text that is no JSON is the decoder's to
+// refuse.
+func ShallowJSON(data []byte) error { return bounds{MostNested, mostObjects}.json(data) }
+
+func (b bounds) json(data []byte) error {
 	depth, quoted := 0, false
 	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case quoted:
+		c := data[i]
+		if quoted {
 			if c == '\\' {
 				i++
 			}
 			quoted = c != '"'
-		case c == '"':
+			continue
+		}
+		switch c {
+		case '"':
 			quoted = true
-		case c == '{' || c == '[':
-			if depth++; depth > MostNested {
+		case '{', '[':
+			if depth++; depth > b.levels {
 				return errNested
 			}
-		case c == '}' || c == ']':
+			if c == '{' {
+				b.objects--
+			}
+		case '}', ']':
 			depth--
+		case 'n': // null, which is an empty object in a list of objects
+			b.objects--
+		}
+		if b.objects < 0 {
+			return errMany
 		}
 	}
 	return nil
 }
 
-// shallowCBOR refuses CBOR that nests too deep. What is no CBOR is the decoder's to refuse.
-func shallowCBOR(data []byte) error {
+func (b bounds) cbor(data []byte) error {
 	var v any
 	if direct.Unmarshal(bytes.TrimPrefix(data, []byte(cborMagic)), &v) != nil {
-		return nil
+		return nil // the decoder's to refuse
 	}
-	return Shallow(v)
-}
-
-// Shallow refuses a value as JSON has them that nests deeper than MostNested.
-func Shallow(v any) error {
-	if !shallow(v, MostNested) {
-		return errNested
-	}
-	return nil
+	return b.value(v, b.levels)
 }
 
 // cborMagic is the tag that opens every object in CBOR (RFC 8949, 3.4.6).
 const cborMagic = "\xd9\xd9\xf7"
 
-// shallow says that v, which JSON can say, has at most that many levels.
-func shallow(v any, levels int) bool {
+// Shallow refuses a value as JSON has them that nests deeper than MostNested or has too many objects.
+func Shallow(v any) error {
+	b := bounds{MostNested, mostObjects}
+	return b.value(v, b.levels)
+}
+
+// value looks at v, which may have so many levels.
+func (b *bounds) value(v any, levels int) error {
 	switch v := v.(type) {
+	case nil:
+		b.objects--
 	case []any:
+		if levels == 0 {
+			return errNested
+		}
 		for _, item := range v {
-			if levels == 0 || !shallow(item, levels-1) {
-				return false
+			if err := b.value(item, levels-1); err != nil {
+				return err
 			}
 		}
 	case map[string]any:
+		if b.objects--; levels == 0 {
+			return errNested
+		}
 		for _, item := range v {
-			if levels == 0 || !shallow(item, levels-1) {
-				return false
+			if err := b.value(item, levels-1); err != nil {
+				return err
 			}
 		}
 	}
-	return true
+	if b.objects < 0 {
+		return errMany
+	}
+	return nil
 }
 
-// shallowProto refuses protobuf that nests too deep. It takes every field with a length for a message, whatever its type: a text that
-// reads as hundreds of messages within each other is not to be expected. Levels are left for that many more.
-func shallowProto(data []byte, left int) error {
-	if left == 0 {
+// proto looks at the encoding of a message of type t, which may have so many levels. What cannot be read is the decoder's to
+// refuse: what comes before it counts.
+func (b *bounds) proto(t reflect.Type, data []byte, levels int) error {
+	if b.objects--; b.objects < 0 {
+		return errMany
+	}
+	if levels == 0 {
 		return errNested
 	}
+	messages := messagesOf(t)
 	for len(data) > 0 {
 		tag, n := binary.Uvarint(data)
 		if n <= 0 {
-			return nil // no message
+			return nil
 		}
 		data = data[n:]
 		switch tag & 7 {
@@ -114,10 +167,12 @@ func shallowProto(data []byte, left int) error {
 			if w <= 0 || size > uint64(len(data)-w) {
 				return nil
 			}
-			if err := shallowProto(data[w:w+int(size)], left-1); err != nil {
-				return err
-			}
 			n = w + int(size)
+			if inner := messages[tag>>3]; inner != nil {
+				if err := b.proto(inner, data[w:n], levels-1); err != nil {
+					return err
+				}
+			}
 		case 5:
 			n = 4
 		default: // groups, which no type has, begin and end without a length
@@ -127,6 +182,46 @@ func shallowProto(data []byte, left int) error {
 			return nil
 		}
 		data = data[n:]
+	}
+	return nil
+}
+
+// messageTypes remembers what messagesOf found: reflect.Type -> map[uint64]reflect.Type.
+var messageTypes sync.Map
+
+// messagesOf are the types of a message's fields that are messages, by number. A map's entry is a message of a key, 1, and a value, 2.
+func messagesOf(t reflect.Type) map[uint64]reflect.Type {
+	if known, ok := messageTypes.Load(t); ok {
+		return known.(map[uint64]reflect.Type)
+	}
+	found := map[uint64]reflect.Type{}
+	if t.Kind() == reflect.Map {
+		found[2] = message(t.Elem())
+	} else {
+		for i := range t.NumField() {
+			_, rest, ok := strings.Cut(t.Field(i).Tag.Get("protobuf"), ",") // "bytes,2,opt,name=spec"
+			text, _, _ := strings.Cut(rest, ",")
+			number, err := strconv.ParseUint(text, 10, 32)
+			if inner := message(t.Field(i).Type); ok && err == nil && inner != nil {
+				found[number] = inner
+			}
+		}
+	}
+	messageTypes.Store(t, found)
+	return found
+}
+
+// message is the type that values of t are messages of, nil where they are scalars.
+func message(t reflect.Type) reflect.Type {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		return message(t.Elem())
+	case reflect.Struct:
+		return t
+	case reflect.Map:
+		if message(t.Elem()) != nil {
+			return t
+		}
 	}
 	return nil
 }

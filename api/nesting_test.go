@@ -4,6 +4,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Only the types that are known to contain themselves do: others bound the depth of what is read into them.
@@ -76,6 +80,34 @@ func TestYAMLToJSON(t *testing.T) {
 			tt.strict == "" && tt.err == "" && strict != nil,
 			tt.json != "" && string(json) != tt.json:
 			t.Errorf("%.40q: %.80s, %v, %v", tt.yaml, json, strict, err)
+		}
+	}
+}
+
+// Where messages are in messages is read from the types' own tags: each encoding of a filled object is walked to its end.
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	// A container, its ports, and a map of the pod's.
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b", "c": "d"}, OwnerReferences: []metav1.OwnerReference{{}}},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{}, {}}, Resources: corev1.ResourceRequirements{
+			Limits: corev1.ResourceList{"cpu": resource.MustParse("1")}}}}}}
+	raw, err := pod.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// pod, metadata, a creation time, an owner; spec, its container with its resources, a limit and its quantity, and two
+	// ports; status
+	const messages = 12
+	for n, want := range map[int]error{messages: nil, messages - 1: errMany} {
+		b := bounds{10, n}
+		if err := b.proto(reflect.TypeFor[corev1.Pod](), raw, 10); err != want {
+			t.Errorf("%d objects: %v, and %d are left", n, err, b.objects)
+		}
+	}
+	for levels, want := range map[int]error{6: nil, 5: errNested} {
+		b := bounds{levels, 100}
+		if err := b.proto(reflect.TypeFor[corev1.Pod](), raw, levels); err != want {
+			t.Errorf("%d levels: %v", levels, err)
 		}
 	}
 }
