@@ -228,10 +228,11 @@ func (c *Controller) context(ctx context.Context) context.Context {
 // one runs key and decides when it runs next.
 func (c *Controller) one(ctx context.Context, key api.Key) {
 	begin := time.Now()
+	worked := c.queue.counts.working()
 	log := c.deps.Log.With("controller", c.Controller, "key", key.String())
 	res, err := c.guarded(ctx, log, key)
 	took := time.Since(begin)
-	c.queue.counts.worked(took, err != nil || res.After > 0)
+	worked(err != nil || res.After > 0)
 	switch {
 	case err == nil:
 		c.queue.done(key, res.After)
