@@ -21,11 +21,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/audit"
+	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/apiserver/servertest"
@@ -77,6 +79,7 @@ func TestMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Audit = log
+		d.Resources = append(d.Resources, rest.Register(api.EndpointsKind, &rest.Resource[*corev1.Endpoints]{Deprecated: "of old"}))
 		d.Admission = []rest.Admission{{Name: "Own", Validate: func(_ context.Context, a *rest.Admitting) error {
 			if a.Key.Name == "bad" {
 				return errors.New("bad")
@@ -94,6 +97,7 @@ func TestMetrics(t *testing.T) {
 		{"GET", maps + "/a", "", "jane@example.com", 200},
 		{"GET", maps, "", "nobody", 403},
 		{"GET", maps, "", "broken", 401},
+		{"GET", "/api/v1/namespaces/default/endpoints", "", "admin", 200},
 		{"POST", maps + "?timeout=1ns", `{"metadata":{"name":"c"}}`, "admin", 504},
 	} {
 		if w := do(t, s, r.method, r.path, r.body, "X-User", r.user); w.Code != r.code {
@@ -113,22 +117,23 @@ func TestMetrics(t *testing.T) {
 		{"apiserver_response_sizes", of + "resource,verb=GET,version=v1", 1},
 		{"apiserver_resource_objects", "resource=configmaps", 1},
 		{"apiserver_storage_objects", "resource=configmaps", 1},
-		{"authentication_attempts", "result=success", 5},
+		{"authentication_attempts", "result=success", 6},
 		{"authentication_attempts", "result=error", 1},
-		{"authentication_duration_seconds", "result=success", 5},
-		{"authenticated_user_requests", "username=admin", 3},
+		{"authentication_duration_seconds", "result=success", 6},
+		{"authenticated_user_requests", "username=admin", 4},
 		{"authenticated_user_requests", "username=email_id", 1},
 		{"authenticated_user_requests", "username=other", 1},
-		{"authorization_attempts_total", "result=allowed", 4},
+		{"authorization_attempts_total", "result=allowed", 5},
 		{"authorization_attempts_total", "result=no-opinion", 1},
-		{"authorization_duration_seconds", "result=allowed", 4},
+		{"authorization_duration_seconds", "result=allowed", 5},
 		{"apiserver_admission_step_admission_duration_seconds", "operation=CREATE,rejected=false,type=validate", 2}, // one could not be written in time
 
 		{"apiserver_admission_step_admission_duration_seconds", "operation=CREATE,rejected=true,type=validate", 1},
 		{"apiserver_admission_controller_admission_duration_seconds", "name=Own,operation=CREATE,rejected=true,type=validate", 1},
-		{"apiserver_audit_event_total", "", 6},
-		{"apiserver_audit_level_total", "level=Metadata", 6},
-		{"apiserver_flowcontrol_dispatched_requests_total", "flow_schema=catch-all,priority_level=catch-all", 5},
+		{"apiserver_audit_event_total", "", 7},
+		{"apiserver_audit_level_total", "level=Metadata", 7},
+		{"apiserver_flowcontrol_dispatched_requests_total", "flow_schema=catch-all,priority_level=catch-all", 6},
+		{"apiserver_requested_deprecated_apis", "resource=endpoints,version=v1", 1},
 		{"kubernetes_build_info", "git_version=v1.37.2+yare,major=1,minor=37", 1},
 		{"etcd_request_duration_seconds", "", 0}, // the store's, which this server was given without metrics
 	} {
@@ -177,7 +182,8 @@ func TestHandshakes(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	s := serve(t, func(c *apiserver.Config, d *apiserver.Deps) {
 		c.Listeners, d.Metrics = []net.Listener{l}, registry
-		c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}
+		c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, ClientCAs: pool} // the authenticator verifies
+		d.Authenticators = []authn.Authenticator{authn.Certificates(pool)}
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

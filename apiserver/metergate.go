@@ -105,8 +105,8 @@ func (g *gate) authenticated(r *http.Request, u *authn.User, err error, took tim
 		name = byMail
 	}
 	g.users[name].Inc()
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		g.certificates.Observe(time.Until(r.TLS.VerifiedChains[0][0].NotAfter).Seconds())
+	if u.ByCertificate() && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		g.certificates.Observe(time.Until(r.TLS.PeerCertificates[0].NotAfter).Seconds())
 	}
 }
 

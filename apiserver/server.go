@@ -32,8 +32,8 @@ import (
 type Config struct {
 	// Listeners are where to serve. The Server owns and closes them. TLS is laid over them unless it is nil.
 	Listeners []net.Listener
-	// TLS has the serving certificate, and asks for client certificates (tls.VerifyClientCertIfGiven) where an
-	// Authenticator reads them.
+	// TLS has the serving certificate, and asks for client certificates where an Authenticator reads them, which verifies
+	// them itself.
 	TLS *tls.Config
 	// Version is what /version answers.
 	Version version.Info

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -29,6 +30,15 @@ type certificates struct {
 type holder struct {
 	user *User
 	from time.Time
+}
+
+// byCertificate opens the name of a credential that is a certificate.
+const byCertificate = "X509SHA256="
+
+// ByCertificate says that it is the client's certificate by which u was found.
+func (u *User) ByCertificate() bool {
+	ids := u.Extra[CredentialID]
+	return len(ids) > 0 && strings.HasPrefix(ids[0], byCertificate)
 }
 
 // Authenticate is part of Authenticator. The User that it returns is shared.
@@ -56,7 +66,7 @@ func (c *certificates) Authenticate(r *http.Request) (*User, error) {
 	h, until := holder{from: leaf.NotBefore, user: &User{
 		Name:   leaf.Subject.CommonName,
 		Groups: slices.Clip(append(slices.Clone(leaf.Subject.Organization), Authenticated)),
-		Extra:  map[string][]string{CredentialID: {"X509SHA256=" + hex.EncodeToString(sum[:])}},
+		Extra:  map[string][]string{CredentialID: {byCertificate + hex.EncodeToString(sum[:])}},
 	}}, leaf.NotAfter
 	for _, cert := range chains[0] {
 		if cert.NotBefore.After(h.from) {
