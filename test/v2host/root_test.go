@@ -21,9 +21,10 @@ const (
 	head = `#!/bin/sh
 export PATH=/v2/bin:/bin:/usr/bin:/usr/sbin HOME=/root YARE_TEST_INIT=/v2/bin/yare-init
 `
-	// speak has all output go out of the machine, by the second device's first port.
+	// speak has all output go out of the machine, by the second device's first port. Its file is there a moment before it can be
+	// opened.
 	speak = `/bin/busybox modprobe virtio_console
-until [ -c /dev/vport1p1 ]; do sleep 0.05; done
+until (exec >/dev/vport1p1) 2>/dev/null; do sleep 0.05; done
 exec >/dev/vport1p1 2>&1 </dev/null
 echo "the machine is up after $(cut -d ' ' -f 1 /proc/uptime) s"
 `
