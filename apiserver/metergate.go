@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,16 @@ type gate struct {
 	terminated          *prometheus.CounterVec
 	deprecated          *prometheus.GaugeVec
 	steps, plugins      *prometheus.HistogramVec
+
+	// found keeps what a verdict was resolved to: every write has some twenty.
+	found sync.Map // verdict -> prometheus.Observer
+}
+
+// verdict is what admission said.
+type verdict struct {
+	plugin, step string
+	op           rest.Operation
+	rejected     bool
 }
 
 // Results that are counted. A user's name is told only where it is one of upstream's list.
@@ -128,12 +139,17 @@ func (g *gate) authorized(err error, cause error, took time.Duration) {
 
 // admitted counts what admission said: one plug-in, or all of a step where there is no name.
 func (g *gate) admitted(plugin, step string, op rest.Operation, took time.Duration, rejected bool) {
-	text := strconv.FormatBool(rejected)
-	if plugin == "" {
-		g.steps.WithLabelValues(step, string(op), text).Observe(took.Seconds())
-		return
+	v := verdict{plugin, step, op, rejected}
+	o, ok := g.found.Load(v)
+	if !ok {
+		if plugin == "" {
+			o = g.steps.WithLabelValues(step, string(op), strconv.FormatBool(rejected))
+		} else {
+			o = g.plugins.WithLabelValues(plugin, step, string(op), strconv.FormatBool(rejected))
+		}
+		g.found.Store(v, o)
 	}
-	g.plugins.WithLabelValues(plugin, step, string(op), text).Observe(took.Seconds())
+	o.(prometheus.Observer).Observe(took.Seconds())
 }
 
 // terminate counts a request that is refused or ended for the server's own sake.
