@@ -49,7 +49,7 @@ func TestForeign(t *testing.T) {
 				"Adopt": TestAdopt, "ShimKilled": TestShimKilled, "Attach": TestAttach, "AttachSlowReader": TestAttachSlowReader,
 				"Terminal": TestTerminal, "LogPartialAndReopen": TestLogPartialAndReopen, "Resources": TestResources,
 				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory, "Orphans": testOrphans, "NotMade": testNotMade,
-				"CreateGivenUp": testCreateGivenUp, "OneNamespace": testOneNamespace,
+				"CreateGivenUp": testCreateGivenUp, "OneNamespace": testOneNamespace, "Broken": testBroken, "BrokenLater": testBrokenLater, "NoTerminal": testNoTerminal,
 			} {
 				t.Run(name, test)
 			}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -84,7 +85,9 @@ func do(ctx context.Context, r *Runtime, dir string, verb ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out, err := cmd.CombinedOutput()
+	out := &limited{left: mostTold}
+	cmd.Stdout, cmd.Stderr = out, out
+	err = cmd.Run()
 	if err == nil {
 		return nil
 	}
@@ -94,7 +97,13 @@ func do(ctx context.Context, r *Runtime, dir string, verb ...string) error {
 	if told := lastError(log.Name()); told != "" {
 		return fmt.Errorf("%s: %s", r.name(), told)
 	}
-	return fmt.Errorf("%s: %w: %s", r.name(), err, bytes.TrimSpace(out))
+	return fmt.Errorf("%s: %w: %s", r.name(), err, bytes.TrimSpace(out.kept.Bytes()))
+}
+
+// installed says that there is a program.
+func (r *Runtime) installed() bool {
+	st, err := os.Stat(r.Path)
+	return err == nil && st.Mode().IsRegular() || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // name is how errors call it.
@@ -112,9 +121,25 @@ func (r *Runtime) explain(err error, log string) error {
 	return err
 }
 
+// What is read of a runtime's log, and what of an error in it is told, in bytes.
+const (
+	mostLog  = 4 << 20
+	mostTold = 4 << 10
+)
+
 // lastError is the last error in a runtime's log, which has one JSON object per line; "" when there is none.
 func lastError(log string) (last string) {
-	b, err := os.ReadFile(log)
+	fd, err := unix.Open(log, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) // it is the runtime's, and may be anything
+	if err != nil {
+		return ""
+	}
+	f := os.NewFile(uintptr(fd), log)
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, max(0, st.Size()-mostLog), mostLog))
 	if err != nil {
 		return ""
 	}
@@ -123,6 +148,9 @@ func lastError(log string) (last string) {
 		if json.Unmarshal(line, &entry) == nil && entry.Msg != "" && (entry.Level == "error" || entry.Level == "fatal") {
 			last = entry.Msg
 		}
+	}
+	if len(last) > mostTold {
+		last = strings.ToValidUTF8(last[:mostTold], "") + "..."
 	}
 	return last
 }
@@ -299,7 +327,7 @@ func freeContainer(ctx context.Context, do command, dir, id string, state *conta
 	if _, err := os.Lstat(filepath.Join(dir, rootName)); err == nil {
 		err := do(ctx, state.Runtime, dir, "delete", "--force", id)
 		// One that was uninstalled does not keep its containers from going.
-		if _, gone := os.Stat(state.Runtime.Path); err != nil && !errors.Is(gone, fs.ErrNotExist) && !strings.Contains(err.Error(), "does not exist") {
+		if err != nil && state.Runtime.installed() && !strings.Contains(err.Error(), "does not exist") {
 			return fmt.Errorf("delete container: %w", err)
 		}
 	}

@@ -142,18 +142,37 @@ func (c *command) kill() {
 	}
 }
 
-// process returns the process that the program has made, whom nobody has reaped yet.
+// process returns the process that the program has made, whom nobody has reaped yet. It is a child of ours whom we do not know: any other
+// would be somebody's whom we must not kill, and whose end is not told to us.
 func (c *command) process() (pid, pidfd int, err error) {
-	b, err := linux.ReadFile(unix.AT_FDCWD, c.what.PidFile)
+	text, err := c.pidText()
 	if err != nil {
 		return 0, -1, err
 	}
-	pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
+	pid, err = strconv.Atoi(strings.TrimSpace(text))
 	if err != nil || pid <= 1 {
-		return 0, -1, errors.New(c.what.Args[0] + " has written no process number but " + strconv.Quote(string(b)))
+		return 0, -1, errors.New(c.what.Args[0] + " has written no process number but " + strconv.Quote(text))
 	}
-	pidfd, err = linux.OpenPid(pid)
-	return pid, pidfd, err
+	if pidfd, err = linux.OpenPid(pid); err != nil {
+		return 0, -1, err
+	}
+	if err = unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil || c.s.owner(pid) != nil || pid == c.s.reaperPid {
+		unix.Close(pidfd)
+		return 0, -1, errors.New(c.what.Args[0] + " has written the number of process " + strconv.Itoa(pid) + ", which is no child of its own")
+	}
+	return pid, pidfd, nil
+}
+
+// pidText is what stands in the pid file: no more than a number has. Whatever the program has put there, the loop does not wait for it.
+func (c *command) pidText() (string, error) {
+	fd, err := unix.Open(c.what.PidFile, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", linux.Wrap("open", c.what.PidFile, err)
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 32)
+	n, err := unix.Read(fd, b)
+	return string(b[:max(n, 0)]), linux.Wrap("read", c.what.PidFile, err)
 }
 
 // terminal returns the master that the program has sent.
@@ -203,7 +222,10 @@ func (k *container) made(c *command, err error) {
 	}
 	if err != nil {
 		k.problem = err
-		k.s.close(&k.pidfd) // the client has the runtime delete what there is
+		if k.pidfd >= 0 { // the client has the runtime delete what it knows, which a broken one does not
+			_ = linux.SignalPidfd(k.pidfd, unix.SIGKILL)
+		}
+		k.s.close(&k.pidfd)
 		k.vanish()
 		return
 	}
