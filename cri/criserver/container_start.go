@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -34,6 +35,9 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	c.mu.Unlock()
 	started := now() // not after the program: what it does at once, and its end, come later
 	startErr := c.sandbox.shim.Start(ctx, c.id)
+	if startErr != nil {
+		s.endFailed(ctx, c)
+	}
 	c.mu.Lock()
 	var recordErr error
 	if startErr == nil {
@@ -53,6 +57,17 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 		return nil, fmt.Errorf("start container %s: %w", c.id, recordErr)
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// endFailed kills a container whose start failed. It may run all the same, or be about to: when the caller has not waited for the start,
+// or when another runtime has found fault after it.
+func (s *Server) endFailed(ctx context.Context, c *container) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	err := c.sandbox.shim.Kill(ctx, c.id, syscall.SIGKILL, true)
+	if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
+		s.log.Error("container whose start failed is not killed, it ends with its removal", "container", c.id, "err", err)
+	}
 }
 
 // started ends the time in which the container's end is held back. One whose start failed has ended, whatever its shim tells

@@ -1,8 +1,10 @@
 package criserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -71,26 +74,52 @@ type handler struct {
 	features *runtimeapi.RuntimeHandlerFeatures
 }
 
-// featuresTimeout bounds the answer of a runtime.
-const featuresTimeout = 10 * time.Second
+// Bounds of a runtime's answer: what it may take, and how long it may be, in bytes.
+const (
+	featuresTimeout = 10 * time.Second
+	mostFeatures    = 1 << 20
+)
 
-// openHandlers asks the runtimes what they can do.
+// openHandlers asks the runtimes what they can do, all at once.
 func openHandlers(ctx context.Context, configured map[string]Handler, facts hostFacts, log *slog.Logger) map[string]*handler {
 	all := map[string]*handler{}
+	var work errgroup.Group
 	for name, c := range configured {
-		h := &handler{runtime: &shim.Runtime{Path: c.Path, Options: c.Options}, features: &runtimeapi.RuntimeHandlerFeatures{}}
-		ctx, cancel := context.WithTimeout(ctx, featuresTimeout)
-		out, err := exec.CommandContext(ctx, c.Path, append(slices.Clone(c.Options), "features")...).Output()
-		cancel()
-		if err == nil {
-			h.features, err = handlerFeatures(out, facts)
-		}
-		if err != nil {
-			log.Info("runtime does not tell its features: pods of its handler do without", "handler", name, "err", err)
-		}
+		h := &handler{runtime: &shim.Runtime{Path: c.Path, Options: c.Options}}
 		all[name] = h
+		work.Go(func() (err error) {
+			if h.features, err = askFeatures(ctx, c, facts); err != nil {
+				log.Info("runtime does not tell its features: pods of its handler do without", "handler", name, "err", err)
+			}
+			return nil
+		})
 	}
+	_ = work.Wait()
 	return all
+}
+
+func askFeatures(ctx context.Context, c Handler, facts hostFacts) (*runtimeapi.RuntimeHandlerFeatures, error) {
+	ctx, cancel := context.WithTimeout(ctx, featuresTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.Path, append(slices.Clone(c.Options), "features")...)
+	cmd.WaitDelay = time.Second // a child of its own may have the pipe
+	var out answer
+	cmd.Stdout = &out
+	if err := cmd.Run(); err != nil {
+		return &runtimeapi.RuntimeHandlerFeatures{}, err
+	}
+	return handlerFeatures(out.text.Bytes(), facts)
+}
+
+// answer is what a runtime prints, up to mostFeatures.
+type answer struct{ text bytes.Buffer }
+
+// Write implements io.Writer.
+func (a *answer) Write(b []byte) (int, error) {
+	if a.text.Len()+len(b) > mostFeatures {
+		return 0, errors.New("the answer is too long")
+	}
+	return a.text.Write(b)
 }
 
 // handlerFeatures reads what OCI's command features prints. A pod's user namespace needs mapped mounts too.

@@ -1,9 +1,11 @@
 package criserver
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -11,7 +13,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -151,6 +155,56 @@ func TestStopWithoutSignal(t *testing.T) {
 	}
 }
 
+// TestStartFailsLater has a runtime fail, or take longer than its caller waits, and start the container all the same: one that the
+// server calls ended does not run.
+func TestStartFailsLater(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	if !needHandler(t, "runc") {
+		return
+	}
+	fails, slow := filepath.Join(t.TempDir(), "fails"), filepath.Join(t.TempDir(), "slow")
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	err := errors.Join(unix.Mkfifo(fifo, 0o600),
+		os.WriteFile(fails, []byte("#!/bin/sh\nrunc \"$@\" || exit\ncase \" $* \" in *' start '*) exit 1;; esac\n"), 0o755),
+		os.WriteFile(slow, []byte("#!/bin/sh\ncase \" $* \" in *' start '*) read x <"+fifo+";; esac\nexec runc \"$@\"\n"), 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	h.cfg.Handlers = map[string]Handler{"fails": {Path: fails}, "slow": {Path: slow}}
+	h.start()
+	for name := range h.cfg.Handlers {
+		h.handler = name
+		id := h.create(h.runPod(name), h.containerConfig("c", "sleep", "1000"))
+		pid := h.server.containers[id].pid
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			if name == "slow" {
+				f, err := os.OpenFile(fifo, os.O_WRONLY, 0) // opens when the runtime reads
+				cancel()
+				if err == nil {
+					defer f.Close()
+					<-h.server.containers[id].exited
+				}
+			}
+		}()
+		_, err := h.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+		cancel()
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if s := h.exited(id); s.ExitCode != exitStartError {
+			t.Errorf("%s: it ended with %v", name, s)
+		}
+		for deadline := time.Now().Add(20 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: process %d lives", name, pid)
+			}
+		}
+	}
+}
+
 func TestHandlerRefusals(t *testing.T) {
 	t.Parallel()
 	can := &handler{features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}}
@@ -231,6 +285,27 @@ func TestHandlerFeatures(t *testing.T) {
 	}
 	if f, err := handlerFeatures([]byte("unknown command features"), hostFacts{}); err == nil || f.RecursiveReadOnlyMounts {
 		t.Errorf("no JSON: %v, %v", f, err)
+	}
+}
+
+// TestFeaturesOfBroken asks runtimes that do not end, leave a child with their output, or do not stop telling: the server starts.
+func TestFeaturesOfBroken(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	configured := map[string]Handler{}
+	for name, script := range map[string]string{"hangs": "exec sleep 1000", "leaves": "sleep 60 & exit 0", "floods": "exec cat /dev/zero"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		configured[name] = Handler{Path: path}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for name, h := range openHandlers(ctx, configured, hostFacts{}, slog.New(slog.NewTextHandler(t.Output(), nil))) {
+		if h.features.RecursiveReadOnlyMounts || h.features.UserNamespaces {
+			t.Errorf("%s: %v", name, h.features)
+		}
 	}
 }
 
