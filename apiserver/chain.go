@@ -37,6 +37,8 @@ type call struct {
 	record *audit.Record
 	// queued is how long the request waited for its turn.
 	queued time.Duration
+	// warnings are those that the answer has, whole.
+	warnings []string
 }
 
 // response notes what was answered.

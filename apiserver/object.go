@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -123,17 +124,46 @@ func manager(r *http.Request) string {
 	return name
 }
 
-// warn adds a Warning header. The same text is sent once.
+// warn adds a Warning header. The same text is sent once. Where all texts are longer than a client or proxy takes, each is cut off, as
+// upstream does it.
 func (c *call) warn(text string) {
-	h, err := net.NewWarningHeader(299, "-", text)
-	if err != nil || slices.Contains(c.w.Header()["Warning"], h) || len(c.w.Header()["Warning"]) >= maxWarnings {
+	if slices.Contains(c.warnings, text) || len(c.warnings) >= maxWarnings {
 		return
 	}
-	c.w.Header().Add("Warning", h)
+	c.warnings = append(c.warnings, text)
+	total := 0
+	for _, t := range c.warnings {
+		total += utf8.RuneCountInString(t)
+	}
+	if total <= mostWarned {
+		c.addWarning(text)
+		return
+	}
+	c.w.Header().Del("Warning")
+	left := mostWarned
+	for _, t := range c.warnings {
+		if runes := []rune(t); len(runes) > cutWarning {
+			t = string(runes[:cutWarning])
+		}
+		if left -= utf8.RuneCountInString(t); left < 0 {
+			return
+		}
+		c.addWarning(t)
+	}
 }
 
-// maxWarnings bounds the header, which clients and proxies refuse when it is too long.
-const maxWarnings = 64
+func (c *call) addWarning(text string) {
+	if h, err := net.NewWarningHeader(299, "-", text); err == nil {
+		c.w.Header().Add("Warning", h)
+	}
+}
+
+// What warnings may come to: how many, how many characters, and how many of each where all together have more.
+const (
+	maxWarnings = 64
+	mostWarned  = 4096
+	cutWarning  = 256
+)
 
 func (c *call) get(r *rest.Request) error {
 	if !r.Any.Readable() {
