@@ -44,7 +44,7 @@ func New(d reconcile.Deps) *reconcile.Controller {
 			}, api.ReplicaSetKind),
 		},
 		Write: reconcile.Writes{
-			api.DeploymentKind: {"update", "update/status"},
+			api.DeploymentKind: {"update/status"},
 			api.ReplicaSetKind: {"create", "update", "delete", "patch"},
 		},
 		Reconcile: c.reconcile,
@@ -83,6 +83,8 @@ type rollout struct {
 	old    []*appsv1.ReplicaSet // by age, oldest first
 	status appsv1.DeploymentStatus
 	scaled bool // a set was created or scaled
+
+	revision string // to be written down with the status; "": it stays as it is
 }
 
 func (c controller) reconcile(ctx context.Context, log *slog.Logger, d *appsv1.Deployment) (reconcile.Result, error) {
@@ -101,11 +103,23 @@ func (c controller) reconcile(ctx context.Context, log *slog.Logger, d *appsv1.D
 	r.sort()
 	failure := r.act(ctx)
 	res := r.finish()
-	// r.d, since the pass may have written the revision annotation.
-	if _, err := client.Mutate(ctx, c.Client, r.d, "status", func(d *appsv1.Deployment) { d.Status = r.status }); err != nil {
+	if _, err := client.Mutate(ctx, c.Client, d, "status", r.write); err != nil {
 		return res, fmt.Errorf("write status: %w", err)
 	}
 	return res, failure
+}
+
+// write is what the pass has to say of the Deployment. The revision goes with the status, as upstream has it: an annotation that
+// is written with the spec makes a new generation, which nobody asked for.
+func (r *rollout) write(d *appsv1.Deployment) {
+	d.Status = r.status
+	if r.revision == "" {
+		return
+	}
+	if d.Annotations == nil {
+		d.Annotations = map[string]string{}
+	}
+	d.Annotations[revisionAnnotation] = r.revision
 }
 
 // sort fills fresh and old from all.
@@ -258,8 +272,8 @@ func (r *rollout) ensureNew(ctx context.Context) error {
 	return nil
 }
 
-// revise brings the new set's annotations and the Deployment's revision up to date. Without a new set there is nothing
-// to do.
+// revise brings the new set's annotations up to date, and notes its revision for the Deployment. Without a new set there is
+// nothing to do.
 func (r *rollout) revise(ctx context.Context) error {
 	if r.fresh == nil {
 		return nil
@@ -272,15 +286,7 @@ func (r *rollout) revise(ctx context.Context) error {
 		return fmt.Errorf("annotate replicaset %s: %w", r.fresh.Name, err)
 	}
 	r.replace(r.fresh, rs)
-	r.d, err = client.Mutate(ctx, r.Client, r.d, "", func(d *appsv1.Deployment) {
-		if d.Annotations == nil {
-			d.Annotations = map[string]string{}
-		}
-		d.Annotations[revisionAnnotation] = rs.Annotations[revisionAnnotation]
-	})
-	if err != nil {
-		return fmt.Errorf("annotate deployment: %w", err)
-	}
+	r.revision = rs.Annotations[revisionAnnotation]
 	if hasDeadline(r.d) && condition(&r.status, appsv1.DeploymentProgressing) == nil {
 		setCondition(&r.status, progressing(corev1.ConditionTrue, "FoundNewReplicaSet",
 			fmt.Sprintf("Found new replica set %q", rs.Name), r.now))

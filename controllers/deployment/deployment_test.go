@@ -106,8 +106,14 @@ func TestRollout(t *testing.T) {
 		w.expect("v1 r1 3/3")
 		w.condition(appsv1.DeploymentAvailable, "True MinimumReplicasAvailable")
 		w.condition(appsv1.DeploymentProgressing, "True NewReplicaSetAvailable")
+		if d := w.deployment(); d.Generation != 1 || d.Annotations[revisionAnnotation] != "1" {
+			t.Errorf("generation %d, revision %s; only users change what is wanted", d.Generation, d.Annotations[revisionAnnotation])
+		}
 		w.change(image("v2"))
 		w.expect("v1 r1 0/0, v2 r2 3/3")
+		if d := w.deployment(); d.Generation != 2 || d.Annotations[revisionAnnotation] != "2" {
+			t.Errorf("generation %d, revision %s after one change", d.Generation, d.Annotations[revisionAnnotation])
+		}
 		// kubectl rollout undo
 		w.change(image("v1"))
 		w.expect("v1 r3 3/3, v2 r2 0/0")

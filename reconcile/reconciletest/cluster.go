@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -293,6 +295,7 @@ func (c *Cluster) store(k *api.Kind, o, old api.Object, sub string) api.Object {
 			part = "Spec"
 		}
 		field(next, part).Set(field(o, part))
+		next.SetAnnotations(maps.Clone(o.GetAnnotations()))
 	}
 	next.SetResourceVersion(old.GetResourceVersion())
 	next.SetUID(old.GetUID())
@@ -300,6 +303,9 @@ func (c *Cluster) store(k *api.Kind, o, old api.Object, sub string) api.Object {
 	next.SetGeneration(old.GetGeneration())
 	if f := field(next, "Spec"); f.IsValid() && !equality.Semantic.DeepEqual(f.Interface(), field(old, "Spec").Interface()) {
 		next.SetGeneration(old.GetGeneration() + 1)
+	}
+	if _, handsOn := next.(*appsv1.Deployment); handsOn && sub == "" && !maps.Equal(next.GetAnnotations(), old.GetAnnotations()) {
+		next.SetGeneration(old.GetGeneration() + 1) // its annotations are its ReplicaSets' too
 	}
 	if equality.Semantic.DeepEqual(next, old) {
 		return old
