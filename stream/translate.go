@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -123,8 +124,12 @@ func outcome(err error) metav1.Status {
 		return metav1.Status{Status: metav1.StatusFailure, Reason: remotecommandNonZero, Message: "command terminated with non-zero exit code: " + err.Error(),
 			Details: &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: "ExitCode", Message: strconv.Itoa(code.ExitStatus())}}}}
 	}
-	return apierrors.NewInternalError(err).Status()
+	// The other end's outcome comes as its message, which may say so already.
+	return apierrors.NewInternalError(errors.New(strings.TrimPrefix(err.Error(), internal))).Status()
 }
+
+// internal is what an internal error's message begins with.
+const internal = "Internal error occurred: "
 
 // remotecommandNonZero is the reason that clients know.
 const remotecommandNonZero = metav1.StatusReason("NonZeroExitCode")

@@ -39,9 +39,15 @@ func New(t testing.TB) streaming.Server {
 	return s
 }
 
+// missing is a command that cannot be run.
+const missing = "missing"
+
 type runtime struct{}
 
 func (runtime) Exec(_ context.Context, _ string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	if len(cmd) > 0 && cmd[0] == missing {
+		return errors.New("no such program")
+	}
 	if tty {
 		size := <-resize
 		if _, err := fmt.Fprintf(out, "%dx%d\n", size.Width, size.Height); err != nil {

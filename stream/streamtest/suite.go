@@ -112,6 +112,14 @@ func (g Target) commands(t *testing.T, open func(*url.URL) (remotecommand.Execut
 			t.Errorf("%s: %d bytes came back and %q", c.name, out.Len(), errs.String())
 		}
 	}
+	e, err := open(g.Command([]string{missing}, false, true, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = e.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard})
+	if want := "Internal error occurred: error executing command in container: no such program"; err == nil || err.Error() != want {
+		t.Errorf("a command that cannot be run: %v, want %q", err, want)
+	}
 }
 
 type once struct{ size *remotecommand.TerminalSize }
