@@ -40,7 +40,7 @@ func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContai
 	c, err := s.createContainer(ctx, sb, id, config)
 	if err != nil {
 		s.release(name)
-		return nil, fmt.Errorf("create %s: %w", name, err)
+		return nil, err
 	}
 	s.emit(sb, c.id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return &runtimeapi.CreateContainerResponse{ContainerId: c.id}, nil
@@ -64,7 +64,7 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 	sb.op.RLock()
 	defer sb.op.RUnlock()
 	if rec := sb.record(); rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY {
-		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %s is not ready", sb.id)
+		return nil, status.Error(codes.FailedPrecondition, "the sandbox is not ready")
 	}
 	h, err := s.handlerOf(sandbox.Handler)
 	if err == nil {
@@ -74,7 +74,7 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 		return nil, err
 	}
 	if err := s.buildContainer(ctx, c, config, sandbox.Config, img, h); err != nil {
-		return nil, errors.Join(err, s.eraseContainer(context.WithoutCancel(ctx), c))
+		return nil, with(err, s.eraseContainer(context.WithoutCancel(ctx), c))
 	}
 	s.addContainer(c)
 	return c, nil

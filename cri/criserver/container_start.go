@@ -3,7 +3,6 @@ package criserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"syscall"
 	"time"
 
@@ -29,7 +28,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	c.mu.Lock()
 	if st := c.rec.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
 		c.mu.Unlock()
-		return nil, status.Errorf(codes.FailedPrecondition, "start container %s: it is %s", c.id, st)
+		return nil, status.Errorf(codes.FailedPrecondition, "the container is %s", st)
 	}
 	c.starting = true
 	c.mu.Unlock()
@@ -51,10 +50,10 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	}
 	s.started(c, startErr != nil)
 	if startErr != nil {
-		return nil, fmt.Errorf("start container %s: %w", c.id, startErr)
+		return nil, startErr
 	}
 	if recordErr != nil {
-		return nil, fmt.Errorf("start container %s: %w", c.id, recordErr)
+		return nil, recordErr
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
@@ -95,7 +94,7 @@ func (s *Server) started(c *container, failed bool) {
 func (s *Server) pidOf(c *container) (int, error) {
 	r := c.record()
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return 0, status.Errorf(codes.FailedPrecondition, "container %s is not running", c.id)
+		return 0, status.Error(codes.FailedPrecondition, "the container is not running")
 	}
 	return c.pid, nil
 }

@@ -30,7 +30,7 @@ func (s *Server) StopContainer(ctx context.Context, r *runtimeapi.StopContainerR
 		return nil, err
 	}
 	if err := s.stopContainer(ctx, c, time.Duration(r.GetTimeout())*time.Second); err != nil {
-		return nil, fmt.Errorf("stop container %s: %w", c.id, err)
+		return nil, err
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
 }
@@ -70,7 +70,7 @@ func (s *Server) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContai
 		return nil, err
 	}
 	if err := s.removeContainer(ctx, c); err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.id, err)
+		return nil, err
 	}
 	return &runtimeapi.RemoveContainerResponse{}, nil
 }

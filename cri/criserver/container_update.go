@@ -2,7 +2,6 @@ package criserver
 
 import (
 	"context"
-	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
@@ -26,14 +25,14 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 	defer c.op.Unlock()
 	rec := c.record()
 	if rec.state() == runtimeapi.ContainerState_CONTAINER_EXITED {
-		return nil, status.Errorf(codes.FailedPrecondition, "update container %s: it has ended", c.id)
+		return nil, status.Error(codes.FailedPrecondition, "the container has ended")
 	}
 	limits, err := resourcesSpec(r.Linux, s.facts)
 	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "update container %s: %v", c.id, err)
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := c.update(ctx, limits); err != nil {
-		return nil, fmt.Errorf("update container %s: %w", c.id, err)
+		return nil, err
 	}
 	merged := mergeResources(rec.Resources.GetLinux(), r.Linux)
 	c.mu.Lock()

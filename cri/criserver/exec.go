@@ -3,7 +3,6 @@ package criserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -34,10 +33,10 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	timeout := time.Duration(r.GetTimeout()) * time.Second
 	stdout, stderr, exit, err := c.sandbox.shim.ExecSync(ctx, c.id, process, timeout, maxExecOutput)
 	if errors.Is(err, shim.ErrTimeout) {
-		return nil, status.Errorf(codes.DeadlineExceeded, "exec in container %s: timeout %v exceeded", c.id, timeout)
+		return nil, status.Errorf(codes.DeadlineExceeded, "timeout %v exceeded", timeout)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, shimError(err))
+		return nil, shimError(err)
 	}
 	stdout, stderr = cut(stdout, stderr, maxExecOutput)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
@@ -101,7 +100,7 @@ func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest
 		return nil, err
 	}
 	if rec := sb.record(); rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY {
-		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %s is not ready", sb.id)
+		return nil, status.Error(codes.FailedPrecondition, "the sandbox is not ready")
 	}
 	return s.streams.server.GetPortForward(r)
 }

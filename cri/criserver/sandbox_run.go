@@ -49,7 +49,7 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	}
 	if err := s.startSandbox(ctx, sb); err != nil {
 		s.release(name)
-		return nil, fmt.Errorf("run %s: %w", name, errors.Join(err, s.eraseSandbox(context.WithoutCancel(ctx), sb)))
+		return nil, with(err, s.eraseSandbox(context.WithoutCancel(ctx), sb))
 	}
 	s.addSandbox(sb)
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)

@@ -37,7 +37,7 @@ func (s *Server) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandbo
 	sb.op.Lock()
 	defer sb.op.Unlock()
 	if err := s.stopSandbox(ctx, sb); err != nil {
-		return nil, fmt.Errorf("stop sandbox %s: %w", sb.id, err)
+		return nil, err
 	}
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
@@ -188,7 +188,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSa
 	sb.op.Lock()
 	defer sb.op.Unlock()
 	if err := s.removeSandbox(ctx, sb); err != nil {
-		return nil, fmt.Errorf("remove sandbox %s: %w", sb.id, err)
+		return nil, err
 	}
 	return &runtimeapi.RemovePodSandboxResponse{}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/cri"
@@ -24,8 +25,12 @@ func TestStartFails(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "garbage") {
 		t.Errorf("start: %v", err)
 	}
-	if s := h.status(id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != exitStartError || s.Reason != "StartError" || s.Message == "" {
+	s := h.status(id)
+	if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != exitStartError || s.Reason != "StartError" || s.Message == "" {
 		t.Errorf("status %v", s)
+	}
+	if text := status.Convert(err).Message(); text != s.Message || strings.Contains(text, id) {
+		t.Errorf("start: %q, status: %q", text, s.Message)
 	}
 }
 
@@ -58,7 +63,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	h := newHarness(t)
 	h.net.fail = errors.New("no addresses")
 	_, err := h.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.podConfig("p")})
-	if err == nil || !strings.Contains(err.Error(), "no addresses") {
+	if got := status.Convert(err).Message(); got != "set up network: no addresses" {
 		t.Fatalf("run: %v", err)
 	}
 	h.net.fail = nil
@@ -74,8 +79,15 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		if c.Image == nil {
 			c.Image = &runtimeapi.ImageSpec{Image: testImage}
 		}
-		if _, err := h.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c}); err == nil {
-			t.Errorf("%s: create succeeded", name)
+		var told [2]string
+		for i := range told {
+			c.Metadata.Attempt = uint32(i)
+			_, err := h.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c})
+			told[i] = status.Convert(err).Message()
+		}
+		// What is told twice is one Event, so that it must not tell of the attempt.
+		if told[0] == "" || told[0] != told[1] || strings.Contains(told[0], pod) || strings.Contains(told[0], "rpc error") {
+			t.Errorf("%s: create: %q, then %q", name, told[0], told[1])
 		}
 	}
 	left, err := os.ReadDir(h.server.containerDir(""))

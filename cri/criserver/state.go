@@ -2,6 +2,7 @@ package criserver
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -263,6 +264,14 @@ func (s *Server) dropContainer(c *container, name string) {
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
 	delete(s.names, name)
+}
+
+// with adds what went wrong while a failed call was undone. Without that, err stays as it is, and a status' message its own.
+func with(err, undo error) error {
+	if undo == nil {
+		return err
+	}
+	return errors.Join(err, undo)
 }
 
 // findSandbox finds by ID or a unique beginning of one. The error is NotFound.

@@ -69,7 +69,7 @@ func (st *streams) Exec(ctx context.Context, id string, cmd []string, in io.Read
 		ID: c.id, Process: process, Streams: shimStreams(ctx, in, out, err, resize),
 	})
 	if execErr != nil {
-		return execErr // which names the container
+		return execErr
 	}
 	if exit.Code != 0 {
 		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", exit.Code), Code: exit.Code}
@@ -85,10 +85,7 @@ func (st *streams) Attach(ctx context.Context, id string, in io.Reader, out, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := c.sandbox.shim.Attach(ctx, c.id, shimStreams(ctx, in, out, err, resize)); err != nil {
-		return fmt.Errorf("attach to container %s: %w", c.id, err)
-	}
-	return nil
+	return c.sandbox.shim.Attach(ctx, c.id, shimStreams(ctx, in, out, err, resize))
 }
 
 // shimStreams passes streams on; nil ones must stay nil, whatever their type.

@@ -197,7 +197,7 @@ func (c *Client) Start(ctx context.Context, id string) error {
 	}
 	r, err := c.conn.request(ctx, request)
 	if err != nil {
-		return fmt.Errorf("start container %s: %w", id, state.Runtime.explain(err, log))
+		return state.Runtime.explain(err, log)
 	}
 	return runHooks(ctx, state.Poststart, state.oci(id, specs.StateRunning, r.Pid))
 }

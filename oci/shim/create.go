@@ -50,7 +50,7 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 	spec := r.Spec
 	if spec == nil {
 		if spec, err = oci.LoadSpec(r.Bundle); err != nil {
-			return 0, fmt.Errorf("create container %s: %w", r.ID, err)
+			return 0, err
 		}
 	}
 	dir := filepath.Join(c.dir, r.ID)
@@ -58,10 +58,10 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 		if errors.Is(err, os.ErrExist) {
 			// Left by a server that was killed before the shim knew of it?
 			if _, serr := c.status(ctx, r.ID); !errors.Is(serr, ErrNotFound) {
-				return 0, fmt.Errorf("create container %s: %w", r.ID, errors.Join(ErrExists, serr))
+				return 0, errors.Join(ErrExists, serr)
 			}
 		} else {
-			return 0, fmt.Errorf("create container %s: %w", r.ID, err)
+			return 0, err
 		}
 	}
 	create := c.create
@@ -70,7 +70,7 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 	}
 	pid, err = create(ctx, &r, spec, dir)
 	if err != nil {
-		return 0, errors.Join(fmt.Errorf("create container %s: %w", r.ID, err), os.RemoveAll(dir))
+		return 0, errors.Join(err, os.RemoveAll(dir))
 	}
 	c.mu.Lock()
 	delete(c.exits, r.ID) // of one that was given up

@@ -22,17 +22,9 @@ import (
 
 // Exec runs a process in a running container, copies its streams and returns
 // when it has ended and its output was delivered. Cancelling ctx kills it.
-// An error means that it could not be run or followed; a process that ran and
+// An error means that it could not be run or followed (it does not repeat the ID); a process that ran and
 // returned non-zero is no error.
 func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
-	s, err := c.exec(ctx, r)
-	if err != nil {
-		return s, fmt.Errorf("exec in container %s: %w", r.ID, err)
-	}
-	return s, nil
-}
-
-func (c *Client) exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	state, err := c.state(r.ID)
 	if err != nil {
 		return ExitStatus{}, err
@@ -184,7 +176,7 @@ func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, time
 	out, errs := &limited{left: limit}, &limited{left: limit}
 	s, err = c.Exec(ctx, ExecRequest{ID: id, Process: p, Streams: Streams{Stdout: out, Stderr: errs}})
 	if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
-		err = fmt.Errorf("exec in container %s: %w after %s", id, ErrTimeout, timeout)
+		err = fmt.Errorf("%w after %s", ErrTimeout, timeout)
 	}
 	return out.kept.Bytes(), errs.kept.Bytes(), s, err
 }
@@ -209,13 +201,13 @@ func (l *limited) Write(b []byte) (int, error) {
 func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
 	p, err := openPipes(s, false)
 	if err != nil {
-		return fmt.Errorf("attach to container %s: %w", id, err)
+		return err
 	}
 	defer p.close()
 	_, err = c.conn.request(ctx, &protocol.Request{Verb: protocol.Attach, ID: id, Streams: p.mask}, p.theirFDs()...)
 	p.closeTheirs()
 	if err != nil {
-		return fmt.Errorf("attach to container %s: %w", id, err)
+		return err
 	}
 	p.resize = func(size Size) { _ = c.Resize(ctx, id, size) } // a container without a terminal has no size
 	p.copy(s)

@@ -155,6 +155,13 @@ func TestLifecycle(t *testing.T) {
 	if err := s.Kill(t.Context(), "c", unix.SIGTERM, false); !errors.Is(err, shim.ErrState) {
 		t.Errorf("kill of a stopped one: got %v, want ErrState", err)
 	}
+	// The caller knows which container it has named.
+	if err := s.Attach(t.Context(), "c", shim.Streams{Stdin: strings.NewReader("")}); !errors.Is(err, shim.ErrState) || err.Error() != "the container is stopped" {
+		t.Errorf("attach to a stopped one: got %v", err)
+	}
+	if _, err := s.Exec(t.Context(), shim.ExecRequest{ID: "c", Process: s.spec("c", "true").Process}); !errors.Is(err, shim.ErrState) || err.Error() != "the container is stopped" {
+		t.Errorf("exec in a stopped one: got %v", err)
+	}
 	lines := strings.Split(strings.TrimSpace(s.logText("c")), "\n")
 	for _, want := range []string{"stdout F out", "stderr F err", "stdout F pod"} {
 		if !strings.Contains("\n"+strings.Join(lines, "\n")+"\n", "\n"+want+"\n") {

@@ -270,7 +270,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 	switch r.Verb {
 	case protocol.Continue:
 		if k.state != creating || k.sync < 0 {
-			return k.wrongState("continue")
+			return k.wrongState()
 		}
 		if err := linux.SendMessage(k.sync, []byte{1}); err != nil {
 			return err
@@ -278,7 +278,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 		done()
 	case protocol.Abandon:
 		if k.state != creating && k.state != created {
-			return k.wrongState("abandon")
+			return k.wrongState()
 		}
 		k.state = creating // so that its end makes it vanish
 		k.abandon()
@@ -287,7 +287,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 		return k.begin(c, r)
 	case protocol.Kill:
 		if k.pidfd < 0 {
-			return k.wrongState("signal")
+			return k.wrongState()
 		}
 		if err := linux.SignalPidfd(k.pidfd, unix.Signal(r.Signal)); err != nil {
 			return err
@@ -295,7 +295,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 		done()
 	case protocol.Delete:
 		if k.pidfd >= 0 || k.command != nil {
-			return k.wrongState("delete")
+			return k.wrongState()
 		}
 		k.free()
 		done()
@@ -320,7 +320,7 @@ func (k *container) serve(c *connection, r *protocol.Request) error {
 
 func (k *container) begin(c *connection, r *protocol.Request) error {
 	if k.state != created || k.released() {
-		return k.wrongState("start")
+		return k.wrongState()
 	}
 	if k.foreign {
 		return k.beginForeign(c, r)
@@ -341,9 +341,9 @@ func (k *container) released() bool {
 	return k.start < 0
 }
 
-func (k *container) wrongState(verb string) error {
+func (k *container) wrongState() error {
 	names := [...]string{"creating", "created", "running", "stopped"}
-	return coded{protocol.WrongState, verb + " container " + k.id + ": it is " + names[k.state]}
+	return coded{protocol.WrongState, "the container is " + names[k.state]}
 }
 
 // record tells of the container. One that was let go runs, for all that its client can do about it.

@@ -37,7 +37,7 @@ func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
 		return coded{protocol.NotFound, "container " + r.ID + ": not found"}
 	}
 	if k.state != running {
-		return k.wrongState("exec in")
+		return k.wrongState()
 	}
 	if len(r.Command.Args) > 0 {
 		return s.execForeign(c, r, fds)

@@ -30,7 +30,7 @@ func (s *server) attach(c *connection, r *protocol.Request, fds []int) error {
 	}
 	if k.state != created && k.state != running {
 		linux.CloseAll(fds...)
-		return k.wrongState("attach to")
+		return k.wrongState()
 	}
 	e := &session{t: &k.io, in: -1, out: [2]int{-1, -1}}
 	for i, target := range []*int{&e.in, &e.out[0], &e.out[1]} {
