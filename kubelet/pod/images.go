@@ -33,10 +33,12 @@ const (
 func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use string, policy corev1.PullPolicy) (*runtimeapi.Image, *Condition) {
 	present, err := w.imageStatus(ctx, reference)
 	if err != nil {
+		why := &Condition{reasonInspect, fmt.Sprintf("Failed to inspect image %q: %s", reference, message(err))}
 		if cri.Code(err) == codes.InvalidArgument {
-			return nil, &Condition{reasonBadName, fmt.Sprintf("Failed to apply default image tag %q: %s", reference, message(err))}
+			why = &Condition{reasonBadName, fmt.Sprintf("Failed to apply default image tag %q: %s", reference, message(err))}
 		}
-		return nil, &Condition{reasonInspect, fmt.Sprintf("Failed to inspect image %q: %s", reference, message(err))}
+		w.say(pod, corev1.EventTypeWarning, "InspectFailed", "%s", why.Message)
+		return nil, why
 	}
 	key := "pull " + reference + " " + use
 	exists, done, err := w.jobs.state(key)
@@ -51,6 +53,7 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use stri
 	switch policy {
 	case corev1.PullNever:
 		if present == nil {
+			w.say(pod, corev1.EventTypeWarning, reasonNever, messageNeverPull, reference)
 			return nil, &Condition{reasonNever, fmt.Sprintf(messageNeverPull, reference)}
 		}
 		fallthrough
@@ -63,6 +66,11 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use stri
 	if until := w.pulls.until(reference); w.now().Before(until) {
 		w.at(until)
 		last := w.pullErrors[reference]
+		if !w.backedOff[key] {
+			w.backedOff[key] = true
+			w.say(pod, corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", reference)
+			w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", reasonBackOff)
+		}
 		return nil, &Condition{reasonBackOff, fmt.Sprintf("Back-off pulling image %q: %s", reference, last)}
 	}
 	w.say(pod, corev1.EventTypeNormal, "Pulling", "Pulling image %q", reference)
@@ -72,6 +80,7 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use stri
 
 func (w *worker) pullFailed(pod *corev1.Pod, key, reference string, err error) *Condition {
 	w.jobs.forget(key)
+	delete(w.backedOff, key)
 	if err == nil {
 		err = errors.New("the image is gone again")
 	}

@@ -9,6 +9,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -261,11 +262,21 @@ type source struct {
 func (w *worker) source(ctx context.Context, pod *corev1.Pod) source { return source{w, ctx, pod} }
 
 func (s source) ConfigMap(name string) (*corev1.ConfigMap, error) {
-	return client.Get[*corev1.ConfigMap](s.ctx, s.Client, api.Key{Namespace: s.pod.Namespace, Name: name})
+	return referred[*corev1.ConfigMap](s, "configmap", name)
 }
 
 func (s source) Secret(name string) (*corev1.Secret, error) {
-	return client.Get[*corev1.Secret](s.ctx, s.Client, api.Key{Namespace: s.pod.Namespace, Name: name})
+	return referred[*corev1.Secret](s, "secret", name)
+}
+
+// referred reads an object that the pod refers to. One that is missing is called what upstream's kubelet calls it, and users look
+// for: `configmap "c" not found`.
+func referred[T api.Object](s source, what, name string) (T, error) {
+	o, err := client.Get[T](s.ctx, s.Client, api.Key{Namespace: s.pod.Namespace, Name: name})
+	if apierrors.IsNotFound(err) {
+		err = apierrors.NewNotFound(corev1.Resource(what), name)
+	}
+	return o, err
 }
 
 func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error) {

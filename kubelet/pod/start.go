@@ -20,14 +20,11 @@ import (
 	"github.com/yare-dev/yare/kubelet/volume"
 )
 
-// hold notes why a container does not run, and says so once.
-func (w *worker) hold(pod *corev1.Pod, name string, c *Condition, event string) {
-	if have := w.waiting[name]; have == nil || *have != *c {
-		if event != "" {
-			w.say(pod, corev1.EventTypeWarning, event, "Error: %s", c.Message)
-		}
-	}
-	w.waiting[name] = c
+// hold notes why a container does not run, says so (as upstream at each try: the Events are counted), and has it tried again later.
+func (w *worker) hold(pod *corev1.Pod, name string, c Condition, text string) {
+	w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", text)
+	w.waiting[name] = &c
+	w.at(w.retries.grow(name, w.now()))
 }
 
 // startContainer starts one container as far as it can. started says that it runs now; wait that later ones must not
@@ -40,8 +37,12 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 	}
 	use := name + "#" + strconv.Itoa(int(s.Attempt))
 	image, volumes, held := w.images(ctx, pod, s, use)
-	if held != nil {
+	switch {
+	case held == nil:
+	case held.Reason == reasonPull || held.Reason == reasonBackOff: // these have their own times
 		w.waiting[name] = held
+	default:
+		w.hold(pod, name, *held, held.Reason)
 	}
 	if image == nil {
 		return false, w.pulling(pod, s, use)
@@ -58,16 +59,14 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 		if isConfigError(err) {
 			reason = "CreateContainerConfigError"
 		}
-		w.hold(pod, name, &Condition{reason, text(err)}, "Failed")
-		w.at(w.retries.grow(name, w.now()))
+		w.hold(pod, name, Condition{reason, text(err)}, text(err))
 		return false, false
 	}
 	w.say(pod, corev1.EventTypeNormal, "Created", "Container created")
 	w.born[id] = true
 	w.forgetPulls(pod, s, use)
 	if _, err := w.cri.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
-		w.hold(pod, name, &Condition{"RunContainerError", message(err)}, "Failed")
-		w.at(w.retries.grow(name, w.now()))
+		w.hold(pod, name, Condition{"RunContainerError", message(err)}, message(err))
 		return true, false // the runtime has changed: the container exists
 	}
 	w.say(pod, corev1.EventTypeNormal, "Started", "Container started")
@@ -124,6 +123,7 @@ func (w *worker) pulling(pod *corev1.Pod, s Start, use string) bool {
 func (w *worker) forgetPulls(pod *corev1.Pod, s Start, use string) {
 	for _, key := range pullKeys(pod, s, use) {
 		w.jobs.forget(key)
+		delete(w.backedOff, key)
 	}
 	w.pulls.reset(s.Container.Image)
 }

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -253,9 +254,18 @@ func TestImagePulls(t *testing.T) {
 		if got := short(b.pod("a")); got != "Pending app=ErrImagePull" && got != "Pending app=ImagePullBackOff" {
 			t.Fatal(got)
 		}
+		time.Sleep(11 * time.Second)
+		b.settle()
 		fail.Store(false)
-		time.Sleep(12 * time.Second)
+		time.Sleep(21 * time.Second)
 		b.wantStatus("a", "Running ready app=running")
+		fails := []string{`Normal a Pulling: Pulling image "far"`, `Warning a Failed: Failed to pull image "far": registry is down`, "Warning a Failed: Error: ErrImagePull",
+			`Normal a BackOff: Back-off pulling image "far"`, "Warning a Failed: Error: ImagePullBackOff"}
+		want := append(slices.Repeat(fails, 2), `Normal a Pulling: Pulling image "far"`, `Normal a Pulled: Successfully pulled image "far" in 1s`,
+			"Normal a Created: Container created", "Normal a Started: Container started")
+		if got := b.api.Events(); !slices.Equal(got, want) {
+			t.Errorf("events %q", got)
+		}
 	})
 }
 
@@ -266,6 +276,18 @@ func TestNeverPull(t *testing.T) {
 			p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = "far", corev1.PullNever
 		}))
 		b.wantStatus("a", "Pending app=ErrImageNeverPull")
+		time.Sleep(40 * time.Second)
+		b.wantStatus("a", "Pending app=ErrImageNeverPull")
+		want := []string{`Warning a ErrImageNeverPull: Container image "far" is not present with pull policy of Never`, "Warning a Failed: Error: ErrImageNeverPull"}
+		if got := b.api.Events(); !slices.Equal(got, slices.Repeat(want, 6)) { // after 0, 1, 3, 7, 15 and 31 seconds
+			t.Errorf("events %q", got)
+		}
+		// Somebody brings it.
+		if _, err := b.pods.cri.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "far"}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		b.wantStatus("a", "Running ready app=running")
 	})
 }
 
@@ -277,6 +299,11 @@ func TestMissingConfigMapArrives(t *testing.T) {
 		}))
 		time.Sleep(10 * time.Minute) // long tried in vain
 		b.wantStatus("a", "Pending app=CreateContainerConfigError")
+		// Each try is told of, so that the Event counts them.
+		want := []string{`Normal a Pulled: Container image "app" already present on machine`, `Warning a Failed: Error: configmap "c" not found`}
+		if got := b.api.Events(); len(got) < 20 || !slices.Equal(got, slices.Repeat(want, len(got)/2)) {
+			t.Errorf("events %q", got)
+		}
 		b.api.Put(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}, Data: map[string]string{"K": "v"}})
 		b.wantStatus("a", "Running ready app=running")
 		if env := spec.EnvMap(b.runtime.Running()["app"].Envs); env["K"] != "v" {
