@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export CGO_ENABLED := 0
 
-VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# In the form of semver.org, which upstream's kubelet expects of a container runtime; after the + is what it was built of.
+VERSION := 0.1.0+$(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # kubectl, here and upstream's own in the tests, is told its release by the linker.
 LDFLAGS := -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=v1.37.2
 STATICCHECK = go tool -modfile=test/tools/go.mod staticcheck

@@ -12,7 +12,7 @@ import (
 	"github.com/yare-dev/yare/oci/cli"
 )
 
-var version = "unknown" // set by the linker
+var version = "0.1.0+unknown" // set by the linker
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)

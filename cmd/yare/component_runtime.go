@@ -51,6 +51,7 @@ func (c *containerSide) open() (network run.Component, server *criserver.Server,
 	if init, err = oci.OpenInit(); err != nil {
 		return nil, nil, nil, err
 	}
+	c.runtime.Version = version
 	server, err = criserver.New(c.runtime, criserver.Deps{Images: images, Network: choice, Init: init, Log: c.log})
 	if err != nil {
 		return nil, nil, nil, errors.Join(fmt.Errorf("container runtime: %w", err), init.Close())

@@ -71,7 +71,7 @@ func command() *cobra.Command {
 		&cobra.Group{ID: "component", Title: "One component alone, with upstream's peers:"})
 	root.AddCommand(
 		upCommand(), downCommand(), serverCommand(), statusCommand(), configCommand(),
-		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand())
+		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand(), versionCommand())
 	root.AddCommand(componentCommands()...)
 	explain(root)
 	return root

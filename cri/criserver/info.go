@@ -1,6 +1,7 @@
 package criserver
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,9 +12,8 @@ import (
 )
 
 const (
-	runtimeName    = "yare"
-	runtimeVersion = "0.1.0"
-	apiVersion     = "v1"
+	runtimeName = "yare"
+	apiVersion  = "v1"
 	// handlerName may be named by a RuntimeClass; it is the same as none.
 	handlerName = "yare"
 )
@@ -21,7 +21,8 @@ const (
 // Version says who this is.
 func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	return &runtimeapi.VersionResponse{
-		Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: runtimeVersion, RuntimeApiVersion: apiVersion,
+		// Version is the one of the kubelet's interface, which other runtimes tell too.
+		Version: "0.1.0", RuntimeName: runtimeName, RuntimeVersion: cmp.Or(s.cfg.Version, "0.0.0"), RuntimeApiVersion: apiVersion,
 	}, nil
 }
 
