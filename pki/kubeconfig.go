@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
@@ -59,9 +60,9 @@ func MergeKubeconfig(ctx context.Context, path string, c *clientcmdapi.Config) e
 	})
 }
 
-// RemoveContext takes the cluster, user and context called name out of the kubeconfig at path. It is no
-// error when they or the file are not there.
-func RemoveContext(ctx context.Context, path, name string) error {
+// RemoveContext takes the cluster, user and context called name out of the kubeconfig at path. Where it is the current context, the
+// first of before that is there becomes it. It is no error when they or the file are not there.
+func RemoveContext(ctx context.Context, path, name string, before ...string) error {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -75,6 +76,11 @@ func RemoveContext(ctx context.Context, path, name string) error {
 		current := all.CurrentContext == name
 		if current {
 			all.CurrentContext = ""
+			for _, b := range slices.Backward(before) {
+				if _, ok := all.Contexts[b]; ok {
+					all.CurrentContext = b
+				}
+			}
 		}
 		return cluster || user || context || current
 	})

@@ -16,6 +16,7 @@
 package cluster
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Host is where clusters are kept. The zero Host is the machine's usual folders; tests give their own.
@@ -62,6 +64,9 @@ type Record struct {
 	// to be created for it.
 	Kubeconfig     string `json:"kubeconfig"`
 	KubeconfigMade string `json:"kubeconfigMade,omitempty"`
+	// ContextsBefore are the context that was current in it, which Remove makes so again, and in case that it was a cluster's of this
+	// host and is gone by then, the one before that.
+	ContextsBefore [2]string `json:"contextsBefore,omitzero"`
 }
 
 // Table is the prefix of the names of the cluster's nft tables.
@@ -277,9 +282,16 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 	if r.KubeconfigMade, err = outermostMissing(r.Kubeconfig); err != nil {
 		return nil, err
 	}
+	if r.ContextsBefore[0], err = currentContext(r.Kubeconfig); err != nil {
+		return nil, err
+	}
 	for _, o := range others {
-		if o.Kubeconfig == r.Kubeconfig { // the last one to go removes what the first one made
-			r.KubeconfigMade = o.KubeconfigMade
+		if o.Kubeconfig != r.Kubeconfig {
+			continue
+		}
+		r.KubeconfigMade = o.KubeconfigMade // the last one to go removes what the first one made
+		if o.Context() == r.ContextsBefore[0] {
+			r.ContextsBefore[1] = cmp.Or(o.ContextsBefore[1], o.ContextsBefore[0])
 		}
 	}
 	if len(others) > 0 {
@@ -302,6 +314,18 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 		return nil, fmt.Errorf("no address range is free: the host's routes or %d other clusters use 10.42.0.0/16 and all that follow", len(others))
 	}
 	return r, r.choosePorts(w, others)
+}
+
+// currentContext is that of a kubeconfig, which need not exist.
+func currentContext(file string) (string, error) {
+	c, err := clientcmd.LoadFromFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read kubeconfig %s: %w", file, err)
+	}
+	return c.CurrentContext, nil
 }
 
 // checkEmpty says why a folder that exists cannot become a cluster's data folder.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/yare-dev/yare/pki"
@@ -243,6 +244,59 @@ func TestRemoveContext(t *testing.T) {
 		entries, err := os.ReadDir(home)
 		if err != nil || (len(entries) > 0) != foreign {
 			t.Errorf("foreign entries %v: left %v, %v", foreign, entries, err)
+		}
+	}
+}
+
+// The context that was current before a cluster is so again after it, over the clusters in between that are gone by then. What somebody
+// has made current meanwhile stays, and what is no longer there does not come back.
+func TestRemoveRestoresContext(t *testing.T) {
+	edit := func(path string, change func(*clientcmdapi.Config)) {
+		t.Helper()
+		c, err := clientcmd.LoadFromFile(path)
+		if err != nil {
+			c = clientcmdapi.NewConfig()
+		}
+		change(c)
+		if err := clientcmd.WriteToFile(*c, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	use := func(name string) func(*clientcmdapi.Config) {
+		return func(c *clientcmdapi.Config) { c.Contexts[name], c.CurrentContext = clientcmdapi.NewContext(), name }
+	}
+	for _, tt := range []struct{ steps, want string }{
+		{"use mine, up a, down a", "mine"},
+		{"up a, down a", ""},
+		{"use mine, up a, up b, down b", "yare-a"},
+		{"use mine, up a, up b, down a, down b", "mine"},
+		{"use mine, up a, up b, down b, down a", "mine"},
+		{"use mine, up a, up b, up c, down b, down c", "mine"},
+		{"use mine, up a, use other, down a", "other"},
+		{"use mine, up a, drop mine, down a", ""},
+	} {
+		h := host(t)
+		file := filepath.Join(t.TempDir(), "config")
+		edit(file, func(*clientcmdapi.Config) {})
+		rs := map[string]*Record{}
+		for s := range strings.SplitSeq(tt.steps, ", ") {
+			verb, name, _ := strings.Cut(s, " ")
+			switch verb {
+			case "use":
+				edit(file, use(name))
+			case "drop":
+				edit(file, func(c *clientcmdapi.Config) { delete(c.Contexts, name) })
+			case "up":
+				rs[name] = claim(t, h, Wish{Name: name, Kubeconfig: file})
+				edit(file, use(rs[name].Context()))
+			case "down":
+				if err := errors.Join(removeContext(t.Context(), rs[name]), h.forget(t.Context(), rs[name])); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if got, err := currentContext(file); err != nil || got != tt.want {
+			t.Errorf("%s: %q, %v", tt.steps, got, err)
 		}
 	}
 }

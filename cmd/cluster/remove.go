@@ -165,7 +165,7 @@ func removeParents(path, made string) error {
 
 // removeContext takes the cluster out of the kubeconfig, and removes the file if that was made for it and nothing else is in it.
 func removeContext(ctx context.Context, r *Record) error {
-	if err := pki.RemoveContext(ctx, r.Kubeconfig, r.Context()); err != nil || r.KubeconfigMade == "" {
+	if err := pki.RemoveContext(ctx, r.Kubeconfig, r.Context(), r.ContextsBefore[:]...); err != nil || r.KubeconfigMade == "" {
 		return err
 	}
 	left, err := clientcmd.LoadFromFile(r.Kubeconfig)
