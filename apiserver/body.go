@@ -72,14 +72,8 @@ func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []erro
 	sent := data
 	switch enc {
 	case asProtobuf:
-		if err := tooLarge(api.FewProto(data)); err != nil {
-			return nil, nil, err
-		}
 		return o, nil, decodeProto(data, o, k)
 	case asCBOR:
-		if err := tooLarge(api.FewCBOR(data)); err != nil {
-			return nil, nil, err
-		}
 		if strict, err = api.DecodeCBOR(data, o); err != nil {
 			return nil, nil, unrecognized(k, sent, unwrap(err))
 		}
@@ -93,9 +87,6 @@ func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []erro
 			strict = append(strict, twice)
 		}
 		data = json
-	}
-	if err := tooLarge(api.FewJSON(data)); err != nil {
-		return nil, nil, err
 	}
 	more, err := api.DecodeJSON(data, o)
 	if err != nil {
@@ -112,14 +103,6 @@ func decode(enc encoding, data []byte, k *api.Kind) (o api.Object, strict []erro
 		return nil, nil, err
 	}
 	return o, append(strict, more...), nil
-}
-
-// tooLarge is the answer to a body of too many values.
-func tooLarge(err error) error {
-	if err == nil {
-		return nil
-	}
-	return apierrors.NewRequestEntityTooLargeError(err.Error())
 }
 
 // unwrap leaves out that an error is about decoding, which the client knows.

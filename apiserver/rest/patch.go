@@ -50,9 +50,6 @@ func (p Patch) wellFormed() error {
 		if !json.Valid(p.Data) {
 			return apierrors.NewBadRequest("invalid JSON patch")
 		}
-		if err := api.FewJSON(p.Data); err != nil {
-			return apierrors.NewRequestEntityTooLargeError(err.Error())
-		}
 	}
 	if p.Type == types.MergePatchType || p.Type == types.StrategicMergePatchType { // some of what reads them reads each level again for each above it
 		if err := api.ShallowJSON(p.Data); err != nil {
@@ -181,9 +178,6 @@ func applyBounded(ops jsonpatch.Patch, doc []byte) ([]byte, error) {
 		if work += len(doc); len(doc) > maxCopiedSize || work > maxCopyWork {
 			return nil, fmt.Errorf("operation %d: the copies of this patch make the object too large", i)
 		}
-		if err := api.FewJSON(doc); err != nil {
-			return nil, fmt.Errorf("operation %d: the copies of this patch make the object too large: %w", i, err)
-		}
 	}
 	return doc, nil
 }
@@ -302,18 +296,10 @@ func (r *Request) applied(patch Patch) (*unstructured.Unstructured, error) {
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{}}
 	data, twice, err := patch.Data, error(nil), error(nil)
-	var few error
 	if patch.Type == types.ApplyCBORPatchType { // a key given twice is an error there
-		if few = api.FewCBOR(data); few == nil {
-			err = direct.Unmarshal(data, &u.Object)
-		}
+		err = direct.Unmarshal(data, &u.Object)
 	} else if data, twice, err = api.YAMLToJSON(data); err == nil {
-		if few = api.FewJSON(data); few == nil {
-			err = json.Unmarshal(data, &u.Object)
-		}
-	}
-	if few != nil {
-		return nil, apierrors.NewRequestEntityTooLargeError(few.Error())
+		err = json.Unmarshal(data, &u.Object)
 	}
 	if err != nil {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))

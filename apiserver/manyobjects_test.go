@@ -11,46 +11,47 @@ import (
 	"github.com/yare-dev/yare/api"
 )
 
-// TestManyValues sends few bytes that are much when they are read, in every format and way.
-func TestManyValues(t *testing.T) {
+// TestManyObjects sends few bytes that are much when they are read, in every format and way.
+func TestManyObjects(t *testing.T) {
 	t.Parallel()
+	const most = 100_000
 	s := serve(t)
 	path := "/api/v1/namespaces/default/pods"
 	if w := do(t, s, "POST", path, `{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c","image":"i"}]}}`); w.Code != 201 {
 		t.Fatal(w.Body)
 	}
-	proto, err := api.EncodeProto(&corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, Spec: corev1.PodSpec{Containers: make([]corev1.Container, api.MostValues)}})
+	proto, err := api.EncodeProto(&corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, Spec: corev1.PodSpec{Containers: make([]corev1.Container, most)}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	items := strings.Repeat("{},", api.MostValues)
+	items := strings.Repeat("{},", most)
 	json := `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[` + items + `{}]}}`
-	cbor := "\xd9\xd9\xf7\xa4\x4aapiVersion\x42v1\x44kind\x43Pod\x48metadata\xa1\x44name\x41p\x44spec\xa1\x4acontainers\x9f" + strings.Repeat("\xa0", api.MostValues) + "\xff"
-	copies := `[{"op":"add","path":"/metadata/annotations","value":[` + strings.Repeat("{},", api.MostValues/2) + `{}]}` +
+	cbor := "\xd9\xd9\xf7\xa4\x4aapiVersion\x42v1\x44kind\x43Pod\x48metadata\xa1\x44name\x41p\x44spec\xa1\x4acontainers\x9f" + strings.Repeat("\xa0", most) + "\xff"
+	copies := `[{"op":"add","path":"/metadata/annotations","value":[` + strings.Repeat("{},", most/2) + `{}]}` +
 		strings.Repeat(`,{"op":"copy","from":"/metadata/annotations","path":"/metadata/annotations/0"}`, 2) + `]`
 	for _, tt := range []struct {
 		verb, media, body string
 		code              int
 	}{
-		{"POST", "application/json", json, 413},
-		{"POST", "application/yaml", json, 413},
-		{"POST", "application/yaml", "spec:\n  containers:\n" + strings.Repeat("  - {}\n", api.MostValues), 413},
-		{"POST", "application/cbor", cbor, 413},
-		{"POST", "application/vnd.kubernetes.protobuf", string(proto), 413},
-		{"PUT", "application/json", json, 413},
-		{"PATCH", "application/merge-patch+json", json, 413},
-		{"PATCH", "application/strategic-merge-patch+json", json, 413},
-		{"PATCH", "application/json-patch+json", `[{"op":"add","path":"/spec/containers","value":[` + items + `{}]}]`, 413},
+		{"POST", "application/json", json, 400},
+		{"POST", "application/yaml", json, 400},
+		{"POST", "application/yaml", "spec:\n  containers:\n" + strings.Repeat("  - {}\n", most), 400},
+		{"POST", "application/cbor", cbor, 400},
+		{"POST", "application/vnd.kubernetes.protobuf", string(proto), 400},
+		{"PUT", "application/json", json, 400},
+		{"PATCH", "application/merge-patch+json", json, 400},
+		{"PATCH", "application/strategic-merge-patch+json", json, 400},
+		{"PATCH", "application/json-patch+json", `[{"op":"add","path":"/spec/containers","value":[` + items + `{}]}]`, 422},
 		{"PATCH", "application/json-patch+json", copies, 422},
-		{"PATCH", "application/apply-patch+yaml", json, 413},
-		{"PATCH", "application/apply-patch+cbor", cbor, 413},
+		{"PATCH", "application/apply-patch+yaml", json, 400},
+		{"PATCH", "application/apply-patch+cbor", cbor, 400},
 	} {
 		on := path
 		if tt.verb != "POST" {
 			on += "/p"
 		}
 		w := do(t, s, tt.verb, on+"?fieldManager=m", tt.body, "Content-Type", tt.media)
-		if w.Code != tt.code || w.Code == 413 && !strings.Contains(w.Body.String(), fmt.Sprintf("more than %d values", api.MostValues)) {
+		if w.Code != tt.code || w.Code == 400 && !strings.Contains(w.Body.String(), "more than 100000 objects") {
 			t.Errorf("%s of %s: %d %.300s", tt.verb, tt.media, w.Code, w.Body)
 		}
 	}
