@@ -3,6 +3,7 @@ package criserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 	"time"
 
@@ -53,7 +54,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 		return nil, startErr
 	}
 	if recordErr != nil {
-		return nil, recordErr
+		return nil, fmt.Errorf("the container runs, but: %w", recordErr)
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
