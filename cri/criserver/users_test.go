@@ -117,7 +117,7 @@ func TestUserNamespaceRefused(t *testing.T) {
 		t.Errorf("volume that cannot be mapped: %v", err)
 	}
 	st, err := h.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
-	if err != nil || !st.RuntimeHandlers[0].Features.UserNamespaces {
+	if err != nil || st.RuntimeHandlers[0].Features.UserNamespaces != mapsMounts() {
 		t.Errorf("status %v, %v", st, err)
 	}
 }

@@ -359,7 +359,7 @@ func TestExec(t *testing.T) {
 		{"no command", []string{"c"}, "", 255, "name a command"},
 		{"groups", []string{"--additional-gids", "7", "-g", "8", "c", "id", "-G"}, "0 7 8\n", 0, ""},
 		{"label", []string{"--process-label", "x", "c", "true"}, "", 255, "no SELinux"},
-		{"profile", []string{"--apparmor", "x", "c", "true"}, "", 255, "no AppArmor"},
+		{"profile", []string{"--apparmor", "x", "c", "true"}, "", 255, "AppArmor"}, // there is none, or none of that name
 		{"bad user", []string{"--user", "root", "c", "true"}, "", 255, "uid[:gid]"},
 		{"terminal without socket", []string{"--tty", "--detach", "c", "true"}, "", 255, "console socket"},
 	} {

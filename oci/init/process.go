@@ -145,7 +145,11 @@ func (s *setup) limits(p *plan.Process) error {
 // are written by way of the thread, which is the one that execs.
 func (s *setup) labels(p *plan.Process) error {
 	if p.AppArmor != "" {
-		if err := s.writeProc("thread-self/attr/apparmor/exec", "exec "+p.AppArmor); err != nil {
+		err := s.writeProc("thread-self/attr/apparmor/exec", "exec "+p.AppArmor)
+		if errors.Is(err, unix.ENOENT) { // apparmor(7)
+			return errors.New("AppArmor has no profile " + strconv.Quote(p.AppArmor) + " loaded")
+		}
+		if err != nil {
 			return err
 		}
 	}
