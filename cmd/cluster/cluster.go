@@ -103,8 +103,14 @@ const DefaultName = "default"
 // maxClusters bounds Index: the ranges 10.42.0.0/16, 10.44.0.0/16 ... stay within 10.0.0.0/8.
 const maxClusters = 100
 
-// ErrUnknown says that there is no cluster of a name.
+// ErrUnknown says that there is no cluster of a name; the error is an [UnknownError].
 var ErrUnknown = errors.New("no such cluster")
+
+// UnknownError is ErrUnknown with the name.
+type UnknownError struct{ Name string }
+
+func (e *UnknownError) Error() string { return fmt.Sprintf("cluster %q: %v", e.Name, ErrUnknown) }
+func (e *UnknownError) Unwrap() error { return ErrUnknown }
 
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
 
@@ -194,7 +200,7 @@ func (h Host) Find(name string) (*Record, error) {
 	}
 	b, err := os.ReadFile(h.recordFile(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("cluster %q: %w", name, ErrUnknown)
+		return nil, &UnknownError{name}
 	}
 	if err != nil {
 		return nil, err

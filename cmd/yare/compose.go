@@ -184,7 +184,8 @@ func (s *server) bootstrap() run.Component {
 func (s *server) listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", ":"+strconv.Itoa(s.record.APIPort))
 	if err != nil {
-		return nil, fmt.Errorf("the API's port %d: end what listens there, or 'yare down' and choose another with --api-port: %w", s.record.APIPort, err)
+		return nil, fmt.Errorf("the API's port %d: end what listens there, or 'yare down%s' and choose another with --api-port: %w",
+			s.record.APIPort, nameFlag(s.record.Name), err)
 	}
 	return l, nil
 }

@@ -28,7 +28,7 @@ cgroups and files. Nothing that Yare did not make is touched. It may be run agai
 				return err
 			}
 			if keep {
-				p.done("cluster %q is down; its data stays in %s: 'yare up' resumes it", name, r.DataDir)
+				p.done("cluster %q is down; its data stays in %s: 'yare up%s' resumes it", name, r.DataDir, nameFlag(name))
 			} else {
 				p.done("cluster %q is gone", name)
 			}

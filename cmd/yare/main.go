@@ -42,11 +42,12 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 // mend adds to errors that a person can do something about what that is.
 func mend(err error) string {
 	text := err.Error()
+	var unknown *cluster.UnknownError
 	switch {
 	case errors.Is(err, unix.ENOSPC):
 		text += "\n  The disk is full: free some space; what is stored is intact."
-	case errors.Is(err, cluster.ErrUnknown):
-		text += "\n  'yare up' makes one; 'yare status --all' lists those that exist."
+	case errors.As(err, &unknown):
+		text += "\n  'yare up" + nameFlag(unknown.Name) + "' makes it; 'yare status --all' lists those that exist."
 	case os.Geteuid() != 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EPERM)):
 		text += "\n  Yare makes namespaces, cgroups and mounts: run it as root."
 	}

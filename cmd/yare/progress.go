@@ -42,12 +42,17 @@ func (p *progress) done(format string, args ...any) {
 	fmt.Fprintf(p.w, format+"\n", args...)
 }
 
+// nameFlag is what a command needs to mean the cluster: nothing for the default one.
+func nameFlag(name string) string {
+	if name == cluster.DefaultName {
+		return ""
+	}
+	return " --name " + name
+}
+
 // hint says what can be done with a running cluster.
 func (p *progress) hint(r *cluster.Record) {
-	flag := ""
-	if r.Name != cluster.DefaultName {
-		flag = " --name " + r.Name
-	}
+	flag := nameFlag(r.Name)
 	fmt.Fprintln(p.w)
 	w := tabwriter.NewWriter(p.w, 0, 0, 3, ' ', 0)
 	fmt.Fprintf(w, "  yare kubectl --context %s get nodes\tthe cluster's objects (or your own kubectl)\n", r.Context())

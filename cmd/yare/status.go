@@ -22,7 +22,7 @@ import (
 	"github.com/yare-dev/yare/cmd/cluster"
 )
 
-// status is what `yare status -o json` prints; fields are only ever added.
+// status is what `yare status -o json` prints, and a list of it with --all; fields are only ever added.
 type status struct {
 	Name       string            `json:"name"`
 	Running    bool              `json:"running"`
@@ -73,7 +73,7 @@ func statusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return printClusters(c.OutOrStdout(), rs)
+				return printClusters(c.Context(), c.OutOrStdout(), rs, output)
 			}
 			r, err := h.Find(name)
 			if err != nil {
@@ -84,9 +84,7 @@ func statusCommand() *cobra.Command {
 				return err
 			}
 			if output == "json" {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(s)
+				return printJSON(c.OutOrStdout(), s)
 			}
 			return s.print(c.OutOrStdout())
 		},
@@ -98,7 +96,25 @@ func statusCommand() *cobra.Command {
 	return c
 }
 
-func printClusters(w io.Writer, rs []*cluster.Record) error {
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// printClusters prints a line for each cluster, or as JSON all that is known of each.
+func printClusters(ctx context.Context, w io.Writer, rs []*cluster.Record, output string) error {
+	if output == "json" {
+		all := []*status{}
+		for _, r := range rs {
+			s, err := statusOf(ctx, r)
+			if err != nil {
+				return fmt.Errorf("cluster %q: %w", r.Name, err)
+			}
+			all = append(all, s)
+		}
+		return printJSON(w, all)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "NAME\tRUNNING\tAPI\tDATA")
 	for _, r := range rs {
@@ -239,7 +255,7 @@ func readProcess(pid int) (processStatus, error) {
 
 func (s *status) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	state := "stopped; 'yare up' resumes it"
+	state := "stopped; 'yare up" + nameFlag(s.Name) + "' resumes it"
 	if s.Running {
 		state = fmt.Sprintf("running for %s (process %d)", s.Uptime, s.PID)
 	}
