@@ -5,6 +5,7 @@
 //
 //	/var/lib/yare/clusters/<name>.json   the Record: written once at the first start, removed by the last step of Remove
 //	<data>/                              etcd, pki, images, pods, logs (default /var/lib/yare/<name>)
+//	<data>/settings.yaml                 the settings of the last start that was given any; the next one has the same
 //	/run/yare/<name>/                    sockets, the server's lock, shims' state and network namespaces; gone after a reboot
 //
 // Everything that a cluster makes on the host carries its name: cgroups are below <hierarchy>/yare/<name>, the nft
@@ -16,6 +17,7 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
@@ -74,6 +76,23 @@ func (r *Record) Table() string { return "yare-" + r.Name }
 
 // Cgroup is the cluster's subtree in every hierarchy, from the hierarchy's root.
 func (r *Record) Cgroup() string { return "/yare/" + r.Name }
+
+// SettingsFile is where the settings of the cluster's last start are kept for the next one; it need not be there.
+func (r *Record) SettingsFile() string { return filepath.Join(r.DataDir, "settings.yaml") }
+
+// KeepSettings makes the text that of the SettingsFile, durably: who starts the cluster next has the same settings.
+func (r *Record) KeepSettings(text []byte) error {
+	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
+		return err
+	}
+	return writeFile(r.SettingsFile(), text)
+}
+
+// HasSettings says whether the text is what the cluster keeps.
+func (r *Record) HasSettings(text []byte) bool {
+	kept, err := os.ReadFile(r.SettingsFile())
+	return err == nil && bytes.Equal(kept, text)
+}
 
 // Context is the name of the cluster's kubeconfig context.
 func (r *Record) Context() string {
@@ -217,8 +236,10 @@ type Wish struct {
 	Name       string
 	DataDir    string
 	Kubeconfig string
-	Ephemeral  bool
-	APIPort    int
+	// UsualKubeconfig is what a new cluster has where no Kubeconfig is asked for.
+	UsualKubeconfig string
+	Ephemeral       *bool // nil: a new cluster is durable
+	APIPort         int
 }
 
 // Claim returns the record of the named cluster, choosing and writing one if it is new. Ports and ranges are free
@@ -254,19 +275,26 @@ func (h Host) Claim(w Wish) (r *Record, created bool, err error) {
 
 func (r *Record) agrees(w Wish) error {
 	if w.DataDir != "" && filepath.Clean(w.DataDir) != r.DataDir {
-		return fmt.Errorf("cluster %q has its data in %s, not %s: leave out --data-dir, or use another --name", r.Name, r.DataDir, w.DataDir)
+		return fmt.Errorf("cluster %q has its data in %s, not %s: leave out --data-dir (dataDir), or use another --name", r.Name, r.DataDir, w.DataDir)
 	}
-	if w.Ephemeral && !r.Ephemeral {
-		return fmt.Errorf("cluster %q is durable: --ephemeral is chosen when a cluster is made; 'yare down --name %s' first", r.Name, r.Name)
+	if w.Kubeconfig != "" && filepath.Clean(w.Kubeconfig) != filepath.Clean(r.Kubeconfig) {
+		return fmt.Errorf("cluster %q has its context in %s, not %s: leave out --kubeconfig (kubeconfig)", r.Name, r.Kubeconfig, w.Kubeconfig)
+	}
+	if w.Ephemeral != nil && *w.Ephemeral != r.Ephemeral {
+		is := map[bool]string{false: "durable", true: "ephemeral"}[r.Ephemeral]
+		return fmt.Errorf("cluster %q is %s: --ephemeral (ephemeral) is chosen when a cluster is made; 'yare down --name %s' first", r.Name, is, r.Name)
 	}
 	if w.APIPort != 0 && w.APIPort != r.APIPort {
-		return fmt.Errorf("cluster %q serves its API on port %d, not %d", r.Name, r.APIPort, w.APIPort)
+		return fmt.Errorf("cluster %q serves its API on port %d, not %d: leave out --api-port (apiPort)", r.Name, r.APIPort, w.APIPort)
 	}
 	return nil
 }
 
 func (h Host) choose(w Wish, others []*Record) (*Record, error) {
-	r := &Record{Name: w.Name, ID: rand.Text(), DataDir: w.DataDir, Kubeconfig: w.Kubeconfig, Ephemeral: w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name)}
+	r := &Record{
+		Name: w.Name, ID: rand.Text(), DataDir: w.DataDir, Kubeconfig: cmp.Or(w.Kubeconfig, w.UsualKubeconfig),
+		Ephemeral: w.Ephemeral != nil && *w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name),
+	}
 	if r.DataDir == "" {
 		r.DataDir = filepath.Join(h.varDir(), w.Name)
 	}

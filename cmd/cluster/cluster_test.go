@@ -42,7 +42,7 @@ func TestClaimKeepsClustersApart(t *testing.T) {
 	if a.Index == 0 && a.NodePorts != [2]int{30000, 32767} || b.NodePorts[0] <= a.NodePorts[1] {
 		t.Errorf("node ports %v %v", a.NodePorts, b.NodePorts)
 	}
-	again, created, err := h.Claim(Wish{Name: "a"})
+	again, created, err := h.Claim(Wish{Name: "a", UsualKubeconfig: "/elsewhere", Ephemeral: new(false)})
 	if err != nil || created || *again != *a {
 		t.Errorf("the second claim made another: %v %v %v", again, created, err)
 	}
@@ -79,7 +79,9 @@ func TestClaimRefuses(t *testing.T) {
 		{Wish{Name: "b", APIPort: taken.Addr().(*net.TCPAddr).Port}, "in use"},
 		{Wish{Name: "b", APIPort: a.APIPort}, `belongs to cluster "a"`},
 		{Wish{Name: "a", DataDir: "/elsewhere"}, "leave out --data-dir"},
-		{Wish{Name: "a", Ephemeral: true}, "durable"},
+		{Wish{Name: "a", Ephemeral: new(true)}, "durable"},
+		{Wish{Name: "a", Kubeconfig: "/elsewhere"}, "leave out --kubeconfig"},
+		{Wish{Name: "a", APIPort: a.APIPort + 1}, "leave out --api-port"},
 	} {
 		if _, created, err := h.Claim(tt.wish); err == nil || !strings.Contains(err.Error(), tt.want) || created {
 			t.Errorf("%+v: %v", tt.wish, err)

@@ -1,11 +1,11 @@
 package main
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -16,7 +16,8 @@ import (
 	"github.com/yare-dev/yare/cri/criserver"
 )
 
-// Config is the file of `yare server`: every setting, with its default. Unknown fields are errors.
+// Config is the file of `yare up` and `yare server`: every setting, with its default. Unknown fields are errors. settings.yaml is made
+// of these comments (go test ./cmd/yare -update), for `yare config --help`.
 type Config struct {
 	// Name of the cluster on this host.
 	Name string `json:"name"`
@@ -76,41 +77,6 @@ func defaultConfig() Config {
 	}
 }
 
-// loadConfig reads the file, if one is given, over the defaults. A name on the command line counts more.
-func loadConfig(file, name string) (Config, error) {
-	c := defaultConfig()
-	if file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return c, fmt.Errorf("settings: %w", err)
-		}
-		if err := yaml.UnmarshalStrict(b, &c); err != nil {
-			return c, fmt.Errorf("settings in %s: %w", file, err)
-		}
-	}
-	if name != "" {
-		c.Name = name
-	}
-	if c.NodeName == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return c, err
-		}
-		c.NodeName = strings.ToLower(host)
-	}
-	if err := c.validate(); err != nil {
-		return c, fmt.Errorf("settings%s: %w", in(file), err)
-	}
-	return c, nil
-}
-
-func in(file string) string {
-	if file == "" {
-		return ""
-	}
-	return " in " + file
-}
-
 // validate returns all problems at once, each with its field.
 func (c Config) validate() error {
 	var errs []error
@@ -153,27 +119,27 @@ func (c Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// wish is what the settings ask of the cluster's record.
-func (c Config) wish() cluster.Wish {
-	w := cluster.Wish{Name: c.Name, DataDir: c.DataDir, Kubeconfig: c.Kubeconfig, Ephemeral: c.Ephemeral, APIPort: c.APIPort}
-	if w.Kubeconfig == "" {
-		w.Kubeconfig = defaultKubeconfig()
-	}
-	return w
-}
+// settingsHelp is every setting with what it is and its default.
+//
+//go:embed settings.yaml
+var settingsHelp string
 
 func configCommand() *cobra.Command {
 	var file, name string
 	c := &cobra.Command{
 		Use: "config", GroupID: "cluster", Args: cobra.NoArgs,
-		Short: "Print the effective settings of 'yare server'",
-		Long:  "Print the settings of 'yare server' as they are in effect: the file's, and the defaults of those that it leaves out.",
+		Short: "Print the settings in effect; --help says what each is",
+		Long: `Print a cluster's settings as they are in effect: those of the file, or without one those that the cluster was last started
+with, and the defaults of what is left out. They are a YAML file for 'yare up --config FILE' and 'yare server --config FILE'. Paths
+are absolute. Every setting:
+
+` + settingsHelp,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := loadConfig(file, name)
+			s, err := clusterSettings(cluster.Host{}, file, name)
 			if err != nil {
 				return err
 			}
-			return config.print(c.OutOrStdout())
+			return s.print(c.OutOrStdout())
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "YAML file with the settings")

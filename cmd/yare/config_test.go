@@ -1,11 +1,24 @@
 package main
 
 import (
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/cmd/cluster"
 )
+
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // TestRuntimeHandlers reads the setting, and refuses what is wrong with it by file and field.
 func TestRuntimeHandlers(t *testing.T) {
@@ -19,7 +32,7 @@ func TestRuntimeHandlers(t *testing.T) {
 		"name":     {"Crun: {path: /bin/sh}", "runtimeHandlers.Crun: not a name"},
 		"ours":     {"yare: {path: /bin/sh}", "runtimeHandlers.yare: is the name of the built-in"},
 		"option":   {"crun: {path: /bin/sh, options: [x]}", `runtimeHandlers.crun.options[0]: "x" is not an option`},
-		"unknown":  {"crun: {path: /bin/sh, root: /x}", `unknown field "root"`},
+		"unknown":  {"crun: {path: /bin/sh, root: /x}", `unknown field "runtimeHandlers.crun.root"`},
 		"not ours": {"crun: {path: /bin/sh}\nruntimeEndpoint: /run/c.sock", "runtimeHandlers: are of the built-in runtime"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -28,7 +41,7 @@ func TestRuntimeHandlers(t *testing.T) {
 			if err := os.WriteFile(file, []byte("runtimeHandlers:\n  "+c.text+"\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			config, err := loadConfig(file, "x")
+			config, err := readSettings(file, "x")
 			if c.want != "" {
 				if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) {
 					t.Errorf("got %v, want %q", err, c.want)
@@ -64,6 +77,233 @@ func TestRuntimeHandlerFlag(t *testing.T) {
 		}
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%q: %v, want %q", c.values, err, c.want)
+		}
+	}
+}
+
+// TestSettingsMistakes finds what is wrong with a file told by the file and the field, in people's words, all of it at once.
+func TestSettingsMistakes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][]string{
+		"maxPod: 3":                                {`unknown field "maxPod"`},
+		"apiServer: {audit: x}":                    {`unknown field "apiServer.audit"`},
+		"maxPods: many":                            {"maxPods: is text, where a whole number belongs"},
+		"maxPods: 1.5":                             {"maxPods: is a number 1.5, where a whole number belongs"},
+		"debug: 3":                                 {"debug: is a number, where true or false belongs"},
+		"name: [a]":                                {"name: is a list, where text belongs"},
+		"etcdEndpoints: https://x":                 {"etcdEndpoints: is text, where a list belongs"},
+		"apiServer: {auditLogMaxSize: big}":        {"apiServer.auditLogMaxSize: is text, where a whole number belongs"},
+		"apiServer: x":                             {"apiServer: is text, where a map belongs"},
+		"runtimeHandlers: {crun: /usr/bin/crun}":   {"is text, where a map belongs"},
+		"advertiseAddress: 1.2":                    {"advertiseAddress: "},
+		"advertiseAddress: x":                      {`advertiseAddress: "x": unable to parse IP`},
+		"a: 1\nlogLevel: 3":                        {`unknown field "a"`, "logLevel: is a number, where text belongs"},
+		"maxPods: 1\nmaxPods: 2":                   {"line 2", `"maxPods" already set`},
+		"name: a\n  b: [":                          {"not YAML: line 2"},
+		"text":                                     {"NAME: VALUE"},
+		"maxPods: 999\nlogLevel: loud":             {"maxPods: 999: from 1 to 250", `logLevel: "loud": use`},
+		"apiServer: {encryptionConfig: keys.yaml}": {`apiServer.encryptionConfig: "keys.yaml" is not an absolute path`},
+		"dataDir: data":                            {`dataDir: "data" is not an absolute path`},
+	} {
+		file := filepath.Join(t.TempDir(), "yare.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readSettings(file, "")
+		if err == nil {
+			t.Errorf("%q was accepted", text)
+			continue
+		}
+		for _, w := range append(want, file) {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q: no %q in: %v", text, w, err)
+			}
+		}
+		if inside := regexp.MustCompile(`json|JSON|Go |struct|unmarshal|ParseAddr`).FindString(err.Error()); inside != "" {
+			t.Errorf("%q: %q in: %v", text, inside, err)
+		}
+	}
+}
+
+// TestSettingsBesideFlags puts a file beside the flags of `yare up`: what only one of them says counts, and they must not differ.
+func TestSettingsBesideFlags(t *testing.T) {
+	t.Parallel()
+	type wish = cluster.Wish
+	for _, tt := range []struct {
+		file  string
+		flags wish
+		want  wish
+		wrong string
+	}{
+		{file: "maxPods: 9", flags: wish{Name: "x", APIPort: 7}, want: wish{Name: "x", APIPort: 7}},
+		{file: "maxPods: 9", want: wish{Name: cluster.DefaultName}},
+		{
+			file: "{name: x, dataDir: /d, kubeconfig: /k, ephemeral: true, apiPort: 7}",
+			want: wish{Name: "x", DataDir: "/d", Kubeconfig: "/k", Ephemeral: new(true), APIPort: 7},
+		},
+		{
+			file:  "{name: x, dataDir: /d, kubeconfig: /k, ephemeral: true, apiPort: 7}",
+			flags: wish{Name: "x", DataDir: "/d", Kubeconfig: "/k", Ephemeral: new(true), APIPort: 7},
+			want:  wish{Name: "x", DataDir: "/d", Kubeconfig: "/k", Ephemeral: new(true), APIPort: 7},
+		},
+		{file: "name: x", flags: wish{Name: "y"}, wrong: "name: x, but --name says y"},
+		{file: "dataDir: /d", flags: wish{DataDir: "/e"}, wrong: "dataDir: /d, but --data-dir says /e"},
+		{file: "kubeconfig: /d", flags: wish{Kubeconfig: "/e"}, wrong: "kubeconfig: /d, but --kubeconfig says /e"},
+		{file: "apiPort: 7", flags: wish{APIPort: 8}, wrong: "apiPort: 7, but --api-port says 8"},
+		{file: "ephemeral: false", flags: wish{Ephemeral: new(true)}, wrong: "ephemeral: false, but --ephemeral says true"},
+	} {
+		file := filepath.Join(t.TempDir(), "yare.yaml")
+		if err := os.WriteFile(file, []byte(tt.file), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s, err := readSettings(file, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.beside(tt.flags, tt.flags.Name != "")
+		if tt.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.wrong) || !strings.Contains(err.Error(), file) {
+				t.Errorf("%s: %v", tt.file, err)
+			}
+			continue
+		}
+		tt.want.UsualKubeconfig = defaultKubeconfig()
+		if err != nil || !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: %+v, %v", tt.file, got, err)
+		}
+	}
+}
+
+// TestClusterSettings finds the settings of a cluster's last start where no others are given.
+func TestClusterSettings(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := cluster.Host{VarDir: filepath.Join(dir, "var"), RunDir: filepath.Join(dir, "run")}
+	r, _, err := h.Claim(cluster.Wish{Name: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods := func(file string) int {
+		t.Helper()
+		s, err := clusterSettings(h, file, "x")
+		if err != nil || s.Name != "x" {
+			t.Fatal(s, err)
+		}
+		return s.MaxPods
+	}
+	if n := pods(""); n != 110 {
+		t.Errorf("without a file: %d", n)
+	}
+	text := []byte("{name: other, maxPods: 9}") // by which it was once served under another name
+	if r.HasSettings(nil) || r.HasSettings(text) {
+		t.Error("has settings that it was never given")
+	}
+	if err := r.KeepSettings(text); err != nil || !r.HasSettings(text) || r.HasSettings(nil) {
+		t.Fatal(err)
+	}
+	if n := pods(""); n != 9 {
+		t.Errorf("kept: %d", n)
+	}
+	if n := pods("/dev/null"); n != 110 {
+		t.Errorf("an empty file: %d", n)
+	}
+}
+
+// TestSettingsHelp makes settings.yaml of the settings' comments: what `yare config --help` says is all there is, and a file of the
+// defaults.
+func TestSettingsHelp(t *testing.T) {
+	t.Parallel()
+	defaults, err := yaml.Marshal(defaultConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(defaults, &values); err != nil {
+		t.Fatal(err)
+	}
+	structs := map[string]*ast.StructType{}
+	for _, dir := range []string{".", "../../apiserver/authn"} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			tree, err := parser.ParseFile(gotoken.NewFileSet(), f, nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(tree, func(n ast.Node) bool {
+				if s, ok := n.(*ast.TypeSpec); ok {
+					if st, ok := s.Type.(*ast.StructType); ok {
+						structs[s.Name.Name] = st
+					}
+				}
+				return true
+			})
+		}
+	}
+	var got strings.Builder
+	explainSettings(&got, structs, "Config", "", values)
+	if *update {
+		if err := os.WriteFile("settings.yaml", []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if on, err := os.ReadFile("settings.yaml"); err != nil || string(on) != got.String() {
+		t.Errorf("settings.yaml differs (-update rewrites it): %v\n%s", err, got.String())
+	}
+	c := defaultConfig()
+	if _, err := c.decode([]byte(got.String())); err != nil || !reflect.DeepEqual(c, defaultConfig()) {
+		t.Errorf("not the defaults: %+v, %v", c, err)
+	}
+	for _, name := range []string{"runtimeHandlers:", "encryptionConfig:", "usernameHeaders:", "overhead.podFixed"} {
+		if !strings.Contains(output(t, "config", "--help"), name) {
+			t.Errorf("no %s in yare config --help", name)
+		}
+	}
+}
+
+// explainSettings writes a struct's settings with their comments, in which their Go names become those of the file.
+func explainSettings(to *strings.Builder, structs map[string]*ast.StructType, name, indent string, values map[string]any) {
+	type setting struct{ name, of, doc string }
+	var all []setting
+	names := map[string]string{}
+	for _, f := range structs[name].Fields.List {
+		for i, id := range f.Names {
+			tag := strings.TrimSuffix(strings.TrimPrefix(f.Tag.Value, "`json:\""), "\"`")
+			s := setting{}
+			s.name, _, _ = strings.Cut(tag, ",")
+			switch of := f.Type.(type) {
+			case *ast.Ident:
+				s.of = of.Name
+			case *ast.SelectorExpr:
+				s.of = of.Sel.Name
+			}
+			if i == 0 {
+				s.doc = f.Doc.Text()
+			}
+			names[id.Name] = s.name
+			all = append(all, s)
+		}
+	}
+	words := regexp.MustCompile(`[A-Za-z]+`)
+	for _, s := range all {
+		for line := range strings.Lines(s.doc) {
+			line = words.ReplaceAllStringFunc(strings.TrimRight(line, "\n"), func(w string) string {
+				if n := names[w]; n != "" {
+					return n
+				}
+				return w
+			})
+			to.WriteString(strings.TrimRight(indent+"# "+strings.ReplaceAll(line, "\t", "  "), " ") + "\n")
+		}
+		value := ""
+		if v := values[s.name]; v != nil {
+			value = fmt.Sprint(" ", v)
+		}
+		fmt.Fprintf(to, "%s%s:%s\n", indent, s.name, value)
+		if structs[s.of] != nil {
+			explainSettings(to, structs, s.of, indent+"  ", nil)
 		}
 	}
 }

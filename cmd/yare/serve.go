@@ -25,10 +25,9 @@ func serverCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
-		Long: `Run a cluster in the foreground: what 'yare up' starts in the background. Settings come from a YAML file;
-'yare config' prints those in effect. Its part apiServer names files of authentication, authorization, encryption
-and audit: authenticationConfig, tokenWebhookConfig, authorizationConfig, encryptionConfig, auditPolicy, auditLog,
-auditLogMaxSize, auditLogMaxAge, auditLogMaxBackups, auditWebhookConfig ('yare apiserver --help' says what they are).
+		Long: `Run a cluster in the foreground: what 'yare up' starts in the background. Settings come from a YAML file and
+stay with the cluster: without --config they are those of its last start. 'yare config' prints those in effect,
+'yare config --help' says what each is.
 SIGTERM ends the server and leaves the containers running.`,
 		Example: `  yare config > /etc/yare.yaml
   yare server --config /etc/yare.yaml`,
@@ -36,11 +35,11 @@ SIGTERM ends the server and leaves the containers running.`,
 			if err := requireRoot(); err != nil {
 				return err
 			}
-			config, err := loadConfig(file, name)
+			s, err := clusterSettings(cluster.Host{}, file, name)
 			if err != nil {
 				return err
 			}
-			return serve(c.Context(), config, existing)
+			return serve(c.Context(), s, existing)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "YAML file with the settings")
@@ -51,7 +50,7 @@ SIGTERM ends the server and leaves the containers running.`,
 }
 
 // serve runs the cluster until ctx ends or a component fails.
-func serve(ctx context.Context, config Config, existing bool) error {
+func serve(ctx context.Context, config *settings, existing bool) error {
 	h := cluster.Host{}
 	var r *cluster.Record
 	var err error
@@ -68,6 +67,11 @@ func serve(ctx context.Context, config Config, existing bool) error {
 		return err
 	}
 	defer unlock()
+	if !existing && config.file != "" {
+		if err := r.KeepSettings(config.text); err != nil {
+			return err
+		}
+	}
 	notify, err := openNotify()
 	if err != nil {
 		return err
@@ -78,7 +82,7 @@ func serve(ctx context.Context, config Config, existing bool) error {
 		return err
 	}
 	klog.SetSlogLogger(slog.New(demoted{log.Handler()}))
-	s := &server{config: config, record: r, log: log, health: run.NewHealth(), notify: notify}
+	s := &server{config: config.Config, record: r, log: log, health: run.NewHealth(), notify: notify}
 	defer s.close()
 	all, err := s.compose(ctx)
 	if err != nil {

@@ -24,51 +24,88 @@ const notifyFD = "YARE_NOTIFY_FD"
 
 func upCommand() *cobra.Command {
 	var w cluster.Wish
+	var file string
+	var ephemeral bool
 	c := &cobra.Command{
 		Use: "up", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Start a cluster in the background",
 		Long: `Start a cluster in the background and return when its node is Ready and its DNS answers.
 
 A cluster that exists is resumed with its objects, and its containers that still run are adopted.
-Several clusters run side by side under names of their own.`,
+Several clusters run side by side under names of their own.
+
+Settings of --config ('yare config --help' says what there is) stay with the cluster: the next start has them too, until
+another file is given. /dev/null has none.`,
 		Example: `  yare up
+  yare up --config /etc/yare.yaml
   yare up --name test --ephemeral          # a second one, without waiting for the disk`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := requireRoot(); err != nil {
 				return err
 			}
-			return up(c.Context(), w, newProgress(c.OutOrStdout()))
+			if c.Flags().Changed("ephemeral") {
+				w.Ephemeral = &ephemeral
+			}
+			if err := errors.Join(absolute(&w.DataDir), absolute(&w.Kubeconfig)); err != nil {
+				return err
+			}
+			w.UsualKubeconfig = defaultKubeconfig()
+			var s *settings
+			if file != "" {
+				var err error
+				if s, err = readSettings(file, ""); err != nil {
+					return err
+				}
+				if w, err = s.beside(w, c.Flags().Changed("name")); err != nil {
+					return err
+				}
+			}
+			return up(c.Context(), w, s, newProgress(c.OutOrStdout()))
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&w.Name, "name", cluster.DefaultName, "name of the cluster")
 	f.StringVar(&w.DataDir, "data-dir", "", "where to keep it (default /var/lib/yare/NAME)")
 	f.StringVar(&w.Kubeconfig, "kubeconfig", "", "file to merge the context into (default $KUBECONFIG or ~/.kube/config)")
-	f.BoolVar(&w.Ephemeral, "ephemeral", false, "do not wait for the disk; a power cut may lose the cluster")
+	f.StringVar(&file, "config", "", "YAML file with the settings (default: those of the cluster's last start)")
+	f.BoolVar(&ephemeral, "ephemeral", false, "do not wait for the disk; a power cut may lose the cluster")
 	f.IntVar(&w.APIPort, "api-port", 0, "port of the API (default 6443 or the next free one)")
 	return c
 }
 
-func up(ctx context.Context, w cluster.Wish, p *progress) error {
+// absolute makes a path independent of the folder that the command is given in.
+func absolute(path *string) (err error) {
+	if *path != "" {
+		*path, err = filepath.Abs(*path)
+	}
+	return err
+}
+
+// up starts the cluster with the settings, or where they are nil with those of its last start.
+func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 	begin := time.Now()
-	if w.Kubeconfig == "" {
-		w.Kubeconfig = defaultKubeconfig()
-	}
-	var err error
-	if w.Kubeconfig, err = filepath.Abs(w.Kubeconfig); err != nil {
-		return err
-	}
 	r, created, done, err := cluster.Host{}.Starting(ctx, w)
 	if err != nil {
 		return err
 	}
 	defer done()
 	if pid, running := r.Server(); running {
+		if s != nil && !r.HasSettings(s.text) {
+			return fmt.Errorf(`cluster %q runs with other settings than %s has; settings are taken at a start.
+  End its server ('kill %d', its containers live on) or all that runs in it ('yare down --keep-data%s'), then repeat this command`,
+				r.Name, s.file, pid, nameFlag(r.Name))
+		}
 		p.done("cluster %q already runs (process %d)", r.Name, pid)
 		p.hint(r)
 		return nil
 	}
-	if err := start(ctx, r, p); err != nil {
+	if s != nil {
+		err = r.KeepSettings(s.text)
+	}
+	if err == nil {
+		err = start(ctx, r, p)
+	}
+	if err != nil {
 		if _, e := (cluster.Host{}).Find(r.Name); created || errors.Is(e, cluster.ErrUnknown) {
 			// Nothing half done: a cluster that never came up, or was removed meanwhile, is removed again, its log kept
 			// for the person.
@@ -171,7 +208,9 @@ func lastLines(file string, from int64) string {
 
 func defaultKubeconfig() string {
 	if k := os.Getenv("KUBECONFIG"); k != "" {
-		return filepath.SplitList(k)[0]
+		if k, err := filepath.Abs(filepath.SplitList(k)[0]); err == nil {
+			return k
+		}
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {

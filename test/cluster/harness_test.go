@@ -57,19 +57,19 @@ type cluster struct {
 	kubeconfig string
 }
 
-// newCluster starts a cluster. Its end checks that the host is as it was before, unless other tests run meanwhile.
-func newCluster(t *testing.T, name string) *cluster {
+// newCluster starts a cluster, with further flags of `yare up`. Its end checks that the host is as it was before, unless other tests run meanwhile.
+func newCluster(t *testing.T, name string, flags ...string) *cluster {
 	t.Helper()
-	return newClusterAt(t, name, filepath.Join(t.TempDir(), "data"))
+	return newClusterAt(t, name, filepath.Join(t.TempDir(), "data"), flags...)
 }
 
 // newClusterAt is newCluster with its data in a folder that must not exist.
-func newClusterAt(t *testing.T, name, data string) *cluster {
+func newClusterAt(t *testing.T, name, data string, flags ...string) *cluster {
 	t.Helper()
 	dir := t.TempDir()
 	c := &cluster{t: t, name: name, dir: dir, data: data, home: t.TempDir(), kubeconfig: filepath.Join(dir, "kubeconfig")}
 	before := c.hostState()
-	c.up()
+	c.up(flags...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := c.run(10*time.Second, bin.kubectl, "--kubeconfig", c.kubeconfig, "get", "pods,events", "-A", "-o", "wide")
