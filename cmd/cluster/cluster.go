@@ -88,10 +88,10 @@ func (r *Record) KeepSettings(text []byte) error {
 	return writeFile(r.SettingsFile(), text)
 }
 
-// HasSettings says whether the text is what the cluster keeps.
+// HasSettings says whether the text is what the cluster keeps; keeping nothing is the same as an empty text.
 func (r *Record) HasSettings(text []byte) bool {
 	kept, err := os.ReadFile(r.SettingsFile())
-	return err == nil && bytes.Equal(kept, text)
+	return (err == nil || errors.Is(err, fs.ErrNotExist)) && bytes.Equal(kept, text)
 }
 
 // Context is the name of the cluster's kubeconfig context.

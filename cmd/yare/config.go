@@ -48,7 +48,8 @@ type Config struct {
 	// RuntimeHandlers are further OCI runtimes, each by the name that RuntimeClasses have in their field handler: its program's path,
 	// and options that it is always given. The names are DNS labels. Their programs run in the pod's cgroup, for which a
 	// RuntimeClass has overhead.podFixed. runsc needs --network=host where pods have more than one container or restart them: its own
-	// network takes the pod's address for the first container alone.
+	// network takes the pod's address for the first container alone. crun 1.8, Debian 12's, refuses hosts with hybrid cgroups; with v1 or
+	// v2 alone it works.
 	//
 	//	runtimeHandlers:
 	//	  crun: {path: /usr/bin/crun}

