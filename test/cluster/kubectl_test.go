@@ -24,6 +24,13 @@ func TestKubectl(t *testing.T) {
 	c.kubectl("rollout", "status", "deployment/hello", "--timeout=60s")
 	c.kubectl("wait", "--for=condition=Ready", "pod", "-l", "app=hello", "--timeout=60s")
 	c.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	// What the example says is what is stored, so that applying it again has nothing to do, and server-side nobody to wrest it from.
+	for line := range strings.Lines(c.kubectl("apply", "-f", "../../examples/hello/hello.yaml")) {
+		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") {
+			t.Errorf("applied again: %s", line)
+		}
+	}
+	c.kubectl("apply", "--server-side", "--dry-run=server", "-f", "../../examples/hello/hello.yaml")
 	pod := c.kubectl("get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[0].metadata.name}")
 
 	// Each runs on the objects above and must print what is wanted.
