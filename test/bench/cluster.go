@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -52,15 +53,16 @@ func (b *bench) open() (err error) {
 		return err
 	}
 	for _, dir := range old {
-		if files, err := os.ReadDir(dir); err != nil || len(files) == 0 {
-			continue // it has just gone, or come and is not locked yet
+		if !isOurs(dir) {
+			continue // somebody else's, or it has just gone, or come and is not locked yet
 		}
 		lock, err := hold(dir)
 		if err != nil {
 			continue // it lives
 		}
 		shared, cold := clusterNames(dir)
-		if err := errors.Join(b.down(shared), b.down(cold), os.RemoveAll(dir), lock.Close()); err != nil {
+		dead := bench{yare: b.yare, dir: dir}
+		if err := errors.Join(dead.down(shared), dead.down(cold), os.RemoveAll(dir), lock.Close()); err != nil {
 			return fmt.Errorf("remove what a bench that was killed left: %w", err)
 		}
 	}
@@ -68,8 +70,23 @@ func (b *bench) open() (err error) {
 		return err
 	}
 	b.name, _ = clusterNames(b.dir)
-	b.lock, err = hold(b.dir)
-	return err
+	if b.lock, err = hold(b.dir); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(b.dir, mark), nil, 0o600)
+}
+
+// mark is a file in each bench's folder, from when it is locked: folders without it are not removed, whatever they are called.
+const mark = ".yare-bench"
+
+// isOurs says that a bench of this user has made the folder. Anybody can make one of such a name where all have their temporary files.
+func isOurs(dir string) bool {
+	var folder, file syscall.Stat_t
+	if syscall.Lstat(dir, &folder) != nil || syscall.Lstat(filepath.Join(dir, mark), &file) != nil {
+		return false
+	}
+	return folder.Mode&syscall.S_IFMT == syscall.S_IFDIR && file.Mode&syscall.S_IFMT == syscall.S_IFREG &&
+		int(folder.Uid) == os.Geteuid() && int(file.Uid) == os.Geteuid()
 }
 
 // hold locks a bench's folder, if no living bench holds it.
@@ -98,10 +115,20 @@ func (b *bench) up() error {
 	return b.command("up", "--name", b.name, "--data-dir", filepath.Join(b.dir, "data"), "--kubeconfig", b.kubeconfig())
 }
 
-// down ends a cluster, if there is one of that name.
+// down ends a cluster, if there is one of that name that has its data in the bench's folder.
 func (b *bench) down(name string) error {
-	if _, err := os.Stat("/var/lib/yare/clusters/" + name + ".json"); err != nil {
+	text, err := os.ReadFile("/var/lib/yare/clusters/" + name + ".json")
+	if err != nil {
 		return nil
+	}
+	var record struct {
+		DataDir string `json:"dataDir"`
+	}
+	if err := json.Unmarshal(text, &record); err != nil {
+		return fmt.Errorf("cluster %s: %w", name, err)
+	}
+	if !strings.HasPrefix(record.DataDir, b.dir+"/") {
+		return nil // somebody else's
 	}
 	return b.command("down", "--name", name)
 }

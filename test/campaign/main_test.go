@@ -93,6 +93,9 @@ func outside() (code int, err error) {
 	}
 	defer lock.Close()
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.WriteFile(filepath.Join(dir, mark), nil, 0o600); err != nil {
+		return 0, err
+	}
 	yare, err := filepath.Abs("../../bin/yare")
 	if err != nil {
 		return 0, err
@@ -124,8 +127,8 @@ const dirPrefix = "yare-campaign-"
 func removeDead() error {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
 	for _, dir := range dirs {
-		if files, e := os.ReadDir(dir); e != nil || len(files) == 0 {
-			continue // it has just gone, or come and is not locked yet
+		if !isOurs(dir) {
+			continue // somebody else's, or it has just gone, or come and is not locked yet
 		}
 		lock, e := hold(dir)
 		if e != nil {
@@ -137,6 +140,19 @@ func removeDead() error {
 		err = errors.Join(err, e, lock.Close())
 	}
 	return err
+}
+
+// mark is a file in each campaign's folder, from when it is locked: folders without it are not removed, whatever they are called.
+const mark = ".yare-campaign"
+
+// isOurs says that a campaign of this user has made the folder. Anybody can make one of such a name where all have their temporary files.
+func isOurs(dir string) bool {
+	var folder, file unix.Stat_t
+	if unix.Lstat(dir, &folder) != nil || unix.Lstat(filepath.Join(dir, mark), &file) != nil {
+		return false
+	}
+	return folder.Mode&unix.S_IFMT == unix.S_IFDIR && file.Mode&unix.S_IFMT == unix.S_IFREG &&
+		int(folder.Uid) == os.Geteuid() && int(file.Uid) == os.Geteuid()
 }
 
 // hold locks a campaign's folder, if no living campaign holds it.
