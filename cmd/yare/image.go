@@ -131,13 +131,33 @@ func credentials(ctx context.Context, given, ref string) (image.Auth, error) {
 	if err != nil {
 		return image.Auth{}, err
 	}
+	type answer struct {
+		auth image.Auth
+		err  error
+	}
+	// Who asks helpers does not end them with ctx.
+	answered := make(chan answer, 1)
+	go func() {
+		a, err := keptFor(ctx, host)
+		answered <- answer{a, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.auth, a.err
+	case <-ctx.Done():
+		return image.Auth{}, fmt.Errorf("credentials kept for registry %s: %w", r.Registry, ctx.Err())
+	}
+}
+
+// keptFor reads what is kept for a registry, and asks the helper that is named there. It ends when these do.
+func keptFor(ctx context.Context, host name.Registry) (image.Auth, error) {
 	kept, err := keychain.Resolve(ctx, keychain.DefaultKeychain, host)
 	if err != nil {
-		return image.Auth{}, fmt.Errorf("credentials kept for registry %s (--creds goes before them): %w", r.Registry, err)
+		return image.Auth{}, fmt.Errorf("credentials kept for registry %s (--creds goes before them): %w", host, err)
 	}
 	a, err := keychain.Authorization(ctx, kept)
 	if err != nil {
-		return image.Auth{}, fmt.Errorf("credentials kept for registry %s: %w", r.Registry, err)
+		return image.Auth{}, fmt.Errorf("credentials kept for registry %s: %w", host, err)
 	}
 	return image.Auth{Username: a.Username, Password: a.Password, Basic: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
 }

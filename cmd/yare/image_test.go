@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/image"
 )
@@ -105,4 +109,34 @@ func TestPullWithKeptCredentials(t *testing.T) {
 	default:
 		t.Error("told nothing")
 	}
+}
+
+// A helper that does not answer holds nobody up who gives up: it says that it was asked, and is left without an answer.
+func TestHelperHangs(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("HOME", dir)
+	t.Setenv("DOCKER_CONFIG", dir)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	asked, ends := filepath.Join(dir, "asked"), filepath.Join(dir, "ends")
+	err := errors.Join(unix.Mkfifo(asked, 0o600), unix.Mkfifo(ends, 0o600),
+		os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"credsStore":"hangs"}`), 0o600),
+		os.WriteFile(filepath.Join(dir, "docker-credential-hangs"), []byte("#!/bin/sh\n: >"+asked+"\nread x <"+ends+"\n"), 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		if f, err := os.Open(asked); err == nil { // opens when the helper runs
+			f.Close()
+		}
+		cancel()
+	}()
+	if _, err := credentials(ctx, "", "example.com/a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	f, err := os.OpenFile(ends, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }
