@@ -177,7 +177,8 @@ func TestStartFailsLater(t *testing.T) {
 	for name := range h.cfg.Handlers {
 		h.handler = name
 		id := h.create(h.runPod(name), h.containerConfig("c", "sleep", "1000"))
-		pid := h.server.containers[id].pid
+		c := h.server.containers[id]
+		pid := c.pid
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			if name == "slow" {
@@ -185,7 +186,7 @@ func TestStartFailsLater(t *testing.T) {
 				cancel()
 				if err == nil {
 					defer f.Close()
-					<-h.server.containers[id].exited
+					<-c.exited
 				}
 			}
 		}()
