@@ -2,10 +2,15 @@ package run
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // quiet is for how long after a garbage collection nothing was collected again when memory is given back.
@@ -25,11 +30,31 @@ type giveBack struct{}
 func (giveBack) Name() string { return "memory" }
 
 // A burst is collections within oftener of each other; then there are garbage bytes between two, where that is not less than
-// the heap has in use.
+// the heap has in use. With more, what stays of a burst lies so far apart that little can be given back: 128 MB for 16 made
+// creates 5 % faster, and what 20,000 ConfigMaps took afterwards twice as much.
 const (
 	oftener = time.Second
-	garbage = 128 << 20
+	garbage = 16 << 20
 )
+
+// Rest gives back what a burst of work or the start needed and rest does not: memory that nothing is in, and pages of the program's
+// file, which are the page cache's again and come back from there.
+func Rest() {
+	debug.FreeOSMemory()
+	maps, err := os.ReadFile("/proc/self/maps")
+	program, linkErr := os.Readlink("/proc/self/exe")
+	if err != nil || linkErr != nil {
+		return
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		var rights, path string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &from, &to, &rights, new(string), new(string), new(string), &path); n == 7 &&
+			path == program && rights[1] == '-' { // what was written to is not in the file
+			_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED) // refused, they stay
+		}
+	}
+}
 
 // Run gives memory back until ctx ends.
 func (giveBack) Run(ctx context.Context, ready func()) error {
@@ -59,7 +84,7 @@ func (giveBack) Run(ctx context.Context, ready func()) error {
 		case <-timer.C:
 			own = true
 			debug.SetGCPercent(usual)
-			debug.FreeOSMemory()
+			Rest()
 		}
 	}
 }
@@ -89,10 +114,10 @@ func watchCollections(ctx context.Context, collected chan<- struct{}) {
 		if ctx.Err() != nil {
 			return
 		}
+		watchCollections(ctx, collected) // first: who is told may collect at once
 		select {
 		case collected <- struct{}{}:
 		default:
 		}
-		watchCollections(ctx, collected)
 	}, struct{}{})
 }

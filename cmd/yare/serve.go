@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -93,8 +92,7 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		log.Info("ready", "cluster", r.Name)
 		notify.say("ready")
 		notify.close()
-		// What starting needed and running does not goes back to the kernel.
-		debug.FreeOSMemory()
+		run.Rest()
 	})
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
