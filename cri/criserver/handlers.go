@@ -13,10 +13,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -83,18 +83,18 @@ const (
 // openHandlers asks the runtimes what they can do, all at once.
 func openHandlers(ctx context.Context, configured map[string]Handler, facts hostFacts, log *slog.Logger) map[string]*handler {
 	all := map[string]*handler{}
-	var work errgroup.Group
+	var work sync.WaitGroup
 	for name, c := range configured {
 		h := &handler{runtime: &shim.Runtime{Path: c.Path, Options: c.Options}}
 		all[name] = h
-		work.Go(func() (err error) {
+		work.Go(func() {
+			var err error
 			if h.features, err = askFeatures(ctx, c, facts); err != nil {
 				log.Info("runtime does not tell its features: pods of its handler do without", "handler", name, "err", err)
 			}
-			return nil
 		})
 	}
-	_ = work.Wait()
+	work.Wait()
 	return all
 }
 
