@@ -41,16 +41,20 @@ const (
 // file, which are the page cache's again and come back from there.
 func Rest() {
 	debug.FreeOSMemory()
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := os.ReadFile("/proc/self/smaps")
 	program, linkErr := os.Readlink("/proc/self/exe")
 	if err != nil || linkErr != nil {
 		return
 	}
+	var from, to uintptr
+	ours := false
 	for line := range strings.Lines(string(maps)) {
-		var from, to uintptr
-		var rights, path string
-		if n, _ := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &from, &to, &rights, new(string), new(string), new(string), &path); n == 7 &&
-			path == program && rights[1] == '-' { // what was written to is not in the file
+		var start, end uintptr
+		var rights, path, kilobytes string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &start, &end, &rights, new(string), new(string), new(string), &path); n >= 3 {
+			from, to, ours = start, end, n == 7 && path == program && rights[1] == '-'
+		} else if n, _ := fmt.Sscanf(line, "Anonymous: %s kB", &kilobytes); n == 1 && ours && kilobytes == "0" {
+			// What was written before it became read-only, as a dynamic linker does, is anonymous: it is not in the file.
 			_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED) // refused, they stay
 		}
 	}

@@ -34,3 +34,11 @@ func TestGrowth(t *testing.T) {
 		}
 	}
 }
+
+// The program goes on after it has given back pages of its file, also where a dynamic linker has written to some (the race detector's).
+func TestRest(t *testing.T) {
+	Rest()
+	if runtime.Version() == "" || growth(100, 0) != 100 {
+		t.Error("the program is not what it was")
+	}
+}
