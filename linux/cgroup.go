@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"bufio"
 	"bytes"
 	"slices"
 	"strconv"
@@ -58,10 +57,11 @@ func Hierarchies() ([]Hierarchy, error) {
 
 func parseHierarchies(mountinfo []byte) []Hierarchy {
 	var found []Hierarchy
-	lines := bufio.NewScanner(bytes.NewReader(mountinfo))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		before, after, ok := strings.Cut(lines.Text(), " - ")
+	for line := range bytes.Lines(mountinfo) {
+		if !bytes.Contains(line, []byte(" - cgroup")) { // most are others: every pod has some
+			continue
+		}
+		before, after, ok := strings.Cut(string(line), " - ")
 		fields, fs := strings.Fields(before), strings.Fields(after)
 		if !ok || len(fields) < 6 || len(fs) < 3 || fields[3] != "/" {
 			continue

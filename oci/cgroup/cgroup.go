@@ -36,7 +36,6 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules for both managers
-	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/manager"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -140,8 +139,11 @@ var ErrInUse = errors.New("it has processes")
 func (g *Group) Create(r *specs.LinuxResources) error { return g.create(r, g.make) }
 
 func (g *Group) create(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
-	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
-		return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
+	roll, _ := g.roll()
+	if err := unix.Access(roll, unix.F_OK); err == nil {
+		if pids, err := g.Pids(); err == nil && len(pids) > 0 {
+			return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
+		}
 	}
 	return g.with("create", func(m cgroups.Manager) error {
 		if err := build(m); err != nil {
@@ -180,14 +182,6 @@ func (g *Group) make(m cgroups.Manager) error {
 		return m.Apply(-1) // also enables the controllers on the way down
 	}
 	for controller, dir := range g.dirs {
-		if controller == "cpuset" {
-			// One without processors and memory nodes lets nobody in: they
-			// are copied from the parents.
-			if err := (&fs.CpusetGroup{}).Apply(dir, &cgroups.Resources{}, -1); err != nil {
-				return err
-			}
-			continue
-		}
 		err := unix.Mkdir(dir, 0o755) // the parents are there, mostly
 		if err == unix.ENOENT {
 			err = os.MkdirAll(dir, 0o755)
@@ -195,8 +189,38 @@ func (g *Group) make(m cgroups.Manager) error {
 		if err != nil && err != unix.EEXIST {
 			return linux.Wrap("make", dir, err)
 		}
+		if controller == "cpuset" {
+			if err := fillCPUSet(dir); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// fillCPUSet copies what a new v1 cpuset group lacks from its parent, and first what that lacks: a group without processors and
+// memory nodes lets nobody in.
+func fillCPUSet(dir string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if _, err := cpuSet(dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cpuSet returns what a group has, or then gets.
+func cpuSet(dir, name string) (string, error) {
+	file := filepath.Join(dir, name)
+	b, err := linux.ReadFile(unix.AT_FDCWD, file)
+	if err != nil || len(strings.TrimSpace(string(b))) > 0 {
+		return string(b), err
+	}
+	value, err := cpuSet(filepath.Dir(dir), name)
+	if err != nil {
+		return "", err
+	}
+	return value, linux.WriteFile(unix.AT_FDCWD, file, value)
 }
 
 // Update sets the given limits in place and leaves the others as they are.
@@ -270,24 +294,29 @@ func (g *Group) Frozen() (frozen bool, err error) {
 	return frozen, err
 }
 
-// Pids returns the processes of the group and of those below it.
-func (g *Group) Pids() ([]int, error) {
-	// On v2 only what was born in the group is listed. On v1 so is a launcher
-	// while one of its threads is in the group to fork from there: it is told
-	// by its leader not being in it.
-	dir, exact := g.dirs[""]
-	if exact && !g.unified {
+// roll is the directory whose processes are the group's. On v2 only what was
+// born in the group is in it, and it is exact. On v1 so is a launcher while one
+// of its threads is in the group to fork from there.
+func (g *Group) roll() (dir string, exact bool) {
+	if dir, exact = g.dirs[""]; exact && !g.unified {
 		// Other runtimes do without it on a hybrid host.
 		_, err := os.Lstat(dir)
 		exact = !errors.Is(err, os.ErrNotExist)
 	}
-	if !exact {
-		for _, c := range []string{"freezer", "pids", "cpu", "memory"} {
-			if dir = g.dirs[c]; dir != "" {
-				break
-			}
+	if exact {
+		return dir, true
+	}
+	for _, c := range []string{"freezer", "pids", "cpu", "memory"} {
+		if dir = g.dirs[c]; dir != "" {
+			break
 		}
 	}
+	return dir, false
+}
+
+// Pids returns the processes of the group and of those below it.
+func (g *Group) Pids() ([]int, error) {
+	dir, exact := g.roll()
 	pids, err := cgroups.GetAllPids(dir)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
@@ -295,6 +324,7 @@ func (g *Group) Pids() ([]int, error) {
 	if err != nil || exact {
 		return pids, err
 	}
+	// A launcher is told by its leader not being in the group.
 	return slices.DeleteFunc(pids, func(pid int) bool { return !g.leads(pid) }), nil
 }
 
@@ -407,6 +437,32 @@ func pollUntil(ctx context.Context, pidfd int) error {
 			return err
 		}
 	}
+}
+
+// Destroy is Kill and Remove.
+func (g *Group) Destroy(ctx context.Context) error {
+	if g.unit == nil && g.removeEmpty() {
+		return nil
+	}
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	return g.Remove()
+}
+
+// removeEmpty removes the group if there is nothing in it, as mostly when its
+// container has ended.
+func (g *Group) removeEmpty() bool {
+	roll, _ := g.roll()
+	if err := unix.Rmdir(roll); err != nil && err != unix.ENOENT {
+		return false // nothing has changed: Kill finds its processes
+	}
+	for _, dir := range g.dirs {
+		if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
+			return false
+		}
+	}
+	return true
 }
 
 // Remove removes the group and those below it. It must be empty. No group is

@@ -163,10 +163,7 @@ func freeCgroup(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := group.Kill(ctx); err != nil {
-		return err
-	}
-	return group.Remove()
+	return group.Destroy(ctx)
 }
 
 // killCgroup ends what is in a cgroup.

@@ -99,7 +99,7 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 	defer func() {
 		if err != nil {
 			clean := context.WithoutCancel(ctx)
-			err = errors.Join(err, p.Group.Kill(clean), p.Group.Remove())
+			err = errors.Join(err, p.Group.Destroy(clean))
 		}
 	}()
 	switch {
