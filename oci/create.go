@@ -29,6 +29,8 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
+	// Born, if not nil, is called when there is a process, and before its program runs.
+	Born func()
 	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
 	Systemd bool
 }
@@ -104,9 +106,11 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if h := spec.Hooks; h != nil {
 		c.record.Poststart, c.record.Poststop = h.Poststart, h.Poststop
 	}
-	if err := c.save(c.record); err != nil {
+	if err := c.write(c.record); err != nil {
 		return err
 	}
+	launcher := launch.Begin(ownNamespaces(spec))
+	defer launcher.Close()
 	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot,
 		Preserve: len(c.o.Files) - 3, Systemd: c.o.Systemd, Init: c.Init})
 	if err != nil {
@@ -116,7 +120,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	defer func() {
 		if err != nil {
 			clean := context.WithoutCancel(ctx)
-			err = errors.Join(err, c.Group.Kill(clean), c.Group.Remove(), c.record.Shared.clear(c.record))
+			err = errors.Join(err, c.Group.Destroy(clean), c.record.Shared.clear(c.record))
 		}
 	}()
 	c.record.Rootfs, c.record.Enter = c.Plan.Root, enters(c.Result)
@@ -126,7 +130,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	for _, w := range c.Plan.Process.Warnings {
 		c.Log.Warn("container set up with a restriction", "err", w)
 	}
-	c.setup = &setup{log: c.Log, consoleSocket: c.o.ConsoleSocket}
+	c.setup = &setup{launcher: launcher, log: c.Log, consoleSocket: c.o.ConsoleSocket}
 	if spec.Linux.Seccomp != nil {
 		c.setup.agent = &agent{spec.Linux.Seccomp.ListenerPath, spec.Linux.Seccomp.ListenerMetadata, c.record, specs.StateCreating}
 	}
@@ -136,6 +140,23 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 		return hook.Run(ctx, all, c.record.state(specs.StateCreating))
 	}
 	return act(c, ctx)
+}
+
+// ownNamespaces are the CLONE_NEW flags of the namespaces that the container gets, as far as they may belong to the launcher's
+// user namespace.
+func ownNamespaces(spec *specs.Spec) (flags uintptr) {
+	if spec.Linux == nil {
+		return 0
+	}
+	for _, n := range spec.Linux.Namespaces {
+		if n.Type == specs.UserNamespace {
+			return 0
+		}
+		if n.Path == "" {
+			flags |= compile.CloneFlag(n.Type)
+		}
+	}
+	return flags
 }
 
 // launch starts the init and serves it until it waits to be started.
@@ -152,13 +173,18 @@ func (c *creation) launch(start int, extras ...int) error {
 	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
 		return err
 	}
-	err := c.setup.until(plan.MsgReady)
-	if err == nil {
-		c.record.Pid = c.setup.pid
-		c.record.StartTime, err = linux.StartTime(c.record.Pid)
+	if c.o.Born != nil {
+		c.o.Born()
 	}
-	if err == nil {
-		err = c.save(c.record)
+	c.record.Pid = c.setup.pid
+	var err error
+	if c.record.StartTime, err = linux.StartTime(c.record.Pid); err == nil {
+		err = c.write(c.record)
+	}
+	if e := c.setup.until(plan.MsgReady); e != nil || err != nil {
+		err = errors.Join(e, err)
+	} else {
+		err = c.publish(c.record)
 	}
 	if err != nil {
 		c.setup.close()
@@ -221,6 +247,7 @@ func (c *creation) run(ctx context.Context) error {
 
 // setup is the launcher's side of an init's set-up.
 type setup struct {
+	launcher      *launch.Launcher
 	log           interface{ Warn(string, ...any) }
 	consoleSocket string
 	hooks         func() error
@@ -240,7 +267,7 @@ func (s *setup) launch(p launch.Process, files []*os.File, planFD int, extra ...
 		p.Files = append(p.Files, int(f.Fd()))
 	}
 	p.Files = append(append(p.Files, planFD, pair[1]), extra...)
-	if s.pid, s.pidfd, err = launch.Start(p); err != nil {
+	if s.pid, s.pidfd, err = s.launcher.Start(p); err != nil {
 		unix.Close(pair[0])
 		return err
 	}

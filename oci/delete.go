@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -37,16 +38,13 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if err := group.Kill(ctx); err != nil {
-		return err
-	}
-	if err := group.Remove(); err != nil {
+	if err := group.Destroy(ctx); err != nil {
 		return err
 	}
 	if err := c.Shared.clear(c); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
-	if err := os.RemoveAll(r.dir(id)); err != nil {
+	if err := r.remove(id); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	for i := range c.Poststop { // whatever one does, the others and the deletion go on
@@ -55,4 +53,13 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 		}
 	}
 	return nil
+}
+
+// remove removes the state directory, in which there is mostly but one file.
+func (r *Runtime) remove(id string) error {
+	_ = unix.Unlink(filepath.Join(r.dir(id), recordName))
+	if unix.Rmdir(r.dir(id)) == nil {
+		return nil
+	}
+	return os.RemoveAll(r.dir(id))
 }

@@ -31,6 +31,8 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if o.Process.Terminal != (o.ConsoleSocket != "") {
 		return 0, fmt.Errorf("exec in container %s: a console socket is needed with a terminal, and only then", id)
 	}
+	launcher := launch.Begin(0)
+	defer launcher.Close()
 	spec, err := c.spec()
 	if err != nil {
 		return 0, err
@@ -69,7 +71,7 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		return 0, err
 	}
 	defer entry.Close()
-	s := &setup{log: r.Log, consoleSocket: o.ConsoleSocket}
+	s := &setup{launcher: launcher, log: r.Log, consoleSocket: o.ConsoleSocket}
 	if sec := spec.Linux.Seccomp; sec != nil {
 		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
 	}

@@ -108,21 +108,24 @@ func (r *Runtime) load(id string) (*record, error) {
 	return c, nil
 }
 
-func (r *Runtime) save(c *record) error {
-	b := wire.Marshal(c)
+// write writes the record down. What it says of the process is known to nobody before publish.
+func (r *Runtime) write(c *record) error {
 	path := filepath.Join(r.dir(c.ID), recordName)
-	if c.Pid == 0 { // the first: nobody can have read anything
-		if err := linux.CreateFile(path, b, 0o600); err != nil {
-			return fmt.Errorf("save container %s: %w", c.ID, err)
-		}
-		return nil
+	if c.Pid != 0 {
+		path += newSuffix
 	}
-	err := linux.CreateFile(path+".new", b, 0o600)
-	if err == nil {
-		err = linux.Wrap("rename to", path, unix.Rename(path+".new", path))
-	}
-	if err != nil {
+	if err := linux.CreateFile(path, wire.Marshal(c), 0o600); err != nil {
 		return fmt.Errorf("save container %s: %w", c.ID, err)
 	}
 	return nil
 }
+
+func (r *Runtime) publish(c *record) error {
+	path := filepath.Join(r.dir(c.ID), recordName)
+	if err := unix.Rename(path+newSuffix, path); err != nil {
+		return fmt.Errorf("save container %s: %w", c.ID, linux.Wrap("rename to", path, err))
+	}
+	return nil
+}
+
+const newSuffix = ".new"

@@ -7,6 +7,7 @@
 // given to the forking thread, from which the child inherits it:
 //
 //	thread (locked to its goroutine, never reused)
+//	  |  unshare(net, ipc, uts)         while the caller makes the cgroup
 //	  |  "0" -> <v1 group>/tasks      moves this thread only: no RCU wait
 //	  |  setns(net, ipc, uts, pid...)
 //	  |  clone(new namespaces, into the v2 cgroup by descriptor, pidfd)
@@ -108,22 +109,71 @@ const Before = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.
 // Start starts the process in a session of its own. The caller owns the pidfd
 // and must reap the child.
 func Start(p Process) (pid, pidfd int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if unix.Gettid() != unix.Getpid() {
-			// Never unlocked: the thread has changed and dies with the goroutine.
-			pid, pidfd, err = start(p)
-			return
-		}
+	l := Begin(0)
+	defer l.Close()
+	return l.Start(p)
+}
+
+// Launcher is a thread from which one process is started.
+type Launcher struct {
+	process chan *Process
+	born    chan birthReport
+}
+
+type birthReport struct {
+	pid, pidfd int
+	err        error
+}
+
+// early are the namespaces that a launcher can make for the process it will start: that process inherits them. The network
+// namespace takes the kernel longer than all else, and nothing that has to be decided first.
+const early = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+
+// Begin readies a launcher. If it will start a process that needs new namespaces and neither makes nor joins a user namespace,
+// to which they would have to belong, then flags are theirs, and some are made while the caller is at other things. It must be
+// closed.
+func Begin(flags uintptr) *Launcher {
+	l := &Launcher{process: make(chan *Process, 1), born: make(chan birthReport, 1)}
+	go l.run(flags & early)
+	return l
+}
+
+// Start starts the process, as the function of that name. It can be done once.
+func (l *Launcher) Start(p Process) (pid, pidfd int, err error) {
+	l.process <- &p
+	r := <-l.born
+	return r.pid, r.pidfd, r.err
+}
+
+// Close lets go of the thread.
+func (l *Launcher) Close() { close(l.process) }
+
+func (l *Launcher) run(made uintptr) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
 		// The main thread cannot end. It stands still here, so that the next
 		// goroutine gets another.
 		defer runtime.UnlockOSThread()
-		pid, pidfd, err = Start(p)
-	}()
-	<-done
-	return pid, pidfd, err
+		done := make(chan struct{})
+		go func() { defer close(done); l.run(made) }()
+		<-done
+		return
+	}
+	// Never unlocked: the thread has changed and dies with the goroutine.
+	var err error
+	if made != 0 {
+		err = linux.Wrap("make", "namespaces", unix.Unshare(int(made)))
+	}
+	p := <-l.process
+	if p == nil {
+		return
+	}
+	r := birthReport{pidfd: -1, err: err}
+	if err == nil {
+		p.CloneFlags &^= made
+		r.pid, r.pidfd, r.err = start(*p)
+	}
+	l.born <- r
 }
 
 func start(p Process) (int, int, error) {
