@@ -5,18 +5,10 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/cli"
 )
 
 var version = "0.1.0+unknown" // set by the linker
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	code := cli.Main(ctx, version, os.Args[1:])
-	stop()
-	os.Exit(code)
-}
+func main() { os.Exit(cli.Main(context.Background(), version, os.Args[1:])) }

@@ -7,11 +7,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/signal"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -168,8 +166,4 @@ func exitCode(f func(*cobra.Command, []string) error) func(*cobra.Command, []str
 }
 
 // runOCI is the program under the runtime's name: those who call it expect a program of its own.
-func runOCI(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	return cli.Main(ctx, version, args)
-}
+func runOCI(args []string) int { return cli.Main(context.Background(), version, args) }

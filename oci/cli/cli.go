@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -54,9 +55,11 @@ type app struct {
 }
 
 // Command returns the command "oci" with all its verbs. Version is what --version prints.
-func Command(version string) *cobra.Command { return command(version, oci.OpenInitIn) }
+func Command(version string) *cobra.Command { return command(version, oci.OpenInitIn, nil) }
 
-func command(version string, program func(dir string) (*oci.Init, error)) *cobra.Command {
+// command returns the command with those of its verbs that are among args: a program that is started for one verb has better
+// things to do than to describe the others. If none is, it has all.
+func command(version string, program func(dir string) (*oci.Init, error), args []string) *cobra.Command {
 	a := &app{program: program}
 	c := &cobra.Command{
 		Use: "oci", Version: version, Short: "Create and run containers from OCI bundles, with runc's command line",
@@ -74,15 +77,33 @@ func command(version string, program func(dir string) (*oci.Init, error)) *cobra
 	f.BoolVar(&a.debug, "debug", false, "log more")
 	f.BoolVar(&a.systemd, "systemd-cgroup", false, "have systemd make cgroups, of which a spec's path is slice:prefix:name")
 	f.StringVar(&a.rootless, "rootless", "auto", "only auto and false are supported")
-	c.AddCommand(a.create(), a.run(), a.start(), a.state(), a.kill(), a.delete(), a.exec(), a.list(), a.ps(), a.events(),
-		a.pause(), a.resume(), a.update(), a.spec(), a.features(), a.absent("checkpoint"), a.absent("restore"))
+	for _, v := range verbs {
+		if slices.Contains(args, v.name) {
+			c.AddCommand(v.make(a))
+		}
+	}
+	if !c.HasSubCommands() {
+		for _, v := range verbs {
+			c.AddCommand(v.make(a))
+		}
+	}
 	return c
+}
+
+var verbs = []struct {
+	name string
+	make func(*app) *cobra.Command
+}{
+	{"create", (*app).create}, {"run", (*app).run}, {"start", (*app).start}, {"state", (*app).state}, {"kill", (*app).kill},
+	{"delete", (*app).delete}, {"exec", (*app).exec}, {"list", (*app).list}, {"ps", (*app).ps}, {"events", (*app).events},
+	{"pause", (*app).pause}, {"resume", (*app).resume}, {"update", (*app).update}, {"spec", (*app).spec},
+	{"features", (*app).features}, {"checkpoint", absent("checkpoint")}, {"restore", absent("restore")},
 }
 
 // Main is the runtime as a program of its own: it does what args ask for, says on the standard error what went wrong, and
 // returns the exit code.
 func Main(ctx context.Context, version string, args []string) int {
-	return execute(ctx, Command(version), args)
+	return execute(ctx, command(version, oci.OpenInitIn, args), args)
 }
 
 func execute(ctx context.Context, c *cobra.Command, args []string) int {

@@ -46,7 +46,7 @@ func program(init string) int {
 			return nil, err
 		}
 		return oci.NewInit(b)
-	})
+	}, os.Args[1:])
 	return execute(ctx, c, os.Args[1:])
 }
 

@@ -37,14 +37,26 @@ func (f *createFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
 }
 
-// make creates, or with act runs, the container, and takes it back if its pid file cannot be written.
-func (a *app) make(ctx context.Context, id string, f *createFlags, act func(context.Context, string, oci.CreateOptions) (int, error)) (int, error) {
+// make creates, or with act runs, the container, and takes it back if its pid file cannot be written. From when there is a
+// process that would be left, SIGINT and SIGTERM are caught and end ctx for it; passOn gets what the program is to have. That
+// is not done before because for each signal the Go runtime changes threads several times, and now there is time for it.
+func (a *app) make(ctx context.Context, id string, f *createFlags, passOn chan os.Signal, act func(context.Context, string, oci.CreateOptions) (int, error)) (int, error) {
 	done, err := a.openInit()
 	if err != nil {
 		return 0, err
 	}
 	defer done()
 	f.Files, f.Systemd = streams(f.preserve), a.systemd
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.Born = func() {
+		interrupts := make(chan os.Signal, 1)
+		signal.Notify(interrupts, unix.SIGTERM, unix.SIGINT)
+		go func() { <-interrupts; cancel() }()
+		if passOn != nil {
+			listen(passOn)
+		}
+	}
 	pid, err := act(ctx, id, f.CreateOptions)
 	if err != nil {
 		return 0, err
@@ -61,7 +73,7 @@ func (a *app) create() *cobra.Command {
 	c := &cobra.Command{Use: "create <id>", Short: "Create a container", Args: cobra.ExactArgs(1)}
 	f.add(c)
 	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		_, err := a.make(c.Context(), args[0], f, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+		_, err := a.make(c.Context(), args[0], f, nil, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
 			return a.runtime.Create(ctx, id, o)
 		})
 		return err
@@ -82,9 +94,11 @@ func (a *app) run() *cobra.Command {
 			return err
 		}
 		defer func() { err = errors.Join(err, tty.close()) }()
-		signals, stop := listen() // from here on, so that none is lost between the start and the wait
-		defer stop()
-		pid, err := a.make(c.Context(), args[0], f, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+		var signals chan os.Signal
+		if !f.detach {
+			signals = make(chan os.Signal, 16)
+		}
+		pid, err := a.make(c.Context(), args[0], f, signals, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
 			return a.runtime.Run(ctx, id, o)
 		})
 		if err != nil {
@@ -134,11 +148,9 @@ func exited(code int, err error) error {
 	return err
 }
 
-// listen collects the signals that are to be passed on.
-func listen() (signals chan os.Signal, stop func()) {
-	signals = make(chan os.Signal, 16)
+// listen catches the signals that are to be passed on, until the program ends.
+func listen(signals chan os.Signal) {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
-	return signals, func() { signal.Stop(signals) }
 }
 
 // follow passes signals on to our child and returns its exit code.
@@ -223,8 +235,8 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 		defer func() { err = errors.Join(err, tty.close()) }()
 		f.console = tty.path()
 	}
-	signals, stop := listen()
-	defer stop()
+	signals := make(chan os.Signal, 16)
+	listen(signals)
 	pid, err := a.runtime.Exec(ctx, args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
 	if err != nil {
 		return err

@@ -301,11 +301,13 @@ func (a *app) spec() *cobra.Command {
 }
 
 // absent is a verb of runc's that there is not, on purpose: an image of a process is code and memory from elsewhere.
-func (a *app) absent(verb string) *cobra.Command {
-	return &cobra.Command{Use: verb, Short: "Not supported", Hidden: true, FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
-		RunE: a.verb(func(*cobra.Command, []string) error {
-			return fmt.Errorf("%s is not supported: checkpoints are neither written nor restored", verb)
-		})}
+func absent(verb string) func(*app) *cobra.Command {
+	return func(a *app) *cobra.Command {
+		return &cobra.Command{Use: verb, Short: "Not supported", Hidden: true, FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+			RunE: a.verb(func(*cobra.Command, []string) error {
+				return fmt.Errorf("%s is not supported: checkpoints are neither written nor restored", verb)
+			})}
+	}
 }
 
 func (a *app) features() *cobra.Command {
