@@ -28,6 +28,14 @@ func TestCreateTwiceAndRemoveTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} { // without which nobody could be in it
+		if dir, v1 := g.Dirs()["cpuset"]; v1 {
+			host, err := os.ReadFile(filepath.Join(dir, "../../..", name))
+			if b, e := os.ReadFile(filepath.Join(dir, name)); err != nil || e != nil || string(b) != string(host) {
+				t.Errorf("%s: got %q, %v; the host's is %q, %v", name, b, e, host, err)
+			}
+		}
+	}
 	if s, err := g.Stats(); err != nil || s.Pids.Limit != 100 {
 		t.Errorf("got %+v, %v", s, err)
 	} else if _, err := os.Stat(filepath.Join(g.Dirs()[""], "io.pressure")); g.Unified() && err == nil && (s.IOPSI == nil || s.CPU.PSI == nil || s.Memory.PSI == nil) {
@@ -40,6 +48,36 @@ func TestCreateTwiceAndRemoveTwice(t *testing.T) {
 	for range 2 {
 		if err := parent.Remove(); err != nil { // with what is below
 			t.Error(err)
+		}
+	}
+}
+
+// A group is destroyed with what is in it, at once if that is nothing, and with groups below it.
+func TestDestroy(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	path := ocitest.Cgroup(t)
+	for name, below := range map[string]string{"empty": "", "with a group below": "/below"} {
+		g, err := cgroup.Open(path + "/c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := cgroup.Open(path + "/c" + below)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Create(nil); err != nil {
+			t.Fatal(name, err)
+		}
+		for range 2 {
+			if err := g.Destroy(t.Context()); err != nil {
+				t.Error(name, err)
+			}
+		}
+		for _, dir := range g.Dirs() {
+			if _, err := os.Lstat(dir); err == nil {
+				t.Errorf("%s: %s is left", name, dir)
+			}
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -38,8 +37,6 @@ func TestMain(m *testing.M) {
 
 // program is what cmd does with the command.
 func program(init string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-	defer stop()
 	c := command("test", func(string) (*oci.Init, error) {
 		b, err := os.ReadFile(init)
 		if err != nil {
@@ -47,7 +44,7 @@ func program(init string) int {
 		}
 		return oci.NewInit(b)
 	}, os.Args[1:])
-	return execute(ctx, c, os.Args[1:])
+	return execute(context.Background(), c, os.Args[1:])
 }
 
 // box is a state directory with a bundle.
@@ -287,6 +284,30 @@ func TestRun(t *testing.T) {
 		}
 		c.Wait()
 		if code := c.ProcessState.ExitCode(); code != 5 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+	t.Run("a signal while it is made takes it back", func(t *testing.T) {
+		t.Parallel()
+		said := filepath.Join(t.TempDir(), "said")
+		if err := unix.Mkfifo(said, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b := newBox(t, func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/busybox", Args: []string{"sh", "-c", "echo >" + said + "; sleep 60"}}}}
+		}, "true")
+		c := b.command("run", "-b", b.bundle, "c")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.ReadFile(said); err != nil { // the hook runs
+			t.Error(err)
+		}
+		if err := c.Process.Signal(unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		c.Wait() // what is left the box complains of
+		if code := c.ProcessState.ExitCode(); code != 1 {
 			t.Errorf("exit code %d", code)
 		}
 	})

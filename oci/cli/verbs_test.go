@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -284,6 +285,28 @@ func TestWarnings(t *testing.T) {
 		_, stderr, code := b.try(append(tt.flags, "create", "-b", b.bundle, "c")...)
 		if code != 1 || !strings.Contains(stderr, "not found") || strings.Contains(stderr, "CAP_NOPE") != tt.told {
 			t.Errorf("%v: exit code %d, errors %q", tt.flags, code, stderr)
+		}
+	}
+}
+
+func TestVerbsOfArguments(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ args, want []string }{
+		{[]string{"--root", "/r", "run", "-b", "/b", "id"}, []string{"run"}},
+		{[]string{"delete", "state"}, []string{"delete", "state"}}, // a container may have a verb's name
+		{[]string{"help", "exec"}, []string{"exec"}},
+	} {
+		var got []string
+		for _, c := range command("v", nil, tt.args).Commands() {
+			got = append(got, c.Name())
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%q: got %q", tt.args, got)
+		}
+	}
+	for _, args := range [][]string{nil, {"--help"}, {"ru"}} {
+		if n := len(command("v", nil, args).Commands()); n != len(verbs) {
+			t.Errorf("%q: got %d verbs of %d", args, n, len(verbs))
 		}
 	}
 }
