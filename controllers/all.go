@@ -26,6 +26,7 @@ import (
 	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
+	"github.com/yare-dev/yare/controllers/serviceaccounttoken"
 	"github.com/yare-dev/yare/controllers/servingtrust"
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
@@ -42,6 +43,8 @@ type Deps struct {
 	reconcile.Deps
 	RootCA []byte          // what pods verify the API server with, PEM
 	Nodes  nodeipam.Config // without Clusters no Node is given pod addresses
+	// SecretToken makes the tokens that Secrets keep. Nil: such Secrets stay empty.
+	SecretToken serviceaccounttoken.Sign
 }
 
 // All returns the controllers and the informers that they share, which come first.
@@ -57,7 +60,11 @@ func All(d Deps) []run.Component {
 
 // List returns the controllers in upstream's order. It subscribes them to d.Informers.
 func List(d Deps) []*reconcile.Controller {
-	list := []*reconcile.Controller{
+	var list []*reconcile.Controller
+	if d.SecretToken != nil {
+		list = append(list, serviceaccounttoken.New(d.Deps, d.RootCA, d.SecretToken))
+	}
+	list = append(list,
 		endpoints.New(d.Deps),
 		endpointslice.New(d.Deps),
 		endpointslicemirroring.New(d.Deps),
@@ -75,7 +82,7 @@ func List(d Deps) []*reconcile.Controller {
 		statefulset.New(d.Deps),
 		cronjob.New(d.Deps),
 		podcertcleaner.New(d.Deps),
-	}
+	)
 	if len(d.Nodes.Clusters) > 0 {
 		list = append(list, nodeipam.New(d.Deps, d.Nodes))
 	}

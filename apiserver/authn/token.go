@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -84,13 +83,12 @@ func NewTokens(c TokenConfig, get Getter) (*Tokens, error) {
 	if len(c.Audiences) == 0 {
 		c.Audiences = []string{c.Issuer}
 	}
-	der, err := x509.MarshalPKIXPublicKey(c.Key.Public())
+	kid, err := keyID(c.Key.Public())
 	if err != nil {
-		return nil, fmt.Errorf("name service account key: %w", err)
+		return nil, err
 	}
-	sum := sha256.Sum256(der)
 	return &Tokens{
-		config: c, get: get, kid: base64.RawURLEncoding.EncodeToString(sum[:]),
+		config: c, get: get, kid: kid,
 		parser: jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuer(c.Issuer),
 			jwt.WithExpirationRequired(), jwt.WithStrictDecoding()),
 	}, nil

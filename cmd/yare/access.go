@@ -24,7 +24,12 @@ type access struct {
 // access puts together those who know users and those who decide.
 func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, error) {
 	c := s.config.APIServer
-	verifiers := []authn.Verifier{tokens, authn.ForServer(authn.BootstrapToken(self), tokens.Audiences())}
+	own := tokens.Audiences()
+	verifiers := []authn.Verifier{
+		tokens,
+		authn.ForServer(authn.SecretToken(&s.pki.ServiceAccounts.PublicKey, self, s.log), own),
+		authn.ForServer(authn.BootstrapToken(self), own),
+	}
 	a := &access{rbac: authz.NewRBAC(s.store)}
 	if c.AuthenticationConfig != "" {
 		config, err := authn.LoadConfiguration(c.AuthenticationConfig)
@@ -32,7 +37,7 @@ func (s *server) access(tokens *authn.Tokens, self client.Client) (*access, erro
 			return nil, err
 		}
 		a.anonymous = config.AnonymousOn
-		verifiers = append(verifiers, authn.ForServer(config.Verify, tokens.Audiences()))
+		verifiers = append(verifiers, authn.ForServer(config.Verify, own))
 		s.files = append(s.files, config.Follow(s.log))
 	}
 	if f := &c.RequestHeader; f.ClientCAFile != "" {

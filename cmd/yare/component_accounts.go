@@ -55,7 +55,11 @@ func (a *accounts) RoundTrip(r *http.Request) (*http.Response, error) {
 	if d == nil {
 		return a.user.RoundTrip(r)
 	}
-	t := a.of(accountOf(d.Controller))
+	account := accountOf(d.Controller)
+	if account == "" {
+		return a.user.RoundTrip(r)
+	}
+	t := a.of(account)
 	text, err := t.get(r.Context(), a.access)
 	if err != nil {
 		return nil, err
@@ -79,9 +83,11 @@ func (a *accounts) of(account string) *token {
 }
 
 // accountOf returns the name of a controller's service account: the controller's own, but for those that upstream has renamed
-// since.
+// since. Empty: it works as the controller manager itself, whose role has what it needs.
 func accountOf(controller string) string {
 	switch controller {
+	case "serviceaccount-token-controller":
+		return ""
 	case "endpoints-controller":
 		return "endpoint-controller"
 	case "pod-garbage-collector-controller":

@@ -16,7 +16,7 @@ import (
 // is in this process's memory anyway, as upstream's shared caches are.
 type localAccounts struct {
 	client.Reader
-	manager client.Writer // for what no controller does: events
+	manager client.Writer // for events, and controllers without an account
 	server  *server
 }
 
@@ -25,7 +25,11 @@ func (a localAccounts) of(ctx context.Context) client.Writer {
 	if d == nil {
 		return a.manager
 	}
-	return a.server.api.ClientAs(authn.ServiceAccount(metav1.NamespaceSystem, accountOf(d.Controller), ""))
+	account := accountOf(d.Controller)
+	if account == "" {
+		return a.manager
+	}
+	return a.server.api.ClientAs(authn.ServiceAccount(metav1.NamespaceSystem, account, ""))
 }
 
 func (a localAccounts) Create(ctx context.Context, o api.Object) (api.Object, error) {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/component-helpers/auth/rbac/validation"
 
@@ -20,14 +21,19 @@ func TestAccountsMayWhatControllersDo(t *testing.T) {
 		roles[r.Name] = r.Rules
 	}
 	list := controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil)},
-		Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
+		SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil },
+		Nodes:       nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
 	if len(list) < 16 {
 		t.Errorf("%d controllers", len(list))
 	}
 	for _, c := range list {
-		rules, ok := roles["system:controller:"+accountOf(c.Controller)]
+		role := "system:kube-controller-manager"
+		if account := accountOf(c.Controller); account != "" {
+			role = "system:controller:" + account
+		}
+		rules, ok := roles[role]
 		if !ok {
-			t.Errorf("%s: no role for service account %s", c.Controller, accountOf(c.Controller))
+			t.Errorf("%s: no role %s", c.Controller, role)
 			continue
 		}
 		writes := reconcile.Declaration{Controller: c.Controller, Writes: c.Writes}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -8,13 +9,17 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/keyutil"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/client/remote"
 	"github.com/yare-dev/yare/controllers"
 	"github.com/yare-dev/yare/controllers/nodeipam"
+	"github.com/yare-dev/yare/controllers/serviceaccounttoken"
 	"github.com/yare-dev/yare/proxy"
 	"github.com/yare-dev/yare/reconcile"
 	"github.com/yare-dev/yare/run"
@@ -24,7 +29,7 @@ import (
 func controllerManagerCommand() *cobra.Command {
 	var p peer
 	var e election
-	var rootCA string
+	var rootCA, tokenKey string
 	var ranges []string
 	var accounts bool
 	c := &cobra.Command{
@@ -49,6 +54,11 @@ under kubeadm, and the user needs only the role system:kube-controller-manager.`
 			if m.rootCA, err = authority(cfg, rootCA); err != nil {
 				return err
 			}
+			if tokenKey != "" {
+				if m.tokens, err = secretTokensOf(tokenKey); err != nil {
+					return err
+				}
+			}
 			all, err := m.component(accounts)
 			if err != nil {
 				return err
@@ -62,6 +72,7 @@ under kubeadm, and the user needs only the role system:kube-controller-manager.`
 	p.add(c)
 	e.add(c)
 	c.Flags().StringVar(&rootCA, "root-ca-file", "", "certificate that pods verify the API server with (default: the kubeconfig's)")
+	c.Flags().StringVar(&tokenKey, "service-account-private-key-file", "", "key that signs the tokens of Secrets of type kubernetes.io/service-account-token (default: they stay empty)")
 	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, of which every Node is given a part (default: none is given)")
 	c.Flags().BoolVar(&accounts, "use-service-account-credentials", false, "let each controller write as its own service account")
 	return c
@@ -91,6 +102,27 @@ type manager struct {
 	cfg    *rest.Config
 	rootCA []byte
 	ranges nodeipam.Config
+	tokens serviceaccounttoken.Sign // nil: none are made
+}
+
+// secretTokens signs with key.
+func secretTokens(key crypto.Signer) serviceaccounttoken.Sign {
+	return func(s *corev1.Secret, a *corev1.ServiceAccount) (string, error) {
+		return authn.SignSecretToken(key, s, a)
+	}
+}
+
+// secretTokensOf signs with the key in file.
+func secretTokensOf(file string) (serviceaccounttoken.Sign, error) {
+	key, err := keyutil.PrivateKeyFromFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("--service-account-private-key-file: %w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("--service-account-private-key-file: %s is not a private key", file)
+	}
+	return secretTokens(signer), nil
 }
 
 func (m manager) component(accounts bool) (run.Component, error) {
@@ -111,14 +143,14 @@ func (m manager) component(accounts bool) (run.Component, error) {
 	}
 	d := reconcile.Deps{Client: access, Informers: reconcile.NewInformers(access), Log: m.log}
 	d.Events = events.New(access, "controller-manager", host, m.log)
-	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges})
+	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens})
 	return run.InOrder("controller-manager", access, run.Together("controllers", append(all, d.Events)...)), nil
 }
 
 // watched are all kinds that the controllers read: they are asked, without being run.
 func (m manager) watched() (ws []remote.Watched) {
 	var kinds []*api.Kind
-	for _, c := range controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil), Log: m.log}, Nodes: m.ranges}) {
+	for _, c := range controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil), Log: m.log}, Nodes: m.ranges, SecretToken: m.tokens}) {
 		for _, k := range c.Kinds {
 			if k != nil && !slices.Contains(kinds, k) {
 				kinds = append(kinds, k)

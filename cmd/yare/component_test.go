@@ -162,7 +162,8 @@ func TestControlPlaneAlone(t *testing.T) {
 	t.Parallel()
 	dir, c := apiServerForTest(t)
 	file := func(name string) string { return filepath.Join(dir, name+".kubeconfig") }
-	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16")
+	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16",
+		"--service-account-private-key-file", filepath.Join(dir, "pki", "sa.pem"))
 	begin(t, "scheduler", "--kubeconfig", file("scheduler"))
 	room := corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("4Gi"), "pods": resource.MustParse("110")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
@@ -174,6 +175,12 @@ func TestControlPlaneAlone(t *testing.T) {
 	}
 	eventually(t, c, "a node with pod addresses", func(n *corev1.Node) bool { return n.Spec.PodCIDR == "10.99.0.0/24" })
 	eventually(t, c, "the service account", func(a *corev1.ServiceAccount) bool { return a.Namespace == "default" && a.Name == "default" })
+	token := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "token", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}},
+		Type: corev1.SecretTypeServiceAccountToken}
+	if _, err := client.Create(t.Context(), c, token); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "a token in its Secret", func(s *corev1.Secret) bool { return len(s.Data[corev1.ServiceAccountTokenKey]) > 0 })
 	one := int32(1)
 	labels := map[string]string{"app": "web"}
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: appsv1.DeploymentSpec{
