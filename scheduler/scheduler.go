@@ -12,7 +12,8 @@
 // for it: its victims, who are deleted gracefully; it is promised their node (status.nominatedNodeName) and tried again
 // when they are gone.
 //
-// Not built yet, and not pretended: extenders, volumes that need claims (such pods stay pending and say why).
+// Not built yet, and not pretended: extenders, claims of other resources than volumes, and volumes that only one pod may use (such
+// pods stay pending and say why); how much a provisioner has left.
 package scheduler
 
 import (
@@ -70,6 +71,7 @@ const maxWrites = 64
 // result is the end of a write: of a binding, where it is not nil.
 type result struct {
 	binding *item
+	undo    []func() // what was assumed, to be done when the write failed
 	err     error
 }
 
@@ -93,7 +95,8 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer s.wg.Wait()
 	defer cancel(nil)
-	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.PodKind}
+	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.StorageClassKind, api.PersistentVolumeKind,
+		api.PersistentVolumeClaimKind, api.PodKind}
 	for _, k := range kinds {
 		s.wg.Go(func() {
 			if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {
@@ -171,7 +174,7 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 			promised, evict = s.preempt(p, f)
 		}
 		s.queue.fail(it, f.wakes, now)
-		s.write(nil, func() error {
+		s.write(result{}, func() error {
 			var err error
 			if evict != nil {
 				err = evict(ctx)
@@ -180,11 +183,15 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 		})
 		return
 	}
-	delete(s.promises, p.UID)
 	node := s.cluster.Nodes[slot].Name
+	if b := plugins.VolumesOn(s.cluster, p, slot); b != nil {
+		s.await(ctx, it, p, b, node, now)
+		return
+	}
+	delete(s.promises, p.UID)
 	s.cluster.SetPod(p, node)
 	s.queue.wake(plugins.PodAdded, now)
-	s.write(it, func() error { return s.bind(ctx, pod, node) })
+	s.write(result{binding: it}, func() error { return s.bind(ctx, pod, node) })
 }
 
 // place returns the best slot for a pod, on which pods count that were promised it. Where the pod fits only because of
@@ -202,9 +209,13 @@ func (s *Scheduler) place(p *cluster.Pod) (int, *failure) {
 	return slot, f
 }
 
-func (s *Scheduler) write(binding *item, f func() error) {
+// write runs f beside the loop, which gets r with f's error.
+func (s *Scheduler) write(r result, f func() error) {
 	s.writing++
-	s.wg.Go(func() { s.results <- result{binding, f()} })
+	s.wg.Go(func() {
+		r.err = f()
+		s.results <- r
+	})
 }
 
 // written takes in the end of a write.
@@ -214,7 +225,11 @@ func (s *Scheduler) written(r result, now time.Time) {
 		return
 	}
 	if r.binding == nil {
-		s.c.Log.Warn("writing the pod's condition failed", "err", r.err)
+		for _, f := range r.undo {
+			f()
+			s.queue.wake(plugins.Volumes, now)
+		}
+		s.c.Log.Warn("writing for a pod that waits failed", "err", r.err)
 		return
 	}
 	p := r.binding.pod
@@ -282,6 +297,8 @@ func (s *Scheduler) take(e *client.Event, now time.Time) plugins.Change {
 			s.cluster.SetNamespace(o.Name, o.Labels)
 		}
 		return plugins.NamespaceLabels
+	default:
+		return s.takeStorage(e.Object, e.Op == client.Deleted)
 	}
 	return 0
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 )
 
 // Ignored says that objects of k are never counted.
@@ -105,10 +106,7 @@ func serviceUsage(use corev1.ResourceList, s *corev1.Service) {
 const storageClass = ".storageclass.storage.k8s.io/"
 
 func claimUsage(use corev1.ResourceList, c *corev1.PersistentVolumeClaim) {
-	class := c.Annotations[corev1.BetaStorageClassAnnotation]
-	if _, old := c.Annotations[corev1.BetaStorageClassAnnotation]; !old && c.Spec.StorageClassName != nil {
-		class = *c.Spec.StorageClassName
-	}
+	class := claim.Class(c)
 	add := func(name corev1.ResourceName, q resource.Quantity) {
 		use[name] = q
 		if class != "" {

@@ -31,7 +31,7 @@ func TestSecrets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rt.New(t)
 		robot := rt.Create(t, c, account("robot"))
-		early := rt.Create(t, c, secret("early", "robot", ""))
+		rt.Create(t, c, secret("early", "robot", ""))
 		opaque := secret("opaque", "robot", "")
 		opaque.Type = corev1.SecretTypeOpaque
 		rt.Create(t, c, opaque)
@@ -58,7 +58,7 @@ func TestSecrets(t *testing.T) {
 			}
 		}
 		expect("early CA ns 3", "opaque   0", "own CA elsewhere 4")
-		early = rt.Get[*corev1.Secret](t, c, "ns", "early")
+		early := rt.Get[*corev1.Secret](t, c, "ns", "early")
 		if got, want := string(early.Data["token"]), fmt.Sprintf("early of robot %s", robot.UID); got != want || early.Annotations[corev1.ServiceAccountUIDKey] != string(robot.UID) {
 			t.Errorf("token %q, want %q; %v", got, want, early.Annotations)
 		}

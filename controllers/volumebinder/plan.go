@@ -1,130 +1,38 @@
 package volumebinder
 
 import (
-	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/yare-dev/yare/reconcile"
+	"github.com/yare-dev/yare/api/claim"
 )
 
-// The annotations by which bindings are told apart that we made and those that somebody else asked for.
-const (
-	completed = "pv.kubernetes.io/bind-completed"
-	ours      = "pv.kubernetes.io/bound-by-controller"
-)
-
-// claimClass and volumeClass return the name of the storage class; the annotation is older than the field.
-func claimClass(c *corev1.PersistentVolumeClaim) string {
-	if class, ok := c.Annotations[corev1.BetaStorageClassAnnotation]; ok {
-		return class
-	}
-	if c.Spec.StorageClassName != nil {
-		return *c.Spec.StorageClassName
-	}
-	return ""
-}
-
-func volumeClass(v *corev1.PersistentVolume) string {
-	if class, ok := v.Annotations[corev1.BetaStorageClassAnnotation]; ok {
-		return class
-	}
-	return v.Spec.StorageClassName
-}
-
-func mode(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
-	if m == nil {
-		return corev1.PersistentVolumeFilesystem
-	}
-	return *m
-}
-
-func text(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
-}
-
-// reserved says whether v's claimRef names c. Without a UID somebody reserved v for a claim of that name.
-func reserved(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
-	r := v.Spec.ClaimRef
-	return r != nil && r.Namespace == c.Namespace && r.Name == c.Name && (r.UID == "" || r.UID == c.UID)
-}
-
-// unsuited says why v cannot serve c, whoever wants it to.
-func unsuited(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) string {
-	have, want := v.Spec.Capacity[corev1.ResourceStorage], c.Spec.Resources.Requests[corev1.ResourceStorage]
-	switch {
-	case have.Cmp(want) < 0:
-		return "requested PV is too small"
-	case volumeClass(v) != claimClass(c):
-		return "storageClassName does not match"
-	case text(v.Spec.VolumeAttributesClassName) != text(c.Spec.VolumeAttributesClassName):
-		return "volumeAttributesClassName does not match"
-	case mode(v.Spec.VolumeMode) != mode(c.Spec.VolumeMode):
-		return "incompatible volumeMode"
-	}
-	for _, m := range c.Spec.AccessModes {
-		if !slices.Contains(v.Spec.AccessModes, m) {
-			return "incompatible accessMode"
-		}
-	}
-	return ""
-}
-
-// match returns the volume for a claim that names none: one that is reserved for it, else the smallest that suits it.
-func match(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume) *corev1.PersistentVolume {
-	selector := labels.Everything()
-	if c.Spec.Selector != nil {
-		selector = reconcile.Selector(c.Spec.Selector)
-	}
-	var free []*corev1.PersistentVolume
-	for _, v := range volumes {
-		switch {
-		case v.DeletionTimestamp != nil || unsuited(v, c) != "":
-		case reserved(v, c):
-			return v
-		case v.Spec.ClaimRef == nil && v.Status.Phase == corev1.VolumeAvailable && selector.Matches(labels.Set(v.Labels)):
-			free = append(free, v)
-		}
-	}
-	if len(free) == 0 {
-		return nil
-	}
-	return slices.MinFunc(free, func(a, b *corev1.PersistentVolume) int {
-		x, y := a.Spec.Capacity[corev1.ResourceStorage], b.Spec.Capacity[corev1.ResourceStorage]
-		return cmp.Or(x.Cmp(y), cmp.Compare(a.Name, b.Name))
-	})
-}
+// provisioners are the annotations, the present one and its elder, by which provisioners outside know their claims.
+var provisioners = []string{"volume.kubernetes.io/storage-provisioner", "volume.beta.kubernetes.io/storage-provisioner"}
 
 // verdict is what is true of a claim.
 type verdict struct {
 	volume  *corev1.PersistentVolume // to bind to
+	maker   string                   // who is asked to make one
 	phase   corev1.PersistentVolumeClaimPhase
 	warning bool
 	reason  string // of an event, when there is something to tell
 	message string
 }
 
-// judge decides about a claim.
-func judge(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume) verdict {
-	_, bound := c.Annotations[completed]
+// judge decides about a claim, whose class is nil when there is none.
+func judge(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, class *storagev1.StorageClass) verdict {
+	_, bound := c.Annotations[claim.Completed]
 	if c.Spec.VolumeName == "" {
 		if bound {
 			return verdict{phase: corev1.ClaimLost, warning: true, reason: "ClaimLost", message: "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!"}
 		}
-		if v := match(c, volumes); v != nil {
-			return verdict{volume: v, phase: corev1.ClaimBound}
-		}
-		if claimClass(c) != "" {
-			return verdict{phase: corev1.ClaimPending}
-		}
-		return verdict{phase: corev1.ClaimPending, reason: "FailedBinding",
-			message: "no persistent volumes available for this claim and no storage class is set"}
+		return seek(c, volumes, class)
 	}
 	at := slices.IndexFunc(volumes, func(v *corev1.PersistentVolume) bool { return v.Name == c.Spec.VolumeName })
 	switch {
@@ -135,39 +43,58 @@ func judge(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume) 
 	}
 	v := volumes[at]
 	switch {
-	case reserved(v, c):
+	case claim.ReservedFor(v, c):
 		return verdict{volume: v, phase: corev1.ClaimBound}
 	case v.Spec.ClaimRef != nil && bound:
 		return verdict{phase: corev1.ClaimLost, warning: true, reason: "ClaimMisbound", message: "Two claims are bound to the same volume, this one is bound incorrectly"}
 	case v.Spec.ClaimRef != nil:
 		return verdict{phase: corev1.ClaimPending, warning: true, reason: "FailedBinding", message: "volume \"" + v.Name + "\" already bound to a different claim."}
 	}
-	if why := unsuited(v, c); why != "" && !bound {
+	if why := claim.Unsuited(v, c); why != "" && !bound {
 		return verdict{phase: corev1.ClaimPending, warning: true, reason: "VolumeMismatch", message: "Cannot bind to requested volume \"" + v.Name + "\": " + why}
 	}
 	return verdict{volume: v, phase: corev1.ClaimBound}
 }
 
-// reserve makes v c's.
-func reserve(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) {
-	r := v.Spec.ClaimRef
-	if r != nil && r.UID == c.UID {
-		return
+// seek decides about a claim that names no volume.
+func seek(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, class *storagev1.StorageClass) verdict {
+	waits := claim.Waits(class) && c.Annotations[claim.SelectedNode] == ""
+	// The scheduler, who waits, reserves volumes.
+	if vs := claim.Candidates(c, volumes); len(vs) > 0 && (!waits || claim.ReservedFor(vs[0], c)) {
+		return verdict{volume: vs[0], phase: corev1.ClaimBound}
 	}
-	if r == nil {
-		metav1.SetMetaDataAnnotation(&v.ObjectMeta, ours, "yes")
+	out := verdict{phase: corev1.ClaimPending}
+	switch {
+	case waits:
+		out.reason, out.message = "WaitForFirstConsumer", "waiting for first consumer to be created before binding"
+	case claim.Class(c) == "":
+		out.reason, out.message = "FailedBinding", "no persistent volumes available for this claim and no storage class is set"
+	case class == nil:
+		out.warning, out.reason, out.message = true, "ProvisioningFailed", fmt.Sprintf("storageclass.storage.k8s.io %q not found", claim.Class(c))
+	case strings.HasPrefix(class.Provisioner, "kubernetes.io/"):
+		out.warning, out.reason, out.message = true, "ProvisioningFailed", "no volume plugin matched name: "+class.Provisioner
+	default:
+		out.maker, out.reason = class.Provisioner, "ExternalProvisioning"
+		out.message = "Waiting for a volume to be created either by the external provisioner '" + class.Provisioner + "' or manually by the system " +
+			"administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
 	}
-	v.Spec.ClaimRef = &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: c.Namespace, Name: c.Name, UID: c.UID,
-		ResourceVersion: c.ResourceVersion}
+	return out
+}
+
+// ask names the provisioner that is to make c's volume.
+func ask(c *corev1.PersistentVolumeClaim, provisioner string) {
+	for _, a := range provisioners {
+		metav1.SetMetaDataAnnotation(&c.ObjectMeta, a, provisioner)
+	}
 }
 
 // take makes c point to v.
 func take(c *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) {
 	if c.Spec.VolumeName == "" {
 		c.Spec.VolumeName = v.Name
-		metav1.SetMetaDataAnnotation(&c.ObjectMeta, ours, "yes")
+		metav1.SetMetaDataAnnotation(&c.ObjectMeta, claim.Ours, "yes")
 	}
-	metav1.SetMetaDataAnnotation(&c.ObjectMeta, completed, "yes")
+	metav1.SetMetaDataAnnotation(&c.ObjectMeta, claim.Completed, "yes")
 }
 
 // fill writes what a bound claim has of v. Its capacity is not touched later, when the claim has grown.

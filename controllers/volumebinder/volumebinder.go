@@ -6,8 +6,11 @@
 // A binding is written in this order, each step of which can be repeated: the volume's claimRef, the volume's phase, the
 // claim's volumeName, the claim's status.
 //
-// Not here: volumes are made and destroyed by provisioners outside, which also delete the volumes that they made; classes
-// that wait for a pod's node. A volume that somebody made by hand is never deleted, whatever its policy says, but Failed.
+// Claims of classes that wait for the node of their first pod are left to the scheduler, which reserves a volume that the pod's
+// node reaches, or names the node for a provisioner; the binding is completed here.
+//
+// Not here: volumes are made and destroyed by provisioners outside, which also delete the volumes that they made. A volume that
+// somebody made by hand is never deleted, whatever its policy says, but Failed.
 //
 // Keys are those of claims, and of volumes, which have no namespace.
 package volumebinder
@@ -18,9 +21,11 @@ import (
 	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/reconcile"
 )
@@ -45,6 +50,9 @@ func New(d reconcile.Deps) *reconcile.Controller {
 				return keys
 			}),
 			reconcile.Changed(wokenBy, api.PersistentVolumeClaimKind),
+			reconcile.MappedBy(func(ctx context.Context, d reconcile.Deps, class *storagev1.StorageClass) []api.Key {
+				return waiting(ctx, d, func(c *corev1.PersistentVolumeClaim) bool { return claim.Class(c) == class.Name })
+			}, api.PersistentVolumeClaimKind),
 		},
 		Write: reconcile.Writes{
 			api.PersistentVolumeKind:      {"update", "update/status"},
@@ -68,13 +76,18 @@ func wokenBy(ctx context.Context, d reconcile.Deps, before, after *corev1.Persis
 	if after.Spec.ClaimRef != nil {
 		return keys
 	}
+	return append(keys, waiting(ctx, d, func(*corev1.PersistentVolumeClaim) bool { return true })...)
+}
+
+// waiting returns the keys of the claims that have no volume and for which ok is true.
+func waiting(ctx context.Context, d reconcile.Deps, ok func(*corev1.PersistentVolumeClaim) bool) (keys []api.Key) {
 	claims, err := client.List[*corev1.PersistentVolumeClaim](ctx, d.Client, client.Query{})
 	if err != nil {
 		d.Log.Warn("list claims", "err", err)
-		return keys
+		return nil
 	}
 	for _, c := range claims {
-		if c.Status.Phase != corev1.ClaimBound {
+		if c.Status.Phase != corev1.ClaimBound && ok(c) {
 			keys = append(keys, api.KeyOf(c))
 		}
 	}
@@ -92,35 +105,44 @@ func (c controller) run(ctx context.Context, log *slog.Logger, key api.Key) (rec
 }
 
 func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) error {
-	claim, err := client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, key)
+	pvc, err := client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, key)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("get claim: %w", err)
 	}
-	if claim.DeletionTimestamp != nil && claim.Spec.VolumeName == "" {
+	if pvc.DeletionTimestamp != nil && pvc.Spec.VolumeName == "" {
 		return nil
 	}
 	volumes, err := client.List[*corev1.PersistentVolume](ctx, c.Client, client.Query{})
 	if err != nil {
 		return fmt.Errorf("list volumes: %w", err)
 	}
-	j := judge(claim, volumes)
+	class, err := c.class(ctx, claim.Class(pvc))
+	if err != nil {
+		return fmt.Errorf("get storage class: %w", err)
+	}
+	j := judge(pvc, volumes, class)
 	if j.volume != nil {
-		if claim.Status.Phase != corev1.ClaimBound {
+		if pvc.Status.Phase != corev1.ClaimBound {
 			log.Info("binding a claim", "volume", j.volume.Name)
 		}
-		return c.bind(ctx, claim, j.volume)
+		return c.bind(ctx, pvc, j.volume)
 	}
-	if j.reason != "" && (claim.Status.Phase != j.phase || j.phase == corev1.ClaimPending) {
+	if j.reason != "" && (pvc.Status.Phase != j.phase || j.phase == corev1.ClaimPending) {
 		kind := corev1.EventTypeNormal
 		if j.warning {
 			kind = corev1.EventTypeWarning
 		}
-		c.Events.Event(claim, kind, j.reason, j.message)
+		c.Events.Event(pvc, kind, j.reason, j.message)
 	}
-	_, err = client.Mutate(ctx, c.Client, claim, "status", func(o *corev1.PersistentVolumeClaim) {
+	if j.maker != "" {
+		if pvc, err = client.Mutate(ctx, c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) { ask(o, j.maker) }); err != nil {
+			return fmt.Errorf("ask the provisioner: %w", err)
+		}
+	}
+	_, err = client.Mutate(ctx, c.Client, pvc, "status", func(o *corev1.PersistentVolumeClaim) {
 		if o.Status.Phase = j.phase; j.phase == corev1.ClaimPending {
 			o.Status.AccessModes, o.Status.Capacity = nil, nil
 		}
@@ -128,18 +150,34 @@ func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) er
 	return err
 }
 
-func (c controller) bind(ctx context.Context, claim *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) error {
-	v, err := client.Mutate(ctx, c.Client, v, "", func(v *corev1.PersistentVolume) { reserve(v, claim) })
+// class returns the storage class, nil when there is none of the name.
+func (c controller) class(ctx context.Context, name string) (*storagev1.StorageClass, error) {
+	if name == "" {
+		return nil, nil
+	}
+	class, err := client.Get[*storagev1.StorageClass](ctx, c.Client, api.Key{Name: name})
+	if apierrors.IsNotFound(err) {
+		// It may be on its way here, and say that its claims wait.
+		class, err = client.Get[*storagev1.StorageClass](client.Live(ctx), c.Client, api.Key{Name: name})
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return class, err
+}
+
+func (c controller) bind(ctx context.Context, pvc *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) error {
+	v, err := client.Mutate(ctx, c.Client, v, "", func(v *corev1.PersistentVolume) { claim.Reserve(v, pvc) })
 	if err != nil {
 		return fmt.Errorf("reserve volume %s: %w", v.Name, err)
 	}
 	if v, err = client.Mutate(ctx, c.Client, v, "status", func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumeBound }); err != nil {
 		return fmt.Errorf("write status of volume %s: %w", v.Name, err)
 	}
-	if claim, err = client.Mutate(ctx, c.Client, claim, "", func(o *corev1.PersistentVolumeClaim) { take(o, v) }); err != nil {
+	if pvc, err = client.Mutate(ctx, c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) { take(o, v) }); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
-	if _, err = client.Mutate(ctx, c.Client, claim, "status", func(o *corev1.PersistentVolumeClaim) { fill(&o.Status, v) }); err != nil {
+	if _, err = client.Mutate(ctx, c.Client, pvc, "status", func(o *corev1.PersistentVolumeClaim) { fill(&o.Status, v) }); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return nil
@@ -153,22 +191,22 @@ func (c controller) volume(ctx context.Context, key api.Key) error {
 	if err != nil {
 		return fmt.Errorf("get volume: %w", err)
 	}
-	var claim *corev1.PersistentVolumeClaim
+	var pvc *corev1.PersistentVolumeClaim
 	if r := v.Spec.ClaimRef; r != nil {
-		claim, err = client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, api.Key{Namespace: r.Namespace, Name: r.Name})
+		pvc, err = client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, api.Key{Namespace: r.Namespace, Name: r.Name})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("get claim: %w", err)
 		}
 		if err != nil {
-			claim = nil
+			pvc = nil
 		}
 	}
-	phase, loose := settle(v, claim)
+	phase, loose := settle(v, pvc)
 	if loose {
 		if v, err = client.Mutate(ctx, c.Client, v, "", func(v *corev1.PersistentVolume) {
-			if v.Annotations[ours] != "" {
+			if v.Annotations[claim.Ours] != "" {
 				v.Spec.ClaimRef = nil
-				delete(v.Annotations, ours)
+				delete(v.Annotations, claim.Ours)
 			} else {
 				v.Spec.ClaimRef.UID = ""
 			}

@@ -53,6 +53,8 @@ type Cluster struct {
 	ImageNodes map[string]int
 	// Changed counts changes of a node or of the pods on it, by slot.
 	Changed []uint64
+	// Persistent is kept by the scheduler.
+	Persistent
 
 	slots     map[string]int // by node name
 	free      []int
@@ -74,6 +76,7 @@ type Cluster struct {
 func New() *Cluster {
 	c := &Cluster{
 		ImageNodes: map[string]int{},
+		Persistent: newPersistent(),
 		slots:      map[string]int{},
 		resources:  map[corev1.ResourceName]int{},
 		pods:       map[types.UID]*Pod{},

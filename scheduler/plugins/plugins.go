@@ -26,6 +26,7 @@ const (
 	PodAdded             // a pod was placed, or the labels of a placed one changed
 	PodRemoved           // a placed pod is gone, or uses less
 	NamespaceLabels
+	Volumes // a claim, a volume or a storage class came or changed
 )
 
 // Filter says which nodes can take a pod.

@@ -3,13 +3,17 @@ package plugins
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/scheduler/cluster"
 )
 
@@ -255,17 +259,146 @@ func TestSignature(t *testing.T) {
 	}
 }
 
-func TestUnplaceable(t *testing.T) {
-	t.Parallel()
-	c := cluster.New()
-	p, err := c.Pod(pod("p", func(p *corev1.Pod) {
-		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim"}}}}
-	}))
-	if err != nil {
-		t.Fatal(err)
+// claims is a pod's use of claims.
+func claims(names ...string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		for _, n := range names {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: n, VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: n}}})
+		}
 	}
-	if _, err := volumes.Prepare(c, p); err == nil || err.Error() != `persistentvolumeclaim "claim": pods with claims are not supported by this release` {
-		t.Errorf("got %v", err)
+}
+
+func pvc(name, class, size string, change ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID(name)}}
+	c.Spec.StorageClassName = &class
+	c.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
+	for _, f := range change {
+		f(c)
+	}
+	return c
+}
+
+func boundTo(volume string) func(*corev1.PersistentVolumeClaim) {
+	return func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.VolumeName, c.Annotations = volume, map[string]string{claim.Completed: "yes"}
+	}
+}
+
+// pv is a volume on one node, or on all when node is empty.
+func pv(name, class, size, node string, change ...func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
+	v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	v.Spec.StorageClassName, v.Status.Phase = class, corev1.VolumeAvailable
+	v.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}
+	if node != "" {
+		v.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}}}}}}
+	}
+	for _, f := range change {
+		f(v)
+	}
+	return v
+}
+
+// What keeps pods with claims from every node, and which nodes of a, b and c the others can be on, with what to do there.
+func TestVolumes(t *testing.T) {
+	t.Parallel()
+	reservedFor := func(name, uid string) func(*corev1.PersistentVolume) {
+		return func(v *corev1.PersistentVolume) {
+			v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: name, UID: types.UID(uid)}
+		}
+	}
+	ephemeral := func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}}}
+	}
+	for _, tt := range []struct {
+		name    string
+		pod     *corev1.Pod
+		claims  []*corev1.PersistentVolumeClaim
+		volumes []*corev1.PersistentVolume
+		want    string
+	}{
+		{"no claim of the name", pod("p", claims("x")), nil, nil, `persistentvolumeclaim "x" not found`},
+		{"not made yet", pod("p", ephemeral), nil, nil, `waiting for ephemeral volume controller to create the persistentvolumeclaim "p-v"`},
+		{"another's", pod("p", ephemeral), []*corev1.PersistentVolumeClaim{pvc("p-v", "", "1")}, nil, `PVC "ns/p-v" was not created for pod "ns/p" (pod is not owner)`},
+		{"not bound", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1")}, []*corev1.PersistentVolume{pv("v", "", "1", "")},
+			"pod has unbound immediate PersistentVolumeClaims"},
+		{"lost", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v"))}, nil,
+			`persistentvolumeclaim "x" bound to non-existent persistentvolume "v"`},
+		{"on its way", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", func(c *corev1.PersistentVolumeClaim) { c.DeletionTimestamp = &metav1.Time{} })}, nil,
+			`persistentvolumeclaim "x" is being deleted`},
+		{"for one pod", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
+		})}, nil, `persistentvolumeclaim "x": access mode ReadWriteOncePod is not supported by this release`},
+		{"other resources", pod("p", func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} }), nil, nil,
+			`resourceclaim "gpu": pods with claims are not supported by this release`},
+		{"bound, everywhere", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v"))}, []*corev1.PersistentVolume{pv("v", "", "1", "")},
+			"a: bound; b: bound; c: bound"},
+		{"bound, on one", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v"))}, []*corev1.PersistentVolume{pv("v", "", "1", "b")},
+			"a: " + unreachable + "; b: bound; c: " + unreachable},
+		{"the smallest on each", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "local", "2")},
+			[]*corev1.PersistentVolume{pv("small", "local", "1", "a"), pv("b5", "local", "5", "b"), pv("b3", "local", "3", "b"), pv("c2", "local", "2", "c")},
+			"a: " + noVolume + "; b: b3=x; c: c2=x"},
+		{"two that share", pod("p", claims("x", "y")), []*corev1.PersistentVolumeClaim{pvc("x", "local", "3"), pvc("y", "local", "1")},
+			[]*corev1.PersistentVolume{pv("a3", "local", "3", "a"), pv("b1", "local", "1", "b"), pv("b3", "local", "3", "b")},
+			"a: " + noVolume + "; b: b1=y b3=x; c: " + noVolume},
+		{"one bound, one waiting", pod("p", claims("x", "y")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v")), pvc("y", "local", "1")},
+			[]*corev1.PersistentVolume{pv("v", "", "1", "a"), pv("b1", "local", "1", "b")},
+			"a: " + noVolume + "; b: " + unreachable + "; c: " + unreachable + ", " + noVolume},
+		{"reserved, not bound yet", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "local", "1")},
+			[]*corev1.PersistentVolume{pv("a1", "local", "1", "a"), pv("b2", "local", "2", "b", reservedFor("x", "x"))},
+			"a: " + noVolume + "; b: ; c: " + noVolume},
+		{"to be made", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "made", "1")}, []*corev1.PersistentVolume{pv("c1", "made", "1", "c")},
+			"a: x@; b: " + noVolume + "; c: c1=x"},
+		{"being made", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "made", "1", func(c *corev1.PersistentVolumeClaim) {
+			c.Annotations = map[string]string{claim.SelectedNode: "b"}
+		})}, nil, "a: " + noVolume + "; b: ; c: " + noVolume},
+	} {
+		late := storagev1.VolumeBindingWaitForFirstConsumer
+		c := world(t, []*corev1.Node{node("a", label("zone", "1")), node("b", label("zone", "2")), node("c")}, nil)
+		c.Classes["local"] = &storagev1.StorageClass{Provisioner: claim.Unprovisioned, VolumeBindingMode: &late}
+		c.Classes["made"] = &storagev1.StorageClass{Provisioner: "csi.example.com", VolumeBindingMode: &late, AllowedTopologies: []corev1.TopologySelectorTerm{
+			{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: "zone", Values: []string{"0", "1"}}}}}}
+		for _, o := range tt.claims {
+			c.Claims[api.KeyOf(o)] = o
+		}
+		for _, o := range tt.volumes {
+			c.Volumes[o.Name] = o
+		}
+		p, err := c.Pod(tt.pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check, err := volumes.Prepare(c, p)
+		if err != nil {
+			if err.Error() != tt.want {
+				t.Errorf("%s: %v, want %s", tt.name, err, tt.want)
+			}
+			continue
+		}
+		var got []string
+		for slot, n := range c.Nodes {
+			if !check.Pass(slot) {
+				got = append(got, n.Name+": "+strings.Join(check.Why(slot), ", "))
+				continue
+			}
+			b := VolumesOn(c, p, slot)
+			if b == nil {
+				got = append(got, n.Name+": bound")
+				continue
+			}
+			var parts []string
+			for v, c := range b.Reserve {
+				parts = append(parts, v.Name+"="+c.Name)
+			}
+			for _, c := range b.Select {
+				parts = append(parts, c.Name+"@")
+			}
+			slices.Sort(parts)
+			got = append(got, n.Name+": "+strings.Join(parts, " "))
+		}
+		if got := strings.Join(got, "; "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
 	}
 }

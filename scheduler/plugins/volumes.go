@@ -1,28 +1,203 @@
 package plugins
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/scheduler/cluster"
 )
 
-// volumes refuses pods with claims: no kubelet of this version mounts what these are bound to.
+// Reasons for which a node cannot have a pod's volumes.
+const (
+	unreachable = "node(s) didn't match PersistentVolume's node affinity"
+	noVolume    = "node(s) didn't find available persistent volumes to bind"
+)
+
+// volumes keeps a pod where its volumes can be: those of its claims, and those that claims which wait for their first pod can get.
 var volumes = Filter{
-	Name: "VolumeBinding",
-	Prepare: func(_ *cluster.Cluster, p *cluster.Pod) (*Check, error) {
-		const missing = "pods with claims are not supported by this release"
-		for i := range p.Spec.Volumes {
-			v := &p.Spec.Volumes[i]
-			switch {
-			case v.PersistentVolumeClaim != nil:
-				return nil, fmt.Errorf("persistentvolumeclaim %q: %s", v.PersistentVolumeClaim.ClaimName, missing)
-			case v.Ephemeral != nil:
-				return nil, fmt.Errorf("ephemeral volume %q: %s", v.Name, missing)
-			}
-		}
+	Name:  "VolumeBinding",
+	Wakes: NodeAdded | NodeLabels | Volumes,
+	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		for i := range p.Spec.ResourceClaims {
-			return nil, fmt.Errorf("resourceclaim %q: %s", p.Spec.ResourceClaims[i].Name, missing)
+			return nil, fmt.Errorf("resourceclaim %q: pods with claims are not supported by this release", p.Spec.ResourceClaims[i].Name)
 		}
-		return nil, nil
+		w, err := wantsOf(c, p)
+		if w == nil || err != nil {
+			return nil, err
+		}
+		return &Check{
+			Pass: func(slot int) bool { _, why := w.on(c.Nodes[slot]); return len(why) == 0 },
+			Why:  func(slot int) []string { _, why := w.on(c.Nodes[slot]); return why },
+		}, nil
 	},
+}
+
+// Binding is what has to be written before a pod can be bound to the node that was chosen for it. When both are empty, and in any case
+// when they are written, others have to act: the volume binder, a provisioner.
+type Binding struct {
+	Reserve map[*corev1.PersistentVolume]*corev1.PersistentVolumeClaim // volumes for claims
+	Select  []*corev1.PersistentVolumeClaim                            // to be told the node
+}
+
+// VolumesOn returns what has to be done for p's claims on a node that passed. Nil: they all are bound.
+func VolumesOn(c *cluster.Cluster, p *cluster.Pod, slot int) *Binding {
+	w, err := wantsOf(c, p)
+	if w == nil || err != nil || len(w.waiting) == 0 {
+		return nil
+	}
+	b, _ := w.on(c.Nodes[slot])
+	return b
+}
+
+// wantedVolumes are what a pod's claims want.
+type wantedVolumes struct {
+	bound   []*corev1.PersistentVolume
+	waiting []waitingClaim // those that want least first
+}
+
+// waitingClaim is a claim that waits for the node of its first pod.
+type waitingClaim struct {
+	*corev1.PersistentVolumeClaim
+	class   *storagev1.StorageClass
+	volumes []*corev1.PersistentVolume // that it may get, the best first
+}
+
+// wantsOf returns what p's claims want, nil when it has none. An error says why no node will do.
+func wantsOf(c *cluster.Cluster, p *cluster.Pod) (*wantedVolumes, error) {
+	var w *wantedVolumes
+	var all []*corev1.PersistentVolume
+	immediate := false
+	for i := range p.Spec.Volumes {
+		pvc, err := claimOf(c, p, &p.Spec.Volumes[i])
+		if err != nil {
+			return nil, err
+		}
+		if pvc == nil {
+			continue
+		}
+		if w == nil {
+			w = &wantedVolumes{}
+		}
+		if claim.Bound(pvc) {
+			v := c.Volumes[pvc.Spec.VolumeName]
+			if v == nil {
+				return nil, fmt.Errorf("persistentvolumeclaim %q bound to non-existent persistentvolume %q", pvc.Name, pvc.Spec.VolumeName)
+			}
+			w.bound = append(w.bound, v)
+			continue
+		}
+		class := c.Classes[claim.Class(pvc)]
+		if pvc.Spec.VolumeName != "" || !claim.Waits(class) {
+			immediate = true
+			continue
+		}
+		if all == nil {
+			all = slices.Collect(maps.Values(c.Volumes))
+		}
+		w.waiting = append(w.waiting, waitingClaim{pvc, class, claim.Candidates(pvc, all)})
+	}
+	if immediate {
+		return nil, errors.New("pod has unbound immediate PersistentVolumeClaims")
+	}
+	if w != nil {
+		slices.SortStableFunc(w.waiting, func(a, b waitingClaim) int {
+			x, y := a.Spec.Resources.Requests[corev1.ResourceStorage], b.Spec.Resources.Requests[corev1.ResourceStorage]
+			return x.Cmp(y)
+		})
+	}
+	return w, nil
+}
+
+// claimOf returns the claim of a volume, nil for volumes without.
+func claimOf(c *cluster.Cluster, p *cluster.Pod, v *corev1.Volume) (*corev1.PersistentVolumeClaim, error) {
+	name, missing := "", "persistentvolumeclaim %q not found"
+	switch {
+	case v.PersistentVolumeClaim != nil:
+		name = v.PersistentVolumeClaim.ClaimName
+	case v.Ephemeral != nil:
+		name, missing = p.Name+"-"+v.Name, "waiting for ephemeral volume controller to create the persistentvolumeclaim %q"
+	default:
+		return nil, nil
+	}
+	pvc := c.Claims[api.Key{Namespace: p.Namespace, Name: name}]
+	switch {
+	case pvc == nil:
+		return nil, fmt.Errorf(missing, name)
+	case v.Ephemeral != nil && !metav1.IsControlledBy(pvc, p.Pod):
+		return nil, fmt.Errorf("PVC %q was not created for pod %q (pod is not owner)", api.KeyOf(pvc), api.KeyOf(p))
+	case pvc.Status.Phase == corev1.ClaimLost:
+		return nil, fmt.Errorf("persistentvolumeclaim %q bound to non-existent persistentvolume %q", name, pvc.Spec.VolumeName)
+	case pvc.DeletionTimestamp != nil:
+		return nil, fmt.Errorf("persistentvolumeclaim %q is being deleted", name)
+	case slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteOncePod):
+		return nil, fmt.Errorf("persistentvolumeclaim %q: access mode %s is not supported by this release", name, corev1.ReadWriteOncePod)
+	}
+	return pvc, nil
+}
+
+// on returns what to do for the claims on node n, or why they cannot be had there.
+func (w *wantedVolumes) on(n *corev1.Node) (*Binding, []string) {
+	b := &Binding{Reserve: map[*corev1.PersistentVolume]*corev1.PersistentVolumeClaim{}}
+	var why []string
+	for _, v := range w.bound {
+		if !reaches(n, v) {
+			why = append(why, unreachable)
+			break
+		}
+	}
+	for _, c := range w.waiting {
+		if !c.on(n, b) {
+			return nil, append(why, noVolume)
+		}
+	}
+	return b, why
+}
+
+// on adds to b what the claim needs on n, or returns false.
+func (c waitingClaim) on(n *corev1.Node, b *Binding) bool {
+	if selected := c.Annotations[claim.SelectedNode]; selected != "" {
+		return selected == n.Name
+	}
+	if len(c.volumes) > 0 && c.volumes[0].Spec.ClaimRef != nil {
+		return reaches(n, c.volumes[0]) // reserved for it
+	}
+	for _, v := range c.volumes {
+		if _, taken := b.Reserve[v]; !taken && reaches(n, v) {
+			b.Reserve[v] = c.PersistentVolumeClaim
+			return true
+		}
+	}
+	if c.class.Provisioner == claim.Unprovisioned || !offered(n, c.class.AllowedTopologies) {
+		return false
+	}
+	b.Select = append(b.Select, c.PersistentVolumeClaim)
+	return true
+}
+
+// reaches says whether v can be used on n.
+func reaches(n *corev1.Node, v *corev1.PersistentVolume) bool {
+	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return true
+	}
+	ok, err := nodeaffinity.NewLazyErrorNodeSelector(v.Spec.NodeAffinity.Required).Match(n)
+	return ok && err == nil
+}
+
+// offered says whether a class makes volumes for n.
+func offered(n *corev1.Node, terms []corev1.TopologySelectorTerm) bool {
+	return len(terms) == 0 || slices.ContainsFunc(terms, func(t corev1.TopologySelectorTerm) bool {
+		return !slices.ContainsFunc(t.MatchLabelExpressions, func(r corev1.TopologySelectorLabelRequirement) bool {
+			value, ok := n.Labels[r.Key]
+			return !ok || !slices.Contains(r.Values, value)
+		})
+	})
 }

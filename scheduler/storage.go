@@ -1,0 +1,89 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/scheduler/cluster"
+	"github.com/yare-dev/yare/scheduler/plugins"
+)
+
+// await starts the binding of p's claims for a node that was chosen. The pod is promised the node, and tried again when claims or
+// volumes have changed: it fits there alone from then on. So a pod waits for its volumes, as long as it takes, without any write
+// being under way, and after a restart as before.
+func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plugins.Binding, node string, now time.Time) {
+	pod := it.pod
+	known := s.promises[p.UID].node == node
+	s.promises[p.UID] = promise{pod, node}
+	s.queue.fail(it, plugins.Volumes|plugins.NodeAdded|plugins.NodeLabels, now)
+	if known && len(b.Reserve)+len(b.Select) == 0 {
+		return
+	}
+	var writes []func() error
+	var undo []func()
+	for v, pvc := range b.Reserve {
+		// Others do not get it meanwhile.
+		assumed := v.DeepCopy()
+		claim.Reserve(assumed, pvc)
+		s.cluster.Volumes[v.Name] = assumed
+		undo = append(undo, func() {
+			if s.cluster.Volumes[v.Name] == assumed {
+				s.cluster.Volumes[v.Name] = v
+			}
+		})
+		writes = append(writes, func() error {
+			if _, err := s.c.Client.Update(ctx, assumed.DeepCopy(), ""); err != nil {
+				return fmt.Errorf("reserve volume %s for claim %s: %w", v.Name, api.KeyOf(pvc), err)
+			}
+			return nil
+		})
+	}
+	for _, pvc := range b.Select {
+		writes = append(writes, func() error {
+			_, err := client.Mutate(ctx, s.c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) {
+				metav1.SetMetaDataAnnotation(&o.ObjectMeta, claim.SelectedNode, node)
+			})
+			if err != nil {
+				return fmt.Errorf("select the node of claim %s: %w", api.KeyOf(pvc), err)
+			}
+			return nil
+		})
+	}
+	s.write(result{undo: undo}, func() error {
+		var errs []error
+		for _, w := range writes {
+			errs = append(errs, w())
+		}
+		return errors.Join(append(errs, s.status(ctx, pod, func(p *corev1.Pod) { p.Status.NominatedNodeName = node }))...)
+	})
+}
+
+// takeStorage takes in a change of a claim, a volume or a storage class.
+func (s *Scheduler) takeStorage(o api.Object, deleted bool) plugins.Change {
+	switch o := o.(type) {
+	case *corev1.PersistentVolumeClaim:
+		put(s.cluster.Claims, api.KeyOf(o), o, deleted)
+	case *corev1.PersistentVolume:
+		put(s.cluster.Volumes, o.Name, o, deleted)
+	case *storagev1.StorageClass:
+		put(s.cluster.Classes, o.Name, o, deleted)
+	}
+	return plugins.Volumes
+}
+
+func put[K comparable, V any](m map[K]V, k K, v V, deleted bool) {
+	if deleted {
+		delete(m, k)
+	} else {
+		m[k] = v
+	}
+}
