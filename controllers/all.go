@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/controllers/certificates"
 	"github.com/yare-dev/yare/controllers/clusterroleaggregation"
 	"github.com/yare-dev/yare/controllers/cronjob"
 	"github.com/yare-dev/yare/controllers/daemonset"
@@ -45,6 +46,8 @@ type Deps struct {
 	Nodes  nodeipam.Config // without Clusters no Node is given pod addresses
 	// SecretToken makes the tokens that Secrets keep. Nil: such Secrets stay empty.
 	SecretToken serviceaccounttoken.Sign
+	// SignCertificate signs approved requests. Nil: none are.
+	SignCertificate certificates.Sign
 }
 
 // All returns the controllers and the informers that they share, which come first.
@@ -81,6 +84,13 @@ func List(d Deps) []*reconcile.Controller {
 		disruption.New(d.Deps),
 		statefulset.New(d.Deps),
 		cronjob.New(d.Deps),
+	)
+	if d.SignCertificate != nil {
+		list = append(list, certificates.NewSigning(d.Deps, d.SignCertificate))
+	}
+	list = append(list,
+		certificates.NewApproving(d.Deps),
+		certificates.NewCleaner(d.Deps),
 		podcertcleaner.New(d.Deps),
 	)
 	if len(d.Nodes.Clusters) > 0 {

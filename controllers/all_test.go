@@ -324,7 +324,7 @@ func TestIdle(t *testing.T) {
 // The roles that follow from the declarations allow no more than reading, and what is written.
 func TestRoles(t *testing.T) {
 	c := rt.New(t)
-	list := controllers.List(controllers.Deps{Deps: rt.Deps(t, c), SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil }, Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
+	list := controllers.List(controllers.Deps{Deps: rt.Deps(t, c), SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil }, SignCertificate: func(*x509.Certificate) ([]byte, error) { return nil, nil }, Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
 	names := map[string]bool{}
 	for _, ctl := range list {
 		if names[ctl.Name()] {

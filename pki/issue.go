@@ -56,24 +56,16 @@ func (a *Authority) Issue(r Request) (key, cert []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
-	serial, err := serialNumber()
-	if err != nil {
-		return nil, nil, err
-	}
 	now := time.Now()
-	end := now.Add(leafLife)
-	if end.After(a.cert.NotAfter) {
-		end = a.cert.NotAfter
-	}
 	usage := x509.ExtKeyUsageClientAuth
 	if r.Server {
 		usage = x509.ExtKeyUsageServerAuth
 	}
 	template := &x509.Certificate{
-		SerialNumber:          serial,
+		PublicKey:             private.Public(),
 		Subject:               pkix.Name{CommonName: r.User, Organization: r.Groups},
 		NotBefore:             now.Add(-skew),
-		NotAfter:              end,
+		NotAfter:              now.Add(leafLife),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{usage},
 		BasicConstraintsValid: true,
@@ -82,14 +74,30 @@ func (a *Authority) Issue(r Request) (key, cert []byte, err error) {
 	for _, ip := range r.Addresses {
 		template.IPAddresses = append(template.IPAddresses, ip.Unmap().AsSlice())
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, private.Public(), a.key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("sign: %w", err)
+	if cert, err = a.Sign(template); err != nil {
+		return nil, nil, err
 	}
 	if key, err = keyPEM(private); err != nil {
 		return nil, nil, err
 	}
-	return key, encode(certBlock, der), nil
+	return key, cert, nil
+}
+
+// Sign returns the certificate, in PEM, that the template describes, for the template's public key. It ends when the CA does at the
+// latest. Its serial number is made here.
+func (a *Authority) Sign(template *x509.Certificate) ([]byte, error) {
+	var err error
+	if template.SerialNumber, err = serialNumber(); err != nil {
+		return nil, err
+	}
+	if template.NotAfter.After(a.cert.NotAfter) {
+		template.NotAfter = a.cert.NotAfter
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, template.PublicKey, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return encode(certBlock, der), nil
 }
 
 // valid reads data and says whether it answers r for some time to come.

@@ -114,6 +114,8 @@ func accountOf(controller string) string {
 		return "root-ca-cert-publisher"
 	case "kube-apiserver-serving-clustertrustbundle-publisher-controller":
 		return "kube-apiserver-serving-clustertrustbundle-publisher"
+	case "certificatesigningrequest-signing-controller", "certificatesigningrequest-approving-controller", "certificatesigningrequest-cleaner-controller":
+		return "certificate-controller"
 	case "podcertificaterequest-cleaner-controller":
 		return "podcertificaterequestcleaner"
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"net/netip"
 	"testing"
 
@@ -21,8 +22,8 @@ func TestAccountsMayWhatControllersDo(t *testing.T) {
 		roles[r.Name] = r.Rules
 	}
 	list := controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil)},
-		SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil },
-		Nodes:       nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
+		SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil }, SignCertificate: func(*x509.Certificate) ([]byte, error) { return nil, nil },
+		Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
 	if len(list) < 16 {
 		t.Errorf("%d controllers", len(list))
 	}

@@ -115,10 +115,11 @@ func (s *server) controllers() run.Component {
 	c := localAccounts{Reader: s.admin(), manager: s.client("system:kube-controller-manager"), server: s}
 	recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
 	all := controllers.All(controllers.Deps{
-		Deps:        reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: reconcile.NewMetrics(s.metrics)},
-		RootCA:      s.pki.CA.PEM(),
-		Nodes:       nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
-		SecretToken: secretTokens(s.pki.ServiceAccounts),
+		Deps:            reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: reconcile.NewMetrics(s.metrics)},
+		RootCA:          s.pki.CA.PEM(),
+		Nodes:           nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
+		SecretToken:     secretTokens(s.pki.ServiceAccounts),
+		SignCertificate: s.pki.CA.Sign,
 	})
 	return s.watch(run.Together("controllers", append(all, recorder)...))
 }
