@@ -5,7 +5,7 @@
 //
 //	/var/lib/yare/clusters/<name>.json   the Record: written once at the first start, removed by the last step of Remove
 //	<data>/                              etcd, pki, images, pods, logs (default /var/lib/yare/<name>)
-//	<data>/settings.yaml                 the settings of the last start that was given any; the next one has the same
+//	<data>/settings.yaml                 the settings that it was last up with, where it was given any; the next start has the same
 //	/run/yare/<name>/                    sockets, the server's lock, shims' state and network namespaces; gone after a reboot
 //
 // Everything that a cluster makes on the host carries its name: cgroups are below <hierarchy>/yare/<name>, the nft

@@ -25,8 +25,8 @@ func serverCommand() *cobra.Command {
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
 		Long: `Run a cluster in the foreground: what 'yare up' starts in the background. Settings come from a YAML file and
-stay with the cluster: without --config they are those of its last start. 'yare config' prints those in effect,
-'yare config --help' says what each is.
+stay with the cluster once it is up with them: without --config they are those of its last start. 'yare config' prints those in
+effect, 'yare config --help' says what each is.
 SIGTERM ends the server and leaves the containers running.`,
 		Example: `  yare config > /etc/yare.yaml
   yare server --config /etc/yare.yaml`,
@@ -66,11 +66,6 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		return err
 	}
 	defer unlock()
-	if !existing && config.file != "" {
-		if err := r.KeepSettings(config.text); err != nil {
-			return err
-		}
-	}
 	notify, err := openNotify()
 	if err != nil {
 		return err
@@ -88,12 +83,24 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		return err
 	}
 	log.Info("starting", "cluster", r.Name, "version", version, "pid", os.Getpid())
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	err = all.Run(ctx, func() {
+		// Settings with which it does not start are not those of the next start.
+		if !r.HasSettings(config.text) {
+			if err := r.KeepSettings(config.text); err != nil {
+				fail(fmt.Errorf("keep settings for the next start: %w", err))
+				return
+			}
+		}
 		log.Info("ready", "cluster", r.Name)
 		notify.say("ready")
 		notify.close()
 		run.Rest()
 	})
+	if err == nil || errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx)
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/cmd/cluster"
 )
@@ -34,8 +35,8 @@ func upCommand() *cobra.Command {
 A cluster that exists is resumed with its objects, and its containers that still run are adopted.
 Several clusters run side by side under names of their own.
 
-Settings of --config ('yare config --help' says what there is) stay with the cluster: the next start has them too, until
-another file is given. /dev/null has none.`,
+Settings of --config ('yare config --help' says what there is) stay with the cluster once it is up with them: the next start
+has them too, until another file is given. /dev/null has none. A cluster that does not start with them keeps those that it had.`,
 		Example: `  yare up
   yare up --config /etc/yare.yaml
   yare up --name test --ephemeral          # a second one, without waiting for the disk`,
@@ -99,18 +100,14 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		p.hint(r)
 		return nil
 	}
-	if s != nil {
-		err = r.KeepSettings(s.text)
-	}
-	if err == nil {
-		err = start(ctx, r, p)
-	}
-	if err != nil {
+	if err = start(ctx, r, s, p); err != nil {
 		if _, e := (cluster.Host{}).Find(r.Name); created || errors.Is(e, cluster.ErrUnknown) {
 			// Nothing half done: a cluster that never came up, or was removed meanwhile, is removed again, its log kept
 			// for the person.
 			err = keepLog(r, err)
 			err = errors.Join(err, cluster.Host{}.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+		} else if s != nil && !r.HasSettings(s.text) {
+			err = fmt.Errorf("%w\n  Cluster %q keeps the settings of its last start: 'yare up%s' starts it with them", err, r.Name, nameFlag(r.Name))
 		}
 		return err
 	}
@@ -123,8 +120,9 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 	return nil
 }
 
-// start runs the server in a session of its own and follows its progress until it is ready.
-func start(ctx context.Context, r *cluster.Record, p *progress) error {
+// start runs the server in a session of its own, with the settings or else those that the cluster keeps, and follows its progress until
+// it is ready.
+func start(ctx context.Context, r *cluster.Record, s *settings, p *progress) error {
 	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
 		return err
 	}
@@ -143,6 +141,15 @@ func start(ctx context.Context, r *cluster.Record, p *progress) error {
 	}
 	defer hear.Close()
 	cmd := exec.Command("/proc/self/exe", "server", "--existing", "--name", r.Name)
+	if s != nil {
+		// What was read and checked, whatever becomes of the file. The server keeps it when it is ready.
+		text, err := inMemory(s.text)
+		if err != nil {
+			return err
+		}
+		defer text.Close()
+		cmd.Stdin, cmd.Args = text, append(cmd.Args, "--config", "/dev/stdin")
+	}
 	cmd.Args[0] = os.Args[0]
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.ExtraFiles = []*os.File{tell}
@@ -171,6 +178,20 @@ func start(ctx context.Context, r *cluster.Record, p *progress) error {
 		return ctx.Err()
 	}
 	return fmt.Errorf("the server ended (%v): %s", err, lastLines(logFile(r), from))
+}
+
+// inMemory returns a file of no folder with the text.
+func inMemory(text []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("settings", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "settings")
+	if _, err := f.Write(text); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func logFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "server.log") }

@@ -69,6 +69,15 @@ func TestSettingsStay(t *testing.T) {
 	kill()
 	c.up("--config", second)
 	pods("19")
+	// Settings with which it does not start are not those of the next start.
+	kill()
+	third := file("third.yaml", "maxPods: 23\napiServer: {encryptionConfig: "+filepath.Join(dir, "absent")+"}\n")
+	if out, err := c.run(time.Minute, bin.yare, "up", "--name", c.name, "--config", third); err == nil ||
+		!strings.Contains(out, "keeps the settings of its last start: 'yare up --name settings' starts it with them") {
+		t.Errorf("%v: %s", err, out)
+	}
+	c.up()
+	pods("19")
 	if out := c.yare("down", "--keep-data", "--name", c.name); !strings.Contains(out, "'yare up --name settings' resumes it") {
 		t.Error(out)
 	}
