@@ -67,8 +67,8 @@ type Record struct {
 	Kubeconfig     string `json:"kubeconfig"`
 	KubeconfigMade string `json:"kubeconfigMade,omitempty"`
 	// ContextsBefore are the context that was current in it, which Remove makes so again, and in case that it was a cluster's of this
-	// host and is gone by then, the one before that.
-	ContextsBefore [2]string `json:"contextsBefore,omitzero"`
+	// host and is gone by then, those before that, the latest first, and at last any earlier cluster's.
+	ContextsBefore []string `json:"contextsBefore,omitempty"`
 }
 
 // Table is the prefix of the names of the cluster's nft tables.
@@ -316,18 +316,24 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 	if r.KubeconfigMade, err = outermostMissing(r.Kubeconfig); err != nil {
 		return nil, err
 	}
-	if r.ContextsBefore[0], err = currentContext(r.Kubeconfig); err != nil {
+	current, err := currentContext(r.Kubeconfig)
+	if err != nil {
 		return nil, err
 	}
+	r.ContextsBefore = []string{current}
+	var beside []string
 	for _, o := range others {
 		if o.Kubeconfig != r.Kubeconfig {
 			continue
 		}
 		r.KubeconfigMade = o.KubeconfigMade // the last one to go removes what the first one made
-		if o.Context() == r.ContextsBefore[0] {
-			r.ContextsBefore[1] = cmp.Or(o.ContextsBefore[1], o.ContextsBefore[0])
+		if o.Context() == current {
+			r.ContextsBefore = append(r.ContextsBefore, o.ContextsBefore...)
+		} else {
+			beside = append(beside, o.Context())
 		}
 	}
+	r.ContextsBefore = append(r.ContextsBefore, beside...)
 	if len(others) > 0 {
 		r.Forwarding = others[0].Forwarding
 	} else if r.Forwarding, err = forwarding(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ func TestClaimKeepsClustersApart(t *testing.T) {
 		t.Errorf("node ports %v %v", a.NodePorts, b.NodePorts)
 	}
 	again, created, err := h.Claim(Wish{Name: "a", UsualKubeconfig: "/elsewhere", Ephemeral: new(false)})
-	if err != nil || created || *again != *a {
+	if err != nil || created || !reflect.DeepEqual(again, a) {
 		t.Errorf("the second claim made another: %v %v %v", again, created, err)
 	}
 	if !a.PodCIDR.Contains(a.NodeRange().Addr()) || a.DNSAddress().String() != nth(a.ServiceNet, 10).String() {
@@ -132,7 +133,7 @@ func TestRemovedMeanwhile(t *testing.T) {
 	if err := h.Remove(t.Context(), first, false, told); err != nil {
 		t.Error(err)
 	}
-	if r, err := h.Find("a"); err != nil || *r != *second {
+	if r, err := h.Find("a"); err != nil || !reflect.DeepEqual(r, second) {
 		t.Errorf("the successor is gone: %v %v", r, err)
 	}
 }
@@ -273,7 +274,14 @@ func TestRemoveRestoresContext(t *testing.T) {
 		{"use mine, up a, up b, down b", "yare-a"},
 		{"use mine, up a, up b, down a, down b", "mine"},
 		{"use mine, up a, up b, down b, down a", "mine"},
-		{"use mine, up a, up b, up c, down b, down c", "mine"},
+		{"use mine, up a, up b, up c, down b, down c", "yare-a"},
+		{"use mine, up a, up b, up c, up d, down c, down b, down d", "yare-a"},
+		{"up a, up b, up c, down b, down c", "yare-a"},
+		{"up a, up b, up c, down a, down c", "yare-b"},
+		{"up a, up b, up c, down a, down b, down c", ""},
+		{"up a, up b, up c, up d, down c, down a, down d", "yare-b"},
+		{"up a, up b, use yare-a, up c, down a, down c", "yare-b"},
+		{"use mine, up a, up b, up c, up d, down a, down c, down b, down d", "mine"},
 		{"use mine, up a, use other, down a", "other"},
 		{"use mine, up a, drop mine, down a", ""},
 	} {

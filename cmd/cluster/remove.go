@@ -36,7 +36,7 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		return err
 	}
 	defer unlock()
-	if now, err := h.Find(r.Name); err == nil && *now != *r {
+	if now, err := h.Find(r.Name); err == nil && now.ID != r.ID {
 		return nil // somebody else removed it, and the name is another cluster's by now
 	} else if err != nil && !errors.Is(err, ErrUnknown) {
 		return err
@@ -165,7 +165,7 @@ func removeParents(path, made string) error {
 
 // removeContext takes the cluster out of the kubeconfig, and removes the file if that was made for it and nothing else is in it.
 func removeContext(ctx context.Context, r *Record) error {
-	if err := pki.RemoveContext(ctx, r.Kubeconfig, r.Context(), r.ContextsBefore[:]...); err != nil || r.KubeconfigMade == "" {
+	if err := pki.RemoveContext(ctx, r.Kubeconfig, r.Context(), r.ContextsBefore...); err != nil || r.KubeconfigMade == "" {
 		return err
 	}
 	left, err := clientcmd.LoadFromFile(r.Kubeconfig)

@@ -25,7 +25,7 @@ func (h Host) Lock(r *Record) (unlock func(), err error) {
 	defer release()
 	if now, err := h.Find(r.Name); err != nil {
 		return nil, err
-	} else if *now != *r {
+	} else if now.ID != r.ID {
 		return nil, fmt.Errorf("cluster %q was removed and made again while this server started", r.Name)
 	}
 	if err := os.MkdirAll(r.RunDir, 0o711); err != nil {
