@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http/httputil"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -281,13 +282,15 @@ func (t *target) watched(ctx context.Context) (float64, error) {
 	}
 }
 
-// events reads a watch in JSON until it has brought n events.
+// events reads a watch in JSON until it has brought n events, or the server ends it. The server may cut an event into several chunks, as
+// upstream's does where events come faster than they are read.
 func (w *wire) events(n int) (seen int, err error) {
+	in := httputil.NewChunkedReader(w.in)
 	begin := []byte(`{"type":"`)
 	buf := make([]byte, 64<<10)
 	kept := 0
 	for seen < n {
-		m, err := io.ReadAtLeast(w.in, buf[kept:], 1)
+		m, err := io.ReadAtLeast(in, buf[kept:], 1)
 		if err != nil {
 			return seen, err
 		}

@@ -25,9 +25,10 @@ import (
 
 const protobuf = "application/vnd.kubernetes.protobuf"
 
-// wire is one connection.
+// wire is one connection. Nothing waits on it for longer than the context that it was made with.
 type wire struct {
 	net.Conn
+	stop func() bool
 	in   *bufio.Reader
 	host string
 	auth string
@@ -52,11 +53,19 @@ func dial(ctx context.Context, c *rest.Config) (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: conn, in: bufio.NewReaderSize(conn, 64<<10), host: u.Host}
+	// In the past: what waits for the peer fails, and so does what comes later.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	w := &wire{Conn: conn, stop: stop, in: bufio.NewReaderSize(conn, 64<<10), host: u.Host}
 	if c.BearerToken != "" {
 		w.auth = "Authorization: Bearer " + c.BearerToken + "\r\n"
 	}
 	return w, nil
+}
+
+// Close ends the connection.
+func (w *wire) Close() error {
+	w.stop()
+	return w.Conn.Close()
 }
 
 // request returns the bytes of a request.

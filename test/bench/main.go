@@ -60,7 +60,7 @@ func (b *bench) all(ctx context.Context, only string) error {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s ...\n", r.name)
-		v, err := r.run(ctx, b)
+		v, err := r.within(ctx, b, rowLimit)
 		if errors.Is(err, errNoPeer) {
 			continue
 		}
@@ -75,6 +75,20 @@ func (b *bench) all(ctx context.Context, only string) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, strings.Join(table, "\n"))
 	return t.Flush()
+}
+
+// rowLimit is several times what the longest row takes on a slow machine.
+const rowLimit = 15 * time.Minute
+
+// within runs the row, and gives it up after limit: the others are still to be measured.
+func (r row) within(ctx context.Context, b *bench, limit time.Duration) ([]float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	v, err := r.run(ctx, b)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("hung, given up after %v: %w", limit, err)
+	}
+	return v, err
 }
 
 func (r row) line(v []float64) string {

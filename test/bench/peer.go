@@ -92,7 +92,7 @@ func upstream(ctx context.Context, b *bench) (*target, error) {
 		if _, err = t.client.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{}); err == nil {
 			break
 		}
-		if time.Now().After(end) {
+		if ctx.Err() != nil || time.Now().After(end) {
 			return nil, fmt.Errorf("upstream's kube-apiserver does not become ready: %w", err)
 		}
 	}
