@@ -52,7 +52,7 @@ func kubeletClient(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage)
 	case len(r.URIs) > 0:
 		return errors.New("URI subjectAltNames are not allowed")
 	case !strings.HasPrefix(r.Subject.CommonName, node):
-		return errors.New("subject common name does not begin with " + node)
+		return fmt.Errorf("subject common name does not begin with %q", node)
 	}
 	return nodeUsages(usages, certificatesv1.UsageClientAuth)
 }
@@ -68,7 +68,7 @@ func kubeletServing(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage
 	case len(r.URIs) > 0:
 		return errors.New("URI subjectAltNames are not allowed")
 	case !strings.HasPrefix(r.Subject.CommonName, node):
-		return errors.New("subject common name does not begin with " + node)
+		return fmt.Errorf("subject common name does not begin with %q", node)
 	}
 	return nodeUsages(usages, certificatesv1.UsageServerAuth)
 }
