@@ -22,7 +22,7 @@ const (
 // group is what similar occurrences have in common; the message is not part of it.
 type group struct {
 	source corev1.EventSource
-	ref    corev1.ObjectReference // without resourceVersion
+	ref    corev1.ObjectReference // of the whole object, without resourceVersion
 	kind   string
 	reason string
 }
@@ -33,10 +33,10 @@ type about struct {
 	ref    corev1.ObjectReference
 }
 
-// same is an Event's identity: the group and its message, or the group alone (combined).
+// same is an Event's identity: the group with the object's part and its message, or the group alone (combined).
 type same struct {
 	group
-	message string
+	fieldPath, message string
 }
 
 // bucket is a token bucket.
@@ -77,14 +77,14 @@ func newCorrelator() *correlator {
 // admit returns what to write for one, or nil when its source talks too much about its object.
 func (c *correlator) admit(one occurrence) *decision {
 	ref := one.ref
-	ref.ResourceVersion = ""
+	ref.ResourceVersion, ref.FieldPath = "", ""
 	if !c.take(about{one.source, ref}, one.at) {
 		return nil
 	}
 	g := group{source: one.source, ref: ref, kind: one.kind, reason: one.reason}
-	key, message := same{group: g, message: one.message}, one.message
+	key, message := same{group: g, fieldPath: one.ref.FieldPath, message: one.message}, one.message
 	if c.combined(g, one.message, one.at) {
-		key.message, message = "", combinedPrefix+one.message
+		key.fieldPath, key.message, message = "", "", combinedPrefix+one.message
 	}
 	d := &decision{key: key}
 	if before, ok := c.events.get(key); ok {

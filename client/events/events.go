@@ -87,10 +87,15 @@ func (r *Recorder) Name() string { return "events" }
 // Event records that something happened to o, which is only read. The type is "Normal" or "Warning". It
 // does not block: an Event that finds the queue full is dropped and counted.
 func (r *Recorder) Event(o api.Object, type_, reason, message string) {
+	r.EventAt(o, "", type_, reason, message)
+}
+
+// EventAt is Event about a part of o, which fieldPath names: spec.containers{name}; empty is all of o.
+func (r *Recorder) EventAt(o api.Object, fieldPath, type_, reason, message string) {
 	if r == nil {
 		return
 	}
-	one := occurrence{ref: reference(o), source: r.source, kind: type_, reason: reason, message: message, at: time.Now()}
+	one := occurrence{ref: reference(o, fieldPath), source: r.source, kind: type_, reason: reason, message: message, at: time.Now()}
 	select {
 	case r.queue <- one:
 		if n := r.dropped.Swap(0); n > 0 {
@@ -102,9 +107,10 @@ func (r *Recorder) Event(o api.Object, type_, reason, message string) {
 }
 
 // reference names o as events do.
-func reference(o api.Object) corev1.ObjectReference {
+func reference(o api.Object, fieldPath string) corev1.ObjectReference {
 	ref := corev1.ObjectReference{
 		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(),
+		FieldPath: fieldPath,
 	}
 	if k := api.KindOf(o); k != nil {
 		ref.APIVersion, ref.Kind = k.APIVersion(), k.Kind

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,7 +38,7 @@ func (l *ledger) Create(_ context.Context, o api.Object) (api.Object, error) {
 		return nil, apierrors.NewAlreadyExists(api.EventKind.GroupResource(), e.Name)
 	}
 	l.events[api.KeyOf(e)] = e
-	l.lines = append(l.lines, fmt.Sprintf("create %s/%s %s x%d", e.Namespace, e.InvolvedObject.Name, e.Message, e.Count))
+	l.note("create", e)
 	return e, nil
 }
 
@@ -51,8 +52,13 @@ func (l *ledger) Patch(_ context.Context, _ *api.Kind, key api.Key, p client.Pat
 		return nil, err
 	}
 	l.events[key] = e
-	l.lines = append(l.lines, fmt.Sprintf("patch %s/%s %s x%d", e.Namespace, e.InvolvedObject.Name, e.Message, e.Count))
+	l.note("patch", e)
 	return e, nil
+}
+
+func (l *ledger) note(verb string, e *corev1.Event) {
+	about := strings.TrimSpace(e.InvolvedObject.Name + " " + e.InvolvedObject.FieldPath)
+	l.lines = append(l.lines, fmt.Sprintf("%s %s/%s %s x%d", verb, e.Namespace, about, e.Message, e.Count))
 }
 
 func pod(name string) *corev1.Pod {
@@ -96,6 +102,19 @@ func TestCorrelation(t *testing.T) {
 			r.Event(pod("a"), "Normal", "R", "m")
 			r.As("other").Event(pod("a"), "Normal", "R", "m")
 		}, []string{"create ns/a m x1", "create ns/a m x1"}},
+		{"parts of an object are told apart, but share what is said of it", func(r *Recorder) {
+			r.EventAt(pod("a"), "spec.containers{x}", "Normal", "R", "m")
+			r.EventAt(pod("a"), "spec.containers{y}", "Normal", "R", "m")
+			r.EventAt(pod("a"), "spec.containers{x}", "Normal", "R", "m")
+			for i := range 11 {
+				r.EventAt(pod("a"), fmt.Sprintf("spec.containers{%d}", i), "Normal", "R", fmt.Sprint(i))
+			}
+		}, []string{
+			"create ns/a spec.containers{x} m x1", "create ns/a spec.containers{y} m x1", "patch ns/a spec.containers{x} m x2",
+			"create ns/a spec.containers{0} 0 x1", "create ns/a spec.containers{1} 1 x1", "create ns/a spec.containers{2} 2 x1",
+			"create ns/a spec.containers{3} 3 x1", "create ns/a spec.containers{4} 4 x1", "create ns/a spec.containers{5} 5 x1",
+			"create ns/a spec.containers{6} 6 x1", "create ns/a spec.containers{7} 7 x1", "create ns/a spec.containers{8} 8 x1",
+			"create ns/a spec.containers{9} (combined from similar events): 9 x1", "patch ns/a spec.containers{9} (combined from similar events): 10 x2"}},
 		{"cluster-scoped objects' events are in default", func(r *Recorder) {
 			r.Event(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, "Normal", "R", "m")
 		}, []string{"create default/n m x1"}},

@@ -98,14 +98,15 @@ func (a *API) note(verb string, k *api.Kind, key api.Key, sub string) {
 	a.writes = append(a.writes, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", verb, k, key, sub)))
 }
 
-// Event implements the kubelet's recorder of events.
-func (a *API) Event(o api.Object, type_, reason, message string) {
+// EventAt implements the kubelet's recorder of events.
+func (a *API) EventAt(o api.Object, fieldPath, type_, reason, message string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.events = append(a.events, fmt.Sprintf("%s %s %s: %s", type_, o.GetName(), reason, message))
+	about := strings.TrimSpace(o.GetName() + " " + fieldPath)
+	a.events = append(a.events, fmt.Sprintf("%s %s %s: %s", type_, about, reason, message))
 }
 
-// Events returns the events so far and forgets them.
+// Events returns the events so far, "type pod[ fieldPath] reason: message", and forgets them.
 func (a *API) Events() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()

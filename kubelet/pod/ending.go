@@ -132,7 +132,7 @@ func (w *worker) kill(ctx context.Context, pod *corev1.Pod, v *View, c *Containe
 	if w.ending.grace > 0 {
 		grace = max(grace, minGrace)
 	}
-	w.say(pod, corev1.EventTypeNormal, "Killing", "Stopping container %s", c.Metadata.Name)
+	w.sayAt(pod, spec.Path(pod, c.Metadata.Name), corev1.EventTypeNormal, "Killing", "Stopping container %s", c.Metadata.Name)
 	w.jobs.do(ctx, key, func(ctx context.Context) error { return w.stop(ctx, c, of, first(v.IPs()), grace) })
 }
 

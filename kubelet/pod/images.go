@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -16,6 +17,7 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/keyring"
+	"github.com/yare-dev/yare/kubelet/spec"
 )
 
 // The reasons of a container that waits for its image.
@@ -28,19 +30,44 @@ const (
 	messageNeverPull = "Container image %q is not present with pull policy of Never"
 )
 
-// image makes sure that the image is there by the policy. use names what it is wanted for: with policy Always, each use pulls
-// once. It returns the image, or why it is not there; neither while it is being pulled.
-func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use string, policy corev1.PullPolicy) (*runtimeapi.Image, *Condition) {
+// need is an image that a container needs.
+type need struct {
+	reference string
+	use       string // what it is wanted for: with policy Always, each use pulls once
+	policy    corev1.PullPolicy
+	path      string // what Events about it are about: the container, or for an image volume the pod
+}
+
+// key names the need's job.
+func (n need) key() string { return "pull " + n.reference + " " + n.use }
+
+// needs returns the container's image and those of its image volumes.
+func needs(pod *corev1.Pod, s Start) []need {
+	c, use := s.Container, s.Container.Name+"#"+strconv.Itoa(int(s.Attempt))
+	all := []need{{c.Image, use, c.ImagePullPolicy, spec.Path(pod, c.Name)}}
+	for _, m := range c.VolumeMounts {
+		for i := range pod.Spec.Volumes {
+			if v := &pod.Spec.Volumes[i]; v.Name == m.Name && v.Image != nil {
+				all = append(all, need{v.Image.Reference, use + "/" + v.Name, v.Image.PullPolicy, ""})
+			}
+		}
+	}
+	return all
+}
+
+// image makes sure that the image is there by its policy. It returns the image, or why it is not there; neither while it is being
+// pulled.
+func (w *worker) image(ctx context.Context, pod *corev1.Pod, n need) (*runtimeapi.Image, *Condition) {
+	reference, key := n.reference, n.key()
 	present, err := w.imageStatus(ctx, reference)
 	if err != nil {
 		why := &Condition{reasonInspect, fmt.Sprintf("Failed to inspect image %q: %s", reference, message(err))}
 		if cri.Code(err) == codes.InvalidArgument {
 			why = &Condition{reasonBadName, fmt.Sprintf("Failed to apply default image tag %q: %s", reference, message(err))}
 		}
-		w.say(pod, corev1.EventTypeWarning, "InspectFailed", "%s", why.Message)
+		w.sayAt(pod, n.path, corev1.EventTypeWarning, "InspectFailed", "%s", why.Message)
 		return nil, why
 	}
-	key := "pull " + reference + " " + use
 	exists, done, err := w.jobs.state(key)
 	switch {
 	case exists && !done:
@@ -48,18 +75,18 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use stri
 	case exists && err == nil && present != nil:
 		return present, nil
 	case exists:
-		return nil, w.pullFailed(pod, key, reference, err)
+		return nil, w.pullFailed(pod, n, err)
 	}
-	switch policy {
+	switch n.policy {
 	case corev1.PullNever:
 		if present == nil {
-			w.say(pod, corev1.EventTypeWarning, reasonNever, messageNeverPull, reference)
+			w.sayAt(pod, n.path, corev1.EventTypeWarning, reasonNever, messageNeverPull, reference)
 			return nil, &Condition{reasonNever, fmt.Sprintf(messageNeverPull, reference)}
 		}
 		fallthrough
 	case corev1.PullIfNotPresent:
 		if present != nil {
-			w.say(pod, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", reference)
+			w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", reference)
 			return present, nil
 		}
 	}
@@ -68,17 +95,18 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, reference, use stri
 		last := w.pullErrors[reference]
 		if !w.backedOff[key] {
 			w.backedOff[key] = true
-			w.say(pod, corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", reference)
-			w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", reasonBackOff)
+			w.sayAt(pod, n.path, corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", reference)
+			w.sayAt(pod, n.path, corev1.EventTypeWarning, "Failed", "Error: %s", reasonBackOff)
 		}
 		return nil, &Condition{reasonBackOff, fmt.Sprintf("Back-off pulling image %q: %s", reference, last)}
 	}
-	w.say(pod, corev1.EventTypeNormal, "Pulling", "Pulling image %q", reference)
-	w.jobs.do(ctx, key, func(ctx context.Context) error { return w.pull(ctx, pod, reference) })
+	w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulling", "Pulling image %q", reference)
+	w.jobs.do(ctx, key, func(ctx context.Context) error { return w.pull(ctx, pod, n) })
 	return nil, nil
 }
 
-func (w *worker) pullFailed(pod *corev1.Pod, key, reference string, err error) *Condition {
+func (w *worker) pullFailed(pod *corev1.Pod, n need, err error) *Condition {
+	reference, key := n.reference, n.key()
 	w.jobs.forget(key)
 	delete(w.backedOff, key)
 	if err == nil {
@@ -86,8 +114,8 @@ func (w *worker) pullFailed(pod *corev1.Pod, key, reference string, err error) *
 	}
 	w.pullErrors[reference] = reasonPull + ": " + message(err)
 	w.at(w.pulls.grow(reference, w.now()))
-	w.say(pod, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", reference, message(err))
-	w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", reasonPull)
+	w.sayAt(pod, n.path, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", reference, message(err))
+	w.sayAt(pod, n.path, corev1.EventTypeWarning, "Failed", "Error: %s", reasonPull)
 	return &Condition{reasonPull, fmt.Sprintf("failed to pull image %q: %s", reference, message(err))}
 }
 
@@ -104,7 +132,7 @@ func (w *worker) imageStatus(ctx context.Context, reference string) (*runtimeapi
 }
 
 // pull pulls with each fitting credential of the pod's pull secrets and the node's keyring, or without.
-func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) error {
+func (w *worker) pull(ctx context.Context, pod *corev1.Pod, n need) error {
 	select {
 	case w.pullSlots <- struct{}{}:
 		defer func() { <-w.pullSlots }()
@@ -121,9 +149,9 @@ func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) er
 		}
 		secrets = append(secrets, s)
 	}
-	auths, keyErr := w.Keyring.ForImage(ctx, reference, secrets, w.account(pod))
+	auths, keyErr := w.Keyring.ForImage(ctx, n.reference, secrets, w.account(pod))
 	if keyErr != nil {
-		w.log.Warn("credentials are missing", "image", reference, "err", keyErr)
+		w.log.Warn("credentials are missing", "image", n.reference, "err", keyErr)
 	}
 	if len(auths) == 0 {
 		auths = append(auths, nil)
@@ -132,12 +160,12 @@ func (w *worker) pull(ctx context.Context, pod *corev1.Pod, reference string) er
 	var last error
 	for _, auth := range auths {
 		_, last = w.cri.Images.PullImage(ctx, &runtimeapi.PullImageRequest{
-			Image: &runtimeapi.ImageSpec{Image: reference}, Auth: auth,
+			Image: &runtimeapi.ImageSpec{Image: n.reference}, Auth: auth,
 			SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{
 				Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID)}},
 		})
 		if last == nil {
-			w.say(pod, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v", reference, w.now().Sub(began).Round(time.Millisecond))
+			w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v", n.reference, w.now().Sub(began).Round(time.Millisecond))
 			return nil
 		}
 	}

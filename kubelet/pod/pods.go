@@ -25,7 +25,8 @@ import (
 
 // Events records API events about pods.
 type Events interface {
-	Event(o api.Object, type_, reason, message string)
+	// EventAt is about the part of o that fieldPath names; empty is all of it.
+	EventAt(o api.Object, fieldPath, type_, reason, message string)
 }
 
 // Groups makes the cgroups of pods.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 
 // hold notes why a container does not run, says so (as upstream at each try: the Events are counted), and has it tried again later.
 func (w *worker) hold(pod *corev1.Pod, name string, c Condition, text string) {
-	w.say(pod, corev1.EventTypeWarning, "Failed", "Error: %s", text)
+	w.sayAt(pod, spec.Path(pod, name), corev1.EventTypeWarning, "Failed", "Error: %s", text)
 	w.waiting[name] = &c
 	w.at(w.retries.grow(name, w.now()))
 }
@@ -35,8 +36,8 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 		w.at(until)
 		return false, false
 	}
-	use := name + "#" + strconv.Itoa(int(s.Attempt))
-	image, volumes, held := w.images(ctx, pod, s, use)
+	needs := needs(pod, s)
+	image, images, held := w.images(ctx, pod, needs)
 	switch {
 	case held == nil:
 	case held.Reason == reasonPull || held.Reason == reasonBackOff: // these have their own times
@@ -45,12 +46,12 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 		w.hold(pod, name, *held, held.Reason)
 	}
 	if image == nil {
-		return false, w.pulling(pod, s, use)
+		return false, w.pulling(needs)
 	}
 	if blocked {
 		return false, true
 	}
-	id, err := w.create(ctx, pod, v, s, image, volumes)
+	id, err := w.create(ctx, pod, v, s, image, images)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, true
@@ -62,14 +63,14 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 		w.hold(pod, name, Condition{reason, text(err)}, text(err))
 		return false, false
 	}
-	w.say(pod, corev1.EventTypeNormal, "Created", "Container created")
+	w.sayAt(pod, spec.Path(pod, name), corev1.EventTypeNormal, "Created", "Container created")
 	w.born[id] = true
-	w.forgetPulls(pod, s, use)
+	w.forgetPulls(needs)
 	if _, err := w.cri.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		w.hold(pod, name, Condition{"RunContainerError", message(err)}, message(err))
 		return true, false // the runtime has changed: the container exists
 	}
-	w.say(pod, corev1.EventTypeNormal, "Started", "Container started")
+	w.sayAt(pod, spec.Path(pod, name), corev1.EventTypeNormal, "Started", "Container started")
 	delete(w.waiting, name)
 	w.retries.reset(name)
 	w.postStart(ctx, pod, v, s.Container, id)
@@ -89,57 +90,48 @@ func text(err error) string {
 	return message(err)
 }
 
-// images makes the container's image and those of its image volumes ready. It returns them, by reference, or why they are
-// not there; neither while they are being pulled.
-func (w *worker) images(ctx context.Context, pod *corev1.Pod, s Start, use string) (*runtimeapi.Image, map[string]string, *Condition) {
-	image, held := w.image(ctx, pod, s.Container.Image, use, s.Container.ImagePullPolicy)
-	volumes := map[string]string{}
-	for _, m := range s.Container.VolumeMounts {
-		for i := range pod.Spec.Volumes {
-			vol := &pod.Spec.Volumes[i]
-			if vol.Name != m.Name || vol.Image == nil {
-				continue
-			}
-			got, why := w.image(ctx, pod, vol.Image.Reference, use+"/"+vol.Name, vol.Image.PullPolicy)
-			if got == nil {
-				return nil, nil, cmp.Or(held, why)
-			}
-			volumes[vol.Image.Reference] = got.Id
+// images makes the images of needs ready. It returns them, the container's first and by reference, or why they are not there; neither
+// while they are being pulled.
+func (w *worker) images(ctx context.Context, pod *corev1.Pod, needs []need) (*runtimeapi.Image, map[string]string, *Condition) {
+	var image *runtimeapi.Image
+	var held *Condition
+	ids := map[string]string{}
+	missing := false
+	for i, n := range needs {
+		got, why := w.image(ctx, pod, n)
+		held = cmp.Or(held, why)
+		if got == nil {
+			missing = true
+			continue
+		}
+		if ids[n.reference] = got.Id; i == 0 {
+			image = got
 		}
 	}
-	return image, volumes, held
+	if missing {
+		return nil, nil, held
+	}
+	return image, ids, nil
 }
 
 // pulling reports whether a pull for the container is under way.
-func (w *worker) pulling(pod *corev1.Pod, s Start, use string) bool {
-	for _, key := range pullKeys(pod, s, use) {
-		if exists, done, _ := w.jobs.state(key); exists && !done {
-			return true
-		}
-	}
-	return false
+func (w *worker) pulling(needs []need) bool {
+	return slices.ContainsFunc(needs, func(n need) bool {
+		exists, done, _ := w.jobs.state(n.key())
+		return exists && !done
+	})
 }
 
-func (w *worker) forgetPulls(pod *corev1.Pod, s Start, use string) {
-	for _, key := range pullKeys(pod, s, use) {
-		w.jobs.forget(key)
-		delete(w.backedOff, key)
+func (w *worker) forgetPulls(needs []need) {
+	for _, n := range needs {
+		w.jobs.forget(n.key())
+		delete(w.backedOff, n.key())
+		w.pulls.reset(n.reference)
 	}
-	w.pulls.reset(s.Container.Image)
-}
-
-func pullKeys(pod *corev1.Pod, s Start, use string) []string {
-	keys := []string{"pull " + s.Container.Image + " " + use}
-	for i := range pod.Spec.Volumes {
-		if vol := &pod.Spec.Volumes[i]; vol.Image != nil {
-			keys = append(keys, "pull "+vol.Image.Reference+" "+use+"/"+vol.Name)
-		}
-	}
-	return keys
 }
 
 // create makes the container in the ready sandbox.
-func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, image *runtimeapi.Image, volumes map[string]string) (string, error) {
+func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, image *runtimeapi.Image, images map[string]string) (string, error) {
 	c := s.Container
 	surroundings := spec.Surroundings{Objects: w.source(ctx, pod), Field: w.fields(pod, v),
 		File: func(vol, path string) ([]byte, error) { return w.Volumes.ReadFile(pod, vol, path) }}
@@ -155,7 +147,7 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	handler := sandbox.GetRuntimeHandler() // a RuntimeClass may have been made anew under its name
 	mounts, err := w.Volumes.Mounts(volume.Request{Pod: pod, Container: c, Env: spec.EnvMap(env),
 		Recursive: w.config.Handlers[handler].GetRecursiveReadOnlyMounts(),
-		ImageRef:  func(reference string) (string, bool) { id, ok := volumes[reference]; return id, ok }})
+		ImageRef:  func(reference string) (string, bool) { id, ok := images[reference]; return id, ok }})
 	if err != nil {
 		return "", err
 	}
@@ -277,7 +269,7 @@ func (w *worker) readHooks(pod *corev1.Pod, v *View) {
 			key := "postStart " + run.Id
 			if exists, done, err := w.jobs.state(key); exists && done && err != nil && w.hooks[run.Id] == "" {
 				w.hooks[run.Id] = err.Error()
-				w.say(pod, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed for container %s: %v", name, err)
+				w.sayAt(pod, spec.Path(pod, name), corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed for container %s: %v", name, err)
 			}
 			if run.Exited() {
 				w.jobs.forget(key)
@@ -300,7 +292,7 @@ func (w *worker) stopAll(ctx context.Context, pod *corev1.Pod, v *View, stops []
 		exists, done, err := w.jobs.state(key)
 		switch {
 		case !exists:
-			w.say(pod, corev1.EventTypeNormal, "Killing", "%s", s.Message)
+			w.sayAt(pod, spec.Path(pod, s.Container.Metadata.Name), corev1.EventTypeNormal, "Killing", "%s", s.Message)
 			w.jobs.do(ctx, key, func(ctx context.Context) error { return w.stop(ctx, s.Container, c, first(v.IPs()), grace) })
 		case done:
 			w.jobs.forget(key)

@@ -290,7 +290,7 @@ func (w *worker) containersUp(ctx context.Context, pod *corev1.Pod, v *View) (bo
 		w.at(until)
 		text := fmt.Sprintf("back-off %v restarting failed container=%s pod=%s_%s(%s)", w.crashes.wait(name), name, pod.Name, pod.Namespace, pod.UID)
 		if have := w.waiting[name]; have == nil || have.Message != text {
-			w.say(pod, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)", name, pod.Name, pod.Namespace, pod.UID)
+			w.sayAt(pod, spec.Path(pod, name), corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)", name, pod.Name, pod.Namespace, pod.UID)
 		}
 		w.waiting[name] = &Condition{"CrashLoopBackOff", text}
 	}

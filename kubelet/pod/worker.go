@@ -191,11 +191,17 @@ func (w *worker) at(t time.Time) {
 }
 
 func (w *worker) say(pod *corev1.Pod, type_, reason, format string, args ...any) {
-	w.Events.Event(pod, type_, reason, fmt.Sprintf(format, args...))
+	w.sayAt(pod, "", type_, reason, format, args...)
+}
+
+// sayAt says something of a part of the pod; spec.Path has its containers'.
+func (w *worker) sayAt(pod *corev1.Pod, path, type_, reason, format string, args ...any) {
+	w.Events.EventAt(pod, path, type_, reason, fmt.Sprintf(format, args...))
 }
 
 func (w *worker) probeFailed(c *corev1.Container, kind, text string) {
-	w.say(w.current(), corev1.EventTypeWarning, "Unhealthy", "%s probe %s", kind, text)
+	pod := w.current()
+	w.sayAt(pod, spec.Path(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe %s", kind, text)
 }
 
 // run is the worker's goroutine.

@@ -259,10 +259,10 @@ func TestImagePulls(t *testing.T) {
 		fail.Store(false)
 		time.Sleep(21 * time.Second)
 		b.wantStatus("a", "Running ready app=running")
-		fails := []string{`Normal a Pulling: Pulling image "far"`, `Warning a Failed: Failed to pull image "far": registry is down`, "Warning a Failed: Error: ErrImagePull",
-			`Normal a BackOff: Back-off pulling image "far"`, "Warning a Failed: Error: ImagePullBackOff"}
-		want := append(slices.Repeat(fails, 2), `Normal a Pulling: Pulling image "far"`, `Normal a Pulled: Successfully pulled image "far" in 1s`,
-			"Normal a Created: Container created", "Normal a Started: Container started")
+		fails := []string{`Normal a spec.containers{app} Pulling: Pulling image "far"`, `Warning a spec.containers{app} Failed: Failed to pull image "far": registry is down`, "Warning a spec.containers{app} Failed: Error: ErrImagePull",
+			`Normal a spec.containers{app} BackOff: Back-off pulling image "far"`, "Warning a spec.containers{app} Failed: Error: ImagePullBackOff"}
+		want := append(slices.Repeat(fails, 2), `Normal a spec.containers{app} Pulling: Pulling image "far"`, `Normal a spec.containers{app} Pulled: Successfully pulled image "far" in 1s`,
+			"Normal a spec.containers{app} Created: Container created", "Normal a spec.containers{app} Started: Container started")
 		if got := b.api.Events(); !slices.Equal(got, want) {
 			t.Errorf("events %q", got)
 		}
@@ -278,7 +278,7 @@ func TestNeverPull(t *testing.T) {
 		b.wantStatus("a", "Pending app=ErrImageNeverPull")
 		time.Sleep(40 * time.Second)
 		b.wantStatus("a", "Pending app=ErrImageNeverPull")
-		want := []string{`Warning a ErrImageNeverPull: Container image "far" is not present with pull policy of Never`, "Warning a Failed: Error: ErrImageNeverPull"}
+		want := []string{`Warning a spec.containers{app} ErrImageNeverPull: Container image "far" is not present with pull policy of Never`, "Warning a spec.containers{app} Failed: Error: ErrImageNeverPull"}
 		if got := b.api.Events(); !slices.Equal(got, slices.Repeat(want, 6)) { // after 0, 1, 3, 7, 15 and 31 seconds
 			t.Errorf("events %q", got)
 		}
@@ -300,7 +300,7 @@ func TestMissingConfigMapArrives(t *testing.T) {
 		time.Sleep(10 * time.Minute) // long tried in vain
 		b.wantStatus("a", "Pending app=CreateContainerConfigError")
 		// Each try is told of, so that the Event counts them.
-		want := []string{`Normal a Pulled: Container image "app" already present on machine`, `Warning a Failed: Error: configmap "c" not found`}
+		want := []string{`Normal a spec.containers{app} Pulled: Container image "app" already present on machine`, `Warning a spec.containers{app} Failed: Error: configmap "c" not found`}
 		if got := b.api.Events(); len(got) < 20 || !slices.Equal(got, slices.Repeat(want, len(got)/2)) {
 			t.Errorf("events %q", got)
 		}

@@ -186,6 +186,18 @@ func Find(pod *corev1.Pod, name string) (found *corev1.Container, kind Kind) {
 	return found, kind
 }
 
+// Path is what Events call the container of that name: spec.containers{name}.
+func Path(pod *corev1.Pod, name string) string {
+	field := "containers"
+	switch _, kind := Find(pod, name); kind {
+	case Init:
+		field = "initContainers"
+	case Ephemeral:
+		field = "ephemeralContainers"
+	}
+	return "spec." + field + "{" + name + "}"
+}
+
 // Unsupported returns what the pod asks for that this kubelet cannot do, by field name; "" when there is nothing.
 func Unsupported(pod *corev1.Pod) string {
 	var found string

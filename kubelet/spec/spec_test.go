@@ -386,3 +386,15 @@ func TestUnsupported(t *testing.T) {
 		}
 	}
 }
+
+func TestPath(t *testing.T) {
+	p := pod()
+	p.Spec.InitContainers = []corev1.Container{{Name: "i"}}
+	p.Spec.Containers = []corev1.Container{{Name: "m"}}
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "e"}}}
+	for name, want := range map[string]string{"i": "spec.initContainers{i}", "m": "spec.containers{m}", "e": "spec.ephemeralContainers{e}"} {
+		if got := Path(p, name); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
