@@ -30,6 +30,10 @@ const (
 	messageNeverPull = "Container image %q is not present with pull policy of Never"
 )
 
+// backOffTold is how often a pod that waits after a failed pull is told of: as often as upstream's kubelet looks at a pod that has
+// failed. The Event counts.
+const backOffTold = 10 * time.Second
+
 // need is an image that a container needs.
 type need struct {
 	reference string
@@ -86,18 +90,19 @@ func (w *worker) image(ctx context.Context, pod *corev1.Pod, n need) (*runtimeap
 		fallthrough
 	case corev1.PullIfNotPresent:
 		if present != nil {
-			w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", reference)
 			return present, nil
 		}
 	}
 	if until := w.pulls.until(reference); w.now().Before(until) {
-		w.at(until)
 		last := w.pullErrors[reference]
-		if !w.backedOff[key] {
-			w.backedOff[key] = true
+		again := w.backedOff[key].Add(backOffTold)
+		if !w.now().Before(again) {
+			w.backedOff[key], again = w.now(), w.now().Add(backOffTold)
 			w.sayAt(pod, n.path, corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", reference)
 			w.sayAt(pod, n.path, corev1.EventTypeWarning, "Failed", "Error: %s", reasonBackOff)
 		}
+		w.at(until)
+		w.at(again)
 		return nil, &Condition{reasonBackOff, fmt.Sprintf("Back-off pulling image %q: %s", reference, last)}
 	}
 	w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulling", "Pulling image %q", reference)

@@ -111,6 +111,12 @@ func (w *worker) images(ctx context.Context, pod *corev1.Pod, needs []need) (*ru
 	if missing {
 		return nil, nil, held
 	}
+	// Only now: while one is missing, those that are there are looked for again and again.
+	for _, n := range needs {
+		if pulled, _, _ := w.jobs.state(n.key()); !pulled {
+			w.sayAt(pod, n.path, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", n.reference)
+		}
+	}
 	return image, ids, nil
 }
 

@@ -49,8 +49,8 @@ type worker struct {
 	retries    *delays // of what failed without a word of the pod's: sandbox, volumes, containers
 	pulls      *delays
 	pullErrors map[string]string
-	backedOff  map[string]bool   // pulls, by their jobs' keys, that wait after a failure which was told
-	hooks      map[string]string // containers whose postStart hook failed, and how
+	backedOff  map[string]time.Time // when it was told last that a pull waits after a failure, by its job's key
+	hooks      map[string]string    // containers whose postStart hook failed, and how
 	messages   map[string]string
 	born       map[string]bool // containers that this worker has started
 	timer      time.Time
@@ -74,7 +74,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
 		retries:    newRetries(),
 		pulls:      newDelays(10*time.Second, 5*time.Minute, 10*time.Minute),
-		pullErrors: map[string]string{}, backedOff: map[string]bool{}, hooks: map[string]string{}, messages: map[string]string{},
+		pullErrors: map[string]string{}, backedOff: map[string]time.Time{}, hooks: map[string]string{}, messages: map[string]string{},
 		born: map[string]bool{}, exposed: map[string]bool{}, again: map[string]bool{}, certificates: map[projection]*certificate{},
 	}
 	w.jobs = newJobs(w.poke)

@@ -261,8 +261,44 @@ func TestImagePulls(t *testing.T) {
 		b.wantStatus("a", "Running ready app=running")
 		fails := []string{`Normal a spec.containers{app} Pulling: Pulling image "far"`, `Warning a spec.containers{app} Failed: Failed to pull image "far": registry is down`, "Warning a spec.containers{app} Failed: Error: ErrImagePull",
 			`Normal a spec.containers{app} BackOff: Back-off pulling image "far"`, "Warning a spec.containers{app} Failed: Error: ImagePullBackOff"}
-		want := append(slices.Repeat(fails, 2), `Normal a spec.containers{app} Pulling: Pulling image "far"`, `Normal a spec.containers{app} Pulled: Successfully pulled image "far" in 1s`,
+		// After the second failure it waits for 20 s, and says so twice.
+		want := append(slices.Concat(fails, fails, fails[3:]), `Normal a spec.containers{app} Pulling: Pulling image "far"`, `Normal a spec.containers{app} Pulled: Successfully pulled image "far" in 1s`,
 			"Normal a spec.containers{app} Created: Container created", "Normal a spec.containers{app} Started: Container started")
+		if got := b.api.Events(); !slices.Equal(got, want) {
+			t.Errorf("events %q", got)
+		}
+	})
+}
+
+// While the image of a volume is missing, nothing is said of the one that is there.
+func TestMissingImageVolume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		var fail atomic.Bool
+		fail.Store(true)
+		b.runtime.Pull = func(string) error {
+			if fail.Load() {
+				return errors.New("registry is down")
+			}
+			return nil
+		}
+		b.api.Put(newPod("a", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "far", PullPolicy: corev1.PullIfNotPresent}}}}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}
+		}))
+		time.Sleep(25 * time.Second)
+		b.wantStatus("a", "Pending app=ImagePullBackOff")
+		fails := []string{`Normal a Pulling: Pulling image "far"`, `Warning a Failed: Failed to pull image "far": registry is down`, "Warning a Failed: Error: ErrImagePull",
+			`Normal a BackOff: Back-off pulling image "far"`, "Warning a Failed: Error: ImagePullBackOff"}
+		if got, want := b.api.Events(), slices.Concat(fails, fails, fails[3:]); !slices.Equal(got, want) {
+			t.Errorf("events %q", got)
+		}
+		fail.Store(false)
+		time.Sleep(10 * time.Second)
+		b.wantStatus("a", "Running ready app=running")
+		want := []string{`Normal a Pulling: Pulling image "far"`, `Normal a Pulled: Successfully pulled image "far" in 0s`,
+			`Normal a spec.containers{app} Pulled: Container image "app" already present on machine`,
+			"Normal a spec.containers{app} Created: Container created", "Normal a spec.containers{app} Started: Container started"}
 		if got := b.api.Events(); !slices.Equal(got, want) {
 			t.Errorf("events %q", got)
 		}
