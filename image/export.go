@@ -19,10 +19,16 @@ import (
 
 // Export writes an image as an OCI layout archive, which Import, `docker load`
 // and `ctr image import` read. The Store keeps no archives, so layers are packed
-// anew: their digests, and with them the image ID, may differ from what came.
-// Images of BuildFromDir keep theirs.
+// anew. Where each comes out as it came, as those of BuildFromDir do, so does the
+// configuration, byte for byte, and the image ID with it. Else the configuration
+// names the layers that are there, and is as it came in all other respects: with
+// its old layers nobody would take it, for they are checked against it.
 func (s *Store) Export(ctx context.Context, ref string, w io.Writer) error {
 	im, err := s.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	m, err := s.resolve(im.ID)
 	if err != nil {
 		return err
 	}
@@ -37,7 +43,7 @@ func (s *Store) Export(ctx context.Context, ref string, w io.Writer) error {
 	}
 	defer os.RemoveAll(tmp)
 	e := &exporter{out: tar.NewWriter(w), tmp: tmp, written: map[string]bool{}}
-	if err := e.image(ctx, s, im); err != nil {
+	if err := e.image(ctx, s, m, im.Tags); err != nil {
 		return fmt.Errorf("export %s: %w", ref, err)
 	}
 	return e.out.Close()
@@ -49,11 +55,9 @@ type exporter struct {
 	written map[string]bool
 }
 
-func (e *exporter) image(ctx context.Context, s *Store, im *Image) error {
-	config := im.Config
-	config.RootFS.DiffIDs = nil
-	chains := make([]string, 0, len(im.Layers))
-	for _, l := range im.Layers {
+func (e *exporter) image(ctx context.Context, s *Store, m record, tags []string) error {
+	chains := make([]string, 0, len(m.Layers))
+	for _, l := range m.Layers {
 		chains = append(chains, l.Chain)
 	}
 	dirs := s.lower(chains)
@@ -61,7 +65,6 @@ func (e *exporter) image(ctx context.Context, s *Store, im *Image) error {
 	if !s.overlay && len(dirs) > 1 {
 		// Where layers are copies the top one is the whole image.
 		dirs = dirs[len(dirs)-1:]
-		config.History = nil
 	}
 	if err := e.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
 		return err
@@ -73,9 +76,8 @@ func (e *exporter) image(ctx context.Context, s *Store, im *Image) error {
 			return err
 		}
 		layers = append(layers, d)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, d.Digest)
 	}
-	rawConfig, err := json.Marshal(config)
+	rawConfig, err := m.configOver(layers)
 	if err != nil {
 		return err
 	}
@@ -89,7 +91,38 @@ func (e *exporter) image(ctx context.Context, s *Store, im *Image) error {
 	if err := e.blob(rawManifest); err != nil {
 		return err
 	}
-	return e.indexes(im.Tags, rawConfig, rawManifest, layers)
+	return e.indexes(tags, rawConfig, rawManifest, layers)
+}
+
+// configOver is the configuration as it came, but for the layers where these are others. The history goes where they are of
+// another number.
+func (m record) configOver(layers []ocispec.Descriptor) ([]byte, error) {
+	raw := m.Raw
+	if raw == nil {
+		var err error
+		if raw, err = json.Marshal(m.Config); err != nil {
+			return nil, err
+		}
+	}
+	root := ocispec.RootFS{Type: m.Config.RootFS.Type}
+	for _, l := range layers {
+		root.DiffIDs = append(root.DiffIDs, l.Digest)
+	}
+	if slices.Equal(root.DiffIDs, m.Config.RootFS.DiffIDs) {
+		return raw, nil
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, err
+	}
+	var err error
+	if fields["rootfs"], err = json.Marshal(root); err != nil {
+		return nil, err
+	}
+	if len(layers) != len(m.Layers) {
+		delete(fields, "history")
+	}
+	return json.Marshal(fields)
 }
 
 // indexes writes both formats' tables of contents.

@@ -58,7 +58,7 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 		return nil, err
 	}
 	m := record{
-		ID: digestOf(b.config), Manifest: b.manifest, Config: config,
+		ID: digestOf(b.config), Manifest: b.manifest, Config: config, Raw: b.config,
 		Size: int64(len(b.config)), Pinned: pinned, Added: time.Now().UTC(),
 	}
 	tmp, err := s.temp("layers")

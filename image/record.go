@@ -22,9 +22,11 @@ type record struct {
 	Manifest string        `json:"manifest"`
 	Layers   []Layer       `json:"layers"`
 	Config   ocispec.Image `json:"config"`
-	Size     int64         `json:"size"`
-	Pinned   bool          `json:"pinned,omitempty"`
-	Added    time.Time     `json:"added"`
+	// Raw is the configuration as it came, which may say more than Config knows. Records of older releases lack it.
+	Raw    []byte    `json:"raw,omitempty"`
+	Size   int64     `json:"size"`
+	Pinned bool      `json:"pinned,omitempty"`
+	Added  time.Time `json:"added"`
 }
 
 // Layer is one layer of an image.

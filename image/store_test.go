@@ -66,6 +66,53 @@ func TestBuildMountExportImport(t *testing.T) {
 	}
 }
 
+// What a configuration says beside OCI's fields goes with it, and where the layers come out as they came, its very bytes do.
+func TestExportKeepsConfiguration(t *testing.T) {
+	t.Parallel()
+	var packed bytes.Buffer
+	if err := pack(t.Context(), busybox(t), &packed); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		layer []byte
+		same  bool
+	}{
+		{"as Yare packs", packed.Bytes(), true},
+		{"as others do", layerOf(t, file("z", "1"), file("a", "2")), false},
+	} {
+		for _, plainCopy := range []bool{false, true} {
+			s := newStore(t, func(c *Config) { c.Copy = plainCopy })
+			b := bundleOf(t, c.layer)
+			b.config = append([]byte("{ \"docker_version\" : \"20\",\n"), b.config[1:]...)
+			im, err := ingest(t, s, b, ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Join(t.TempDir(), "x.tar")
+			archive, err := os.Create(name)
+			if err == nil {
+				err = errors.Join(s.Export(t.Context(), ref, archive), archive.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := newStore(t)
+			got, err := other.Import(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := other.resolve(got[0].ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (m.ID == im.ID) != c.same || !bytes.Contains(m.Raw, []byte("docker_version")) || m.Config.Config.Cmd[0] != "/bin/true" {
+				t.Errorf("%s, copy=%v: %s became %s: %s", c.name, plainCopy, im.ID, m.ID, m.Raw)
+			}
+		}
+	}
+}
+
 func TestReadOnlyMount(t *testing.T) {
 	t.Parallel()
 	for _, plainCopy := range []bool{false, true} {
