@@ -26,6 +26,8 @@ type Config struct {
 	// Address and Port are where the server listens. Port 0 serves nothing.
 	Address string `json:"address"`
 	Port    int32  `json:"port"`
+	// HealthzPort is where /healthz is served to everybody on this host, on 127.0.0.1. Port 0 serves it not.
+	HealthzPort int32 `json:"healthzPort"`
 	// RootDir holds pods' volumes; LogDir their containers' logs.
 	RootDir string `json:"rootDir"`
 	LogDir  string `json:"logDir"`
@@ -98,7 +100,7 @@ func (d *Duration) UnmarshalText(b []byte) (err error) {
 // Defaults returns the usual configuration; the node's name and addresses are missing.
 func Defaults() Config {
 	return Config{
-		Address: "0.0.0.0", Port: 10250,
+		Address: "0.0.0.0", Port: 10250, HealthzPort: 10248,
 		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
 		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf",
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
@@ -128,8 +130,10 @@ func (c *Config) Validate() error {
 	if c.MemoryThrottlingFactor < 0 || c.MemoryThrottlingFactor > 1 {
 		bad("memoryThrottlingFactor", "%v is not between 0 and 1", c.MemoryThrottlingFactor)
 	}
-	if c.Port < 0 || c.Port > 65535 {
-		bad("port", "%d is out of range", c.Port)
+	for name, port := range map[string]int32{"port": c.Port, "healthzPort": c.HealthzPort} {
+		if port < 0 || port > 65535 {
+			bad(name, "%d is out of range", port)
+		}
 	}
 	for field, path := range map[string]string{"rootDir": c.RootDir, "logDir": c.LogDir, "resolvConf": c.ResolvConf} {
 		if !filepath.IsAbs(path) {

@@ -40,9 +40,7 @@ type Deps struct {
 	Events pod.Events
 	// TLS has the server's certificate and the CA of its clients (ClientCAs). It may be nil when Config.Port is 0.
 	TLS *tls.Config
-	// Authorize decides about the server's requests; nil lets in the group system:masters alone.
-	Authorize func(ctx context.Context, a server.Access) error
-	Log       *slog.Logger
+	Log *slog.Logger
 	// Groups makes cgroups; nil: the host's.
 	Groups pod.Groups
 }
@@ -159,6 +157,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if k.config.Port != 0 {
 		part(func(ready func()) error { return k.serve(ctx, ready) })
 	}
+	if k.config.HealthzPort != 0 {
+		part(func(ready func()) error { ready(); k.serveHealth(ctx); return nil })
+	}
 	allUp := make(chan struct{})
 	go func() { up.Wait(); close(allUp) }()
 	select {
@@ -253,13 +254,21 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
-		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Authorize: k.deps.Authorize, Stats: reader.Summary,
+		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: server.NewReviews(k.deps.Client, k.config.NodeName), Stats: reader.Summary,
 		Metrics: registry, Resource: reader.Resource, Configz: k.config, Log: k.log,
 	})
 	if err != nil {
 		return err
 	}
 	return s.Run(ctx, ready)
+}
+
+// serveHealth answers whoever on this host asks whether the kubelet lives. That the port is taken keeps no pod from running.
+func (k *Kubelet) serveHealth(ctx context.Context) {
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(k.config.HealthzPort)))
+	if err := server.Healthz(ctx, address); err != nil {
+		k.log.Warn("/healthz is not served without credentials: end what listens there, or choose another healthzPort", "address", address, "err", err)
+	}
 }
 
 // watchStatics feeds the pods of the folder to their workers. It is ready when the folder was read once.

@@ -39,7 +39,7 @@ type host struct {
 
 func newHost(t *testing.T, change ...func(*Config)) *host {
 	c := Defaults()
-	c.NodeName, c.NodeIPs, c.Port = "n1", []string{"192.168.0.1"}, 0
+	c.NodeName, c.NodeIPs, c.Port, c.HealthzPort = "n1", []string{"192.168.0.1"}, 0, 0
 	dir := t.TempDir()
 	c.RootDir, c.LogDir = filepath.Join(dir, "root"), filepath.Join(dir, "log")
 	for _, f := range change {
@@ -268,9 +268,9 @@ func TestConfig(t *testing.T) {
 	}
 	bad := good
 	bad.NodeName, bad.NodeIPs, bad.MaxPods, bad.CgroupRoot, bad.ContainerLogMaxSize = "N 1", []string{"x"}, 0, "/", "-1"
-	bad.Reserved = map[string]string{"gpu": "1"}
+	bad.Reserved, bad.HealthzPort = map[string]string{"gpu": "1"}, 70000
 	err := bad.Validate()
-	for _, field := range []string{"nodeName", "nodeIPs", "maxPods", "cgroupRoot", "containerLogMaxSize", "reserved"} {
+	for _, field := range []string{"nodeName", "nodeIPs", "maxPods", "cgroupRoot", "containerLogMaxSize", "reserved", "healthzPort"} {
 		if err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s is not reported in %v", field, err)
 		}

@@ -56,6 +56,8 @@ type Record struct {
 	NodePorts  [2]int       `json:"nodePorts"` // first and last
 	// KubeletPort serves logs, exec and metrics to the API server.
 	KubeletPort int `json:"kubeletPort"`
+	// HealthzPort tells everybody on this host whether the kubelet lives. Clusters of older releases have none, 0.
+	HealthzPort int `json:"healthzPort,omitempty"`
 	// Ephemeral clusters do not sync to disk.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Made is the outermost folder that had to be created for DataDir; empty if DataDir was there (then it was empty).

@@ -14,6 +14,7 @@ import (
 const (
 	firstAPIPort     = 6443
 	firstKubeletPort = 10250
+	firstHealthzPort = 10248
 	// Each cluster of a host has its own share of upstream's usual NodePort range 30000-32767 and beyond; the
 	// first has all of upstream's.
 	firstNodePort = 30000
@@ -24,7 +25,7 @@ const (
 func (r *Record) choosePorts(w Wish, others []*Record) error {
 	used := map[int]string{}
 	for _, o := range others {
-		used[o.APIPort], used[o.KubeletPort] = o.Name, o.Name
+		used[o.APIPort], used[o.KubeletPort], used[o.HealthzPort] = o.Name, o.Name, o.Name
 	}
 	if w.APIPort != 0 {
 		if o := used[w.APIPort]; o != "" {
@@ -47,8 +48,8 @@ func (r *Record) choosePorts(w Wish, others []*Record) error {
 	if r.APIPort == 0 {
 		r.APIPort = next(firstAPIPort)
 	}
-	r.KubeletPort = next(firstKubeletPort)
-	if r.APIPort == 0 || r.KubeletPort == 0 {
+	r.KubeletPort, r.HealthzPort = next(firstKubeletPort), next(firstHealthzPort)
+	if r.APIPort == 0 || r.KubeletPort == 0 || r.HealthzPort == 0 {
 		return fmt.Errorf("no free port above %d", firstAPIPort)
 	}
 	// NodePorts are rules, not listeners: every cluster sees only its own table, so shares keep them apart.

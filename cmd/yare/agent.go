@@ -139,7 +139,7 @@ func (a *agent) nodeKubelet(runtime *cri.Client) (run.Component, error) {
 	data := a.record.DataDir
 	c := kubelet.Defaults()
 	a.join.complete(&c)
-	c.Port = int32(a.record.KubeletPort)
+	c.Port, c.HealthzPort = int32(a.record.KubeletPort), int32(a.record.HealthzPort)
 	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
 	c.CgroupRoot, c.MaxPods = a.record.Cgroup(), int64(a.config.MaxPods)
 	c.StaticPodPath = filepath.Join(data, "manifests")

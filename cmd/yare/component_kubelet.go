@@ -7,24 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
-	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/client/remote"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet"
-	kubeletserver "github.com/yare-dev/yare/kubelet/server"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -172,31 +167,10 @@ func (p *peer) kubelet(cfg *rest.Config, c kubelet.Config, serving *tls.Config, 
 	}
 	recorder := events.New(access, "kubelet", c.NodeName, p.log)
 	k, err := kubelet.New(c, kubelet.Deps{
-		Client: access, CRI: runtime, Events: recorder, TLS: serving, Log: p.log, Authorize: reviewed(access, c.NodeName),
+		Client: access, CRI: runtime, Events: recorder, TLS: serving, Log: p.log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return run.InOrder("kubelet", access, run.Together("kubelet", k, recorder)), nil
-}
-
-// reviewed asks the API server whether a client may do what it asks of the kubelet, as upstream's kubelet does with
-// authorization mode Webhook. Administrators are not asked about.
-func reviewed(c client.Writer, node string) func(context.Context, kubeletserver.Access) error {
-	return func(ctx context.Context, a kubeletserver.Access) error {
-		if slices.Contains(a.Groups, authn.Masters) {
-			return nil
-		}
-		r, err := client.Create(ctx, c, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User: a.User, Groups: a.Groups,
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: a.Verb, Version: "v1", Resource: "nodes", Subresource: a.Part, Name: node},
-		}})
-		if err != nil {
-			return fmt.Errorf("ask whether user %q may %s nodes/%s: %w", a.User, a.Verb, a.Part, err)
-		}
-		if !r.Status.Allowed {
-			return fmt.Errorf("user %q may not %s nodes/%s: %s", a.User, a.Verb, a.Part, strings.TrimSpace(r.Status.Reason))
-		}
-		return nil
-	}
 }

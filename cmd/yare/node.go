@@ -49,7 +49,7 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	data := s.record.DataDir
 	c := kubelet.Defaults()
 	c.NodeName, c.NodeIPs = s.config.NodeName, []string{s.address.String()}
-	c.Port = int32(s.record.KubeletPort)
+	c.Port, c.HealthzPort = int32(s.record.KubeletPort), int32(s.record.HealthzPort)
 	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
 	c.CgroupRoot = s.record.Cgroup()
 	c.ClusterDNS = []string{s.record.DNSAddress().String()}

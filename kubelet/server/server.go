@@ -11,7 +11,8 @@
 // Exec, attach and port-forward sessions are passed on to the URL that the runtime names, and the kubelet does not look
 // into them, but for the protocols that package stream brings to runtimes which do not know them.
 //
-// Whoever asks must show a certificate of the cluster's CA; then Authorize decides. Sessions end with the server.
+// Whoever asks must show a certificate of the cluster's CA or a bearer token that the API server knows; then the API server decides what he
+// may (Reviews). Nobody is let in anonymously; Healthz is a server of its own. Sessions end with the server.
 package server
 
 import (
@@ -24,11 +25,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -42,26 +45,16 @@ type Pods interface {
 	Find(namespace, name string) *corev1.Pod
 }
 
-// Access is a request to be authorized.
-type Access struct {
-	User   string
-	Groups []string
-	Verb   string // get, create
-	// Part is the subresource of nodes that the request is for, as upstream's: proxy, stats, metrics, pods, configz, healthz.
-	Part string
-	Path string
-}
-
 // Deps is what a Server works with.
 type Deps struct {
 	Pods Pods
 	CRI  *cri.Client
 	// TLS has the server's certificate and, as ClientCAs, whose clients are believed.
 	TLS *tls.Config
-	// Authorize returns nil for what is allowed. Nil allows the group system:masters alone.
-	Authorize func(ctx context.Context, a Access) error
-	Stats     func(ctx context.Context) (*statsapi.Summary, error)
-	Metrics   prometheus.Gatherer
+	// Reviews say who asks and what he may; nil knows no tokens and allows the group system:masters alone.
+	Reviews *Reviews
+	Stats   func(ctx context.Context) (*statsapi.Summary, error)
+	Metrics prometheus.Gatherer
 	// Resource is what /metrics/resource shows.
 	Resource func(ctx context.Context) (prometheus.Gatherer, error)
 	Configz  any
@@ -80,21 +73,9 @@ func New(address string, d Deps) (*Server, error) {
 	if d.TLS == nil || d.TLS.ClientCAs == nil {
 		return nil, errors.New("kubelet server needs a certificate and a client CA")
 	}
-	if d.Authorize == nil {
-		d.Authorize = mastersOnly
-	}
 	return &Server{address: address, Deps: d, runtime: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, IdleConnTimeout: 90 * time.Second, DisableCompression: true,
 	}}, nil
-}
-
-func mastersOnly(_ context.Context, a Access) error {
-	for _, g := range a.Groups {
-		if g == "system:masters" {
-			return nil
-		}
-	}
-	return fmt.Errorf("user %q may not %s nodes/%s", a.User, a.Verb, a.Part)
 }
 
 // Run serves until ctx ends.
@@ -129,6 +110,25 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
+// Healthz serves /healthz, and nothing else, to everybody who reaches the host:port address, until ctx ends.
+func Healthz(ctx context.Context, address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", healthy)
+	h := &http.Server{Handler: mux, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 90 * time.Second}
+	stop := context.AfterFunc(ctx, func() { h.Close() })
+	defer stop()
+	if err := h.Serve(l); ctx.Err() == nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+func healthy(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
+
 // Handler returns what is served, with the checks of who asks.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -139,7 +139,7 @@ func (s *Server) Handler() http.Handler {
 	fine := func(pattern, part string, f http.HandlerFunc) {
 		mux.Handle(pattern, s.checked(f, part, "proxy"))
 	}
-	fine("GET /healthz", "healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	fine("GET /healthz", "healthz", healthy)
 	fine("GET /pods", "pods", s.pods)
 	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
 	for _, verb := range []string{"GET", "POST"} {
@@ -164,31 +164,51 @@ func (s *Server) Handler() http.Handler {
 // checked serves f to those who may use one of the parts.
 func (s *Server) checked(f http.HandlerFunc, parts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		cert, err := s.identify(r)
+		user, err := s.identify(r)
 		if err != nil {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
-			s.Log.Debug("request without a valid certificate", "path", r.URL.Path, "err", err)
+			s.Log.Debug("request of nobody known", "path", r.URL.Path, "err", err)
 			return
 		}
-		a := Access{User: cert.Subject.CommonName, Groups: cert.Subject.Organization, Verb: "get", Path: r.URL.Path}
+		r.Header.Del("Authorization") // for nobody behind us
+		a := Access{User: *user, Verb: "get"}
 		if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
 			a.Verb = "create" // also sessions that are opened by GET
 		}
 		for _, a.Part = range parts {
-			if s.Authorize(r.Context(), a) == nil {
+			allowed, err := s.Reviews.allowed(r.Context(), a)
+			if err != nil {
+				s.Log.Warn("request cannot be authorized", "user", a.User.Username, "path", r.URL.Path, "err", err)
+				http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User.Username, a.Verb, parts), http.StatusInternalServerError)
+				return
+			}
+			if allowed {
 				f(w, r)
 				return
 			}
 		}
-		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User, a.Verb, parts), http.StatusForbidden)
+		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User.Username, a.Verb, parts), http.StatusForbidden)
 	})
 }
 
-// identify returns the client's certificate, if our CA has signed it for clients.
-func (s *Server) identify(r *http.Request) (*x509.Certificate, error) {
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, errors.New("no client certificate")
+// identify returns who asks: by the certificate, if our CA has signed it for clients, else by the token.
+func (s *Server) identify(r *http.Request) (*authenticationv1.UserInfo, error) {
+	err := errors.New("neither a client certificate nor a bearer token")
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		var cert *x509.Certificate
+		if cert, err = s.certificate(r); err == nil {
+			return &authenticationv1.UserInfo{Username: cert.Subject.CommonName, Groups: append(slices.Clone(cert.Subject.Organization), authenticated)}, nil
+		}
 	}
+	scheme, token, _ := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
+	if token = strings.TrimSpace(token); s.Reviews == nil || !strings.EqualFold(scheme, "bearer") || token == "" {
+		return nil, err
+	}
+	return s.Reviews.user(r.Context(), token)
+}
+
+// certificate returns the client's, if our CA has signed it for clients.
+func (s *Server) certificate(r *http.Request) (*x509.Certificate, error) {
 	certs := r.TLS.PeerCertificates
 	between := x509.NewCertPool()
 	for _, c := range certs[1:] {

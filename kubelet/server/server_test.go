@@ -8,19 +8,28 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/kubelettest"
 )
@@ -88,9 +97,45 @@ func runningPod(name string) *corev1.Pod {
 	}}}
 }
 
-func newServer(t *testing.T, ca *authority, authorize func(context.Context, Access) error) http.Handler {
+// reviewer is an API server that answers reviews and writes down what it was asked.
+type reviewer struct {
+	client.Writer
+	tokens  map[string]authenticationv1.UserInfo
+	allows  func(authorizationv1.SubjectAccessReviewSpec) bool
+	down    bool
+	reviews []string
+}
+
+func (a *reviewer) Create(_ context.Context, o api.Object) (api.Object, error) {
+	if a.down {
+		return nil, errors.New("connection refused")
+	}
+	switch r := o.(type) {
+	case *authenticationv1.TokenReview:
+		a.reviews = append(a.reviews, "token "+r.Spec.Token)
+		r.Status.User, r.Status.Authenticated = a.tokens[r.Spec.Token], a.tokens[r.Spec.Token].Username != ""
+	case *authorizationv1.SubjectAccessReview:
+		at := r.Spec.ResourceAttributes
+		a.reviews = append(a.reviews, fmt.Sprintf("%s %v may %s %s/%s %s", r.Spec.User, r.Spec.Groups, at.Verb, at.Resource, at.Subresource, at.Name))
+		r.Status.Allowed = a.allows != nil && a.allows(r.Spec)
+	}
+	return o, nil
+}
+
+// asked returns the reviews so far and forgets them.
+func (a *reviewer) asked() []string {
+	r := a.reviews
+	a.reviews = nil
+	return r
+}
+
+func newServer(t *testing.T, ca *authority, api *reviewer) http.Handler {
+	var reviews *Reviews
+	if api != nil {
+		reviews = NewReviews(api, "n1")
+	}
 	s, err := New("127.0.0.1:0", Deps{Pods: pods{runningPod("a")}, CRI: cri.InProcess(kubelettest.NewRuntime()), TLS: &tls.Config{ClientCAs: ca.pool()},
-		Authorize: authorize, Metrics: prometheus.NewRegistry(), Configz: map[string]string{"k": "v"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		Reviews: reviews, Metrics: prometheus.NewRegistry(), Configz: map[string]string{"k": "v"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,23 +187,21 @@ func TestWhoMayAsk(t *testing.T) {
 // A session changes something, however it is asked for: exec over GET needs the right to create.
 func TestSessionsNeedCreate(t *testing.T) {
 	ca := newAuthority(t)
-	var seen []string
-	h := newServer(t, ca, func(_ context.Context, a Access) error {
-		seen = append(seen, a.User+" "+a.Verb+" "+a.Part)
-		return http.ErrNotSupported
-	})
+	reviewer := &reviewer{}
+	h := newServer(t, ca, reviewer)
 	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
 	for _, c := range []struct{ method, path, upgrade, want string }{
-		{"GET", "/exec/ns/a/app", "websocket", "joe create proxy"}, {"POST", "/exec/ns/a/app", "", "joe create proxy"},
-		{"GET", "/stats/summary", "", "joe get stats"}, {"GET", "/metrics", "", "joe get metrics"}, {"GET", "/containerLogs/ns/a/app", "", "joe get proxy"},
+		{"GET", "/exec/ns/a/app", "websocket", "create nodes/proxy"}, {"POST", "/exec/ns/a/app", "", "create nodes/proxy"},
+		{"GET", "/stats/summary", "", "get nodes/stats"}, {"GET", "/metrics", "", "get nodes/metrics"}, {"GET", "/containerLogs/ns/a/app", "", "get nodes/proxy"},
 	} {
 		r := httptest.NewRequest(c.method, c.path, nil)
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
 		r.Header.Set("Upgrade", c.upgrade)
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
-		if w.Code != 403 || seen[len(seen)-1] != c.want {
-			t.Errorf("%s %s: %d %v", c.method, c.path, w.Code, seen)
+		want := "joe [system:authenticated] may " + c.want + " n1"
+		if seen := reviewer.asked(); w.Code != 403 || len(seen) > 1 || len(seen) == 1 && seen[0] != want {
+			t.Errorf("%s %s: %d %v, want %s", c.method, c.path, w.Code, seen, want)
 		}
 	}
 }
@@ -169,12 +212,7 @@ func TestFineRights(t *testing.T) {
 	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
 	for path, fine := range map[string]string{"/healthz": "healthz", "/pods": "pods", "/configz": "configz"} {
 		for right, want := range map[string]int{fine: 200, "proxy": 200, "metrics": 403} {
-			h := newServer(t, ca, func(_ context.Context, a Access) error {
-				if a.Part == right {
-					return nil
-				}
-				return http.ErrNotSupported
-			})
+			h := newServer(t, ca, &reviewer{allows: func(r authorizationv1.SubjectAccessReviewSpec) bool { return r.ResourceAttributes.Subresource == right }})
 			r := httptest.NewRequest("GET", path, nil)
 			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
 			w := httptest.NewRecorder()
@@ -183,6 +221,91 @@ func TestFineRights(t *testing.T) {
 				t.Errorf("%s with the right to %s: %d, want %d", path, right, w.Code, want)
 			}
 		}
+	}
+}
+
+// A token is asked about once in two minutes, what is allowed once in five and what is not twice a minute, as upstream.
+func TestTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &reviewer{tokens: map[string]authenticationv1.UserInfo{"good": {Username: "joe", UID: "7", Groups: []string{"dev"}, Extra: map[string]authenticationv1.ExtraValue{"k": {"v"}}}},
+			allows: func(r authorizationv1.SubjectAccessReviewSpec) bool {
+				return r.ResourceAttributes.Subresource == "metrics" && r.UID == "7" && r.Extra["k"][0] == "v"
+			}}
+		h := newServer(t, newAuthority(t), api)
+		get := func(path, token string) int {
+			r := httptest.NewRequest("GET", path, nil)
+			r.Header.Set("Authorization", token)
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		for _, c := range []struct {
+			name        string
+			after       time.Duration
+			path, token string
+			want        int
+			asked       []string
+		}{
+			{"first", 0, "/metrics", "Bearer good", 200, []string{"token good", "joe [dev system:authenticated] may get nodes/metrics n1"}},
+			{"kept", time.Minute, "/metrics", "bearer good", 200, nil},
+			{"denied", 0, "/stats/summary", "Bearer good", 403, []string{"joe [dev system:authenticated] may get nodes/stats n1"}},
+			{"denied again", 20 * time.Second, "/stats/summary", "Bearer good", 403, nil},
+			{"denied later", 11 * time.Second, "/stats/summary", "Bearer good", 403, []string{"joe [dev system:authenticated] may get nodes/stats n1"}},
+			{"the token later", time.Minute, "/metrics", "Bearer good", 200, []string{"token good"}},
+			{"both later", 3 * time.Minute, "/metrics", "Bearer good", 200, []string{"token good", "joe [dev system:authenticated] may get nodes/metrics n1"}},
+			{"another's", 0, "/metrics", "Bearer bad", 401, []string{"token bad"}},
+			{"another's again", 0, "/metrics", "Bearer bad", 401, nil},
+			{"none", 0, "/metrics", "", 401, nil},
+			{"a password", 0, "/metrics", "Basic good", 401, nil},
+		} {
+			time.Sleep(c.after)
+			if got := get(c.path, c.token); got != c.want {
+				t.Errorf("%s: %d, want %d", c.name, got, c.want)
+			}
+			if asked := api.asked(); !slices.Equal(asked, c.asked) {
+				t.Errorf("%s: asked %q, want %q", c.name, asked, c.asked)
+			}
+		}
+		// Nothing is kept of an API server that does not answer.
+		for _, c := range []struct {
+			down bool
+			path string
+			want int
+		}{{true, "/stats/summary", 500}, {false, "/stats/summary", 403}} {
+			time.Sleep(time.Minute)
+			if api.down = c.down; get(c.path, "Bearer good") != c.want {
+				t.Errorf("API server down %v: want %d", c.down, c.want)
+			}
+		}
+	})
+}
+
+func TestHealthzNeedsNoCredentials(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := Healthz(ctx, l.Addr().String()); err == nil {
+		t.Error("served where another listens")
+	}
+	l.Close()
+	done := make(chan error)
+	go func() { done <- Healthz(ctx, l.Addr().String()) }()
+	for want, path := range map[string]string{"200 ok": "/healthz", "404 404 page not found": "/pods"} {
+		var got *http.Response
+		for got == nil { // until it listens
+			got, _ = http.Get("http://" + l.Addr().String() + path)
+		}
+		text, _ := io.ReadAll(got.Body)
+		got.Body.Close()
+		if have := fmt.Sprint(got.StatusCode, " ", strings.TrimSpace(string(text))); have != want {
+			t.Errorf("%s: %s, want %s", path, have, want)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -156,7 +156,6 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, to string, err 
 			Transport: s.runtime,
 			Rewrite: func(p *httputil.ProxyRequest) {
 				p.Out.URL, p.Out.Host = u, u.Host
-				p.Out.Header.Del("Authorization")
 			},
 			FlushInterval: -1,
 			ErrorHandler:  s.broken,
