@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/yare-dev/yare/linux"
 )
 
 // Usage is space taken on the store's file system.
@@ -48,31 +48,9 @@ func (s *Store) SnapshotUsage(key string) (Usage, error) {
 	if copied(dir) {
 		written = filepath.Join(dir, "copy")
 	}
-	var u Usage
-	seen := map[uint64]bool{}
-	err = filepath.WalkDir(written, func(p string, _ fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		if err == nil {
-			err = unix.Lstat(p, &st)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		u.Bytes += st.Blocks * 512
-		u.Inodes++
-		return nil
-	})
+	u, err := linux.DiskUsage(written)
 	if err != nil {
-		return u, fmt.Errorf("measure snapshot %s: %w", key, err)
+		return Usage{}, fmt.Errorf("measure snapshot %s: %w", key, err)
 	}
-	return u, nil
+	return Usage(u), nil
 }

@@ -154,6 +154,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { ready(); k.watchRuntime(ctx); return nil })
 	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
 	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
+	part(func(ready func()) error { ready(); k.limitStorage(ctx); return nil })
 	if k.config.Port != 0 {
 		part(func(ready func()) error { return k.serve(ctx, ready) })
 	}

@@ -31,8 +31,9 @@ type Runtime struct {
 	RunSandbox func(*runtimeapi.PodSandboxConfig) error
 	Create     func(*runtimeapi.ContainerConfig) error
 	NotReady   bool
-	// Memory is what each container uses, in bytes.
+	// Memory is what each container uses, in bytes; Layer what one has written to its root file system, by name.
 	Memory uint64
+	Layer  map[string]uint64
 	// Sessions prepares those of Exec, Attach and PortForward.
 	Sessions streaming.Server
 
@@ -420,15 +421,17 @@ func (r *Runtime) UpdateContainerResources(_ context.Context, q *runtimeapi.Upda
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }
 
-// ContainerStats implements the CRI: a container uses Memory bytes.
+// ContainerStats implements the CRI: a container uses Memory bytes, and Layer's.
 func (r *Runtime) ContainerStats(_ context.Context, q *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, err := r.find(q.ContainerId); err != nil {
+	c, err := r.find(q.ContainerId)
+	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ContainerStatsResponse{Stats: &runtimeapi.ContainerStats{
-		Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Memory}}}}, nil
+		WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: &runtimeapi.UInt64Value{Value: r.Layer[c.Config.Metadata.Name]}},
+		Memory:        &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Memory}}}}, nil
 }
 
 // ExecSync implements the CRI.

@@ -45,6 +45,15 @@ func (w *worker) decideEnding(pod *corev1.Pod, v *View) {
 		w.ending = &ending{grace: grace, since: now}
 		return
 	}
+	w.mu.Lock()
+	evicted := w.evicted
+	w.mu.Unlock()
+	if evicted != "" {
+		w.verdict = &Condition{reasonEvicted, evicted}
+		w.say(pod, corev1.EventTypeWarning, reasonEvicted, "%s", evicted)
+		w.ending = &ending{grace: evictedGrace, since: now}
+		return
+	}
 	if s := pod.Spec.ActiveDeadlineSeconds; s != nil && pod.Status.StartTime != nil {
 		until := pod.Status.StartTime.Add(time.Duration(*s) * time.Second)
 		if now.Before(until) {

@@ -29,6 +29,7 @@ type worker struct {
 	pod      *corev1.Pod // what the source said last
 	mirror   *corev1.Pod // of a static pod
 	gone     bool        // the source has it no more
+	evicted  string      // why it must not go on; empty: it may
 	admitted bool
 	given    allocation // what its containers may use; nil before it is admitted
 	deferred *Condition // why the node does not give what the spec wants now
@@ -69,7 +70,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 	w := &worker{
 		Pods: p, uid: pod.UID, wake: make(chan struct{}, 1), pod: pod,
 		log:    p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
-		static: pod.Annotations[spec.ConfigSourceAnnotation] != "" && pod.Annotations[spec.ConfigSourceAnnotation] != "api",
+		static: isStatic(pod),
 		viewer: newViewer(p.cri, pod.UID), waiting: map[string]*Condition{},
 		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
 		retries:    newRetries(),
@@ -80,6 +81,12 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 	w.jobs = newJobs(w.poke)
 	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)
 	return w
+}
+
+// isStatic reports whether the pod is from a file, not from the API.
+func isStatic(pod *corev1.Pod) bool {
+	source := pod.Annotations[spec.ConfigSourceAnnotation]
+	return source != "" && source != "api"
 }
 
 func (w *worker) set(pod *corev1.Pod) {
@@ -99,6 +106,13 @@ func (w *worker) setMirror(m *corev1.Pod) {
 func (w *worker) setGone() {
 	w.mu.Lock()
 	w.gone = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) setEvicted(message string) {
+	w.mu.Lock()
+	w.evicted = message
 	w.mu.Unlock()
 	w.poke()
 }

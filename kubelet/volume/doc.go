@@ -19,6 +19,5 @@
 // descriptor, so that no race leads outside the volume; Down unmounts before it removes, never follows a mount or a
 // link, and removes nothing while something is still mounted.
 //
-// An emptyDir's sizeLimit is enforced by the kernel for medium Memory only; pods are not yet evicted for what they
-// write to disk.
+// An emptyDir's sizeLimit is enforced by the kernel for medium Memory; on disk by the kubelet, which evicts the pod.
 package volume

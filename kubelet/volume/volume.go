@@ -116,6 +116,16 @@ func (v *Volumes) path(pod *corev1.Pod, vol *corev1.Volume) (string, error) {
 	return filepath.Join(v.PodDir(pod.UID), "volumes", "kubernetes.io~"+kind, vol.Name), nil
 }
 
+// DiskUsage is what the volume takes on disk now, in bytes; 0 where it is not there.
+func (v *Volumes) DiskUsage(pod *corev1.Pod, vol *corev1.Volume) (int64, error) {
+	dir, err := v.path(pod, vol)
+	if err != nil {
+		return 0, err
+	}
+	u, err := linux.DiskUsage(dir)
+	return u.Bytes, err
+}
+
 func (v *Volumes) emptyDir(pod *corev1.Pod, vol *corev1.Volume) error {
 	dir, err := v.path(pod, vol)
 	if err != nil {

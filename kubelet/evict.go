@@ -1,0 +1,96 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/pod"
+	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/run"
+)
+
+// measureEvery is the rest between two measurements of what pods have written, upstream's.
+const measureEvery = 10 * time.Second
+
+// limitStorage evicts pods that have written more to disk than they may. Only those with a limit are measured: that is a walk through
+// their files.
+func (k *Kubelet) limitStorage(ctx context.Context) {
+	for run.Pause(ctx, measureEvery) == nil {
+		for _, p := range k.pods.All() {
+			volumes, whole := pod.StorageLimits(p)
+			if !volumes && !whole {
+				continue
+			}
+			written, err := k.written(ctx, p, whole)
+			if err != nil {
+				if ctx.Err() == nil {
+					k.log.Warn("pod's use of the disk is not known", "pod", p.Namespace+"/"+p.Name, "err", err)
+				}
+				continue
+			}
+			if message := pod.Exceeded(p, written); message != "" {
+				k.log.Info("evicting pod", "pod", p.Namespace+"/"+p.Name, "why", strings.TrimSpace(message))
+				k.pods.Evict(p.UID, message)
+			}
+		}
+	}
+}
+
+// written measures the pod's volumes on disk, and unless they alone are wanted, its containers: the layers of those that run,
+// and the logs of all.
+func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, whole bool) (pod.Written, error) {
+	w := pod.Written{Volumes: map[string]int64{}, Containers: map[string]int64{}}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if !pod.OnDisk(v) {
+			continue
+		}
+		used, err := k.volumes.DiskUsage(p, v)
+		if err != nil {
+			return w, fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+		w.Volumes[v.Name] = used
+	}
+	if !whole {
+		return w, nil
+	}
+	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+		for _, s := range list {
+			logs, err := linux.DiskUsage(filepath.Join(spec.LogDirectory(k.config.LogDir, p), s.Name))
+			if err != nil {
+				return w, fmt.Errorf("logs of container %q: %w", s.Name, err)
+			}
+			layer, err := k.layer(ctx, s)
+			if err != nil {
+				return w, fmt.Errorf("layer of container %q: %w", s.Name, err)
+			}
+			w.Containers[s.Name] = logs.Bytes + layer
+		}
+	}
+	return w, nil
+}
+
+// layer is what a running container has written to its root file system, in bytes.
+func (k *Kubelet) layer(ctx context.Context, s corev1.ContainerStatus) (int64, error) {
+	if s.State.Running == nil {
+		return 0, nil
+	}
+	_, id, _ := strings.Cut(s.ContainerID, "://")
+	got, err := k.deps.CRI.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	if cri.Code(err) == codes.NotFound {
+		return 0, nil // it has ended meanwhile
+	}
+	if err != nil {
+		return 0, err
+	}
+	return int64(got.GetStats().GetWritableLayer().GetUsedBytes().GetValue()), nil
+}
