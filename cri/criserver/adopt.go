@@ -132,10 +132,15 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 		s.shimDied(sb)
 		return
 	}
+	if err := client.Outdated(); err != nil {
+		rec := sb.record()
+		log.Warn("sandbox is adopted but nothing new can be run in it", "namespace", rec.Config.GetMetadata().GetNamespace(),
+			"pod", rec.Config.GetMetadata().GetName(), "err", err)
+	}
 	known := map[string]shim.Status{}
 	for _, st := range statuses {
 		known[st.ID] = st
-		if _, ok := s.containers[st.ID]; !ok {
+		if _, ok := s.containers[st.ID]; !ok && client.Outdated() == nil {
 			log.Info("removing container of an interrupted call", "container", st.ID)
 			if err := deleteUnknown(ctx, client, st.ID); err != nil {
 				log.Error("container not removed, it ends with its sandbox", "container", st.ID, "err", err)

@@ -2,6 +2,7 @@ package criserver
 
 import (
 	"context"
+	"slices"
 	"syscall"
 	"time"
 
@@ -13,7 +14,11 @@ import (
 // watch records the exits of a sandbox's containers until its shim ends, and
 // that too when nobody wanted it.
 func (s *Server) watch(sb *sandbox) {
-	for e := range sb.shim.Events() {
+	for !s.retired(sb) {
+		e, ok := <-sb.shim.Events()
+		if !ok {
+			break
+		}
 		if c, err := s.findContainer(e.ID); err == nil {
 			s.markExited(c, e.Exit, "")
 		}
@@ -21,15 +26,29 @@ func (s *Server) watch(sb *sandbox) {
 	sb.mu.Lock()
 	leaving := sb.leaving
 	sb.mu.Unlock()
-	if !leaving {
-		s.shimDied(sb)
+	switch {
+	case leaving:
+		return
+	case s.retired(sb):
+		s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
+	default:
+		s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
 	}
+	s.shimDied(sb)
+}
+
+// retired reports whether a sandbox has an outdated shim in which nothing runs any more. Its kubelet can start nothing in it,
+// and is to make a new one: it counts as dead.
+func (s *Server) retired(sb *sandbox) bool {
+	return sb.shim.Outdated() != nil && !slices.ContainsFunc(s.containersOf(sb.id), func(c *container) bool {
+		r := c.record()
+		return r.state() == runtimeapi.ContainerState_CONTAINER_RUNNING
+	})
 }
 
 // shimDied cleans up after a shim that was killed: its containers are killed
 // and recorded as failed, the sandbox is not ready.
 func (s *Server) shimDied(sb *sandbox) {
-	s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
 	// The call that finds the shim gone must not clean up at the same time.
 	sb.op.Lock()
 	defer sb.op.Unlock()

@@ -56,12 +56,24 @@ func (c *Client) exited(r *protocol.Reply) {
 		c.early[r.Session] = status
 		return
 	}
-	c.exits[r.ID] = status
-	for _, w := range c.waiters[r.ID] {
+	c.tell(r.ID, status)
+}
+
+// ended tells of a container's exit.
+func (c *Client) ended(id string, status ExitStatus) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tell(id, status)
+}
+
+// tell is ended. Preconditions: c.mu is held.
+func (c *Client) tell(id string, status ExitStatus) {
+	c.exits[id] = status
+	for _, w := range c.waiters[id] {
 		w <- status
 	}
-	delete(c.waiters, r.ID)
-	c.events.put(Event{ID: r.ID, Exit: status})
+	delete(c.waiters, id)
+	c.events.put(Event{ID: id, Exit: status})
 }
 
 // Pid returns the shim's process id.
@@ -98,17 +110,31 @@ func (c *Client) Events() <-chan Event { return c.events.out }
 // Close disconnects and leaves shim and containers running. Running sessions
 // of this client end.
 func (c *Client) Close() error {
-	c.once.Do(func() {
-		_ = c.conn.socket.Close() // the shim notices, whatever this says
-		close(c.events.stop)
-	})
+	c.once.Do(func() { _ = c.disconnect() }) // the shim notices, whatever this says
 	c.tasks.Wait()
 	return nil
+}
+
+// disconnect ends the connection and what serves it.
+func (c *Client) disconnect() error {
+	err := c.conn.socket.Close()
+	close(c.events.stop)
+	c.tasks.Wait()
+	return err
 }
 
 // Shutdown kills what is left of the containers, deletes them, ends the shim
 // and removes its cgroup and state directory.
 func (c *Client) Shutdown(ctx context.Context) error {
+	if c.Outdated() != nil {
+		if err := c.Close(); err != nil {
+			return err
+		}
+		if _, err := Reap(ctx, c.dir, c.log); err != nil {
+			return err
+		}
+		return Remove(c.dir)
+	}
 	list, err := c.Containers(ctx)
 	if err != nil {
 		return err
@@ -202,6 +228,9 @@ func (c *Client) Start(ctx context.Context, id string) error {
 // Kill sends a signal to the container's first process, or to all processes
 // in its cgroup. A stopped container is ErrState unless all is set.
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
+	if c.Outdated() != nil {
+		return c.killOutdated(ctx, id, sig, all)
+	}
 	r, err := c.foreign(id)
 	if err != nil {
 		return err
@@ -232,6 +261,9 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	status, err := c.status(ctx, id)
 	if err != nil {
 		return err
+	}
+	if c.Outdated() != nil {
+		return killCgroup(ctx, status.Cgroup) // its other traces go with those of the shim
 	}
 	switch status.State {
 	case Running:
@@ -273,6 +305,9 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 
 // Containers lists the sandbox's containers, in order of creation.
 func (c *Client) Containers(ctx context.Context) ([]Status, error) {
+	if c.Outdated() != nil {
+		return c.recorded()
+	}
 	r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.List})
 	if err != nil {
 		return nil, err
@@ -293,6 +328,9 @@ func (c *Client) Containers(ctx context.Context) ([]Status, error) {
 // Sweep frees what a server that was killed has left of containers that the shim does not list: it had not heard of them
 // yet, or has given them up. No Create may be under way.
 func (c *Client) Sweep(ctx context.Context) error {
+	if c.Outdated() != nil {
+		return nil // it goes with the shim
+	}
 	list, err := c.Containers(ctx)
 	if err != nil {
 		return err

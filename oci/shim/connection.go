@@ -21,6 +21,7 @@ type connection struct {
 	socket *net.UnixConn
 	done   chan struct{}
 	onExit func(*protocol.Reply) // called by the reader, in order
+	refuse error                 // of every request, if not nil
 
 	mu     sync.Mutex
 	serial uint64
@@ -52,6 +53,18 @@ func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 
 func newConnection(socket *net.UnixConn, onExit func(*protocol.Reply)) *connection {
 	return &connection{socket: socket, done: make(chan struct{}), onExit: onExit, calls: map[uint64]*call{}}
+}
+
+// hear calls news for every message, of which it understands nothing, until the socket ends.
+func (c *connection) hear(news func()) {
+	defer close(c.done)
+	buf := make([]byte, protocol.MaxMessage)
+	for {
+		if n, err := c.socket.Read(buf); err != nil || n == 0 {
+			return
+		}
+		news()
+	}
 }
 
 // read delivers messages until the socket ends.
@@ -105,6 +118,9 @@ func rights(oob []byte) (fds []int) {
 // send sends a request with descriptors, which stay the caller's. The caller
 // ends the call.
 func (c *connection) send(r *protocol.Request, fds ...int) (*call, error) {
+	if c.refuse != nil {
+		return nil, c.refuse
+	}
 	k := &call{replies: make(chan reply, 2)}
 	c.mu.Lock()
 	c.serial++

@@ -67,24 +67,15 @@ func reapContainer(ctx context.Context, dir, id string) (Status, error) {
 	if err := freeContainer(ctx, do, filepath.Join(dir, id), id, &state); err != nil {
 		return s, err
 	}
-	path := filepath.Join(dir, id, exitName)
-	b, err := os.ReadFile(path)
+	s.Exit, err = readExit(filepath.Join(dir, id))
 	if errors.Is(err, os.ErrNotExist) {
 		// Its parent died first; we ended it just now, or its end was not seen.
 		s.Exit = ExitStatus{Code: 128 + int(unix.SIGKILL), Signal: unix.SIGKILL, At: time.Now()}
 		e := protocol.Exit{Code: int32(s.Exit.Code), Signal: int32(s.Exit.Signal), At: s.Exit.At.UnixNano()}
 		// Kept, so that a repetition says the same.
-		return s, os.WriteFile(path, wire.Marshal(&e), 0o600)
+		return s, os.WriteFile(filepath.Join(dir, id, exitName), wire.Marshal(&e), 0o600)
 	}
-	if err != nil {
-		return s, err
-	}
-	var e protocol.Exit
-	if err := wire.Unmarshal(b, &e); err != nil {
-		return s, fmt.Errorf("parse %s: %w", path, err)
-	}
-	s.Exit = exitStatus(e)
-	return s, nil
+	return s, err
 }
 
 // Remove deletes the state directory of a dead shim. A missing one is no error.

@@ -28,6 +28,8 @@
 //	server killed      shim and containers do not notice
 //	                   (another runtime: "create" is run, then "start")
 //	server --Connect-> Containers() tells states and exits that happened while away
+//	server of another release --Connect-> containers are seen, signalled and
+//	                   ended, and that is all ([Client.Outdated])
 //	shim killed        Done() closes at once (socket hang-up); [Reap] kills the
 //	                   leftovers by cgroup, has other runtimes delete what is theirs,
 //	                   and frees what the state directory lists
@@ -56,6 +58,8 @@ import (
 var (
 	// ErrGone means that the shim process is dead (or was never there).
 	ErrGone = errors.New("shim is gone")
+	// ErrOutdated means that the shim is of another release and cannot be talked to; see [Client.Outdated].
+	ErrOutdated = errors.New("the pod's shim is of another release: what runs in it goes on, and for anything new the pod must be deleted and made anew")
 	// ErrNotFound means that the shim knows no such container or session.
 	ErrNotFound = errors.New("no such container")
 	// ErrExists means that the container or session identifier is taken.

@@ -80,7 +80,11 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 		return nil, err
 	}
 	reapLater(pidfd)
-	return Connect(ctx, c.Dir, c.Init, c.Log)
+	client, err := Connect(ctx, c.Dir, c.Init, c.Log)
+	if err == nil && client.Outdated() != nil {
+		return nil, errors.Join(fmt.Errorf("the init program is not of this release: %w", client.Outdated()), client.Shutdown(ctx))
+	}
+	return client, err
 }
 
 // undo takes back a start that did not succeed.
@@ -246,7 +250,8 @@ func readJSON(path string, v any) error {
 }
 
 // Connect attaches to the shim that an earlier process started in dir. It
-// returns [ErrGone] when there is none alive; then call [Reap].
+// returns [ErrGone] when there is none alive; then call [Reap]. Of one of another
+// release, see [Client.Outdated].
 func Connect(ctx context.Context, dir string, init *oci.Init, log *slog.Logger) (*Client, error) {
 	c := &Client{dir: dir, log: log, events: newQueue(), exits: map[string]ExitStatus{}, waiters: map[string][]chan ExitStatus{},
 		sessions: map[uint64]chan ExitStatus{}}
@@ -267,12 +272,16 @@ func Connect(ctx context.Context, dir string, init *oci.Init, log *slog.Logger) 
 	})
 	c.tasks.Go(c.events.pump)
 	hello, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.Hello})
-	if err == nil && hello.Version != protocol.Version {
-		err = fmt.Errorf("shim speaks version %d, not %d", hello.Version, protocol.Version)
+	if err == nil && hello.Version == protocol.Version {
+		c.pid, c.reaper = hello.Pid, hello.Reaper
+		return c, nil
+	}
+	closed := c.disconnect()
+	if err == nil || errors.Is(err, ErrGone) { // it does not understand us, or is dead
+		err = c.becomeOutdated(ctx, hello.Version)
 	}
 	if err != nil {
-		return nil, errors.Join(err, c.Close())
+		return nil, errors.Join(err, closed)
 	}
-	c.pid, c.reaper = hello.Pid, hello.Reaper
 	return c, nil
 }
