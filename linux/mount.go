@@ -111,6 +111,45 @@ func SetMountAttr(mount int, recursive bool, attr unix.MountAttr, name string) e
 	return wrap("set mount attributes of", name, unix.MountSetattr(mount, "", flags, &attr))
 }
 
+// MountAttribute returns what an option of mount(8) changes of a mount; ok is false for options that are no mount's but a file
+// system's.
+func MountAttribute(o string) (a unix.MountAttr, ok bool) {
+	const atime = unix.MOUNT_ATTR__ATIME
+	switch o {
+	case "ro":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, true
+	case "rw":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}, true
+	case "nosuid":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}, true
+	case "suid":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSUID}, true
+	case "nodev":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}, true
+	case "dev":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}, true
+	case "noexec":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOEXEC}, true
+	case "exec":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOEXEC}, true
+	case "nodiratime":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "diratime":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODIRATIME}, true
+	case "nosymfollow":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "symfollow":
+		return unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "noatime":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: atime}, true
+	case "strictatime", "atime":
+		return unix.MountAttr{Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: atime}, true
+	case "relatime", "norelatime", "nostrictatime":
+		return unix.MountAttr{Attr_clr: atime}, true // relatime is the kernel's zero
+	}
+	return unix.MountAttr{}, false
+}
+
 // PrivateProc returns a new procfs instance of the caller's PID namespace as a
 // detached mount. Nobody can have mounted anything over its files, so reads
 // and writes through it reach the kernel and nothing else.

@@ -13,6 +13,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 const (
@@ -49,6 +50,17 @@ func VolumeClass(v *corev1.PersistentVolume) string {
 // Waits says whether volumes of a class, which may be nil, wait for the node of the first pod that uses them.
 func Waits(class *storagev1.StorageClass) bool {
 	return class != nil && class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
+}
+
+// Name returns the name of the claim that v is of, a volume of the pod; "" for volumes without.
+func Name(pod *corev1.Pod, v *corev1.Volume) string {
+	switch {
+	case v.PersistentVolumeClaim != nil:
+		return v.PersistentVolumeClaim.ClaimName
+	case v.Ephemeral != nil:
+		return pod.Name + "-" + v.Name
+	}
+	return ""
 }
 
 // Bound says that c has its volume for good.
@@ -95,6 +107,15 @@ func Unsuited(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) strin
 		}
 	}
 	return ""
+}
+
+// Reaches says whether v can be used on n.
+func Reaches(n *corev1.Node, v *corev1.PersistentVolume) bool {
+	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return true
+	}
+	ok, err := nodeaffinity.NewLazyErrorNodeSelector(v.Spec.NodeAffinity.Required).Match(n)
+	return ok && err == nil
 }
 
 // Candidates returns the volumes for a claim that names none: the one that is reserved for it, else those that suit it and are

@@ -14,6 +14,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 )
 
 // nodeRules are what every kubelet may do to objects of the kinds that are not divided among them.
@@ -43,11 +44,10 @@ func (n *Node) podsOn(node, namespace string) iter.Seq[*corev1.Pod] {
 }
 
 // usesClaim says whether a pod of the node has a volume of the claim.
-func (n *Node) usesClaim(node string, claim api.Key) bool {
-	for p := range n.podsOn(node, claim.Namespace) {
+func (n *Node) usesClaim(node string, key api.Key) bool {
+	for p := range n.podsOn(node, key.Namespace) {
 		for i := range p.Spec.Volumes {
-			v := &p.Spec.Volumes[i]
-			if v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim.Name || v.Ephemeral != nil && p.Name+"-"+v.Name == claim.Name {
+			if claim.Name(p, &p.Spec.Volumes[i]) == key.Name {
 				return true
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/reconcile"
 )
@@ -38,12 +39,8 @@ func New(d reconcile.Deps) *reconcile.Controller {
 // claims returns the names of the claims that a pod's volumes are of, those made for it among them.
 func claims(p *corev1.Pod) (names []string) {
 	for i := range p.Spec.Volumes {
-		v := &p.Spec.Volumes[i]
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			names = append(names, v.PersistentVolumeClaim.ClaimName)
-		case v.Ephemeral != nil:
-			names = append(names, p.Name+"-"+v.Name)
+		if name := claim.Name(p, &p.Spec.Volumes[i]); name != "" {
+			names = append(names, name)
 		}
 	}
 	return names
@@ -64,8 +61,7 @@ func uses(p *corev1.Pod, c *corev1.PersistentVolumeClaim) bool {
 	}
 	for i := range p.Spec.Volumes {
 		v := &p.Spec.Volumes[i]
-		if v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == c.Name ||
-			v.Ephemeral != nil && p.Name+"-"+v.Name == c.Name && metav1.IsControlledBy(c, p) {
+		if claim.Name(p, v) == c.Name && (v.Ephemeral == nil || metav1.IsControlledBy(c, p)) {
 			return true
 		}
 	}

@@ -296,3 +296,17 @@ func (s source) Bundles(signer string, selector labels.Selector) ([]*certificate
 func (s source) Certificate(ctx context.Context, pod *corev1.Pod, vol string, index int) (*volume.Certificate, time.Time, error) {
 	return s.certificate(ctx, pod, projection{vol, index})
 }
+
+func (s source) Claim(name string) (*corev1.PersistentVolumeClaim, error) {
+	return referred[*corev1.PersistentVolumeClaim](s, "persistentvolumeclaim", name)
+}
+
+func (s source) Volume(name string) (*corev1.PersistentVolume, error) {
+	return client.Get[*corev1.PersistentVolume](s.ctx, s.Client, api.Key{Name: name})
+}
+
+func (s source) Node() *corev1.Node { return s.worker.Node() }
+
+func (s source) Warn(reason, message string) {
+	s.say(s.pod, corev1.EventTypeWarning, reason, "%s", message)
+}

@@ -168,12 +168,13 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if s.Kind == spec.Ephemeral {
 		parts.TargetID = w.target(pod, c.Name, v)
 	}
-	config, err := spec.Container(pod, c, parts, w.config.Node)
+	grouped := w.withGroups(pod)
+	config, err := spec.Container(grouped, c, parts, w.config.Node)
 	if err != nil {
 		return "", err
 	}
 	dns, _ := spec.PodDNS(pod, w.DNS())
-	sandboxConfig, err := spec.Sandbox(pod, sandbox.GetMetadata().GetAttempt(), dns, users, w.config.Node)
+	sandboxConfig, err := spec.Sandbox(grouped, sandbox.GetMetadata().GetAttempt(), dns, users, w.config.Node)
 	if err != nil {
 		return "", err
 	}

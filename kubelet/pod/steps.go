@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -219,7 +220,7 @@ func (w *worker) sandboxUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 		users, err = w.users(pod, handler)
 	}
 	if err == nil {
-		config, err = spec.Sandbox(pod, plan.Attempt, dns, users, w.config.Node)
+		config, err = spec.Sandbox(w.withGroups(pod), plan.Attempt, dns, users, w.config.Node)
 	}
 	if err == nil {
 		_, err = w.cri.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
@@ -307,6 +308,26 @@ func (w *worker) containersUp(ctx context.Context, pod *corev1.Pod, v *View) (bo
 		w.tidy(ctx, v)
 	}
 	return true, nil
+}
+
+// withGroups returns the pod with the groups of its volumes beside its own.
+func (w *worker) withGroups(pod *corev1.Pod) *corev1.Pod {
+	groups := w.Volumes.Groups(pod)
+	if len(groups) == 0 {
+		return pod
+	}
+	in, security := *pod, corev1.PodSecurityContext{}
+	if pod.Spec.SecurityContext != nil {
+		security = *pod.Spec.SecurityContext
+	}
+	security.SupplementalGroups = slices.Clone(security.SupplementalGroups)
+	for _, g := range groups {
+		if !slices.Contains(security.SupplementalGroups, g) {
+			security.SupplementalGroups = append(security.SupplementalGroups, g)
+		}
+	}
+	in.Spec.SecurityContext = &security
+	return &in
 }
 
 // writeHosts writes the pod's hosts file and returns its mount, nil where the container has its own.

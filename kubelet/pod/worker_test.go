@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
@@ -533,16 +534,56 @@ func TestUnsupportedVolumeHoldsThePod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		b.api.Put(newPod("a", func(p *corev1.Pod) {
-			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}}}
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s"}}}}
 		}))
 		b.wantStatus("a", "Pending app=ContainerCreating")
-		want := `Warning a FailedMount: MountVolume.SetUp failed for volume "v" : persistentVolumeClaim volumes are not supported by this node`
+		want := `Warning a FailedMount: MountVolume.SetUp failed for volume "v" : nfs volumes are not supported by this node`
 		if events := b.api.Events(); !slices.Contains(events, want) {
 			t.Error(events)
 		}
 		b.api.DeletePod(api.Key{Namespace: "default", Name: "a"}, 30)
 		b.settle()
 		b.wantGone("a")
+	})
+}
+
+// A pod waits until its claim is bound, and has then the volume and its group.
+func TestClaimHoldsThePodUntilItIsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+		b.api.Put(newPod("a", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}}}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/data"}}
+		}))
+		held := func(why string) {
+			t.Helper()
+			b.wantStatus("a", "Pending app=ContainerCreating")
+			want := `Warning a FailedMount: MountVolume.SetUp failed for volume "v" : error processing PVC default/c: ` + why
+			if events := b.api.Events(); !slices.Contains(events, want) {
+				t.Error(events)
+			}
+		}
+		held(`persistentvolumeclaim "c" not found`)
+		c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c", UID: "u"}}
+		b.api.Put(c)
+		time.Sleep(30 * time.Second)
+		held("PVC is not bound")
+		v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv", Annotations: map[string]string{"pv.beta.kubernetes.io/gid": "1234"}}}
+		v.Spec.HostPath = &corev1.HostPathVolumeSource{Path: b.dir}
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "c", UID: "u"}
+		c.Annotations, c.Spec.VolumeName = map[string]string{claim.Completed: "yes"}, "pv"
+		b.api.Put(v)
+		b.api.Put(c)
+		time.Sleep(30 * time.Second)
+		b.wantRunning("app")
+		config := b.runtime.Running()["app"]
+		if m := config.Mounts[0]; m.ContainerPath != "/data" || m.HostPath != b.dir {
+			t.Error(m)
+		}
+		if got := config.Linux.SecurityContext.SupplementalGroups; !slices.Equal(got, []int64{1234}) {
+			t.Error("groups", got)
+		}
 	})
 }
 

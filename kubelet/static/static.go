@@ -178,7 +178,7 @@ func complete(p *corev1.Pod) error {
 		return errors.New("spec.ephemeralContainers: not in a static pod")
 	}
 	for _, v := range p.Spec.Volumes {
-		if v.ConfigMap != nil || v.Secret != nil || v.Projected != nil {
+		if v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.PersistentVolumeClaim != nil || v.Ephemeral != nil {
 			return fmt.Errorf("spec.volumes: volume %s refers to API objects, which a static pod cannot", v.Name)
 		}
 	}

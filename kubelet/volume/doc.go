@@ -1,5 +1,6 @@
-// Package volume gives pods their volumes: emptyDir, hostPath, configMap, secret, downwardAPI, projected and image.
-// It replaces upstream's volume manager and the in-tree plugins of these types. Any other type is refused by name.
+// Package volume gives pods their volumes: emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, and those of
+// claims (persistentVolumeClaim, ephemeral) that are bound to hostPath or local volumes with a file system. It replaces upstream's
+// volume manager and the in-tree plugins of these types. Any other type is refused by name.
 //
 // Layout below the root (upstream's):
 //
@@ -14,6 +15,11 @@
 //	key -> ..data/key                  what the user opens
 //
 // They live on tmpfs, so that secrets reach no disk.
+//
+// What a claim is bound to is asked for until its volume is up, and not again. A hostPath volume is used where it is; the folder of a
+// local volume is mounted anew for each pod that has it, read-only and with the volume's mount options where it is to be. The first
+// pod on the node makes a local volume's files those of its fsGroup, before it can be seen below the root: so a mount that is there is
+// done with. The content of both is never removed.
 //
 // Invariants: everything is idempotent; a subPath is opened within its volume by descriptor and mounted by
 // descriptor, so that no race leads outside the volume; Down unmounts before it removes, never follows a mount or a

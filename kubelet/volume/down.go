@@ -21,6 +21,9 @@ func (v *Volumes) Down(uid types.UID) error {
 	if uid == "" || filepath.Base(dir) != string(uid) {
 		return fmt.Errorf("remove volumes of pod %q: not a UID", uid)
 	}
+	v.mu.Lock()
+	delete(v.claims, uid)
+	v.mu.Unlock()
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -21,6 +21,7 @@ import (
 // Source is where files come from. Errors are API errors.
 type Source interface {
 	spec.Objects
+	Storage
 	// Token returns a token of the pod's service account and when it should be replaced.
 	Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (token string, renew time.Time, err error)
 	// Bundle returns the ClusterTrustBundle of that name.

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,6 +74,9 @@ func (v *Volumes) mount(r Request, index int) (*runtimeapi.Mount, error) {
 	if vol.ConfigMap != nil || vol.Secret != nil || vol.DownwardAPI != nil || vol.Projected != nil {
 		m.Readonly = true
 	}
+	if c := v.claimed(r.Pod, vol); c != nil && c.readOnly {
+		m.Readonly = true
+	}
 	if sub == "" {
 		return m, nil
 	}
@@ -136,7 +140,7 @@ func (v *Volumes) bindSubPath(r Request, volume, root, sub string, index int) (s
 	defer unix.Close(rootFD)
 	source, err := linux.OpenIn(rootFD, sub, unix.O_PATH)
 	if err != nil {
-		if source, err = v.makeSubPath(r, rootFD, sub); err != nil {
+		if source, err = makeSubPath(rootFD, sub); err != nil {
 			return "", fmt.Errorf("subPath %s: %w", sub, err)
 		}
 	}
@@ -162,25 +166,19 @@ func (v *Volumes) bindSubPath(r Request, volume, root, sub string, index int) (s
 	return place, linux.Attach(tree, target, place)
 }
 
-func (v *Volumes) makeSubPath(r Request, root int, sub string) (int, error) {
+// makeSubPath makes a directory for a container. It is as open as the volume is, and the group's whose the volume is.
+func makeSubPath(root int, sub string) (int, error) {
 	fd, err := linux.MakeDirIn(root, sub)
 	if err != nil {
 		return -1, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
-		return fd, nil
+	info, err := os.Stat(linux.FDPath(root))
+	if err == nil {
+		err = os.Chmod(linux.FDPath(fd), info.Mode()&(fs.ModePerm|fs.ModeSetgid))
 	}
-	// A directory that the kubelet makes for a container is as open as the volume is.
-	if err := os.Chmod(linux.FDPath(fd), os.FileMode(st.Mode&0o777)); err != nil {
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
-	}
-	if gid := fsGroup(r.Pod); gid != nil {
-		if err := os.Chown(linux.FDPath(fd), -1, int(*gid)); err != nil {
-			unix.Close(fd)
-			return -1, err
-		}
 	}
 	return fd, nil
 }

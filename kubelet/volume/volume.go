@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +26,17 @@ type Volumes struct {
 	root string
 	// plainDirs replaces tmpfs by directories, where mounting is not permitted.
 	plainDirs bool
+
+	locals sync.Map // of a *sync.Mutex for each folder (inode) that was a local volume
+
+	mu     sync.Mutex
+	claims map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
 }
 
 // New returns Volumes below root (/var/lib/kubelet/pods).
-func New(root string) *Volumes { return &Volumes{root: root} }
+func New(root string) *Volumes {
+	return &Volumes{root: root, claims: map[types.UID]map[string]*claimed{}}
+}
 
 // Error is one volume's failure.
 type Error struct {
@@ -69,6 +77,8 @@ func (v *Volumes) up(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, s
 		return none, hostPath(vol.HostPath)
 	case vol.Image != nil:
 		return none, nil // mounted by the runtime
+	case vol.PersistentVolumeClaim != nil, vol.Ephemeral != nil:
+		return none, v.claim(ctx, pod, vol, src)
 	case vol.ConfigMap != nil, vol.Secret != nil, vol.DownwardAPI != nil, vol.Projected != nil:
 		c, err := collect(ctx, pod, vol, src, rt)
 		if err != nil {
@@ -85,12 +95,13 @@ func (v *Volumes) up(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, s
 		_, err = writeFiles(dir, c.files, gid)
 		return c.renew, err
 	}
-	return none, fmt.Errorf("%s volumes are not supported by this node", typeName(vol))
+	return none, fmt.Errorf("%s volumes are not supported by this node", typeName(vol.VolumeSource))
 }
 
-// typeName returns the name of the volume's type as the user wrote it.
-func typeName(vol *corev1.Volume) string {
-	s := reflect.ValueOf(vol.VolumeSource)
+// typeName returns the name of a volume's type as the user wrote it: that of the only field that a VolumeSource, or a
+// PersistentVolumeSource, has.
+func typeName(source any) string {
+	s := reflect.ValueOf(source)
 	for i := range s.NumField() {
 		if !s.Field(i).IsNil() {
 			name, _, _ := strings.Cut(s.Type().Field(i).Tag.Get("json"), ",")
@@ -102,14 +113,25 @@ func typeName(vol *corev1.Volume) string {
 
 // path returns the host's path of a volume.
 func (v *Volumes) path(pod *corev1.Pod, vol *corev1.Volume) (string, error) {
-	if vol.HostPath != nil {
+	switch {
+	case vol.HostPath != nil:
 		return vol.HostPath.Path, nil
+	case vol.PersistentVolumeClaim != nil, vol.Ephemeral != nil:
+		if c := v.claimed(pod, vol); c != nil {
+			return c.path, nil
+		}
+		return "", errors.New("the claim's volume is not mounted")
 	}
 	kind := map[string]string{"emptyDir": "empty-dir", "configMap": "configmap", "secret": "secret",
-		"downwardAPI": "downward-api", "projected": "projected"}[typeName(vol)]
+		"downwardAPI": "downward-api", "projected": "projected"}[typeName(vol.VolumeSource)]
 	if kind == "" {
-		return "", fmt.Errorf("%s volumes are not supported by this node", typeName(vol))
+		return "", fmt.Errorf("%s volumes are not supported by this node", typeName(vol.VolumeSource))
 	}
+	return v.folder(pod, vol, kind)
+}
+
+// folder returns the path of what the node makes for a volume of that kind.
+func (v *Volumes) folder(pod *corev1.Pod, vol *corev1.Volume, kind string) (string, error) {
 	if vol.Name == "" || strings.ContainsAny(vol.Name, "/\x00") || vol.Name == "." || vol.Name == ".." {
 		return "", fmt.Errorf("volume name %q is not a file name", vol.Name)
 	}
@@ -200,6 +222,11 @@ func (v *Volumes) tmpfs(dir string, mode fs.FileMode, size string, gid *int64) e
 		return err
 	}
 	defer unix.Close(m)
+	return attach(m, dir)
+}
+
+// attach mounts the detached mount m on dir.
+func attach(m int, dir string) error {
 	target, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -208,13 +235,11 @@ func (v *Volumes) tmpfs(dir string, mode fs.FileMode, size string, gid *int64) e
 	return linux.Attach(m, target, dir)
 }
 
-// mounted reports whether a file system is mounted on dir.
+// mounted reports whether something is mounted on dir, be it a folder of the same file system.
 func mounted(dir string) bool {
-	var here, up unix.Stat_t
-	if unix.Lstat(dir, &here) != nil || unix.Lstat(filepath.Dir(dir), &up) != nil {
-		return false
-	}
-	return here.Dev != up.Dev
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // hostPath checks the path against the type that the pod expects, and makes it where the type says so.

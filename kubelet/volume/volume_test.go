@@ -35,6 +35,12 @@ type objects struct {
 	token   string
 	renew   time.Time
 	bundles []*certificatesv1.ClusterTrustBundle
+
+	claims   map[string]*corev1.PersistentVolumeClaim
+	volumes  map[string]*corev1.PersistentVolume
+	node     *corev1.Node
+	warnings []string
+	asked    int // for claims
 }
 
 func (o *objects) ConfigMap(name string) (*corev1.ConfigMap, error) {

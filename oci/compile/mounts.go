@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
@@ -158,53 +159,13 @@ func cgroupMount(m plan.Mount, f Facts) []plan.Mount {
 	return list
 }
 
-// attrs are the options that are attributes of a mount.
-type attr struct{ set, clear uint64 }
-
-func attribute(o string) (attr, bool) {
-	const atime = unix.MOUNT_ATTR__ATIME
-	switch o {
-	case "ro":
-		return attr{set: unix.MOUNT_ATTR_RDONLY}, true
-	case "rw":
-		return attr{clear: unix.MOUNT_ATTR_RDONLY}, true
-	case "nosuid":
-		return attr{set: unix.MOUNT_ATTR_NOSUID}, true
-	case "suid":
-		return attr{clear: unix.MOUNT_ATTR_NOSUID}, true
-	case "nodev":
-		return attr{set: unix.MOUNT_ATTR_NODEV}, true
-	case "dev":
-		return attr{clear: unix.MOUNT_ATTR_NODEV}, true
-	case "noexec":
-		return attr{set: unix.MOUNT_ATTR_NOEXEC}, true
-	case "exec":
-		return attr{clear: unix.MOUNT_ATTR_NOEXEC}, true
-	case "nodiratime":
-		return attr{set: unix.MOUNT_ATTR_NODIRATIME}, true
-	case "diratime":
-		return attr{clear: unix.MOUNT_ATTR_NODIRATIME}, true
-	case "nosymfollow":
-		return attr{set: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
-	case "symfollow":
-		return attr{clear: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
-	case "noatime":
-		return attr{set: unix.MOUNT_ATTR_NOATIME, clear: atime}, true
-	case "strictatime", "atime":
-		return attr{set: unix.MOUNT_ATTR_STRICTATIME, clear: atime}, true
-	case "relatime", "norelatime", "nostrictatime":
-		return attr{clear: atime}, true // relatime is the kernel's zero
-	}
-	return attr{}, false
-}
-
 func option(m *plan.Mount, o string) error {
-	if a, ok := attribute(o); ok {
-		m.Set, m.Clear = m.Set&^a.clear|a.set, m.Clear&^a.set|a.clear
+	if a, ok := linux.MountAttribute(o); ok {
+		m.Set, m.Clear = m.Set&^a.Attr_clr|a.Attr_set, m.Clear&^a.Attr_set|a.Attr_clr
 		return nil
 	}
-	if a, ok := attribute(strings.TrimPrefix(o, "r")); ok && strings.HasPrefix(o, "r") {
-		m.RecSet, m.RecClear = m.RecSet&^a.clear|a.set, m.RecClear&^a.set|a.clear
+	if a, ok := linux.MountAttribute(strings.TrimPrefix(o, "r")); ok && strings.HasPrefix(o, "r") {
+		m.RecSet, m.RecClear = m.RecSet&^a.Attr_clr|a.Attr_set, m.RecClear&^a.Attr_set|a.Attr_clr
 		return nil
 	}
 	switch o {

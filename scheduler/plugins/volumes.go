@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/claim"
@@ -119,14 +118,12 @@ func wantsOf(c *cluster.Cluster, p *cluster.Pod) (*wantedVolumes, error) {
 
 // claimOf returns the claim of a volume, nil for volumes without.
 func claimOf(c *cluster.Cluster, p *cluster.Pod, v *corev1.Volume) (*corev1.PersistentVolumeClaim, error) {
-	name, missing := "", "persistentvolumeclaim %q not found"
-	switch {
-	case v.PersistentVolumeClaim != nil:
-		name = v.PersistentVolumeClaim.ClaimName
-	case v.Ephemeral != nil:
-		name, missing = p.Name+"-"+v.Name, "waiting for ephemeral volume controller to create the persistentvolumeclaim %q"
-	default:
+	name, missing := claim.Name(p.Pod, v), "persistentvolumeclaim %q not found"
+	if name == "" {
 		return nil, nil
+	}
+	if v.Ephemeral != nil {
+		missing = "waiting for ephemeral volume controller to create the persistentvolumeclaim %q"
 	}
 	pvc := c.Claims[api.Key{Namespace: p.Namespace, Name: name}]
 	switch {
@@ -149,7 +146,7 @@ func (w *wantedVolumes) on(n *corev1.Node) (*Binding, []string) {
 	b := &Binding{Reserve: map[*corev1.PersistentVolume]*corev1.PersistentVolumeClaim{}}
 	var why []string
 	for _, v := range w.bound {
-		if !reaches(n, v) {
+		if !claim.Reaches(n, v) {
 			why = append(why, unreachable)
 			break
 		}
@@ -168,10 +165,10 @@ func (c waitingClaim) on(n *corev1.Node, b *Binding) bool {
 		return selected == n.Name
 	}
 	if len(c.volumes) > 0 && c.volumes[0].Spec.ClaimRef != nil {
-		return reaches(n, c.volumes[0]) // reserved for it
+		return claim.Reaches(n, c.volumes[0]) // reserved for it
 	}
 	for _, v := range c.volumes {
-		if _, taken := b.Reserve[v]; !taken && reaches(n, v) {
+		if _, taken := b.Reserve[v]; !taken && claim.Reaches(n, v) {
 			b.Reserve[v] = c.PersistentVolumeClaim
 			return true
 		}
@@ -181,15 +178,6 @@ func (c waitingClaim) on(n *corev1.Node, b *Binding) bool {
 	}
 	b.Select = append(b.Select, c.PersistentVolumeClaim)
 	return true
-}
-
-// reaches says whether v can be used on n.
-func reaches(n *corev1.Node, v *corev1.PersistentVolume) bool {
-	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
-		return true
-	}
-	ok, err := nodeaffinity.NewLazyErrorNodeSelector(v.Spec.NodeAffinity.Required).Match(n)
-	return ok && err == nil
 }
 
 // offered says whether a class makes volumes for n.

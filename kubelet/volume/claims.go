@@ -1,0 +1,159 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/yare-dev/yare/api/claim"
+)
+
+// Storage is where claims lead. Errors are API errors.
+type Storage interface {
+	// Claim returns the claim of that name in the pod's namespace.
+	Claim(name string) (*corev1.PersistentVolumeClaim, error)
+	// Volume returns the PersistentVolume of that name.
+	Volume(name string) (*corev1.PersistentVolume, error)
+	// Node returns this node, nil before it is registered.
+	Node() *corev1.Node
+	// Warn tells the pod's user of something that does not hold the pod up.
+	Warn(reason, message string)
+}
+
+// groupAnnotation of a volume names the group that its files belong to: containers that use it are in it.
+const groupAnnotation = "pv.beta.kubernetes.io/gid"
+
+// claimed is where the volume of a claim is.
+type claimed struct {
+	path     string
+	readOnly bool
+	group    *int64 // that containers are to be in
+}
+
+// claimed returns where the claim's volume is, nil while it is not up.
+func (v *Volumes) claimed(pod *corev1.Pod, vol *corev1.Volume) *claimed {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.claims[pod.UID][vol.Name]
+}
+
+// Groups returns the groups that the files of the pod's volumes belong to. The volumes must be Up.
+func (v *Volumes) Groups(pod *corev1.Pod) (gids []int64) {
+	for i := range pod.Spec.Volumes {
+		if c := v.claimed(pod, &pod.Spec.Volumes[i]); c != nil && c.group != nil {
+			gids = append(gids, *c.group)
+		}
+	}
+	return gids
+}
+
+// claim makes the volume of a claim. One that was up stays: what becomes of its claim does not concern pods that have it.
+func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Storage) error {
+	if v.claimed(pod, vol) != nil {
+		return nil
+	}
+	pv, readOnly, err := boundTo(pod, vol, src)
+	if err != nil {
+		return fmt.Errorf("error processing PVC %s/%s: %w", pod.Namespace, claim.Name(pod, vol), err)
+	}
+	c, err := v.persistent(ctx, pod, vol, pv, readOnly, src)
+	if err != nil {
+		return fmt.Errorf("persistentvolume %q: %w", pv.Name, err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.claims[pod.UID] == nil {
+		v.claims[pod.UID] = map[string]*claimed{}
+	}
+	v.claims[pod.UID][vol.Name] = c
+	return nil
+}
+
+// boundTo returns the PersistentVolume that the pod's volume is, and whether the pod or the claim want it only to be read.
+// Its texts are those of upstream's kubelet, which users look for.
+func boundTo(pod *corev1.Pod, vol *corev1.Volume, src Storage) (*corev1.PersistentVolume, bool, error) {
+	c, err := src.Claim(claim.Name(pod, vol))
+	switch {
+	case err != nil:
+		return nil, false, err
+	case vol.Ephemeral != nil && !metav1.IsControlledBy(c, pod):
+		return nil, false, fmt.Errorf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", c.Namespace, c.Name, pod.Namespace, pod.Name)
+	case c.DeletionTimestamp != nil && pod.Status.Phase != corev1.PodRunning: // a pod that has run keeps its claim
+		return nil, false, errors.New("PVC is being deleted")
+	case !claim.Bound(c):
+		return nil, false, errors.New("PVC is not bound")
+	}
+	pv, err := src.Volume(c.Spec.VolumeName)
+	if err != nil {
+		return nil, false, err
+	}
+	if r := pv.Spec.ClaimRef; r == nil || r.UID != c.UID {
+		return nil, false, fmt.Errorf("persistentvolume %q: spec.claimRef does not name this claim, of UID %s", pv.Name, c.UID)
+	}
+	readOnly := vol.PersistentVolumeClaim != nil && vol.PersistentVolumeClaim.ReadOnly
+	return pv, readOnly || onlyRead(c.Spec.AccessModes), nil
+}
+
+// onlyRead says whether a claim asks for reading alone.
+func onlyRead(modes []corev1.PersistentVolumeAccessMode) bool {
+	for _, m := range modes {
+		if m != corev1.ReadOnlyMany {
+			return false
+		}
+	}
+	return len(modes) > 0
+}
+
+// persistent makes what pv has appear for the pod.
+func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, pv *corev1.PersistentVolume, readOnly bool, src Storage) (*claimed, error) {
+	if m := pv.Spec.VolumeMode; m != nil && *m != corev1.PersistentVolumeFilesystem {
+		return nil, fmt.Errorf("spec.volumeMode: %s is not supported by this node", *m)
+	}
+	n := src.Node()
+	if n == nil {
+		return nil, errors.New("this node is not registered yet")
+	}
+	if !claim.Reaches(n, pv) {
+		return nil, fmt.Errorf("spec.nodeAffinity: no matching NodeSelectorTerms for node %s", n.Name)
+	}
+	c := &claimed{readOnly: readOnly}
+	if text, ok := pv.Annotations[groupAnnotation]; ok {
+		gid, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || gid < 0 {
+			return nil, fmt.Errorf("metadata.annotations[%s]: %q is not the number of a group", groupAnnotation, text)
+		}
+		c.group = &gid
+	}
+	options := mountOptions(pv)
+	switch {
+	case pv.Spec.HostPath != nil:
+		if len(options) > 0 {
+			return nil, fmt.Errorf("spec.mountOptions: hostPath volumes, which are not mounted, have none, not %s", strings.Join(options, ","))
+		}
+		c.path = pv.Spec.HostPath.Path
+		return c, hostPath(pv.Spec.HostPath)
+	case pv.Spec.Local != nil:
+		attr, err := attributes(options, readOnly)
+		if err != nil {
+			return nil, err
+		}
+		if c.path, err = v.folder(pod, vol, localVolumes); err != nil {
+			return nil, err
+		}
+		return c, v.local(ctx, pod, pv, c.path, attr, src)
+	}
+	return nil, fmt.Errorf("%s volumes are not supported by this node", typeName(pv.Spec.PersistentVolumeSource))
+}
+
+// mountOptions of pv; the annotation is older than the field.
+func mountOptions(pv *corev1.PersistentVolume) []string {
+	if text := pv.Annotations[corev1.MountOptionAnnotation]; text != "" {
+		return strings.Split(text, ",")
+	}
+	return pv.Spec.MountOptions
+}
