@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +23,9 @@ const (
 	paxXattr = "SCHILY.xattr."
 
 	xattrOpaque = "trusted.overlay.opaque"
+
+	roomStep  = 4 << 20
+	blockSize = 4 << 10 // what a file takes at least, in bytes
 )
 
 // usage is what a tree takes on disk.
@@ -63,8 +65,10 @@ type applier struct {
 	rooted bool
 	// ids are what owners become.
 	ids idMaps
-	// room, when set, fails when bytes more would fill the disk.
-	room func(bytes int64) error
+	// room, when set, fails when bytes more would fill the disk. It is asked once in
+	// roomStep bytes: the last files may take that much of what is to stay free.
+	room    func(bytes int64) error
+	unasked int64
 	// step is called for every entry.
 	step func(name string) error
 }
@@ -140,8 +144,9 @@ func (a *applier) finish(ctx context.Context) (usage, error) {
 			return usage{}, err
 		}
 	}
-	// Deepest first is not needed: setting times changes no other directory.
-	for _, d := range slices.Backward(a.dirs) {
+	// In the archive's order: of a directory that it has twice the last times count.
+	// Setting times changes no other directory.
+	for _, d := range a.dirs {
 		if err := a.setDirTimes(d); err != nil {
 			return usage{}, fmt.Errorf("set times of %q: %w", d.path, err)
 		}
@@ -233,41 +238,59 @@ func (a *applier) place(h *tar.Header, r io.Reader, p string) error {
 	if err != nil {
 		return fmt.Errorf("resolve its directory: %w", err)
 	}
-	// What is there makes way, except a directory for a directory.
-	was, err := kind(dirFD, base)
-	if err != nil {
+	fd, err := a.make(h, dirFD, base)
+	if errors.Is(err, unix.EEXIST) {
+		fd, err = a.replace(h, dirFD, base)
+	}
+	switch {
+	case err != nil:
 		return err
-	}
-	isDir := h.Typeflag == tar.TypeDir
-	if was != 0 && !(isDir && was == unix.S_IFDIR) {
-		if err := a.tree.remove(dirFD, base); err != nil {
-			return fmt.Errorf("replace: %w", err)
-		}
-	}
-	switch h.Typeflag {
-	case tar.TypeDir:
-		if was != unix.S_IFDIR {
-			err = unix.Mkdirat(dirFD, base, 0o755)
-		}
-		if err == nil && was != 0 && was != unix.S_IFDIR && a.lower != nil {
-			// What was there hid a lower layer's directory: it stays hidden.
-			err = setOpaque(dirFD, base)
-		}
-	case tar.TypeReg, tar.TypeGNUSparse:
-		return a.regular(h, r, p, dirFD, base)
-	case tar.TypeSymlink:
-		err = unix.Symlinkat(h.Linkname, dirFD, base)
-	case tar.TypeLink:
-		return a.link(h, dirFD, base)
-	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		err = mknod(h, dirFD, base)
-	default:
-		err = fmt.Errorf("entries of type %q are not known: %w", h.Typeflag, ErrInvalid)
-	}
-	if err != nil {
-		return err
+	case fd >= 0:
+		return a.fill(h, r, fd)
+	case h.Typeflag == tar.TypeLink:
+		return nil // it has what its target has
 	}
 	return a.finishEntry(h, p, dirFD, base)
+}
+
+// make makes an entry, for a file with the descriptor to write to, else -1. Where
+// there is one already it fails with EEXIST and changes nothing.
+func (a *applier) make(h *tar.Header, dirFD int, base string) (fd int, err error) {
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return -1, unix.Mkdirat(dirFD, base, 0o755)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return unix.Openat(dirFD, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	case tar.TypeSymlink:
+		return -1, unix.Symlinkat(h.Linkname, dirFD, base)
+	case tar.TypeLink:
+		return -1, a.link(h, dirFD, base)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		return -1, mknod(h, dirFD, base)
+	}
+	return -1, fmt.Errorf("entries of type %q are not known: %w", h.Typeflag, ErrInvalid)
+}
+
+// replace makes an entry where there is one. What is there makes way, except a
+// directory for a directory.
+func (a *applier) replace(h *tar.Header, dirFD int, base string) (fd int, err error) {
+	was, err := kind(dirFD, base)
+	if err != nil {
+		return -1, err
+	}
+	isDir := h.Typeflag == tar.TypeDir
+	if isDir && was == unix.S_IFDIR {
+		return -1, nil
+	}
+	if err := a.tree.remove(dirFD, base); err != nil {
+		return -1, fmt.Errorf("replace: %w", err)
+	}
+	fd, err = a.make(h, dirFD, base)
+	if err == nil && isDir && a.lower != nil {
+		// What was there hid a lower layer's directory: it stays hidden.
+		err = setOpaque(dirFD, base)
+	}
+	return fd, err
 }
 
 // setOpaque marks a directory as overlayfs does.
@@ -280,27 +303,54 @@ func setOpaque(dirFD int, base string) error {
 	return unix.Fsetxattr(fd, xattrOpaque, []byte("y"), 0)
 }
 
-func (a *applier) regular(h *tar.Header, r io.Reader, p string, dirFD int, base string) error {
+// fill writes a new file, which it closes.
+func (a *applier) fill(h *tar.Header, r io.Reader, fd int) (err error) {
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
 	if h.Size > a.limits.Bytes-a.used.Bytes {
 		return fmt.Errorf("the layer is larger than %d bytes: %w", a.limits.Bytes, ErrInvalid)
 	}
 	a.used.Bytes += h.Size
-	if a.room != nil {
-		if err := a.room(h.Size); err != nil {
-			return err
-		}
-	}
-	fd, err := unix.Openat(dirFD, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
+	if err := a.reserve(h.Size); err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), p)
-	// Hide ReadFrom: the copy must use our buffer.
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, r, a.buf)
-	if err == nil {
-		err = a.attributes(h, int(f.Fd()))
+	if _, err := io.CopyBuffer(fdWriter(fd), r, a.buf); err != nil {
+		return err
 	}
-	return errors.Join(err, f.Close())
+	if err := a.attributes(h, fd); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
+}
+
+// reserve asks for room for a file, unless it and those since the last one that
+// asked are small.
+func (a *applier) reserve(bytes int64) error {
+	a.unasked += bytes + blockSize
+	if a.room == nil || a.unasked < roomStep {
+		return nil
+	}
+	a.unasked = 0
+	return a.room(bytes)
+}
+
+// fdWriter writes to a descriptor. An os.File costs two more system calls, and
+// memory, for each of the files of a layer.
+type fdWriter int
+
+func (fd fdWriter) Write(p []byte) (done int, err error) {
+	for done < len(p) {
+		n, err := unix.Write(int(fd), p[done:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return done, fmt.Errorf("write: %w", err)
+		case n == 0:
+			return done, io.ErrShortWrite
+		}
+		done += n
+	}
+	return done, nil
 }
 
 func (a *applier) link(h *tar.Header, dirFD int, base string) error {
@@ -356,8 +406,8 @@ func timespec(t time.Time) unix.Timespec {
 	return ts
 }
 
-// attributes sets owner, extended attributes, mode and times of an open file,
-// in this order: a change of owner clears set-user-ID and capabilities.
+// attributes sets owner, extended attributes and mode of an open file, in this
+// order: a change of owner clears set-user-ID and capabilities.
 func (a *applier) attributes(h *tar.Header, fd int) error {
 	if err := unix.Fchown(fd, a.ids.uid(h.Uid), a.ids.gid(h.Gid)); err != nil {
 		return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
@@ -368,7 +418,7 @@ func (a *applier) attributes(h *tar.Header, fd int) error {
 	if err := unix.Fchmod(fd, permissions(h)); err != nil {
 		return fmt.Errorf("set mode: %w", err)
 	}
-	return unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
+	return nil
 }
 
 // finishEntry sets the same of an entry that is not open.
@@ -397,9 +447,9 @@ func (a *applier) finishEntry(h *tar.Header, p string, dirFD int, base string) e
 }
 
 func (a *applier) setDirTimes(d dirTimes) error {
-	fd, err := a.tree.open(d.path, unix.O_PATH|unix.O_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return nil // replaced by a later entry
+	fd, err := a.tree.open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil // it, or what it was in, was replaced by a later entry
 	}
 	if err != nil {
 		return err

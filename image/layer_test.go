@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -189,6 +190,31 @@ func TestMetadata(t *testing.T) {
 	}
 	if err := unix.Stat(root, &st); err != nil || st.Mode&0o7777 != 0o711 {
 		t.Errorf("root: mode %o, want the lowest layer's 711, %v", st.Mode, err)
+	}
+}
+
+// TestTimes has directories come twice and go again: the last entry counts, and
+// only for itself.
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	at := func(e entry, seconds int64) entry {
+		e.ModTime = time.Unix(seconds, 0)
+		return e
+	}
+	s := newStore(t)
+	im, err := ingest(t, s, bundleOf(t, layerOf(t, at(file("twice/", ""), 1000), at(file("twice/f", "f"), 2000), at(file("twice/", ""), 3000),
+		at(file("gone/", ""), 4000), at(file("gone/below/", ""), 5000), at(file("gone", "file"), 6000), at(symlink("link", "gone"), 7000))), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := s.Mount(t.Context(), im.ID, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int64{"twice": 3000, "twice/f": 2000, "gone": 6000, "link": 7000} {
+		if i, err := os.Lstat(filepath.Join(root, name)); err != nil || i.ModTime().Unix() != want {
+			t.Errorf("%s: times %v, want %d, %v", name, i.ModTime().Unix(), want, err)
+		}
 	}
 }
 
