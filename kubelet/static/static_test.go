@@ -43,6 +43,7 @@ func TestDecode(t *testing.T) {
 		strings.Replace(good, "image: x", "imag: x", 1):                                            "unknown field",
 		good + "  serviceAccountName: s\n":                                                         "serviceAccountName",
 		good + "  volumes: [{name: v, secret: {secretName: s}}]\n":                                 "volume v",
+		good + "  volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]\n":                   "volume v",
 		good + "  ephemeralContainers: [{name: e, image: x}]\n":                                    "ephemeralContainers",
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: []}\n":               "containers is empty",
 		strings.Replace(good, "metadata: {name: web}", "metadata: {name: web, namespace: Bad}", 1): "name Bad/web-n1",
