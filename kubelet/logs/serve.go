@@ -290,13 +290,15 @@ func (r *reader) follow(f *os.File, path string, events *fsevents.Watcher, ended
 	defer func() { f.Close() }()
 	var partial []byte
 	buf := make([]byte, 64<<10)
-	over := false
-	for {
-		n, err := f.Read(buf)
-		if err != nil && err != io.EOF {
-			return err
-		}
-		if n > 0 {
+	rest := func() error { // writes what there is in f
+		for {
+			n, err := f.Read(buf)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			if n == 0 {
+				return nil
+			}
 			partial = append(partial, buf[:n]...)
 			for {
 				i := slices.Index(partial, '\n')
@@ -308,14 +310,18 @@ func (r *reader) follow(f *os.File, path string, events *fsevents.Watcher, ended
 				}
 				partial = partial[i+1:]
 			}
-			continue
+		}
+	}
+	over := false
+	for {
+		if err := rest(); err != nil {
+			return err
 		}
 		if next := replaced(f, path); next != nil {
 			// What was written between our last read and the rename is in the old file.
-			if m, err := f.Read(buf); m > 0 || err != nil && err != io.EOF {
+			if err := rest(); err != nil {
 				next.Close()
-				partial = append(partial, buf[:m]...)
-				continue
+				return err
 			}
 			f.Close()
 			f, partial = next, nil
