@@ -18,7 +18,8 @@ func TestOutdatedShims(t *testing.T) {
 	ids := map[string]string{}
 	for _, name := range []string{"lives", "ends"} {
 		pods[name] = h.runPod(name)
-		ids[name] = h.run(pods[name], name, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done")
+		ids[name] = h.run(pods[name], name, "sh", "-c", "trap 'exit 7' TERM; : > /tmp/ready; while :; do sleep 0.01; done")
+		h.wantExec(ids[name], "ready\n", "sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.01; done; echo ready")
 	}
 	pid := func() int {
 		c, err := h.server.findContainer(ids["lives"])

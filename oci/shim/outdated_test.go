@@ -3,6 +3,8 @@ package shim_test
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,11 +19,12 @@ func TestOutdated(t *testing.T) {
 	for name, hangsUp := range map[string]bool{"other version": false, "hangs up": true} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, nil)
-			pid := s.create(shim.CreateRequest{ID: "c", Spec: s.spec("c", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done")})
+			pid := s.create(shim.CreateRequest{ID: "c", Spec: s.spec("c", "sh", "-c", "trap 'exit 7' TERM; : > /tmp/ready; while :; do sleep 0.01; done")})
 			s.create(shim.CreateRequest{ID: "waits", Spec: s.spec("waits", "sleep", "1000")})
 			if err := s.Start(t.Context(), "c"); err != nil {
 				t.Fatal(err)
 			}
+			eventually(t, func() bool { _, err := os.Stat(filepath.Join(s.root, "tmp/ready")); return err == nil })
 			shimPid := s.Pid()
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
