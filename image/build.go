@@ -63,16 +63,16 @@ func (s *Store) BuildFromDir(ctx context.Context, dir, ref string, o ConfigOptio
 
 // packLayer makes a bottom layer of a directory.
 func (s *Store) packLayer(ctx context.Context, dir string) (diffID string, size int64, err error) {
-	tmp, err := s.temp("build")
+	site, leave, err := s.site("build")
 	if err != nil {
 		return "", 0, err
 	}
-	defer os.RemoveAll(tmp)
+	defer leave()
 	r, w := io.Pipe()
 	count := &countingWriter{w: w}
 	var packed sync.WaitGroup
 	packed.Go(func() { w.CloseWithError(pack(ctx, dir, count)) })
-	layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, tmp)
+	layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, site)
 	err = s.unpack(ctx, layers)
 	r.Close()
 	packed.Wait()

@@ -73,15 +73,16 @@ func (s *Store) syncDir(dir string) error {
 	return d.Sync()
 }
 
-// syncFS writes everything of the file system that dir is on to disk.
-func (s *Store) syncFS(dir string) error {
-	if err := s.step("sync file system", dir); err != nil {
-		return &os.PathError{Op: "sync", Path: dir, Err: err}
+// syncFS writes everything of the file system that dir is on to disk. It fails where
+// anything could not be written since dir was opened: who opens it before writing
+// hears of all errors, also of those that somebody else was told.
+func (s *Store) syncFS(dir *os.File) error {
+	err := s.step("sync file system", dir.Name())
+	if err == nil {
+		err = unix.Syncfs(int(dir.Fd()))
 	}
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "sync", Path: dir.Name(), Err: err}
 	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
+	return nil
 }

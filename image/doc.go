@@ -22,7 +22,8 @@
 //	tmp/                    work in progress
 //
 // Every file is written beside its place and renamed into it. What is reachable
-// is always whole: layers are synced before their rename, an image's record
+// is always whole: layers are synced before their rename, large ones also as soon
+// as they are whole, which makes that sync short; an image's record
 // comes after its layers, a name after the record. Removal goes the other way.
 // A process killed at any point leaves at worst a directory in tmp/ or a layer
 // that nothing refers to; the next sweep takes both.

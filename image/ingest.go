@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"time"
 
@@ -61,12 +60,12 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 		ID: digestOf(b.config), Manifest: b.manifest, Config: config, Raw: b.config,
 		Size: int64(len(b.config)), Pinned: pinned, Added: time.Now().UTC(),
 	}
-	tmp, err := s.temp("layers")
+	site, leave, err := s.site("layers")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp)
-	layers := s.layersOf(b.layers, diffIDs(config), tmp)
+	defer leave()
+	layers := s.layersOf(b.layers, diffIDs(config), site)
 	if err := s.unpack(ctx, layers); err != nil {
 		if worthKeeping(err) {
 			err = errors.Join(err, s.keep(whole(layers)))

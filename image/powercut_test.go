@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -324,7 +325,7 @@ func TestPowerCut(t *testing.T) {
 	c := &cut{t: t, dir: t.TempDir(), images: map[string][]string{}, maybe: map[string][]string{}}
 	s := newStore(t, func(cfg *Config) {
 		c.disk = newDisk(cfg.Dir)
-		cfg.test = hooks{boot: "this", faults: func(what, path string) error { return c.fault(what, path) }}
+		cfg.test = hooks{boot: "this", early: 1, faults: func(what, path string) error { return c.fault(what, path) }}
 	})
 	c.disk.sync(t, "sync file system", s.dir)
 
@@ -366,6 +367,29 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("the power went at %d steps, in %d ways", c.steps, len(lost))
 }
 
+// TestSyncs wants a sync for each layer that is worth one, and one for all.
+func TestSyncs(t *testing.T) {
+	t.Parallel()
+	for early, want := range map[int64]int32{0: 1, 2: 2, 1: 3} {
+		var syncs atomic.Int32
+		s := newStore(t, func(cfg *Config) {
+			cfg.test.early = early
+			cfg.test.faults = func(what, _ string) error {
+				if what == "sync file system" {
+					syncs.Add(1)
+				}
+				return nil
+			}
+		})
+		if _, err := ingest(t, s, bundleOf(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "22"))), "x"); err != nil {
+			t.Fatal(err)
+		}
+		if got := syncs.Load(); got != want {
+			t.Errorf("early %d: %d syncs, want %d", early, got, want)
+		}
+	}
+}
+
 // TestFaultAtEveryStep lets each step of adding an image fail, as a disk that is
 // full or broken does: the Store is as before, and the next attempt succeeds.
 func TestFaultAtEveryStep(t *testing.T) {
@@ -376,6 +400,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 	var mu sync.Mutex
 	var steps, fail int
 	s := newStore(t, func(cfg *Config) {
+		cfg.test.early = 1
 		cfg.test.faults = func(what, path string) error {
 			mu.Lock()
 			defer mu.Unlock()

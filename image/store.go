@@ -79,6 +79,8 @@ type hooks struct {
 	// stall is how long a registry may bring nothing, pause how long the second
 	// attempt waits.
 	stall, pause time.Duration
+	// early is from how many bytes on a layer is synced when it is whole.
+	early int64
 }
 
 // Store is a folder of images. All methods may be called at the same time,
@@ -124,6 +126,7 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 		s.overlay = err == nil
 	}
 	s.stall, s.pause = cmp.Or(s.stall, defaultStall), cmp.Or(s.pause, firstPause)
+	s.early = cmp.Or(s.early, syncEarly)
 	if s.boot == "" {
 		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -290,4 +293,22 @@ func (s *Store) liveLayers() (map[string]bool, error) {
 // the directory.
 func (s *Store) temp(what string) (string, error) {
 	return os.MkdirTemp(s.path("tmp"), what+"-")
+}
+
+// site makes a private directory in tmp/ for layers, and what syncFS of them takes.
+// leave removes it.
+func (s *Store) site(what string) (dir *os.File, leave func(), err error) {
+	path, err := s.temp(what)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err = os.Open(path)
+	if err != nil {
+		os.RemoveAll(path)
+		return nil, nil, err
+	}
+	return dir, func() {
+		dir.Close()
+		os.RemoveAll(path)
+	}, nil
 }

@@ -21,6 +21,9 @@ import (
 // once. Each takes two rings of blocks (see ahead) and a decoder's window.
 const parallelLayers = 4
 
+// syncEarly is the size in bytes of layers that are worth a sync of their own.
+const syncEarly = 8 << 20
+
 // layer is one layer of an image that is being added.
 type layer struct {
 	blob
@@ -30,6 +33,7 @@ type layer struct {
 
 	// dir holds fs: a private directory, or the layer's place once it is kept.
 	dir  string
+	site *os.File // what it is made in
 	used usage
 	// done is closed when the layer, and all that are below, are whole.
 	done chan struct{}
@@ -37,12 +41,12 @@ type layer struct {
 }
 
 // layersOf lists a bundle's layers, those that the Store has as done. The
-// others are to be made in tmp.
-func (s *Store) layersOf(blobs []blob, diffIDs []string, tmp string) []*layer {
+// others are to be made in site.
+func (s *Store) layersOf(blobs []blob, diffIDs []string, site *os.File) []*layer {
 	var all []*layer
 	parent := ""
 	for i, b := range blobs {
-		l := &layer{blob: b, diffID: diffIDs[i], dir: filepath.Join(tmp, strconv.Itoa(i)), below: all[:i:i], done: make(chan struct{})}
+		l := &layer{blob: b, diffID: diffIDs[i], dir: filepath.Join(site.Name(), strconv.Itoa(i)), site: site, below: all[:i:i], done: make(chan struct{})}
 		l.chain = chain(parent, l.diffID)
 		if parent = l.chain; l.diffID != "" && s.hasLayer(l.chain) {
 			l.dir, l.kept = s.layerDir(l.chain), true
@@ -78,6 +82,11 @@ func (s *Store) unpack(ctx context.Context, layers []*layer) error {
 				return err
 			}
 			close(l.done)
+			// keep syncs all layers, and waits less when the disk had something to do
+			// while others were unpacked.
+			if !l.kept && l.used.Bytes >= s.early {
+				return s.syncFS(l.site)
+			}
 			return nil
 		})
 	}
@@ -262,7 +271,7 @@ func (s *Store) keep(layers []*layer) error {
 	if len(fresh) == 0 {
 		return nil
 	}
-	if err := s.syncFS(fresh[0].dir); err != nil {
+	if err := s.syncFS(fresh[0].site); err != nil {
 		return fmt.Errorf("sync layers: %w", err)
 	}
 	for _, l := range fresh {
