@@ -8,6 +8,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
@@ -55,7 +56,7 @@ func claimResize(s *store.Store) rest.Admission {
 		if err := s.Sync(ctx); err != nil {
 			return err
 		}
-		if name := claimClass(now); name != "" && name == claimClass(old) {
+		if name := claim.Class(now); name != "" && name == claim.Class(old) {
 			if e := s.Snapshot(api.StorageClassKind).Get(api.Key{Name: name}); e != nil && e.Err() == nil {
 				if may := e.Object.(*storagev1.StorageClass).AllowVolumeExpansion; may != nil && *may {
 					return nil
@@ -64,15 +65,4 @@ func claimResize(s *store.Store) rest.Admission {
 		}
 		return forbidden(a, "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize")
 	})
-}
-
-// claimClass is the name of a claim's class, which used to be an annotation.
-func claimClass(c *corev1.PersistentVolumeClaim) string {
-	if name, ok := c.Annotations[corev1.BetaStorageClassAnnotation]; ok {
-		return name
-	}
-	if c.Spec.StorageClassName != nil {
-		return *c.Spec.StorageClassName
-	}
-	return ""
 }

@@ -40,29 +40,31 @@ func apiClient(_ *x509.CertificateRequest, usages []certificatesv1.KeyUsage) err
 }
 
 func kubeletClient(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage) error {
+	var names error
 	switch {
-	case !slices.Equal(r.Subject.Organization, []string{nodes}):
-		return errors.New("subject organization is not " + nodes)
 	case len(r.DNSNames) > 0:
-		return errors.New("DNS subjectAltNames are not allowed")
-	case len(r.EmailAddresses) > 0:
-		return errors.New("email subjectAltNames are not allowed")
+		names = errors.New("DNS subjectAltNames are not allowed")
 	case len(r.IPAddresses) > 0:
-		return errors.New("IP subjectAltNames are not allowed")
-	case len(r.URIs) > 0:
-		return errors.New("URI subjectAltNames are not allowed")
-	case !strings.HasPrefix(r.Subject.CommonName, node):
-		return fmt.Errorf("subject common name does not begin with %q", node)
+		names = errors.New("IP subjectAltNames are not allowed")
 	}
-	return nodeUsages(usages, certificatesv1.UsageClientAuth)
+	return ofNode(r, names, usages, certificatesv1.UsageClientAuth)
 }
 
 func kubeletServing(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage) error {
+	var names error
+	if len(r.DNSNames)+len(r.IPAddresses) == 0 {
+		names = errors.New("DNS or IP subjectAltName is required")
+	}
+	return ofNode(r, names, usages, certificatesv1.UsageServerAuth)
+}
+
+// ofNode wants the subject of a kubelet; names is what is wrong with the names and addresses.
+func ofNode(r *x509.CertificateRequest, names error, usages []certificatesv1.KeyUsage, purpose certificatesv1.KeyUsage) error {
 	switch {
 	case !slices.Equal(r.Subject.Organization, []string{nodes}):
 		return errors.New("subject organization is not " + nodes)
-	case len(r.DNSNames)+len(r.IPAddresses) == 0:
-		return errors.New("DNS or IP subjectAltName is required")
+	case names != nil:
+		return names
 	case len(r.EmailAddresses) > 0:
 		return errors.New("email subjectAltNames are not allowed")
 	case len(r.URIs) > 0:
@@ -70,7 +72,7 @@ func kubeletServing(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage
 	case !strings.HasPrefix(r.Subject.CommonName, node):
 		return fmt.Errorf("subject common name does not begin with %q", node)
 	}
-	return nodeUsages(usages, certificatesv1.UsageServerAuth)
+	return nodeUsages(usages, purpose)
 }
 
 // nodeUsages wants a digital signature beside the purpose.

@@ -139,11 +139,8 @@ var ErrInUse = errors.New("it has processes")
 func (g *Group) Create(r *specs.LinuxResources) error { return g.create(r, g.make) }
 
 func (g *Group) create(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
-	roll, _ := g.roll()
-	if err := unix.Access(roll, unix.F_OK); err == nil {
-		if pids, err := g.Pids(); err == nil && len(pids) > 0 {
-			return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
-		}
+	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
+		return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
 	}
 	return g.with("create", func(m cgroups.Manager) error {
 		if err := build(m); err != nil {

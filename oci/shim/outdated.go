@@ -1,19 +1,18 @@
 package shim
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/shim/protocol"
 	"github.com/yare-dev/yare/oci/wire"
@@ -144,16 +143,7 @@ func oldest(group string) (pid int) {
 	}
 	first := uint64(math.MaxUint64)
 	for _, p := range pids {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(p) + "/stat")
-		if err != nil {
-			continue
-		}
-		// What follows the program's name begins with the third field.
-		fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-		if len(fields) < 20 {
-			continue
-		}
-		began, err := strconv.ParseUint(string(fields[19]), 10, 64)
+		began, err := linux.StartTime(p)
 		if err == nil && (began < first || began == first && p < pid) {
 			pid, first = p, began
 		}
