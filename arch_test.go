@@ -275,16 +275,32 @@ func TestIdioms(t *testing.T) {
 	}
 }
 
-// The OCI runtime's own program is started once per verb: it links neither Kubernetes nor another component.
-func TestRuntimeProgram(t *testing.T) {
-	deps, err := exec.Command("go", "list", "-deps", "./cmd/yare-oci").Output()
+// links returns all packages of a program.
+func links(t *testing.T, program string) []string {
+	t.Helper()
+	deps, err := exec.Command("go", "list", "-deps", program).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range strings.Fields(string(deps)) {
+	return strings.Fields(string(deps))
+}
+
+// The OCI runtime's own program is started once per verb: it links neither Kubernetes nor another component.
+func TestRuntimeProgram(t *testing.T) {
+	for _, p := range links(t, "./cmd/yare-oci") {
 		ours, own := strings.CutPrefix(p, module)
 		if own && !below(ours, "oci") && !below(ours, "linux") && ours != "cmd/yare-oci" || strings.HasPrefix(p, "k8s.io/") || strings.HasPrefix(p, "sigs.k8s.io/") {
 			t.Errorf("cmd/yare-oci links %s: it is to stay small", p)
+		}
+	}
+}
+
+// The init is started once per container: it links nothing that starts slowly. Package os also raises the limit of open files,
+// which the container's program would inherit.
+func TestInitProgram(t *testing.T) {
+	for _, p := range links(t, "./oci/init") {
+		if slices.Contains([]string{"os", "fmt", "net", "encoding/json", "path/filepath"}, p) {
+			t.Errorf("oci/init links %s: it is to stay small", p)
 		}
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/diskusage"
 )
 
 // Usage is space taken on the store's file system.
@@ -48,7 +48,7 @@ func (s *Store) SnapshotUsage(key string) (Usage, error) {
 	if copied(dir) {
 		written = filepath.Join(dir, "copy")
 	}
-	u, err := linux.DiskUsage(written)
+	u, err := diskusage.Of(written)
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", key, err)
 	}

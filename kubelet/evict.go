@@ -14,7 +14,7 @@ import (
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/pod"
 	"github.com/yare-dev/yare/kubelet/spec"
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/diskusage"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -65,7 +65,7 @@ func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, whole bool) (pod.W
 	}
 	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for _, s := range list {
-			logs, err := linux.DiskUsage(filepath.Join(spec.LogDirectory(k.config.LogDir, p), s.Name))
+			logs, err := diskusage.Of(filepath.Join(spec.LogDirectory(k.config.LogDir, p), s.Name))
 			if err != nil {
 				return w, fmt.Errorf("logs of container %q: %w", s.Name, err)
 			}

@@ -17,10 +17,11 @@ func OpenIn(root int, name string, flags int) (int, error) {
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
-	return openat2(root, name, how)
+	return Openat2(root, name, how)
 }
 
-func openat2(dir int, name string, how unix.OpenHow) (int, error) {
+// Openat2 is the system call of that name, as often as something raced with it.
+func Openat2(dir int, name string, how unix.OpenHow) (int, error) {
 	for {
 		fd, err := unix.Openat2(dir, name, &how)
 		// EAGAIN: a rename or mount raced with the walk; nothing was decided.

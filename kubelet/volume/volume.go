@@ -19,6 +19,7 @@ import (
 
 	"github.com/yare-dev/yare/kubelet/field"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/diskusage"
 )
 
 // Volumes makes the volumes of all pods below one root. Different pods may be handled concurrently.
@@ -144,7 +145,7 @@ func (v *Volumes) DiskUsage(pod *corev1.Pod, vol *corev1.Volume) (int64, error) 
 	if err != nil {
 		return 0, err
 	}
-	u, err := linux.DiskUsage(dir)
+	u, err := diskusage.Of(dir)
 	return u.Bytes, err
 }
 

@@ -1,4 +1,4 @@
-package linux
+package diskusage
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestDiskUsage(t *testing.T) {
+func TestOf(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	write := func(path string, size int) {
 		t.Helper()
@@ -18,7 +18,7 @@ func TestDiskUsage(t *testing.T) {
 	}
 	usage := func() Usage {
 		t.Helper()
-		u, err := DiskUsage(dir)
+		u, err := Of(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,10 +46,10 @@ func TestDiskUsage(t *testing.T) {
 	if u := usage(); u.Inodes != 1+2+1+2 || u.Bytes < 256<<10 || u.Bytes > 256<<10+empty.Bytes+64<<10 {
 		t.Errorf("%+v, empty %+v", u, empty)
 	}
-	if u, err := DiskUsage(filepath.Join(dir, "none")); err != nil || u != (Usage{}) {
+	if u, err := Of(filepath.Join(dir, "none")); err != nil || u != (Usage{}) {
 		t.Error(u, err)
 	}
-	if _, err := DiskUsage(filepath.Join(dir, "folder")); err == nil || !strings.Contains(err.Error(), "folder") {
+	if _, err := Of(filepath.Join(dir, "folder")); err == nil || !strings.Contains(err.Error(), "folder") {
 		t.Error(err)
 	}
 }
