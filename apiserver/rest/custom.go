@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,6 +60,19 @@ func (c *Custom) storage() string {
 		}
 	}
 	return c.Stored.Version
+}
+
+// servesStorage says that the version that is stored is served too.
+func (c *Custom) servesStorage() bool {
+	return slices.ContainsFunc(c.Definition.Spec.Versions, func(v apiextensionsv1.CustomResourceDefinitionVersion) bool { return v.Storage && v.Served })
+}
+
+// verbs are in upstream's order, and fewer where the definition is about to go.
+func (c *Custom) verbs() metav1.Verbs {
+	if apihelpers.IsCRDConditionTrue(c.Definition, apiextensionsv1.Terminating) {
+		return metav1.Verbs{"delete", "deletecollection", "get", "list", "watch"}
+	}
+	return metav1.Verbs{"delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"}
 }
 
 // unknown are the errors of strict decoding about what c has no fields for.
@@ -182,7 +196,7 @@ func (p *Pipeline) showing(ctx context.Context, r *Request, es iter.Seq[*store.E
 	}
 }
 
-// keeping returns o as it is stored, and whether it is the present state that is stored already, which entry is (nil: there is none).
+// keeping returns o as it is stored: o itself where that is the form that it has.
 func (r *Request) keeping(ctx context.Context, o api.Object) (api.Object, error) {
 	c := r.Any.r.custom
 	if c == nil {
@@ -214,7 +228,7 @@ func (r *Request) unchanged(ctx context.Context, entry *store.Entry, o api.Objec
 	return equality.Semantic.DeepEqual(kept, entry.Of.Object), nil
 }
 
-// create stores o, which is new, and returns its entry as the request's kind has it.
+// storeNew stores o, which is new, and returns its entry as the request's kind has it.
 func (p *Pipeline) storeNew(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
 	kept, err := r.keeping(ctx, o)
 	if err != nil {

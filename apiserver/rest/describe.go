@@ -80,6 +80,12 @@ func (a Any) APIResources() []metav1.APIResource {
 	}
 	sum := sha256.Sum256([]byte(kept.Group + "/" + kept.Version + "/" + kept.Kind))
 	main.StorageVersionHash = base64.StdEncoding.EncodeToString(sum[:8])
+	if c := a.r.custom; c != nil {
+		main.Verbs = c.verbs()
+		if !c.servesStorage() {
+			main.StorageVersionHash = ""
+		}
+	}
 	if a.r.noCollection {
 		main.Verbs = slices.DeleteFunc(main.Verbs, func(v string) bool { return v == "deletecollection" })
 	}
