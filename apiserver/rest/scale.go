@@ -92,7 +92,9 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *R
 				field.Invalid(field.NewPath("spec", "replicas"), want.Spec.Replicas, "must be greater than or equal to 0")})
 		}
 		now := old.DeepCopyObject().(api.Object)
-		now.SetResourceVersion(want.ResourceVersion)
+		if want.ResourceVersion != "" {
+			now.SetResourceVersion(want.ResourceVersion)
+		}
 		now.SetUID(want.UID)
 		r.Any.r.scale.set(now, want.Spec.Replicas)
 		entries, err := owners.ToParent(want.ManagedFields)
