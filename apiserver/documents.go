@@ -40,8 +40,12 @@ const (
 )
 
 func newDocuments(kinds []rest.Any, v version.Info) *documents {
-	d := &documents{kinds: map[string][]rest.Any{}, all: kinds, version: v.GitVersion}
+	d := &documents{kinds: map[string][]rest.Any{}, version: v.GitVersion}
 	for _, a := range kinds {
+		if a.Custom() != nil {
+			continue // what they look like is not published yet
+		}
+		d.all = append(d.all, a)
 		path := "apis/" + a.Kind.APIVersion()
 		if a.Kind.Group == "" {
 			path = "api/" + a.Kind.Version

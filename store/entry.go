@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +19,7 @@ type Entry struct {
 	// Of is the entry as it is stored where this one is another form of it, made by As.
 	Of *Entry
 
+	as    *api.Kind // the kind that it is a form for
 	form  atomic.Pointer[Entry]
 	stale func() bool
 	err   error
@@ -63,10 +63,26 @@ func (e *Entry) As(k *api.Kind) *Entry {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if f := e.form.Load(); f != nil && f.Object.GetObjectKind().GroupVersionKind() == k.GVK() {
+	if f := e.Form(k); f != nil {
 		return f
 	}
-	f := &Entry{Object: k.Show(e.Object), Revision: e.Revision, Key: e.Key, Of: e}
+	return e.SetForm(k, k.Show(e.Object))
+}
+
+// Form returns what SetForm made for k, nil where somebody made another form since.
+func (e *Entry) Form(k *api.Kind) *Entry {
+	if e.as == k {
+		return e
+	}
+	if f := e.form.Load(); f != nil && f.as == k {
+		return f
+	}
+	return nil
+}
+
+// SetForm makes o, which is read-only from now on, the object's form as k, and returns its entry.
+func (e *Entry) SetForm(k *api.Kind, o api.Object) *Entry {
+	f := &Entry{Object: o, Revision: e.Revision, Key: e.Key, Of: e, as: k, stale: e.stale}
 	e.form.Store(f)
 	return f
 }
@@ -97,6 +113,9 @@ type marshaler interface{ MarshalTo([]byte) (int, error) }
 func stored(k *api.Kind, o api.Object) ([]byte, error) {
 	o.SetResourceVersion("")
 	o.SetSelfLink("")
+	if k.Custom() { // in whatever version it comes
+		return api.EncodeJSON(o)
+	}
 	o.GetObjectKind().SetGroupVersionKind(k.GVK())
 	if _, ok := o.(marshaler); ok && !k.StoredJSON {
 		return api.EncodeProto(o)
@@ -121,6 +140,9 @@ func entry(o api.Object, key api.Key, rev api.Revision) *Entry {
 
 func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
 	o := k.New()
+	if k.Custom() {
+		return decodeCustom(k, key, data, o)
+	}
 	tm, err := api.ProtoType(data)
 	switch {
 	case errors.Is(err, api.ErrNotProtobuf):
@@ -146,14 +168,24 @@ func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
 	return o, nil
 }
 
+// decodeCustom reads a custom resource, which stays in the version that it was stored in.
+func decodeCustom(k *api.Kind, key api.Key, data []byte, o api.Object) (api.Object, error) {
+	if _, err := api.DecodeJSON(data, o); err != nil {
+		return nil, err
+	}
+	if gvk := o.GetObjectKind().GroupVersionKind(); gvk.GroupKind() != k.GroupKind() {
+		return nil, fmt.Errorf("stored as %s %s, which is not served", gvk.GroupVersion(), gvk.Kind)
+	}
+	if got := api.KeyOf(o); got != key {
+		return nil, fmt.Errorf("object calls itself %q", got)
+	}
+	return o, nil
+}
+
 // buried returns the Entry of e's deletion at rev: the last state with the deletion's revision.
 func buried(e *Entry, rev api.Revision) *Entry {
 	if e.err != nil {
 		return &Entry{Key: e.Key, Revision: rev, err: e.err}
 	}
-	// A shallow copy shares everything with the published object but the string that differs.
-	from := reflect.ValueOf(e.Object).Elem()
-	to := reflect.New(from.Type())
-	to.Elem().Set(from)
-	return entry(to.Interface().(api.Object), e.Key, rev)
+	return &Entry{Object: api.AtRevision(e.Object, rev), Key: e.Key, Revision: rev}
 }
