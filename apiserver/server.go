@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -59,6 +60,8 @@ type Deps struct {
 	Authorizer authz.Authorizer
 	Audit      *audit.Log // may be nil
 	Admission  []rest.Admission
+	// Aggregator passes on requests for what other servers serve; nil: nothing is.
+	Aggregator *aggregator.Aggregator
 	// Fairness decides when a request is served; nil: at once, or refused when ReadsInFlight and WritesInFlight are.
 	Fairness *fairness.Fairness
 	Health   *run.Health // may be nil
@@ -128,7 +131,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.byKind[a.Kind] = a
 	}
 	s.disco = newDiscovery(d.Resources)
-	s.docs = newDocuments(d.Resources, cfg.Version)
+	s.docs = newDocuments(d.Resources, cfg.Version, d.Store, d.Aggregator)
 	s.paths = s.plainPaths()
 	return s, nil
 }

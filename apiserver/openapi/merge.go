@@ -1,10 +1,15 @@
 package openapi
 
 import (
+	"bytes"
+	"encoding/json"
 	"reflect"
 	"strconv"
 	"strings"
 )
+
+// Empty is a document to add to.
+func Empty(f Form) Doc { return f.document(Doc{}, Doc{}, Doc{}) }
 
 // Add puts paths and definitions of from into the document d, which must be the caller's own; from is only read, and what was added is
 // shared with it. What d has stays. A definition of a name that d has with another content gets a name of its own, as upstream does it.
@@ -84,7 +89,15 @@ func (m *merger) settle() (any bool) {
 	return any
 }
 
-func sameDoc(a, b any) bool { return reflect.DeepEqual(a, b) }
+// sameDoc compares as JSON: parts of one document were made here, those of the other were read.
+func sameDoc(a, b any) bool {
+	if reflect.DeepEqual(a, b) {
+		return true
+	}
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
 
 // renamed is v with the new names in its references; v itself where nothing was renamed.
 func (m *merger) renamed(v any, is bool) any {
