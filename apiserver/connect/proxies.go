@@ -3,7 +3,6 @@ package connect
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -11,11 +10,11 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -148,45 +147,13 @@ func (b *bridge) toService(ctx context.Context, svc *corev1.Service, w http.Resp
 	if err != nil || a.toSlash(w, r) {
 		return err
 	}
-	var name string
-	found := false
-	for _, p := range svc.Spec.Ports {
-		if a.port == p.Name && a.port != "" || a.port == strconv.Itoa(int(p.Port)) || a.port == "" && len(svc.Spec.Ports) == 1 {
-			name, found = p.Name, true
-			break
-		}
+	at, err := callout.Endpoint(b.d.Store, svc, a.port)
+	if err != nil {
+		return err
 	}
-	if !found {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %q found for service %q", a.port, svc.Name))
-	}
-	hosts := b.endpoints(svc, name)
-	if len(hosts) == 0 {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
-	}
-	host, port, err := net.SplitHostPort(hosts[rand.IntN(len(hosts))])
+	host, port, err := net.SplitHostPort(at)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
 	return b.outside(ctx, a.url(host, port, r), a, w, r)
-}
-
-// endpoints returns the ready endpoints of a service's port, as host:port.
-func (b *bridge) endpoints(svc *corev1.Service, port string) (hosts []string) {
-	for e := range b.d.Store.Snapshot(api.EndpointSliceKind).All(svc.Namespace, api.Key{}) {
-		s := e.Object.(*discoveryv1.EndpointSlice)
-		if s.Labels[discoveryv1.LabelServiceName] != svc.Name {
-			continue
-		}
-		for _, p := range s.Ports {
-			if p.Port == nil || p.Name != nil && *p.Name != port || p.Name == nil && port != "" {
-				continue
-			}
-			for _, ep := range s.Endpoints {
-				if len(ep.Addresses) > 0 && (ep.Conditions.Ready == nil || *ep.Conditions.Ready) {
-					hosts = append(hosts, net.JoinHostPort(ep.Addresses[0], strconv.Itoa(int(*p.Port))))
-				}
-			}
-		}
-	}
-	return hosts
 }
