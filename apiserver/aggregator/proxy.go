@@ -9,55 +9,25 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/yare-dev/yare/apiserver/authn"
-)
+	"k8s.io/client-go/transport"
 
-// The headers by which a server learns for whom this one asks.
-const (
-	userHeader  = "X-Remote-User"
-	uidHeader   = "X-Remote-Uid"
-	groupHeader = "X-Remote-Group"
-	extraPrefix = "X-Remote-Extra-"
+	"github.com/yare-dev/yare/apiserver/authn"
 )
 
 // Headers are those by which aggregated servers learn for whom this server asks.
 func Headers() authn.FrontProxy {
-	return authn.FrontProxy{UsernameHeaders: []string{userHeader}, UIDHeaders: []string{uidHeader},
-		GroupHeaders: []string{groupHeader}, ExtraHeaderPrefixes: []string{extraPrefix}}
+	return authn.FrontProxy{UsernameHeaders: []string{"X-Remote-User"}, UIDHeaders: []string{"X-Remote-Uid"},
+		GroupHeaders: []string{"X-Remote-Group"}, ExtraHeaderPrefixes: []string{"X-Remote-Extra-"}}
 }
 
 // speakFor drops what the client said of itself, and says who it is.
-func speakFor(h http.Header, u *authn.User) {
-	for k := range h {
+func speakFor(r *http.Request, u *authn.User) {
+	for k := range r.Header {
 		if k == "Authorization" || strings.HasPrefix(k, "Impersonate-") || strings.HasPrefix(k, "X-Remote-") {
-			delete(h, k)
+			delete(r.Header, k)
 		}
 	}
-	h.Set(userHeader, u.Name)
-	if u.UID != "" {
-		h.Set(uidHeader, u.UID)
-	}
-	for _, g := range u.Groups {
-		h.Add(groupHeader, g)
-	}
-	for k, values := range u.Extra {
-		for _, v := range values {
-			h.Add(extraPrefix+escaped(k), v)
-		}
-	}
-}
-
-// escaped is k as part of a header's name: what may not stand there, and upper-case letters, which would be lost, are percent-encoded.
-func escaped(k string) string {
-	var out strings.Builder
-	for _, c := range []byte(k) {
-		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("!#$&'*+-.^_`|~", c) >= 0 {
-			out.WriteByte(c)
-		} else {
-			fmt.Fprintf(&out, "%%%02X", c)
-		}
-	}
-	return out.String()
+	transport.SetAuthProxyHeaders(r, u.Name, u.UID, u.Groups, u.Extra)
 }
 
 // Serve passes a request, with streams and upgrades, on to the server of a remote APIService, and its answer back. The request's
@@ -67,17 +37,17 @@ func (a *Aggregator) Serve(svc *Service, u *authn.User, w http.ResponseWriter, r
 		http.Error(w, "service unavailable", http.StatusServiceUnavailable)
 		return
 	}
-	base, transport, err := a.d.Callout.Transport(target(svc))
+	base, to, err := a.d.Callout.Transport(target(svc))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	p := &httputil.ReverseProxy{
-		Transport: transport,
+		Transport: to,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = base.Scheme, base.Host, base.Host
 			pr.SetXForwarded()
-			speakFor(pr.Out.Header, u)
+			speakFor(pr.Out, u)
 		},
 		FlushInterval: -1, // a watch's events do not wait for the next
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -97,7 +67,7 @@ var aggregatorUser = &authn.User{Name: "system:kube-aggregator", Groups: []strin
 
 // get asks the server of an APIService for a document of its own. The answer's body is the caller's to close.
 func (a *Aggregator) get(ctx context.Context, svc *Service, path string, header http.Header) (*http.Response, *url.URL, error) {
-	base, transport, err := a.d.Callout.Transport(target(svc))
+	base, to, err := a.d.Callout.Transport(target(svc))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -109,9 +79,9 @@ func (a *Aggregator) get(ctx context.Context, svc *Service, path string, header 
 	for k, v := range header {
 		r.Header[k] = v
 	}
-	speakFor(r.Header, aggregatorUser)
+	speakFor(r, aggregatorUser)
 	r.Header.Set("User-Agent", "kube-apiserver-aggregator")
-	c := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	c := http.Client{Transport: to, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	answer, err := c.Do(r)
 	return answer, base, err
 }
