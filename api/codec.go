@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	kjson "sigs.k8s.io/json"
 )
@@ -46,6 +47,9 @@ func DecodeJSON(data []byte, o any) (strict []error, err error) {
 		if err := b.json(data); err != nil {
 			return nil, fmt.Errorf("decode JSON: %w", err)
 		}
+	}
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		o = &u.Object // whatever it calls itself
 	}
 	strict, err = kjson.UnmarshalStrict(data, o)
 	if err != nil {

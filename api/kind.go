@@ -100,6 +100,9 @@ type Kind struct {
 	newObject func() Object
 	newList   func() runtime.Object
 
+	custom   bool
+	listKind string // where it is not the usual one
+
 	of          *Kind                 // the stored kind that this one is another form of, or nil
 	store, show func(o Object) Object // to the stored kind's form and back
 }
@@ -118,7 +121,7 @@ func (k *Kind) NewList() runtime.Object {
 		return nil
 	}
 	l := k.newList()
-	l.GetObjectKind().SetGroupVersionKind(k.GroupVersion().WithKind(k.Kind + "List"))
+	l.GetObjectKind().SetGroupVersionKind(k.GroupVersion().WithKind(k.ListKind()))
 	return l
 }
 
@@ -169,7 +172,15 @@ func KindFor[T Object]() *Kind {
 	return k
 }
 
-// KindOf returns o's kind by its Go type, nil when there is none.
+// shallow returns a copy of the struct that o points to.
+func shallow(o Object) Object {
+	from := reflect.ValueOf(o).Elem()
+	to := reflect.New(from.Type())
+	to.Elem().Set(from)
+	return to.Interface().(Object)
+}
+
+// KindOf returns o's kind by its Go type, nil when there is none: also of custom resources, which have one type for all kinds.
 func KindOf(o runtime.Object) *Kind { return byType[reflect.TypeOf(o)] }
 
 // define builds a Kind for the struct T with the list type L. The singular name
@@ -196,13 +207,6 @@ func virtual[T any, PT interface {
 }](k Kind) *Kind {
 	k.newObject = func() Object { return PT(new(T)) }
 	return finish(k)
-}
-
-func finish(k Kind) *Kind {
-	if k.Singular == "" {
-		k.Singular = strings.ToLower(k.Kind)
-	}
-	return &k
 }
 
 // index is evaluated once, at program start.

@@ -27,11 +27,13 @@ import (
 
 // call is one request on its way.
 type call struct {
-	s    *Server
-	w    *response
-	r    *http.Request
-	t    *target
-	user *authn.User
+	s *Server
+	// catalog is what was served when the request came.
+	catalog *catalog
+	w       *response
+	r       *http.Request
+	t       *target
+	user    *authn.User
 	// attributes are what the request is classified and authorized by.
 	attributes *authz.Attributes
 	// record is what the audit log gets; nil where it gets nothing.
@@ -81,7 +83,7 @@ const requestTimeout = time.Minute
 
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := &call{s: s, w: &response{ResponseWriter: w}, r: r, t: parse(r)}
+	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r)}
 	begin := time.Now()
 	defer func() {
 		p := recover()
@@ -448,7 +450,7 @@ func (c *call) seats() int {
 	if t.verb != "list" && !(t.watch && strings.Contains(c.r.URL.RawQuery, "sendInitialEvents")) || c.attributes.Name != "" {
 		return 1
 	}
-	a, ok := c.s.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
+	a, ok := c.catalog.at(t)
 	if !ok || !a.Stored() {
 		return 1
 	}

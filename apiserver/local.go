@@ -71,7 +71,7 @@ func (l *local) selecting(ctx context.Context, verb string, k *api.Kind, key api
 
 // find returns the kind's resource and what a request for it is about.
 func (l *local) find(verb string, k *api.Kind, key api.Key, sub string) (rest.Any, *authz.Attributes, error) {
-	a, ok := l.s.byKind[k]
+	a, ok := l.s.catalog.Load().of(k)
 	if !ok || !a.Has(sub) {
 		return rest.Any{}, nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
 	}
@@ -245,7 +245,7 @@ func (l *local) bridge(ctx context.Context, r *rest.Request, q client.Query, fro
 }
 
 func (l *local) Create(ctx context.Context, o api.Object) (api.Object, error) {
-	k, err := kindOf(o)
+	k, err := l.kindOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -259,15 +259,15 @@ func (l *local) Create(ctx context.Context, o api.Object) (api.Object, error) {
 	})
 }
 
-func kindOf(o api.Object) (*api.Kind, error) {
-	if k := api.KindOf(o); k != nil {
+func (l *local) kindOf(o api.Object) (*api.Kind, error) {
+	if k := l.s.catalog.Load().kindOf(o); k != nil {
 		return k, nil
 	}
 	return nil, apierrors.NewBadRequest(fmt.Sprintf("%T is no kind of the API", o))
 }
 
 func (l *local) Update(ctx context.Context, o api.Object, sub string) (api.Object, error) {
-	k, err := kindOf(o)
+	k, err := l.kindOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +303,7 @@ func (l *local) Patch(ctx context.Context, k *api.Kind, key api.Key, p client.Pa
 }
 
 func (l *local) Delete(ctx context.Context, o api.Object, opts client.DeleteOptions) error {
-	k, err := kindOf(o)
+	k, err := l.kindOf(o)
 	if err != nil {
 		return err
 	}

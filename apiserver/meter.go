@@ -46,7 +46,7 @@ type counters struct {
 // served is the component that all requests are served by.
 const served = "apiserver"
 
-func newMeter(r *prometheus.Registry, v version.Info, s *store.Store, kinds []rest.Any, reads, writes *limit) *meter {
+func newMeter(r *prometheus.Registry, v version.Info, s *store.Store, kinds func() []rest.Any, reads, writes *limit) *meter {
 	of := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	dry := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &meter{
@@ -99,7 +99,7 @@ func inflight(kind string, l *limit) prometheus.Collector {
 // amounts tells how many objects are stored, when it is asked.
 type amounts struct {
 	store *store.Store
-	kinds []rest.Any
+	kinds func() []rest.Any
 }
 
 // The metric's name of today, and the one that older dashboards know.
@@ -114,7 +114,7 @@ func (a *amounts) Describe(ch chan<- *prometheus.Desc) { ch <- resourceObjects; 
 // Collect is part of prometheus.Collector.
 func (a *amounts) Collect(ch chan<- prometheus.Metric) {
 	seen := map[schema.GroupResource]bool{} // a kind may be served in several versions
-	for _, k := range a.kinds {
+	for _, k := range a.kinds() {
 		if !k.Stored() || k.Kind.Of() != nil || seen[k.Kind.GroupResource()] {
 			continue
 		}

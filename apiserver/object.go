@@ -30,7 +30,7 @@ import (
 // object serves an API object or collection.
 func (c *call) object() error {
 	t := c.t
-	a, ok := c.s.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
+	a, ok := c.catalog.at(t)
 	if !ok || !a.Has(t.sub) {
 		return c.nothing()
 	}

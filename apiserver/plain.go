@@ -16,13 +16,13 @@ import (
 
 // known says that the call is for a kind that is served.
 func (c *call) known() bool {
-	a, ok := c.s.kinds[schema.GroupVersionResource{Group: c.t.group, Version: c.t.version, Resource: c.t.plural}]
+	a, ok := c.catalog.at(c.t)
 	return ok && a.Has(c.t.sub)
 }
 
 // nothing answers a path at which nothing is, as upstream does: with a Status below the versions of groups that are served.
 func (c *call) nothing() error {
-	for at := range c.s.kinds {
+	for at := range c.catalog.kinds {
 		if c.t.isObject && at.Group == c.t.group && at.Version == c.t.version {
 			return apierrors.NewGenericServerResponse(http.StatusNotFound, c.t.verb, schema.GroupResource{}, "", "", 0, false)
 		}
@@ -92,7 +92,7 @@ func (c *call) plain() error {
 		c.health(first, rest)
 		return nil
 	case "api", "apis":
-		return c.s.disco.serve(c, first, rest)
+		return c.catalog.disco.serve(c, first, rest)
 	case "openapi":
 		return c.s.docs.serve(c, rest)
 	case "debug":
@@ -108,7 +108,7 @@ func (s *Server) listPaths() []string {
 	for p := range s.paths {
 		ps = append(ps, p)
 	}
-	for _, a := range s.deps.Resources {
+	for _, a := range s.catalog.Load().all {
 		gv := "/apis/" + a.Kind.APIVersion()
 		if a.Kind.Group == "" {
 			gv = "/api/" + a.Kind.Version

@@ -15,10 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 
-	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -77,17 +75,16 @@ type Server struct {
 	cfg  Config
 	deps Deps
 	pipe *rest.Pipeline
-	// kinds is by group, version and plural; byKind by identity. Both are fixed when the server is made.
-	kinds  map[schema.GroupVersionResource]rest.Any
-	byKind map[*api.Kind]rest.Any
-	paths  map[string]http.Handler
-	meter  *meter
-	reads  *limit
-	writes *limit
+	// catalog is replaced whole when what is served changes; changing is held meanwhile.
+	catalog  atomic.Pointer[catalog]
+	changing sync.Mutex
+	docs     *documents
+	paths    map[string]http.Handler
+	meter    *meter
+	reads    *limit
+	writes   *limit
 	// gathering is how many watchers wait for what else there is to tell them.
 	gathering atomic.Int64
-	disco     *discovery
-	docs      *documents
 }
 
 // New returns a Server that serves the resources, or says which one is given twice.
@@ -107,15 +104,18 @@ func New(cfg Config, d Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, deps: d,
 		pipe:   rest.NewPipeline(d.Store, d.Admission),
-		kinds:  make(map[schema.GroupVersionResource]rest.Any, len(d.Resources)),
-		byKind: make(map[*api.Kind]rest.Any, len(d.Resources)),
 		reads:  newLimit(cfg.ReadsInFlight),
 		writes: newLimit(cfg.WritesInFlight),
 	}
 	if d.Metrics == nil {
 		d.Metrics = prometheus.NewRegistry()
 	}
-	s.meter = newMeter(d.Metrics, cfg.Version, d.Store, d.Resources, s.reads, s.writes)
+	c, err := newCatalog(d.Resources, extensions{})
+	if err != nil {
+		return nil, err
+	}
+	s.catalog.Store(c)
+	s.meter = newMeter(d.Metrics, cfg.Version, d.Store, func() []rest.Any { return s.catalog.Load().all }, s.reads, s.writes)
 	s.pipe.Observe = s.meter.gate.admitted
 	if d.Fairness != nil {
 		d.Metrics.MustRegister(d.Fairness)
@@ -123,14 +123,6 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if d.Audit != nil {
 		d.Metrics.MustRegister(d.Audit)
 	}
-	for _, a := range d.Resources {
-		if _, twice := s.kinds[a.Kind.GVR()]; twice {
-			return nil, fmt.Errorf("%v is registered twice", a.Kind)
-		}
-		s.kinds[a.Kind.GVR()] = a
-		s.byKind[a.Kind] = a
-	}
-	s.disco = newDiscovery(d.Resources)
 	s.docs = newDocuments(d.Resources, cfg.Version, d.Store, d.Aggregator)
 	s.paths = s.plainPaths()
 	return s, nil

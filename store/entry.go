@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"sync"
 	"sync/atomic"
 
@@ -97,6 +96,9 @@ type marshaler interface{ MarshalTo([]byte) (int, error) }
 func stored(k *api.Kind, o api.Object) ([]byte, error) {
 	o.SetResourceVersion("")
 	o.SetSelfLink("")
+	if k.Custom() { // in whatever version it comes
+		return api.EncodeJSON(o)
+	}
 	o.GetObjectKind().SetGroupVersionKind(k.GVK())
 	if _, ok := o.(marshaler); ok && !k.StoredJSON {
 		return api.EncodeProto(o)
@@ -121,6 +123,9 @@ func entry(o api.Object, key api.Key, rev api.Revision) *Entry {
 
 func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
 	o := k.New()
+	if k.Custom() {
+		return decodeCustom(k, key, data, o)
+	}
 	tm, err := api.ProtoType(data)
 	switch {
 	case errors.Is(err, api.ErrNotProtobuf):
@@ -146,14 +151,24 @@ func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
 	return o, nil
 }
 
+// decodeCustom reads a custom resource, which stays in the version that it was stored in.
+func decodeCustom(k *api.Kind, key api.Key, data []byte, o api.Object) (api.Object, error) {
+	if _, err := api.DecodeJSON(data, o); err != nil {
+		return nil, err
+	}
+	if gvk := o.GetObjectKind().GroupVersionKind(); gvk.GroupKind() != k.GroupKind() {
+		return nil, fmt.Errorf("stored as %s %s, which is not served", gvk.GroupVersion(), gvk.Kind)
+	}
+	if got := api.KeyOf(o); got != key {
+		return nil, fmt.Errorf("object calls itself %q", got)
+	}
+	return o, nil
+}
+
 // buried returns the Entry of e's deletion at rev: the last state with the deletion's revision.
 func buried(e *Entry, rev api.Revision) *Entry {
 	if e.err != nil {
 		return &Entry{Key: e.Key, Revision: rev, err: e.err}
 	}
-	// A shallow copy shares everything with the published object but the string that differs.
-	from := reflect.ValueOf(e.Object).Elem()
-	to := reflect.New(from.Type())
-	to.Elem().Set(from)
-	return entry(to.Interface().(api.Object), e.Key, rev)
+	return &Entry{Object: api.AtRevision(e.Object, rev), Key: e.Key, Revision: rev}
 }

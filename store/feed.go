@@ -72,19 +72,23 @@ func (s *Store) retrying(ctx context.Context, what string, f func() error) error
 
 // feed publishes the changes of one revision.
 func (s *Store) feed(rev api.Revision, changes []Change) error {
+	s.feeding.Lock()
+	defer s.feeding.Unlock()
 	// Almost always one change of one kind; lease expiry deletes many keys at once.
 	if len(changes) == 1 {
 		if t, key := s.locate(changes[0].Key); t != nil {
-			ev := s.event(t, key, &changes[0])
-			t.publish(rev, []Event{ev}, false)
-			s.tell(changes[0].Key, ev.Entry)
+			if !t.late(rev, key, &changes[0]) {
+				ev := s.event(t, key, &changes[0])
+				t.publish(rev, []Event{ev}, false)
+				s.tell(changes[0].Key, ev.Entry)
+			}
 		}
 		s.reached(rev)
 		return nil
 	}
 	byTable := map[*table][]Event{}
 	for i := range changes {
-		if t, key := s.locate(changes[i].Key); t != nil {
+		if t, key := s.locate(changes[i].Key); t != nil && !t.late(rev, key, &changes[i]) {
 			ev := s.event(t, key, &changes[i])
 			s.tell(changes[i].Key, ev.Entry)
 			byTable[t] = append(byTable[t], ev)
@@ -119,7 +123,10 @@ func (s *Store) event(t *table, key api.Key, c *Change) Event {
 
 // load reads everything at one revision. The first time it fills the tables; again, it publishes the differences.
 func (s *Store) load(ctx context.Context, again bool) error {
-	found := make(map[*table][]Event, len(s.tables))
+	s.feeding.Lock()
+	defer s.feeding.Unlock()
+	tables := s.held.Load().tables
+	found := make(map[*table][]Event, len(tables))
 	var at api.Revision
 	from, end := root, prefixEnd(root)
 	for more := true; more; {
@@ -136,13 +143,16 @@ func (s *Store) load(ctx context.Context, again bool) error {
 		}
 		more = left
 	}
-	for _, t := range s.tables {
-		if again {
+	for _, t := range tables {
+		switch {
+		case t.loading:
+		case again:
 			t.publish(at, t.diff(found[t], at), true)
-			continue
+		default:
+			t.fill(found[t], at)
 		}
-		t.fill(found[t], at)
 	}
+	s.skipped = at
 	s.reached(at)
 	return nil
 }
@@ -150,7 +160,7 @@ func (s *Store) load(ctx context.Context, again bool) error {
 // found adds what was read to the table's events, unless it is what is published already.
 func (s *Store) found(found map[*table][]Event, kv *KV, again bool) {
 	t, key := s.locate(kv.Key)
-	if t == nil {
+	if t == nil || t.loading {
 		return
 	}
 	if again {
@@ -206,8 +216,9 @@ type mark struct {
 }
 
 func (s *Store) mark() mark {
-	m := mark{rev: s.Revision(), events: make(map[*table]int64, len(s.tables))}
-	for _, t := range s.tables {
+	tables := s.held.Load().tables
+	m := mark{rev: s.Revision(), events: make(map[*table]int64, len(tables))}
+	for _, t := range tables {
 		m.events[t] = t.next()
 	}
 	return m

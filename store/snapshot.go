@@ -17,10 +17,10 @@ type Snapshot struct {
 	rev api.Revision
 }
 
-// Snapshot returns k's objects as last published. A kind that the Store was not made for has none.
+// Snapshot returns k's objects as last published. A kind that is not stored here has none.
 func (s *Store) Snapshot(k *api.Kind) Snapshot {
 	rev := s.Revision()
-	t := s.tables[k]
+	t := s.held.Load().tables[k]
 	if t == nil {
 		return Snapshot{newTable(k, 0, nil).freeze(), rev}
 	}
@@ -84,25 +84,39 @@ const page = 2000
 // fetch reads a kind at a revision from the database.
 func (s *Store) fetch(ctx context.Context, t *table, rev api.Revision) (Snapshot, error) {
 	old := newTable(t.kind, 0, t.indexes)
-	from, end := t.kind.StorePrefix(), prefixEnd(t.kind.StorePrefix())
-	for more := true; more; {
-		var kvs []KV
-		var err error
-		begin := time.Now()
-		kvs, more, _, err = s.b.Range(ctx, from, end, page, rev)
-		s.asked.observe("list", t.kind, begin, err)
-		if err != nil {
-			return Snapshot{}, fmt.Errorf("list %v at revision %d: %w", t.kind, rev, err)
-		}
-		for _, kv := range kvs {
-			if own, key := s.locate(kv.Key); own == t {
-				old.apply(Event{Entry: load(t.kind, key, kv)})
-			}
-			from = kv.Key + "\x00"
-		}
+	_, err := s.read(ctx, t, rev, func(key api.Key, kv KV) {
+		old.apply(Event{Entry: load(t.kind, key, kv)})
+	})
+	if err != nil {
+		return Snapshot{}, err
 	}
 	old.now.changed = rev
 	return Snapshot{old.freeze(), rev}, nil
+}
+
+// read calls each with everything in the database of t's kind at revision rev, or of now where that is zero, and returns the
+// revision.
+func (s *Store) read(ctx context.Context, t *table, rev api.Revision, each func(api.Key, KV)) (api.Revision, error) {
+	from, end := t.kind.StorePrefix(), prefixEnd(t.kind.StorePrefix())
+	for more := true; more; {
+		begin := time.Now()
+		kvs, left, at, err := s.b.Range(ctx, from, end, page, rev)
+		s.asked.observe("list", t.kind, begin, err)
+		if err != nil {
+			return 0, fmt.Errorf("list %v at revision %d: %w", t.kind, rev, err)
+		}
+		if rev == 0 {
+			rev = at
+		}
+		for _, kv := range kvs {
+			if own, key := s.locate(kv.Key); own == t {
+				each(key, kv)
+			}
+			from = kv.Key + "\x00"
+		}
+		more = left
+	}
+	return rev, nil
 }
 
 // prefixEnd returns the end of the range of keys that begin with prefix, which is not empty and does not end in 0xff.

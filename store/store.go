@@ -18,7 +18,8 @@
 //   - The object that a writer hands over is the one that is published (its bytes are not decoded again).
 //   - A writer's object belongs to the Store from the call on, whatever its outcome.
 //   - Stored bytes are upstream's: protobuf in runtime.Unknown's envelope below /registry/, without resourceVersion.
-//   - Only the feed changes tables. Locks: table.mu and Store.mu are never held together, nor while calling out.
+//   - Only the feed changes tables, and Add and Remove, which have Store.feeding for it. Locks: feeding comes before table.mu and
+//     Store.mu, which are never held together, nor while calling out.
 package store
 
 import (
@@ -52,6 +53,8 @@ var (
 	ErrFull = errors.New("database is out of space")
 	// ErrTooLarge says that a value is larger than the database takes.
 	ErrTooLarge = errors.New("object is too large for the database")
+	// ErrRemoved says that the kind is not stored here, or no longer.
+	ErrRemoved = errors.New("not stored here")
 	// ErrSlow says that a watcher fell further behind than it may.
 	ErrSlow = errors.New("watcher is too slow")
 )
@@ -118,14 +121,16 @@ type Options struct {
 type Store struct {
 	b      Backend
 	o      Options
-	tables map[*api.Kind]*table
-	paths  map[string]*table // by Kind.Prefix
-	detect *detector         // nil unless Options.Detect
+	held   atomic.Pointer[kinds]
+	detect *detector // nil unless Options.Detect
 	asked  *requests
 
 	// rev is the last published revision. It is advanced after the tables are, so that a table read after rev is at least
 	// as new.
 	rev atomic.Int64
+
+	feeding sync.Mutex   // held while tables, or their set, change
+	skipped api.Revision // up to here, the feed jumped over changes by loading everything again
 
 	mu      sync.Mutex
 	pending map[string][]*pending // writes under way, by key
@@ -133,7 +138,7 @@ type Store struct {
 }
 
 // New returns a Store of the given kinds over b. Keys of other kinds are left alone.
-func New(b Backend, kinds []*api.Kind, o Options) *Store {
+func New(b Backend, all []*api.Kind, o Options) *Store {
 	if o.Window <= 0 {
 		o.Window = 8192
 	}
@@ -142,18 +147,17 @@ func New(b Backend, kinds []*api.Kind, o Options) *Store {
 	}
 	s := &Store{
 		b: b, o: o,
-		tables:  make(map[*api.Kind]*table, len(kinds)),
-		paths:   make(map[string]*table, len(kinds)),
 		pending: map[string][]*pending{},
 		asked:   newRequests(o.Metrics),
 	}
 	if o.Detect {
 		s.detect = &detector{}
 	}
-	for _, k := range kinds {
-		t := newTable(k, o.Window, o.Indexes[k])
-		s.tables[k], s.paths[k.Prefix] = t, t
+	tables := make([]*table, len(all))
+	for i, k := range all {
+		tables[i] = newTable(k, o.Window, o.Indexes[k])
 	}
+	s.held.Store(newKinds(tables))
 	return s
 }
 
@@ -163,12 +167,12 @@ func (s *Store) Name() string { return "store" }
 // Revision returns the last published revision.
 func (s *Store) Revision() api.Revision { return api.Revision(s.rev.Load()) }
 
-// table returns k's table; asking for a kind that the Store was not made for is the caller's error.
+// table returns k's table, or ErrRemoved.
 func (s *Store) table(k *api.Kind) (*table, error) {
-	if t := s.tables[k]; t != nil {
+	if t := s.held.Load().tables[k]; t != nil {
 		return t, nil
 	}
-	return nil, fmt.Errorf("kind %v is not stored here", k)
+	return nil, fmt.Errorf("kind %v: %w", k, ErrRemoved)
 }
 
 // locate returns the table and the object's key for a database key, nil for keys that are not ours.
@@ -177,6 +181,7 @@ func (s *Store) locate(key string) (*table, api.Key) {
 	if !ok {
 		return nil, api.Key{}
 	}
+	paths := s.held.Load().paths
 	// A prefix has one segment or two: "pods", "services/specs".
 	for i, cut := 0, 0; i < 2; i++ {
 		n := strings.IndexByte(rest[cut:], '/')
@@ -184,7 +189,7 @@ func (s *Store) locate(key string) (*table, api.Key) {
 			break
 		}
 		cut += n
-		if t := s.paths[rest[:cut]]; t != nil {
+		if t := paths[rest[:cut]]; t != nil {
 			return t.key(rest[cut+1:])
 		}
 		cut++

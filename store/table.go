@@ -50,6 +50,12 @@ type table struct {
 	// net changes.
 	gap  api.Revision
 	news chan struct{} // closed when events are appended
+	gone bool          // the kind was removed
+
+	// Of a kind that was added while the feed went on; guarded by Store.feeding.
+	loading bool           // what exists is being read, and what changes meanwhile is kept in missed
+	missed  []missedChange // in revision order
+	since   api.Revision   // what exists was read at this revision: changes up to it are in it
 }
 
 func newTable(k *api.Kind, window int, indexes map[string]func(api.Object) string) *table {

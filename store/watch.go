@@ -32,7 +32,7 @@ type Watch struct {
 
 // Watch returns a reader of k's events after revision from. ErrCompacted says that these are no longer all known,
 // ErrFuture that from was not reached. A reader that falls more than limit events behind (0: as many as are kept)
-// gets ErrSlow.
+// gets ErrSlow. After the last event of a kind that was removed comes ErrRemoved.
 func (s *Store) Watch(k *api.Kind, from api.Revision, limit int) (*Watch, error) {
 	t, err := s.table(k)
 	if err != nil {
@@ -77,7 +77,7 @@ func (w *Watch) Ready() ([]Event, api.Revision, error) {
 func (w *Watch) ready() (found []Event, news <-chan struct{}, err error) {
 	rev := w.s.Revision()
 	w.t.mu.RLock()
-	events, base, news := w.t.events, w.t.base, w.t.news
+	events, base, news, gone := w.t.events, w.t.base, w.t.news, w.t.gone
 	w.t.mu.RUnlock()
 	end := base + int64(len(events))
 	if w.pos < base || (w.limit > 0 && end-w.pos > w.limit) {
@@ -87,6 +87,8 @@ func (w *Watch) ready() (found []Event, news <-chan struct{}, err error) {
 	if found = events[w.pos-base:]; len(found) > 0 {
 		w.pos = end
 		w.rev = max(w.rev, found[len(found)-1].Revision())
+	} else if gone {
+		return nil, news, fmt.Errorf("watch %v: %w", w.t.kind, ErrRemoved)
 	}
 	return found[:len(found):len(found)], news, nil
 }

@@ -24,6 +24,8 @@ type Any struct {
 
 // erased has the fields of Resource with T replaced by api.Object. No function is nil unless said so.
 type erased struct {
+	custom *Custom // nil: a built-in kind
+
 	set            func(o api.Object)
 	prepare        func(o api.Object)
 	prepareFor     func(ctx context.Context, o api.Object)
@@ -84,6 +86,7 @@ type erasedScale struct {
 // Register erases the type of r, which describes kind k. It is called once per kind, when the server is put together.
 func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	e := &erased{
+		custom:         r.Custom,
 		set:            one(r.Default),
 		prepare:        one(r.Prepare),
 		prepareUpdate:  two(r.PrepareUpdate),

@@ -101,6 +101,9 @@ type Resource[T api.Object] struct {
 	// TTL removes objects that long after their last write.
 	TTL time.Duration
 
+	// Custom is set for what a CustomResourceDefinition defines; T is *unstructured.Unstructured then.
+	Custom *Custom
+
 	// CreateOnUpdate lets PUT create.
 	CreateOnUpdate bool
 	// RequireRevision refuses updates without resourceVersion.

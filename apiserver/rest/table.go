@@ -99,13 +99,8 @@ func age(t metav1.Time, now time.Time) string {
 
 // Metadata returns o without spec and status.
 func Metadata(o api.Object) *metav1.PartialObjectMetadata {
-	m := &metav1.PartialObjectMetadata{
-		TypeMeta: metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: "PartialObjectMetadata"},
+	return &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: "PartialObjectMetadata"},
+		ObjectMeta: api.ObjectMeta(o),
 	}
-	if a, ok := o.(metav1.ObjectMetaAccessor); ok {
-		if om, ok := a.GetObjectMeta().(*metav1.ObjectMeta); ok {
-			m.ObjectMeta = *om
-		}
-	}
-	return m
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -230,12 +229,7 @@ func (w *Watch) selected(events []store.Event) []Event {
 
 // left is the last state of an object in a selection that it left at rev. It shares all but its version with e's.
 func left(e *store.Entry, rev api.Revision) *store.Entry {
-	from := reflect.ValueOf(e.Object).Elem()
-	to := reflect.New(from.Type())
-	to.Elem().Set(from)
-	o := to.Interface().(api.Object)
-	o.SetResourceVersion(rev.String())
-	return &store.Entry{Object: o, Key: e.Key, Revision: rev}
+	return &store.Entry{Object: api.AtRevision(e.Object, rev), Key: e.Key, Revision: rev}
 }
 
 // Bookmark returns the object of a bookmark event.

@@ -1,0 +1,96 @@
+package apiserver
+
+import (
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// catalog is what the server serves at one time: its kinds and the documents that tell of them. It never changes. A request sees
+// one catalog from beginning to end.
+//
+// What comes and goes is in an extension each (Server.Serve). Whoever serves something of another sort gives the extensions a field of
+// his own and the Server a method like Serve; change makes the catalog anew, so that whatever is derived from the whole (discovery,
+// documents) is made in newCatalog and nowhere else, and no more of it than the first request for it needs.
+type catalog struct {
+	extensions
+	kinds  map[schema.GroupVersionResource]rest.Any
+	byKind map[*api.Kind]rest.Any
+	all    []rest.Any // the built-in kinds, then the custom ones
+	disco  *discovery
+}
+
+// extensions are what is served beside the built-in kinds.
+type extensions struct {
+	custom []rest.Any // what CustomResourceDefinitions define, by group, name and version
+}
+
+func newCatalog(builtin []rest.Any, x extensions) (*catalog, error) {
+	c := &catalog{extensions: x, all: slices.Concat(builtin, x.custom)}
+	c.kinds = make(map[schema.GroupVersionResource]rest.Any, len(c.all))
+	c.byKind = make(map[*api.Kind]rest.Any, len(c.all))
+	for _, a := range c.all {
+		if _, twice := c.kinds[a.Kind.GVR()]; twice {
+			return nil, fmt.Errorf("%v is registered twice", a.Kind)
+		}
+		c.kinds[a.Kind.GVR()] = a
+		c.byKind[a.Kind] = a
+	}
+	c.disco = newDiscovery(c.all)
+	return c, nil
+}
+
+// at returns the kind that a URL names.
+func (c *catalog) at(t *target) (rest.Any, bool) {
+	a, ok := c.kinds[schema.GroupVersionResource{Group: t.group, Version: t.version, Resource: t.plural}]
+	return a, ok
+}
+
+// of returns what k is served as. A custom kind is found by its name: there are many values of Kind for one.
+func (c *catalog) of(k *api.Kind) (rest.Any, bool) {
+	a, ok := c.byKind[k]
+	if !ok && k.Custom() {
+		if a, ok = c.kinds[k.GVR()]; ok && !a.Kind.Custom() {
+			return rest.Any{}, false
+		}
+	}
+	return a, ok
+}
+
+// kindOf returns the kind of o, nil where it is none that is served.
+func (c *catalog) kindOf(o api.Object) *api.Kind {
+	if k := api.KindOf(o); k != nil {
+		return k
+	}
+	gvk := o.GetObjectKind().GroupVersionKind()
+	for _, a := range c.custom {
+		if a.Kind.GVK() == gvk {
+			return a.Kind
+		}
+	}
+	return nil
+}
+
+// Serve replaces the custom resources that are served. Requests under way go on with what they began with. The order is that of
+// discovery, within a group and among groups that come after the built-in ones.
+func (s *Server) Serve(custom []rest.Any) error {
+	return s.change(func(x *extensions) { x.custom = custom })
+}
+
+// change makes a catalog with other extensions the one that is served.
+func (s *Server) change(f func(x *extensions)) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	x := s.catalog.Load().extensions
+	f(&x)
+	c, err := newCatalog(s.deps.Resources, x)
+	if err != nil {
+		return err
+	}
+	s.catalog.Store(c)
+	return nil
+}
