@@ -53,6 +53,9 @@ func (k *Kind) ListKind() string {
 // GroupKind is what owner references name.
 func (k *Kind) GroupKind() schema.GroupKind { return schema.GroupKind{Group: k.Group, Kind: k.Kind} }
 
+// CopyJSON returns a copy of a value as it stands in a custom resource, with all that it holds.
+func CopyJSON(v any) any { return runtime.DeepCopyJSONValue(v) }
+
 // ObjectMeta returns o's metadata as a struct, which may share memory with o's.
 func ObjectMeta(o metav1.Object) metav1.ObjectMeta {
 	if a, ok := o.(metav1.ObjectMetaAccessor); ok {

@@ -35,8 +35,9 @@ func (c *call) body() ([]byte, error) {
 	return b, nil
 }
 
-// decode reads the body as an object of kind k.
-func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
+// decode reads the body as an object of the kind that the request is about.
+func (c *call) decode(r *rest.Request, strict rest.Strictness) (api.Object, error) {
+	k := r.Any.Body(r.Sub)
 	data, err := c.body()
 	if err != nil {
 		return nil, err
@@ -48,6 +49,13 @@ func (c *call) decode(k *api.Kind, strict rest.Strictness) (api.Object, error) {
 	o, errs, err := decode(enc, data, k)
 	if err != nil {
 		return nil, err
+	}
+	if k == r.Any.Kind {
+		unknown, err := r.Any.Unknown(o)
+		if err != nil {
+			return nil, unfit(k, k.GVK(), err)
+		}
+		errs = append(errs, unknown...)
 	}
 	c.record.Sent(o)
 	switch strict {
@@ -115,6 +123,9 @@ func unwrap(err error) error {
 
 func decodeProto(data []byte, o api.Object, k *api.Kind) error {
 	tm, err := api.ProtoType(data)
+	if err == nil && k.Custom() {
+		return unfit(k, k.GVK(), fmt.Errorf("object %T does not implement the protobuf marshalling interface and cannot be encoded to a protobuf message", o))
+	}
 	if err != nil {
 		return unrecognized(k, data, err)
 	}

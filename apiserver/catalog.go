@@ -30,15 +30,19 @@ type extensions struct {
 }
 
 func newCatalog(builtin []rest.Any, x extensions) (*catalog, error) {
-	c := &catalog{extensions: x, all: slices.Concat(builtin, x.custom)}
-	c.kinds = make(map[schema.GroupVersionResource]rest.Any, len(c.all))
-	c.byKind = make(map[*api.Kind]rest.Any, len(c.all))
-	for _, a := range c.all {
+	c := &catalog{extensions: x}
+	c.kinds = make(map[schema.GroupVersionResource]rest.Any, len(builtin)+len(x.custom))
+	c.byKind = make(map[*api.Kind]rest.Any, len(builtin)+len(x.custom))
+	for _, a := range slices.Concat(builtin, x.custom) {
 		if _, twice := c.kinds[a.Kind.GVR()]; twice {
+			if a.Custom() != nil {
+				continue // a definition does not take the place of what is built in
+			}
 			return nil, fmt.Errorf("%v is registered twice", a.Kind)
 		}
 		c.kinds[a.Kind.GVR()] = a
 		c.byKind[a.Kind] = a
+		c.all = append(c.all, a)
 	}
 	c.disco = newDiscovery(c.all)
 	return c, nil
@@ -67,12 +71,16 @@ func (c *catalog) kindOf(o api.Object) *api.Kind {
 		return k
 	}
 	gvk := o.GetObjectKind().GroupVersionKind()
+	var other *api.Kind // of another version than o's, which may be stored in one that is not served
 	for _, a := range c.custom {
-		if a.Kind.GVK() == gvk {
+		switch {
+		case a.Kind.GVK() == gvk:
 			return a.Kind
+		case a.Kind.GroupKind() == gvk.GroupKind():
+			other = a.Kind
 		}
 	}
-	return nil
+	return other
 }
 
 // Serve replaces the custom resources that are served. Requests under way go on with what they began with. The order is that of

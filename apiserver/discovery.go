@@ -277,13 +277,19 @@ func describe(a rest.Any) apidiscoveryv2.APIResourceDiscovery {
 		ShortNames: main.ShortNames, Categories: main.Categories,
 		ResponseKind: &metav1.GroupVersionKind{Kind: main.Kind}, // of the group and version that it stands in
 	}
+	if a.Custom() != nil { // which upstream names all the same
+		d.ResponseKind.Group, d.ResponseKind.Version = a.Kind.Group, a.Kind.Version
+	}
 	if main.Namespaced {
 		d.Scope = apidiscoveryv2.ScopeNamespace
 	}
 	for _, s := range all[1:] {
+		kind := &metav1.GroupVersionKind{Group: s.Group, Version: s.Version, Kind: s.Kind}
+		if a.Custom() != nil && kind.Version == "" {
+			kind.Group, kind.Version = a.Kind.Group, a.Kind.Version
+		}
 		d.Subresources = append(d.Subresources, apidiscoveryv2.APISubresourceDiscovery{
-			Subresource: strings.TrimPrefix(s.Name, main.Name+"/"), Verbs: s.Verbs,
-			ResponseKind: &metav1.GroupVersionKind{Group: s.Group, Version: s.Version, Kind: s.Kind},
+			Subresource: strings.TrimPrefix(s.Name, main.Name+"/"), Verbs: s.Verbs, ResponseKind: kind,
 		})
 	}
 	return d

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	metav1beta1 "k8s.io/apimachinery/pkg/apis/meta/v1beta1"
+
+	"github.com/yare-dev/yare/apiserver/rest"
 )
 
 // encoding is how bytes stand for an object.
@@ -119,9 +121,22 @@ func (a accepted) offers() []encoding {
 // negotiate finds the first format of the Accept header that the server has. Shapes says that the answer may have others
 // than the whole.
 func negotiate(r *http.Request, shapes bool) (format, error) {
-	f, ok := choose(r, shapes)
+	return negotiateOf(r, shapes, encodings[:])
+}
+
+// negotiate is negotiate for what the request is about: custom resources have no form in protobuf, only their metadata has.
+func (c *call) negotiate(r *rest.Request, shapes bool) (format, error) {
+	if r.Any.Custom() == nil || r.Sub == "scale" {
+		return negotiate(c.r, shapes)
+	}
+	return negotiateOf(c.r, shapes, []string{typeJSON, typeYAML, typeCBOR})
+}
+
+// negotiateOf finds a format in which an object as a whole is of one of the types.
+func negotiateOf(r *http.Request, shapes bool, types []string) (format, error) {
+	f, ok := choose(r, shapes, types)
 	if !ok {
-		return f, notAcceptable(encodings[:])
+		return f, notAcceptable(types)
 	}
 	if f.shape != table {
 		return f, nil
@@ -135,19 +150,19 @@ func negotiate(r *http.Request, shapes bool) (format, error) {
 	return f, nil
 }
 
-func choose(r *http.Request, shapes bool) (format, bool) {
+func choose(r *http.Request, shapes bool, types []string) (format, bool) {
 	f := format{pretty: pretty(r)}
 	if len(r.Header["Accept"]) == 0 || r.Header.Get("Accept") == "" {
 		return f, true
 	}
-	if r.Header["Accept"][0] == typeProtobuf { // the usual one of components, without parsing
+	if r.Header["Accept"][0] == typeProtobuf && len(types) == len(encodings) { // the usual one of components, without parsing
 		f.encoding = asProtobuf
 		return f, true
 	}
 	for _, a := range parseAccept(strings.Join(r.Header["Accept"], ",")) {
 		for _, enc := range a.offers() {
 			sh, ok := a.shape(enc, shapes)
-			if !ok {
+			if !ok || sh == whole && !slices.Contains(types, enc.String()) {
 				continue
 			}
 			f.encoding, f.shape = enc, sh
@@ -193,7 +208,7 @@ func unacceptable(text string) error {
 
 // negotiateError is negotiate for answers that have to be sent in any case.
 func negotiateError(r *http.Request) format {
-	f, ok := choose(r, false)
+	f, ok := choose(r, false, encodings[:])
 	if !ok {
 		f.pretty = true
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"strings"
 
@@ -147,7 +148,7 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 				yield(client.Event{}, err)
 				return
 			}
-			err = follow(ctx, w, yield)
+			err = follow(ctx, k, w, yield)
 			if !apierrors.IsResourceExpired(err) {
 				if err != nil && ctx.Err() == nil {
 					yield(client.Event{}, err)
@@ -166,10 +167,13 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 	}
 }
 
-// follow yields the watch's events. It returns nil when the caller wants no more.
-func follow(ctx context.Context, w *rest.Watch, yield func(client.Event, error) bool) error {
+// follow yields the watch's events. It returns nil when the caller wants no more, and NotFound where the kind is no more.
+func follow(ctx context.Context, k *api.Kind, w *rest.Watch, yield func(client.Event, error) bool) error {
 	for {
 		events, err := w.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return apierrors.NewNotFound(k.GroupResource(), "")
+		}
 		if err != nil {
 			return err
 		}

@@ -31,7 +31,13 @@ import (
 func (c *call) object() error {
 	t := c.t
 	a, ok := c.catalog.at(t)
-	if !ok || !a.Has(t.sub) {
+	if !ok {
+		return c.nothing()
+	}
+	if !a.Has(t.sub) {
+		if a.Custom() != nil {
+			return apierrors.NewNotFound(a.Kind.GroupResource(), t.name)
+		}
 		return c.nothing()
 	}
 	if t.watchOnly && t.verb != "watch" {
@@ -169,7 +175,7 @@ func (c *call) get(r *rest.Request) error {
 	if !r.Any.Readable() {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, r.Sub == "" || r.Sub == "status")
+	f, err := c.negotiate(r, r.Sub == "" || r.Sub == "status")
 	if err != nil {
 		return err
 	}
@@ -225,7 +231,7 @@ func (c *call) listing(r *rest.Request) error {
 	if !r.Any.Readable() || r.Sub != "" {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}
@@ -249,7 +255,7 @@ func (c *call) create(r *rest.Request) error {
 	if r.Sub == "" && (r.Key.Name != "" || !r.Any.Stored() && r.Any.Readable()) {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, r.Any.Stored()) // an answer that is only computed is no object that could be a row
+	f, err := c.negotiate(r, r.Any.Stored()) // an answer that is only computed is no object that could be a row
 	if err != nil {
 		return err
 	}
@@ -265,7 +271,7 @@ func (c *call) create(r *rest.Request) error {
 	if o.FieldManager != "" {
 		r.Manager = o.FieldManager
 	}
-	body, err := c.decode(r.Any.Body(r.Sub), rest.Strictness(o.FieldValidation))
+	body, err := c.decode(r, rest.Strictness(o.FieldValidation))
 	if err != nil {
 		return err
 	}
@@ -323,7 +329,7 @@ func (c *call) update(r *rest.Request) error {
 	if r.Key.Name == "" || !c.updatable(r) {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}
@@ -339,7 +345,7 @@ func (c *call) update(r *rest.Request) error {
 	if o.FieldManager != "" {
 		r.Manager = o.FieldManager
 	}
-	body, err := c.decode(r.Any.Body(r.Sub), rest.Strictness(o.FieldValidation))
+	body, err := c.decode(r, rest.Strictness(o.FieldValidation))
 	if err != nil {
 		return err
 	}
@@ -367,13 +373,16 @@ func (c *call) patch(r *rest.Request) error {
 	if r.Key.Name == "" || !c.updatable(r) {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}
 	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
 	kind := types.PatchType(media)
 	known := []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType), string(types.ApplyCBORPatchType)}
+	if r.Any.Custom() != nil && r.Sub != "scale" {
+		known = []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.ApplyYAMLPatchType)}
+	}
 	if !slices.Contains(known, media) {
 		return unknownBody(known)
 	}
@@ -415,7 +424,7 @@ func (c *call) delete(r *rest.Request) error {
 	if !r.Any.Stored() || r.Sub != "" {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}
@@ -447,7 +456,7 @@ func (c *call) deleteCollection(r *rest.Request) error {
 	if !r.Any.Stored() || r.Any.DeletedOneByOne() {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}

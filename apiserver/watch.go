@@ -33,7 +33,7 @@ func (c *call) watching(r *rest.Request) error {
 	if !r.Any.Stored() {
 		return c.notAllowed()
 	}
-	f, err := negotiate(c.r, true)
+	f, err := c.negotiate(r, true)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (c *call) follow(ctx context.Context, w events, out *eventWriter) error {
 	for {
 		evs, err := w.Next(ctx)
 		if err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, io.EOF) {
 				return nil
 			}
 			out.error(err)
@@ -211,7 +211,7 @@ func (c *call) socket(ctx context.Context, w events, out *eventWriter) {
 		for {
 			evs, err := w.Next(ctx)
 			if err != nil {
-				if ctx.Err() == nil {
+				if ctx.Err() == nil && !errors.Is(err, io.EOF) {
 					out.error(err)
 					_ = ignore(send())
 				}

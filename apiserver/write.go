@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
@@ -252,6 +253,16 @@ func (f format) metadata(o api.Object) *metav1.PartialObjectMetadata {
 // cborList returns a list in CBOR. It is not put together from parts: CBOR is a format of the future that few ask for.
 func cborList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
 	l := k.NewList()
+	if custom, ok := l.(*unstructured.UnstructuredList); ok {
+		for _, e := range entries {
+			custom.Items = append(custom.Items, *e.Object.(*unstructured.Unstructured))
+		}
+		custom.SetResourceVersion(meta.ResourceVersion)
+		custom.SetContinue(meta.Continue)
+		custom.SetRemainingItemCount(meta.RemainingItemCount)
+		b, err := api.EncodeCBOR(l)
+		return [][]byte{b}, err
+	}
 	v := reflect.ValueOf(l).Elem()
 	v.FieldByName("ListMeta").Set(reflect.ValueOf(meta))
 	items := reflect.MakeSlice(v.FieldByName("Items").Type(), len(entries), len(entries))
@@ -268,6 +279,9 @@ func cborList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]by
 // jsonList returns the parts of a list in JSON. Its items are the entries' bytes without kind and apiVersion, as
 // upstream sends them.
 func jsonList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
+	if k.Custom() {
+		return customList(k, meta, entries)
+	}
 	m, err := json.Marshal(meta)
 	if err != nil {
 		return nil, err
@@ -290,6 +304,31 @@ func jsonList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]by
 		open = next
 	}
 	return append(parts, []byte("]}\n")), nil
+}
+
+// customList is jsonList for custom resources, which upstream sends as maps: ordered by key, and each item whole.
+func customList(k *api.Kind, meta metav1.ListMeta, entries []*store.Entry) ([][]byte, error) {
+	parts := make([][]byte, 0, 2*len(entries)+2)
+	parts = append(parts, fmt.Appendf(nil, `{"apiVersion":%q,"items":[`, k.APIVersion()))
+	for i, e := range entries {
+		b, err := e.Bytes(store.JSON)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			parts = append(parts, []byte(","))
+		}
+		parts = append(parts, bytes.TrimSuffix(b, []byte("\n")))
+	}
+	m := map[string]any{"continue": meta.Continue, "resourceVersion": meta.ResourceVersion}
+	if meta.RemainingItemCount != nil {
+		m["remainingItemCount"] = *meta.RemainingItemCount
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return append(parts, fmt.Appendf(nil, `],"kind":%q,"metadata":%s}`+"\n", k.ListKind(), b)), nil
 }
 
 // Tags of protobuf fields with length: number<<3 | 2.

@@ -19,6 +19,9 @@ type Informers struct {
 	handlers map[*api.Kind][]func(client.Event) // fixed when Run begins
 	synced   chan struct{}
 	ctx      context.Context // Run's, set before the first handler is called
+
+	defined   defined
+	following sync.WaitGroup // the watches of what is defined
 }
 
 // NewInformers returns Informers without subscribers.
@@ -53,6 +56,10 @@ func (i *Informers) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	i.ctx = ctx
+	defer i.following.Wait() // after the cancellation below
+	if err := i.preload(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
 	var watching, syncing sync.WaitGroup
 	for _, k := range slices.SortedFunc(maps.Keys(i.handlers), func(a, b *api.Kind) int {
 		return strings.Compare(a.String(), b.String())
@@ -74,6 +81,7 @@ func (i *Informers) Run(ctx context.Context, ready func()) error {
 		}
 	})
 	watching.Wait()
+	cancel(nil)
 	if cause := context.Cause(ctx); cause != ctx.Err() {
 		return cause
 	}

@@ -155,6 +155,10 @@ func NewKeyed(d Deps, f Keyed) *Controller {
 // wakeBy subscribes c to sources; owner is c's kind.
 func (c *Controller) wakeBy(owner *api.Kind, sources []Source) {
 	for _, s := range sources {
+		if s.defined != nil {
+			c.wakeByDefined(s)
+			continue
+		}
 		c.reads(s.kind)
 		c.reads(s.lists...)
 		keys := s.keys(c.deps, owner)
@@ -164,6 +168,27 @@ func (c *Controller) wakeBy(owner *api.Kind, sources []Source) {
 			}
 		})
 	}
+}
+
+// wakeByDefined subscribes c to the objects of all kinds that are defined, which it may read: kinds that nobody knows beforehand are
+// declared as every kind.
+func (c *Controller) wakeByDefined(s Source) {
+	c.reads(nil, api.CustomResourceDefinitionKind)
+	c.deps.Informers.subscribeDefined(func(k *api.Kind, e client.Event) {
+		ctx := c.context(c.deps.Informers.context())
+		var keys []api.Key
+		switch e.Op {
+		case client.Synced:
+			keys = s.defined(ctx, c.deps, k, nil, nil)
+		case client.Deleted:
+			keys = s.defined(ctx, c.deps, k, e.Object, nil)
+		default:
+			keys = s.defined(ctx, c.deps, k, e.Old, e.Object)
+		}
+		for _, key := range keys {
+			c.queue.add(key)
+		}
+	})
 }
 
 // NewLoop returns the controller and subscribes it to d.Informers, which must not run yet.

@@ -15,6 +15,8 @@ type Source struct {
 	kind  *api.Kind
 	lists []*api.Kind // what mapping reads
 	keys  func(d Deps, owner *api.Kind) func(context.Context, client.Event) []api.Key
+	// defined is set alone: see ChangesOfDefined.
+	defined func(ctx context.Context, d Deps, k *api.Kind, before, after api.Object) []api.Key
 }
 
 // Owned wakes the controlling owner of what changed.

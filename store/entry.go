@@ -19,6 +19,7 @@ type Entry struct {
 	// Of is the entry as it is stored where this one is another form of it, made by As.
 	Of *Entry
 
+	as    *api.Kind // the kind that it is a form for
 	form  atomic.Pointer[Entry]
 	stale func() bool
 	err   error
@@ -62,10 +63,26 @@ func (e *Entry) As(k *api.Kind) *Entry {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if f := e.form.Load(); f != nil && f.Object.GetObjectKind().GroupVersionKind() == k.GVK() {
+	if f := e.Form(k); f != nil {
 		return f
 	}
-	f := &Entry{Object: k.Show(e.Object), Revision: e.Revision, Key: e.Key, Of: e}
+	return e.SetForm(k, k.Show(e.Object))
+}
+
+// Form returns what SetForm made for k, nil where somebody made another form since.
+func (e *Entry) Form(k *api.Kind) *Entry {
+	if e.as == k {
+		return e
+	}
+	if f := e.form.Load(); f != nil && f.as == k {
+		return f
+	}
+	return nil
+}
+
+// SetForm makes o, which is read-only from now on, the object's form as k, and returns its entry.
+func (e *Entry) SetForm(k *api.Kind, o api.Object) *Entry {
+	f := &Entry{Object: o, Revision: e.Revision, Key: e.Key, Of: e, as: k, stale: e.stale}
 	e.form.Store(f)
 	return f
 }

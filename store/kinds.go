@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -28,14 +29,14 @@ type missedChange struct {
 	c   Change
 }
 
-// Add begins to hold the objects of kind k, whose Prefix no other kind has. It returns when everything that exists is published:
+// Add begins to hold the objects of kind k; ErrTaken where another kind has its Prefix. It returns when everything that exists is published:
 // then k can be read, watched and written like any other.
 func (s *Store) Add(ctx context.Context, k *api.Kind) error {
 	t := newTable(k, s.o.Window, s.o.Indexes[k])
 	t.loading = true
-	s.feeding.Lock()
-	s.held.Store(newKinds(append(slices.Collect(maps.Values(s.held.Load().tables)), t)))
-	s.feeding.Unlock()
+	if err := s.hold(t); err != nil {
+		return err
+	}
 	for {
 		var found []missedChange
 		at, err := s.read(ctx, t, 0, func(key api.Key, kv KV) { found = append(found, missedChange{key, Change{kv}}) })
@@ -47,6 +48,18 @@ func (s *Store) Add(ctx context.Context, k *api.Kind) error {
 			return s.Wait(ctx, at)
 		}
 	}
+}
+
+// hold adds a table to the set.
+func (s *Store) hold(t *table) error {
+	s.feeding.Lock()
+	defer s.feeding.Unlock()
+	ks := s.held.Load()
+	if ks.paths[t.kind.Prefix] != nil {
+		return fmt.Errorf("store %v at %s: %w", t.kind, t.kind.StorePrefix(), ErrTaken)
+	}
+	s.held.Store(newKinds(append(slices.Collect(maps.Values(ks.tables)), t)))
+	return nil
 }
 
 // install publishes what was found at a revision and what changed since. It does not where changes since then were not seen.

@@ -53,6 +53,8 @@ var (
 	ErrFull = errors.New("database is out of space")
 	// ErrTooLarge says that a value is larger than the database takes.
 	ErrTooLarge = errors.New("object is too large for the database")
+	// ErrTaken says that another kind is stored where one was to be.
+	ErrTaken = errors.New("another kind is stored there")
 	// ErrRemoved says that the kind is not stored here, or no longer.
 	ErrRemoved = errors.New("not stored here")
 	// ErrSlow says that a watcher fell further behind than it may.

@@ -23,7 +23,7 @@ import (
 type crd = *apiextensionsv1.CustomResourceDefinition
 
 // customResourceDefinitions are checked by upstream's own library: their schemas and rules in CEL are a language, of which
-// there should be one implementation. What they define is not served by this release, and their condition says so.
+// there should be one implementation. What they define is served by package crd, which also lets them go when all of that is deleted.
 func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 	created := "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"
 	return &rest.Resource[crd]{
@@ -35,6 +35,15 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 		Prepare:         func(c crd) { d.defined(c) },
 		PrepareUpdate:   func(now, _ crd) { d.defined(now) },
 		ValidateIn:      checkCRD,
+		Finalizing:      func(c crd) bool { return c.DeletionTimestamp == nil || apihelpers.CRDHasFinalizer(c, cleanup) },
+		Deleting: func(c crd) {
+			if !apihelpers.CRDHasFinalizer(c, cleanup) {
+				c.Finalizers = append(c.Finalizers, cleanup)
+			}
+			apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{
+				Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue, Reason: "InstanceDeletionPending",
+				Message: "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"})
+		},
 		ValidateStatus: func(now, _ crd) field.ErrorList {
 			n, err := internalCRD(now)
 			if err != nil {
@@ -63,6 +72,9 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 		},
 	}
 }
+
+// cleanup holds a definition until what it defines is gone.
+const cleanup = apiextensionsv1.CustomResourceCleanupFinalizer
 
 // checkCRD asks upstream's library; old is nil on create.
 func checkCRD(ctx context.Context, now, old crd) field.ErrorList {

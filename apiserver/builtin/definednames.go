@@ -94,12 +94,16 @@ func taken(c crd, others []crd) (resources, kinds map[string]bool) {
 func name(c crd, others []crd) {
 	names, accepted := acceptNames(c, others)
 	c.Status.AcceptedNames = names
+	apihelpers.SetCRDCondition(c, accepted)
+	if apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established) {
+		return // it stays so: its objects are there
+	}
+	// It is established when it is served, by who serves it.
 	established := apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionFalse,
-		Reason: "NotServed", Message: "the names have been accepted, but this release does not serve custom resources"}
+		Reason: "Installing", Message: "the initial names have been accepted"}
 	if accepted.Status != apiextensionsv1.ConditionTrue {
 		established.Reason, established.Message = "NotAccepted", "not all names are accepted"
 	}
-	apihelpers.SetCRDCondition(c, accepted)
 	apihelpers.SetCRDCondition(c, established)
 }
 

@@ -25,6 +25,7 @@ type Any struct {
 // erased has the fields of Resource with T replaced by api.Object. No function is nil unless said so.
 type erased struct {
 	custom *Custom // nil: a built-in kind
+	parts  parts
 
 	set            func(o api.Object)
 	prepare        func(o api.Object)
@@ -81,6 +82,7 @@ type erasedScale struct {
 	replicas func(o api.Object) (spec, status int32)
 	set      func(o api.Object, replicas int32)
 	selector func(o api.Object) string
+	check    func(o api.Object) error
 }
 
 // Register erases the type of r, which describes kind k. It is called once per kind, when the server is put together.
@@ -149,6 +151,10 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 			replicas: func(o api.Object) (int32, int32) { return s.Replicas(o.(T)) },
 			set:      func(o api.Object, n int32) { s.Set(o.(T), n) },
 			selector: func(o api.Object) string { return s.Selector(o.(T)) },
+			check:    func(api.Object) error { return nil },
+		}
+		if s.Check != nil {
+			e.scale.check = func(o api.Object) error { return s.Check(o.(T)) }
 		}
 	}
 	e.columns = eraseColumns(r.Columns)
@@ -156,6 +162,10 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	_, e.hasSpec = t.FieldByName("Spec")
 	_, hasStatus := t.FieldByName("Status")
 	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil && r.Act == nil
+	e.parts = structParts{}
+	if c := r.Custom; c != nil {
+		e.hasSpec, e.hasStatus, e.parts = true, c.Status, mapParts{}
+	}
 	return Any{Kind: k, r: e}
 }
 
@@ -246,6 +256,9 @@ func eraseColumns[T api.Object](cs []Column[T]) []erasedColumn {
 		}
 		if c.Wide {
 			d.Priority = 1
+		}
+		if c.Priority != 0 {
+			d.Priority = c.Priority
 		}
 		col := erasedColumn{TableColumnDefinition: d}
 		if c.Cell != nil {

@@ -73,6 +73,9 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	named.Key = api.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
 	r = &named
 	e := r.Any.r
+	if err := r.terminating(); err != nil {
+		return nil, err
+	}
 	if o.GetResourceVersion() != "" {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
@@ -109,7 +112,7 @@ func (p *Pipeline) prepareCreate(ctx context.Context, r *Request, o api.Object) 
 		return err
 	}
 	if e.hasStatus && !e.statusAtCreate {
-		part(o, "Status").SetZero()
+		e.parts.clearStatus(o)
 	}
 	if e.hasSpec && !e.noGeneration {
 		o.SetGeneration(1)
@@ -181,13 +184,13 @@ func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (
 		return &store.Entry{Object: o, Key: r.Key}, nil
 	}
 	again := r.slim(o)
-	entry, err := p.store.Create(ctx, r.Any.Kind, o, r.Any.r.ttl)
+	entry, err := p.storeNew(ctx, r, o)
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
-		entry, err = p.store.Create(ctx, r.Any.Kind, again, r.Any.r.ttl)
+		entry, err = p.storeNew(ctx, r, again)
 	}
 	done(err == nil)
 	if errors.Is(err, store.ErrConflict) {
-		return nil, r.exists(p.store.Snapshot(r.Any.Kind).Get(r.Key))
+		return nil, r.exists(p.store.Snapshot(r.Any.stored()).Get(r.Key))
 	}
 	if err != nil {
 		return nil, storeError(err, r)

@@ -244,10 +244,13 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 		}
 		return entry, nil
 	}
-	e, err := p.store.Delete(ctx, r.Any.Kind, entry.Key, entry.Revision)
+	e, err := p.store.Delete(ctx, r.Any.stored(), entry.Key, entry.Revision)
 	done(err == nil)
-	if err != nil || last == nil {
-		return e, err
+	if last == nil {
+		return p.shownOne(ctx, r, e, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	last.SetResourceVersion(e.Revision.String())
 	return &store.Entry{Object: last, Key: entry.Key, Revision: e.Revision}, nil

@@ -75,8 +75,17 @@ func (a Any) APIResources() []metav1.APIResource {
 		return []metav1.APIResource{main}
 	}
 	kept := a.stored()
+	if c := a.r.custom; c != nil {
+		kept = api.Custom(api.Kind{Group: k.Group, Version: c.storage(), Kind: k.Kind}, "")
+	}
 	sum := sha256.Sum256([]byte(kept.Group + "/" + kept.Version + "/" + kept.Kind))
 	main.StorageVersionHash = base64.StdEncoding.EncodeToString(sum[:8])
+	if c := a.r.custom; c != nil {
+		main.Verbs = c.verbs()
+		if !c.servesStorage() {
+			main.StorageVersionHash = ""
+		}
+	}
 	if a.r.noCollection {
 		main.Verbs = slices.DeleteFunc(main.Verbs, func(v string) bool { return v == "deletecollection" })
 	}

@@ -39,14 +39,16 @@ type managerKey struct {
 
 func (m *managers) get(r *Request) (*tracker, error) {
 	a, sub := r.Any, r.Sub
+	if c := a.r.custom; c != nil {
+		m = &c.managers
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := managerKey{r.as(), sub}
 	if f := m.made[key]; f != nil {
 		return f, nil
 	}
-	fs := forms{a, r.as()}
-	f, err := managedfields.NewDefaultFieldManager(MergeTypes(a.Kind), fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
+	f, err := a.fieldManager(r, sub)
 	if err != nil {
 		return nil, fmt.Errorf("make the field manager of %v: %w", a.Kind, err)
 	}
@@ -55,6 +57,15 @@ func (m *managers) get(r *Request) (*tracker, error) {
 	}
 	m.made[key] = &tracker{FieldManager: f}
 	return m.made[key], nil
+}
+
+func (a Any) fieldManager(r *Request, sub string) (*managedfields.FieldManager, error) {
+	if c := a.r.custom; c != nil {
+		fs := customForms{a}
+		return managedfields.NewDefaultCRDFieldManager(c.Types(), fs, fs, fs, a.Kind.GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
+	}
+	fs := forms{a, r.as()}
+	return managedfields.NewDefaultFieldManager(MergeTypes(a.Kind), fs, fs, fs, r.as().GVK(), a.Kind.GroupVersion(), sub, resetFields(a, sub))
 }
 
 // resetFields are those that a write cannot own since it cannot change them.
@@ -85,6 +96,11 @@ func resetFields(a Any, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
 	sets := map[fieldpath.APIVersion]*fieldpath.Set{}
 	for _, k := range a.Kind.Forms() {
 		sets[fieldpath.APIVersion(k.APIVersion())] = reset
+	}
+	if c := a.r.custom; c != nil && sub == status {
+		for _, v := range c.Definition.Spec.Versions {
+			sets[fieldpath.APIVersion(schema.GroupVersion{Group: a.Kind.Group, Version: v.Name}.String())] = reset
+		}
 	}
 	return fieldpath.NewExcludeFilterSetMap(sets)
 }

@@ -116,6 +116,9 @@ func (r *Request) patcher(patch Patch) (func(old, now api.Object) (api.Object, e
 			return r.patched(doc, now, patch.Strict, strict)
 		}, nil
 	case types.StrategicMergePatchType:
+		if r.Any.r.custom != nil && r.Sub != "scale" {
+			return nil, r.noStrategic()
+		}
 		return r.strategicPatcher(patch)
 	}
 	return nil, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", r.group(), r.Key.Name, "unknown patch type "+string(patch.Type), 0, false)
@@ -191,7 +194,15 @@ func (r *Request) patched(doc []byte, now api.Object, how Strictness, strict []e
 		}
 		return nil, r.badPatch(doc, err.Error())
 	}
-	if errs := how.check(r, append(strict[:len(strict):len(strict)], more...)); len(errs) > 0 {
+	strict = append(strict[:len(strict):len(strict)], more...)
+	if r.Sub != "scale" {
+		unknown, err := r.Any.Unknown(now)
+		if err != nil {
+			return nil, r.badPatch(doc, err.Error())
+		}
+		strict = append(strict, unknown...)
+	}
+	if errs := how.check(r, strict); len(errs) > 0 {
 		return nil, r.badPatch(doc, runtime.NewStrictDecodingError(errs).Error())
 	}
 	return now, r.checkKind(now)

@@ -98,11 +98,11 @@ func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error
 	if err := p.store.Sync(ctx); err != nil {
 		return nil, storeError(err, r)
 	}
-	e := p.store.Snapshot(r.Any.Kind).Get(r.Key)
+	e := p.store.Snapshot(r.Any.stored()).Get(r.Key)
 	if e != nil && e.Err() != nil {
 		return nil, apierrors.NewInternalError(e.Err())
 	}
-	return e, nil
+	return p.shownOne(ctx, r, e, nil)
 }
 
 // precondition says that the object is not the one that the client means.

@@ -33,14 +33,14 @@ func (p *Pipeline) Get(ctx context.Context, r *Request, version string) (*store.
 	} else if err := p.reach(ctx, version); err != nil {
 		return nil, err
 	}
-	e := p.store.Snapshot(r.Any.Kind).Get(r.Key)
+	e := p.store.Snapshot(r.Any.stored()).Get(r.Key)
 	switch {
 	case e == nil:
 		return nil, r.notFound()
 	case e.Err() != nil:
 		return nil, apierrors.NewInternalError(e.Err())
 	}
-	return r.show(e), nil
+	return p.shownOne(ctx, r, r.show(e), nil)
 }
 
 // ListOptions are the options of a list.
@@ -94,7 +94,12 @@ func (p *Pipeline) list(ctx context.Context, r *Request, q ListOptions) (*Page, 
 		q.Limit = 0 // whoever takes any state gets it whole, as upstream's cache gives it
 	}
 	var more int64
-	for e := range sel.candidates(snap, r.Any.Kind.Namespaced, after) {
+	var failed error
+	candidates := sel.candidates(snap, r.Any.Kind.Namespaced, after)
+	if sel.byContent() {
+		candidates = p.showing(ctx, r, sel.outward(candidates), &failed)
+	}
+	for e := range candidates {
 		if !sel.match(e.Object) {
 			continue
 		}
@@ -106,6 +111,12 @@ func (p *Pipeline) list(ctx context.Context, r *Request, q ListOptions) (*Page, 
 			continue
 		}
 		page.Entries = append(page.Entries, e)
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	if page.Entries, err = p.shown(ctx, r, page.Entries); err != nil {
+		return nil, err
 	}
 	if more > 0 {
 		page.Continue = token{Version: tokenVersion, Revision: int64(page.Revision), Start: start(page.Entries[len(page.Entries)-1].Key)}.String()
@@ -144,9 +155,9 @@ func (p *Pipeline) snapshot(ctx context.Context, r *Request, q ListOptions) (sna
 		return snap, after, err
 	}
 	if !exact {
-		return p.store.Snapshot(r.Any.Kind), after, nil
+		return p.store.Snapshot(r.Any.stored()), after, nil
 	}
-	snap, err = p.store.SnapshotAt(ctx, r.Any.Kind, rev)
+	snap, err = p.store.SnapshotAt(ctx, r.Any.stored(), rev)
 	return snap, after, versionError(err, r, rev, p.store.Revision())
 }
 
@@ -167,10 +178,10 @@ func (p *Pipeline) resume(ctx context.Context, r *Request, q ListOptions) (snap 
 		if err := p.store.Sync(ctx); err != nil {
 			return snap, after, storeError(err, r)
 		}
-		return p.store.Snapshot(r.Any.Kind), after, nil
+		return p.store.Snapshot(r.Any.stored()), after, nil
 	}
 	rev := api.Revision(t.Revision)
-	snap, err = p.store.SnapshotAt(ctx, r.Any.Kind, rev)
+	snap, err = p.store.SnapshotAt(ctx, r.Any.stored(), rev)
 	if errors.Is(err, store.ErrCompacted) {
 		t.Revision = -1
 		gone := apierrors.NewResourceExpired(expiredToken)

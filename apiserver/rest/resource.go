@@ -136,6 +136,7 @@ type Column[T api.Object] struct {
 	Format      string
 	Description string
 	Wide        bool          // shown with -o wide only (priority 1)
+	Priority    int32         // where it is another
 	Cell        func(o T) any // may be nil for a column called Age, which the generic code knows
 }
 
@@ -144,6 +145,7 @@ type Scale[T api.Object] struct {
 	Replicas func(o T) (spec, status int32)
 	Set      func(o T, replicas int32)
 	Selector func(o T) string // the label selector in string form
+	Check    func(o T) error  // says why o cannot be scaled; may be nil
 }
 
 // Subresource serves one name below an object. Exactly one of Update, Create and Connect is set.

@@ -24,7 +24,22 @@ func (p *Pipeline) GetScale(ctx context.Context, r *Request, version string) (*s
 	if err != nil {
 		return nil, err
 	}
+	if err := r.Any.r.scale.check(e.Object); err != nil {
+		return nil, err
+	}
 	return r.scaleEntry(e), nil
+}
+
+// replicasPath is the field that /scale writes.
+func (a Any) replicasPath() fieldpath.Path {
+	if c := a.r.custom; c != nil {
+		var p fieldpath.Path
+		for _, name := range c.ReplicasPath {
+			p = append(p, fieldpath.PathElement{FieldName: &name})
+		}
+		return p
+	}
+	return fieldpath.MakePathOrDie("spec", "replicas")
 }
 
 // scaleOf returns o's scale.
@@ -50,12 +65,15 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *R
 		return nil, r.notFound()
 	}
 	k := r.Any.Kind
-	mappings := managedfields.ResourcePathMappings{k.APIVersion(): fieldpath.MakePathOrDie("spec", "replicas")}
+	mappings := managedfields.ResourcePathMappings{k.APIVersion(): r.Any.replicasPath()}
 	asScale := *r
 	asScale.Any = Any{Kind: api.ScaleKind, r: &erased{set: func(api.Object) {}}}
 	owned := *r
 	owned.owned = true
 	e, _, err := p.modify(ctx, &owned, false, func(old api.Object) (api.Object, error) {
+		if err := r.Any.r.scale.check(old); err != nil {
+			return nil, err
+		}
 		owners := managedfields.NewScaleHandler(old.GetManagedFields(), k.GroupVersion(), mappings)
 		present := r.scaleOf(old)
 		var err error
@@ -74,7 +92,9 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *R
 				field.Invalid(field.NewPath("spec", "replicas"), want.Spec.Replicas, "must be greater than or equal to 0")})
 		}
 		now := old.DeepCopyObject().(api.Object)
-		now.SetResourceVersion(want.ResourceVersion)
+		if want.ResourceVersion != "" {
+			now.SetResourceVersion(want.ResourceVersion)
+		}
 		now.SetUID(want.UID)
 		r.Any.r.scale.set(now, want.Spec.Replicas)
 		entries, err := owners.ToParent(want.ManagedFields)
@@ -99,7 +119,7 @@ func (p *Pipeline) claim(scale *Request, now, want *autoscalingv1.Scale) (*autos
 }
 
 func (p *Pipeline) updateScale(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
-	if r.Any.r.scale != nil && api.KindOf(o) == r.Any.Kind {
+	if r.Any.r.scale != nil && (api.KindOf(o) == r.Any.Kind || r.Any.Kind.Custom() && o.GetObjectKind().GroupVersionKind() == r.Any.Kind.GVK()) {
 		o = r.scaleOf(o) // a component gives the object itself
 	}
 	want, ok := o.(*autoscalingv1.Scale)

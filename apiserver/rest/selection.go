@@ -73,7 +73,7 @@ func (r *Request) compile(s Selection) (*selector, error) {
 	}
 	for _, q := range c.Fields.Requirements() {
 		if _, ok := known[q.Field]; !ok && q.Field != byName && q.Field != byNamespace {
-			if known != nil {
+			if known != nil || c.e.custom != nil {
 				return nil, apierrors.NewBadRequest("field label not supported: " + q.Field)
 			}
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("%q is not a known field selector: only %q, %q", q.Field, byName, byNamespace))
@@ -93,15 +93,26 @@ func (r *Request) compile(s Selection) (*selector, error) {
 	return c, nil
 }
 
+// byContent says that objects of a custom kind have to be seen in the request's version to be selected.
+func (c *selector) byContent() bool { return c.Fields != nil && c.e.custom != nil && c.e.fields != nil }
+
+// outward leaves out what is not selected whatever stands in it beside the metadata.
+func (c *selector) outward(es iter.Seq[*store.Entry]) iter.Seq[*store.Entry] {
+	if c.e.custom == nil {
+		return es
+	}
+	return func(yield func(*store.Entry) bool) {
+		for e := range es {
+			if c.matchMeta(e.Object) && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
 // match says whether o is selected.
 func (c *selector) match(o api.Object) bool {
-	if c.key.Namespace != "" && o.GetNamespace() != c.key.Namespace || c.key.Name != "" && o.GetName() != c.key.Name {
-		return false
-	}
-	if c.Labels != nil && !c.Labels.Matches(labels.Set(o.GetLabels())) {
-		return false
-	}
-	if c.Owner != "" && !ownedBy(o, c.Owner) {
+	if !c.matchMeta(o) {
 		return false
 	}
 	if c.Fields == nil {
@@ -116,6 +127,17 @@ func (c *selector) match(o api.Object) bool {
 	}
 	set[byName], set[byNamespace] = o.GetName(), o.GetNamespace()
 	return c.Fields.Matches(set)
+}
+
+// matchMeta says whether o is selected as far as its names, labels and owners go.
+func (c *selector) matchMeta(o api.Object) bool {
+	if c.key.Namespace != "" && o.GetNamespace() != c.key.Namespace || c.key.Name != "" && o.GetName() != c.key.Name {
+		return false
+	}
+	if c.Labels != nil && !c.Labels.Matches(labels.Set(o.GetLabels())) {
+		return false
+	}
+	return c.Owner == "" || ownedBy(o, c.Owner)
 }
 
 func ownedBy(o api.Object, uid types.UID) bool {

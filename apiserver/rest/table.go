@@ -31,6 +31,7 @@ func (a Any) Table(entries []*store.Entry, policy metav1.IncludeObjectPolicy, he
 	for _, e := range entries {
 		from := e.Object
 		switch {
+		case a.r.custom != nil:
 		case e.Of != nil:
 			from = e.Of.Object
 		case a.Kind.Of() != nil: // a bookmark's
@@ -61,7 +62,7 @@ func (a Any) columns() []metav1.TableColumnDefinition {
 
 // namesItself says that the kind declares where its name stands, as Events do, whose names tell nothing.
 func (a Any) namesItself() bool {
-	return slices.ContainsFunc(a.r.columns, func(c erasedColumn) bool { return c.Name == "Name" })
+	return a.r.custom == nil && slices.ContainsFunc(a.r.columns, func(c erasedColumn) bool { return c.Name == "Name" })
 }
 
 // row makes the cells of o, in the stored form. Shown is what the client sees of the object itself.

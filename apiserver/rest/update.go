@@ -227,7 +227,7 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 	sub := e.sub[r.Sub]
 	switch {
 	case r.Sub == status && e.hasStatus:
-		restoreAllButStatus(now, old)
+		e.parts.restoreAllButStatus(now, old)
 		if e.strictStatus {
 			KeepMeta(now, old)
 		}
@@ -235,18 +235,18 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 		errs = e.validateStatus(now, old)
 	case sub != nil && sub.Update != nil:
 		if e.hasStatus {
-			copyPart(now, old, "Status")
+			e.parts.copyStatus(now, old)
 		}
 		errs = sub.Update(ctx, now, old)
 	default:
 		if e.hasStatus {
-			copyPart(now, old, "Status")
+			e.parts.copyStatus(now, old)
 		}
 		e.prepareUpdate(now, old)
 		errs = append(e.validate(now), e.validateUpdate(now, old)...)
 		errs = append(errs, e.validateIn(ctx, now, old)...)
 	}
-	if r.Sub != status && e.hasSpec && !e.noGeneration && !samePart(now, old, "Spec") {
+	if r.Sub != status && e.hasSpec && !e.noGeneration && !e.parts.sameSpec(now, old) {
 		now.SetGeneration(old.GetGeneration() + 1)
 	}
 	errs = append(validateMetadata(r, now, old, meta), errs...)
@@ -349,8 +349,14 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 	if r.released(now) {
 		return p.commitDelete(ctx, r, entry, now)
 	}
-	if r.Any.r.ttl == 0 && !entry.Stale() && equality.Semantic.DeepEqual(now, old) {
-		return entry, nil
+	if r.Any.r.ttl == 0 && !entry.Stale() {
+		same, err := r.unchanged(ctx, entry, now)
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return entry, nil
+		}
 	}
 	done, err := hold(ctx, r, now, old)
 	if err != nil {
@@ -361,9 +367,9 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 		return &store.Entry{Object: now, Key: r.Key, Revision: entry.Revision}, nil
 	}
 	again := r.slim(now)
-	e, err := p.store.Update(ctx, r.Any.Kind, now, entry.Revision, r.Any.r.ttl)
+	e, err := p.storeNext(ctx, r, now, entry.Revision)
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
-		e, err = p.store.Update(ctx, r.Any.Kind, again, entry.Revision, r.Any.r.ttl)
+		e, err = p.storeNext(ctx, r, again, entry.Revision)
 	}
 	done(err == nil)
 	return e, err

@@ -43,6 +43,9 @@ func RegisterView[T api.Object](k *api.Kind, stored Any, v *View[T]) Any {
 
 // stored returns the kind that the objects are kept as.
 func (a Any) stored() *api.Kind {
+	if c := a.r.custom; c != nil {
+		return c.Stored
+	}
 	if of := a.Kind.Of(); of != nil {
 		return of
 	}

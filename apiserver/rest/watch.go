@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -41,11 +42,14 @@ type Event struct {
 // Watch is one client's view of a kind's changes. It belongs to one goroutine and holds nothing that has to be given
 // back.
 type Watch struct {
+	p         *Pipeline
+	ctx       context.Context // of the conversions of custom resources
 	r         *Request
 	sel       *selector
 	feed      *store.Watch
 	bookmarks bool
 	first     []Event      // what exists at the beginning; told before feed is read
+	failed    error        // found by Ready, told by Next
 	told      api.Revision // everything up to here was considered
 	mark      time.Time    // when the next bookmark is due; zero until the first event is waited for
 	shown     api.Revision // the last revision that the client can know
@@ -71,7 +75,7 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	if err != nil {
 		return nil, err
 	}
-	w := &Watch{r: r, sel: sel, bookmarks: q.Bookmarks}
+	w := &Watch{p: p, ctx: ctx, r: r, sel: sel, bookmarks: q.Bookmarks}
 	state := rev == 0
 	if q.Initial != nil {
 		state = *q.Initial
@@ -87,10 +91,12 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	}
 	from := rev
 	if state || rev == 0 {
-		snap := p.store.Snapshot(r.Any.Kind)
+		snap := p.store.Snapshot(r.Any.stored())
 		from = snap.Revision()
 		if state {
-			w.initial(snap, q.Mark)
+			if err := w.initial(snap, q.Mark); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := p.store.Wait(ctx, from); err != nil {
@@ -100,7 +106,7 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	if q.Mark && len(w.first) > 0 {
 		w.shown = from
 	}
-	if w.feed, err = p.store.Watch(r.Any.Kind, from, slow); err != nil {
+	if w.feed, err = p.store.Watch(r.Any.stored(), from, slow); err != nil {
 		if errors.Is(err, store.ErrCompacted) {
 			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, p.store.Revision()))
 		}
@@ -109,8 +115,9 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	return w, nil
 }
 
-func (w *Watch) initial(snap store.Snapshot, mark bool) {
-	for e := range w.sel.candidates(snap, w.r.Any.Kind.Namespaced, api.Key{}) {
+func (w *Watch) initial(snap store.Snapshot, mark bool) error {
+	var failed error
+	for e := range w.p.showing(w.ctx, w.r, w.sel.outward(w.sel.candidates(snap, w.r.Any.Kind.Namespaced, api.Key{})), &failed) {
 		if w.sel.match(e.Object) {
 			w.first = append(w.first, Event{Type: watch.Added, Entry: e, Revision: e.Revision})
 		}
@@ -118,9 +125,11 @@ func (w *Watch) initial(snap store.Snapshot, mark bool) {
 	if mark {
 		w.first = append(w.first, Event{Type: watch.Bookmark, Revision: snap.Revision(), Complete: true})
 	}
+	return failed
 }
 
-// Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over.
+// Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over, or io.EOF where the kind is
+// no more.
 func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 	events, err := w.next(ctx)
 	if w.r.form == nil {
@@ -133,6 +142,9 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 }
 
 func (w *Watch) next(ctx context.Context) ([]Event, error) {
+	if w.failed != nil {
+		return nil, w.failed
+	}
 	if first := w.first; first != nil {
 		w.first = nil
 		return first, nil
@@ -148,12 +160,17 @@ func (w *Watch) next(ctx context.Context) ([]Event, error) {
 		events, rev, err := w.feed.Next(wait)
 		cancel()
 		switch {
+		case errors.Is(err, store.ErrRemoved):
+			return nil, io.EOF
 		case errors.Is(err, store.ErrSlow):
 			return nil, apierrors.NewResourceExpired("too old resource version: the watch fell too far behind")
 		case err != nil && ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil && !errors.Is(err, context.DeadlineExceeded):
 			return nil, apierrors.NewInternalError(err)
+		}
+		if events, err = w.showing(events); err != nil {
+			return nil, err
 		}
 		w.told = rev
 		if out := w.selected(events); len(out) > 0 {
@@ -180,12 +197,36 @@ func (w *Watch) Ready() []Event {
 	if err != nil {
 		return nil
 	}
+	if events, err = w.showing(events); err != nil {
+		w.failed = err
+		return nil
+	}
 	w.told = rev
 	out := w.selected(events)
 	if len(out) > 0 {
 		w.shown = out[len(out)-1].Revision
 	}
 	return out
+}
+
+// showing returns the events of a custom kind as the request's version has them.
+func (w *Watch) showing(events []store.Event) ([]store.Event, error) {
+	if w.r.Any.r.custom == nil || len(events) == 0 {
+		return events, nil
+	}
+	es := make([]*store.Entry, 0, 2*len(events))
+	for _, ev := range events {
+		es = append(es, ev.Entry, ev.Old)
+	}
+	es, err := w.p.shown(w.ctx, w.r, es)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Event, len(events))
+	for i, ev := range events {
+		out[i] = store.Event{Entry: es[2*i], Old: es[2*i+1], Deleted: ev.Deleted}
+	}
+	return out, nil
 }
 
 // nextMark is when a bookmark is due: every minute, and shortly before the end, from where the client then goes on.

@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,6 +60,7 @@ type Client struct {
 	base   *url.URL
 	log    *slog.Logger
 	tables []*table
+	custom sync.Map // GroupVersionKind -> *api.Kind: those of the custom resources that were read
 }
 
 // Dial returns a Client of the server that cfg names. It connects when it is first used.
@@ -106,6 +108,9 @@ func (t target) String() string {
 
 // url returns the URL. Without a name it is the collection's.
 func (c *Client) url(t target, q url.Values) string {
+	if t.kind.Custom() {
+		c.custom.Store(t.kind.GVK(), t.kind)
+	}
 	parts := []string{"api", t.kind.Version}
 	if t.kind.Group != "" {
 		parts = []string{"apis", t.kind.Group, t.kind.Version}

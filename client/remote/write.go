@@ -14,16 +14,20 @@ import (
 	"github.com/yare-dev/yare/client"
 )
 
-func kindOf(o api.Object) (*api.Kind, error) {
+func (c *Client) kindOf(o api.Object) (*api.Kind, error) {
 	if k := api.KindOf(o); k != nil {
 		return k, nil
+	}
+	// That of a custom resource is the one by which objects like it were read.
+	if k, ok := c.custom.Load(o.GetObjectKind().GroupVersionKind()); ok {
+		return k.(*api.Kind), nil
 	}
 	return nil, apierrors.NewBadRequest(fmt.Sprintf("%T is no kind of the API", o))
 }
 
 // Create is part of client.Writer.
 func (c *Client) Create(ctx context.Context, o api.Object) (api.Object, error) {
-	k, err := kindOf(o)
+	k, err := c.kindOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +36,7 @@ func (c *Client) Create(ctx context.Context, o api.Object) (api.Object, error) {
 
 // Update is part of client.Writer.
 func (c *Client) Update(ctx context.Context, o api.Object, sub string) (api.Object, error) {
-	k, err := kindOf(o)
+	k, err := c.kindOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +95,7 @@ func (c *Client) Patch(ctx context.Context, k *api.Kind, key api.Key, p client.P
 
 // Delete is part of client.Writer.
 func (c *Client) Delete(ctx context.Context, o api.Object, opts client.DeleteOptions) error {
-	k, err := kindOf(o)
+	k, err := c.kindOf(o)
 	if err != nil {
 		return err
 	}
@@ -130,7 +134,7 @@ func waits(o api.Object) bool {
 
 // Post is part of client.Writer.
 func (c *Client) Post(ctx context.Context, k *api.Kind, key api.Key, sub string, body api.Object) (api.Object, error) {
-	bk, err := kindOf(body)
+	bk, err := c.kindOf(body)
 	if err != nil {
 		return nil, err
 	}

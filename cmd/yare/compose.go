@@ -77,7 +77,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	}
 	return run.InOrder("yare",
 		run.Together("base",
-			run.InOrder("control plane", append(state, s.watch(s.api), s.watch(s.bootstrap()))...),
+			run.InOrder("control plane", append(state, s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
 		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),

@@ -20,6 +20,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/connect"
+	"github.com/yare-dev/yare/apiserver/crd"
 	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
@@ -116,6 +117,11 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
 		}),
 	}, nil
+}
+
+// customResources serves what is defined: before anybody asks, what was defined when the server stopped.
+func (s *server) customResources() run.Component {
+	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Client: s.admin(), Hooks: callout.New(callout.Deps{Store: s.store}), Log: s.log})
 }
 
 // controllers are the loops of the controller manager, with the events that they record.

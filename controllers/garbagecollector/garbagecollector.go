@@ -44,7 +44,8 @@ type controller struct {
 	heirs  heirs
 }
 
-// New returns the garbage collector for the kinds: all stored ones. Events are left out, they expire.
+// New returns the garbage collector for the kinds, all stored ones that are built in, and those that are defined while it runs. Events
+// are left out, they expire.
 func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 	c := &controller{Deps: d.Named("garbage-collector-controller"), byName: map[string]*api.Kind{}, byGK: map[schema.GroupKind]*api.Kind{}}
 	f := reconcile.Keyed{
@@ -65,9 +66,63 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 			return c.concerned(ctx, k, before, after)
 		}))
 	}
+	f.Sources = append(f.Sources, reconcile.ChangesOfDefined(func(ctx context.Context, _ reconcile.Deps, k *api.Kind, before, after api.Object) []api.Key {
+		if before == nil && after == nil {
+			return c.appeared(ctx, k)
+		}
+		return c.concerned(ctx, k, before, after)
+	}))
 	r := reconcile.NewKeyed(c.Deps, f)
 	c.wake = r.Wake
 	return r
+}
+
+// all returns every kind, built in or defined.
+func (c *controller) all() []*api.Kind { return append(c.Informers.Defined(), c.kinds...) }
+
+// named returns the kind that String prints as the name, nil where there is none any more.
+func (c *controller) named(name string) *api.Kind {
+	if k := c.byName[name]; k != nil {
+		return k
+	}
+	return find(c.Informers.Defined(), func(k *api.Kind) bool { return k.String() == name })
+}
+
+// ofKind returns the kind that an owner reference names, nil where there is none.
+func (c *controller) ofKind(gk schema.GroupKind) *api.Kind {
+	if k := c.byGK[gk]; k != nil {
+		return k
+	}
+	return find(c.Informers.Defined(), func(k *api.Kind) bool { return k.GroupKind() == gk })
+}
+
+func find(kinds []*api.Kind, is func(*api.Kind) bool) *api.Kind {
+	if i := slices.IndexFunc(kinds, is); i >= 0 {
+		return kinds[i]
+	}
+	return nil
+}
+
+// appeared returns what depends on objects of a kind that is new, of which nothing could be said before.
+func (c *controller) appeared(ctx context.Context, owner *api.Kind) []api.Key {
+	var keys []api.Key
+	for _, k := range c.all() {
+		os, _, err := c.Client.List(ctx, k, client.Query{})
+		if err != nil {
+			c.Log.Warn("list possible dependents", "kind", k.String(), "err", err)
+			continue
+		}
+		for _, o := range os {
+			if slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
+				gv, err := schema.ParseGroupVersion(r.APIVersion)
+				return err == nil && gv.Group == owner.Group && r.Kind == owner.Kind
+			}) {
+				c.depends(k, o)
+				keys = append(keys, keyOf(k, api.KeyOf(o)))
+			}
+		}
+	}
+	return keys
 }
 
 // keyOf names an object of any kind: "pods/web-1" in its namespace.
@@ -117,7 +172,7 @@ func (c *controller) ownerKeys(o api.Object) []api.Key {
 // owner of a cluster-scoped object, which cannot be.
 func (c *controller) locate(o api.Object, ref *metav1.OwnerReference) (*api.Kind, api.Key, bool) {
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
-	k := c.byGK[schema.GroupKind{Group: gv.Group, Kind: ref.Kind}]
+	k := c.ofKind(schema.GroupKind{Group: gv.Group, Kind: ref.Kind})
 	if err != nil || k == nil {
 		return nil, api.Key{}, false
 	}
@@ -127,30 +182,46 @@ func (c *controller) locate(o api.Object, ref *metav1.OwnerReference) (*api.Kind
 	return k, api.Key{Namespace: o.GetNamespace(), Name: ref.Name}, o.GetNamespace() != ""
 }
 
+// dependent is an object with its kind.
+type dependent struct {
+	api.Object
+	kind *api.Kind
+}
+
+func (d dependent) key() api.Key { return keyOf(d.kind, api.KeyOf(d.Object)) }
+
 // dependents returns every object with a reference to o.
-func (c *controller) dependents(ctx context.Context, o api.Object) ([]api.Object, error) {
-	return c.owned(ctx, c.kinds, o.GetNamespace(), o.GetUID())
+func (c *controller) dependents(ctx context.Context, o api.Object) ([]dependent, error) {
+	return c.owned(ctx, c.all(), o.GetNamespace(), o.GetUID())
 }
 
 // owned returns the objects of the kinds with a reference to an owner in the namespace.
-func (c *controller) owned(ctx context.Context, kinds []*api.Kind, namespace string, owner types.UID) ([]api.Object, error) {
-	var out []api.Object
+func (c *controller) owned(ctx context.Context, kinds []*api.Kind, namespace string, owner types.UID) ([]dependent, error) {
+	var out []dependent
 	for _, k := range kinds {
 		if namespace != "" && !k.Namespaced {
 			continue
 		}
 		os, _, err := c.Client.List(ctx, k, client.Query{Namespace: namespace, Owner: owner})
 		if err != nil {
+			if apierrors.IsNotFound(err) {
+				continue // the kind is no more, and its objects neither
+			}
 			return nil, fmt.Errorf("list owned %s: %w", k, err)
 		}
-		out = append(out, os...)
+		for _, o := range os {
+			out = append(out, dependent{o, k})
+		}
 	}
 	return out, nil
 }
 
 func (c *controller) run(ctx context.Context, log *slog.Logger, key api.Key) (reconcile.Result, error) {
 	plural, name, _ := strings.Cut(key.Name, "/")
-	k := c.byName[plural]
+	k := c.named(plural)
+	if k == nil {
+		return reconcile.Result{}, nil
+	}
 	o, err := c.Client.Get(ctx, k, api.Key{Namespace: key.Namespace, Name: name})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -164,7 +235,7 @@ func (c *controller) run(ctx context.Context, log *slog.Logger, key api.Key) (re
 	case o.GetDeletionTimestamp() != nil || len(o.GetOwnerReferences()) == 0:
 		return reconcile.Result{}, nil
 	}
-	return reconcile.Result{}, c.collect(ctx, log, o)
+	return reconcile.Result{}, c.collect(ctx, log, dependent{o, k})
 }
 
 // foreground lets o go when no blocking dependent is left, else sees to it that they go.
@@ -179,7 +250,7 @@ func (c *controller) foreground(ctx context.Context, o api.Object) error {
 			return r.UID == o.GetUID() && r.BlockOwnerDeletion != nil && *r.BlockOwnerDeletion
 		}) {
 			blocked = true
-			c.wake(keyOf(api.KindOf(d), api.KeyOf(d)))
+			c.wake(d.key())
 		}
 	}
 	if blocked {
@@ -218,7 +289,11 @@ func (c *controller) drop(ctx context.Context, o api.Object, finalizer string) e
 }
 
 // disown removes o's references to the owners.
-func (c *controller) disown(ctx context.Context, o api.Object, owners ...types.UID) error {
+func (c *controller) disown(ctx context.Context, o dependent, owners ...types.UID) error {
+	if o.kind.Custom() { // whose lists nobody knows how to merge
+		left := slices.DeleteFunc(slices.Clone(o.GetOwnerReferences()), func(r metav1.OwnerReference) bool { return slices.Contains(owners, r.UID) })
+		return c.replaceOwners(ctx, o, left)
+	}
 	var refs []any
 	for _, uid := range owners {
 		refs = append(refs, map[string]any{"$patch": "delete", "uid": uid})
@@ -226,20 +301,28 @@ func (c *controller) disown(ctx context.Context, o api.Object, owners ...types.U
 	return c.patchOwners(ctx, o, refs)
 }
 
-func (c *controller) patchOwners(ctx context.Context, o api.Object, refs any) error {
-	data, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": o.GetUID(), "ownerReferences": refs}})
+func (c *controller) patchOwners(ctx context.Context, o dependent, refs any) error {
+	return c.patch(ctx, o, types.StrategicMergePatchType, map[string]any{"uid": o.GetUID(), "ownerReferences": refs})
+}
+
+// replaceOwners sets all of o's references, if o is as it was read.
+func (c *controller) replaceOwners(ctx context.Context, o dependent, refs []metav1.OwnerReference) error {
+	return c.patch(ctx, o, types.MergePatchType, map[string]any{"uid": o.GetUID(), "resourceVersion": o.GetResourceVersion(), "ownerReferences": refs})
+}
+
+func (c *controller) patch(ctx context.Context, o dependent, typ types.PatchType, meta map[string]any) error {
+	data, err := json.Marshal(map[string]any{"metadata": meta})
 	if err != nil {
 		return fmt.Errorf("encode owner patch: %w", err)
 	}
-	k := api.KindOf(o)
-	if _, err := c.Client.Patch(ctx, k, api.KeyOf(o), client.Patch{Type: types.StrategicMergePatchType, Data: data}); err != nil {
-		return fmt.Errorf("patch owners of %s %s: %w", k, api.KeyOf(o), err)
+	if _, err := c.Client.Patch(ctx, o.kind, api.KeyOf(o), client.Patch{Type: typ, Data: data}); err != nil {
+		return fmt.Errorf("patch owners of %s %s: %w", o.kind, api.KeyOf(o), err)
 	}
 	return nil
 }
 
 // collect deletes o when none of its owners is solid, and removes references to the others when one is.
-func (c *controller) collect(ctx context.Context, log *slog.Logger, o api.Object) error {
+func (c *controller) collect(ctx context.Context, log *slog.Logger, o dependent) error {
 	s, err := c.classify(ctx, o)
 	if err != nil {
 		return err
@@ -260,7 +343,7 @@ func (c *controller) collect(ctx context.Context, log *slog.Logger, o api.Object
 		if len(deps) > 0 {
 			// The owner waits for o, and o for its own dependents. One of them that is waited for itself
 			// closes a circle, which is broken by not blocking.
-			if slices.ContainsFunc(deps, foreground) {
+			if slices.ContainsFunc(deps, func(d dependent) bool { return foreground(d.Object) }) {
 				if err := c.unblock(ctx, o); err != nil {
 					return err
 				}
@@ -273,14 +356,21 @@ func (c *controller) collect(ctx context.Context, log *slog.Logger, o api.Object
 		propagation = metav1.DeletePropagationForeground
 	}
 	log.Debug("deleting dependent", "propagation", propagation)
-	if err := c.Client.Delete(ctx, o, client.DeleteOptions{Propagation: propagation}); err != nil && !apierrors.IsNotFound(err) {
+	if err := c.Client.Delete(ctx, o.Object, client.DeleteOptions{Propagation: propagation}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete dependent: %w", err)
 	}
 	return nil
 }
 
 // unblock makes o's references not block.
-func (c *controller) unblock(ctx context.Context, o api.Object) error {
+func (c *controller) unblock(ctx context.Context, o dependent) error {
+	if o.kind.Custom() {
+		all := slices.Clone(o.GetOwnerReferences())
+		for i := range all {
+			all[i].BlockOwnerDeletion = new(bool)
+		}
+		return c.replaceOwners(ctx, o, all)
+	}
 	var refs []any
 	for _, r := range o.GetOwnerReferences() {
 		refs = append(refs, map[string]any{"uid": r.UID, "blockOwnerDeletion": false})
@@ -294,7 +384,7 @@ type owners struct {
 	dangling, waiting []types.UID
 }
 
-func (c *controller) classify(ctx context.Context, o api.Object) (owners, error) {
+func (c *controller) classify(ctx context.Context, o dependent) (owners, error) {
 	var s owners
 	var errs []error
 	for i := range o.GetOwnerReferences() {
@@ -302,7 +392,7 @@ func (c *controller) classify(ctx context.Context, o api.Object) (owners, error)
 		k, key, ok := c.locate(o, ref)
 		if !ok {
 			if k != nil {
-				c.Events.Event(o, corev1.EventTypeWarning, "OwnerRefInvalidNamespace", fmt.Sprintf(
+				c.Events.Event(o.Object, corev1.EventTypeWarning, "OwnerRefInvalidNamespace", fmt.Sprintf(
 					"ownerRef [%s/%s, namespace: , name: %s, uid: %s] does not exist in namespace %q", ref.APIVersion, ref.Kind, ref.Name, ref.UID, ""))
 			}
 			s.solid++ // nothing can be said of it, so nothing is done

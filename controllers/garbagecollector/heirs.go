@@ -50,7 +50,7 @@ func (c *controller) bereaved(ctx context.Context, namespace string, owner types
 	}
 	keys := make([]api.Key, len(deps))
 	for i, o := range deps {
-		keys[i] = keyOf(api.KindOf(o), api.KeyOf(o))
+		keys[i] = o.key()
 	}
 	return keys
 }

@@ -28,12 +28,12 @@ type controller struct {
 	kinds []*api.Kind // namespaced ones, pods first
 }
 
-// New returns the namespace controller. Kinds are all stored kinds.
+// New returns the namespace controller. Kinds are all stored kinds that are built in.
 func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 	c := controller{Deps: d}
 	f := reconcile.For[*corev1.Namespace]{
 		Controller: "namespace-controller",
-		Write:      reconcile.Writes{api.NamespaceKind: {"update/status", "update/finalize"}},
+		Write:      reconcile.Writes{api.NamespaceKind: {"update/status", "update/finalize"}, nil: {"delete"}},
 		Workers:    10,
 		Reconcile:  c.reconcile,
 	}
@@ -50,6 +50,12 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 			return []api.Key{{Name: before.GetNamespace()}}
 		}))
 	}
+	f.Also = append(f.Also, reconcile.ChangesOfDefined(func(_ context.Context, _ reconcile.Deps, _ *api.Kind, before, after api.Object) []api.Key {
+		if before == nil || after != nil || before.GetNamespace() == "" {
+			return nil
+		}
+		return []api.Key{{Name: before.GetNamespace()}}
+	}))
 	slices.SortStableFunc(c.kinds, func(a, b *api.Kind) int {
 		switch {
 		case a == api.PodKind:
@@ -100,7 +106,14 @@ type remaining struct {
 func (c controller) empty(ctx context.Context, namespace string) (remaining, error) {
 	left := remaining{objects: map[string]int{}, finalizers: map[string]int{}}
 	var errs []error
-	for _, k := range c.kinds {
+	defined, err := reconcile.Defined(ctx, c.Client)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, k := range slices.Concat(c.kinds, defined) {
+		if !k.Namespaced {
+			continue
+		}
 		if err := c.clear(ctx, k, namespace); err != nil {
 			errs = append(errs, err)
 		}

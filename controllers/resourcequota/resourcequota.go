@@ -52,6 +52,12 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 			return reconcile.Every(ctx, d, api.ResourceQuotaKind, before.GetNamespace())
 		}))
 	}
+	sources = append(sources, reconcile.ChangesOfDefined(func(ctx context.Context, d reconcile.Deps, k *api.Kind, before, after api.Object) []api.Key {
+		if before == nil || after != nil || !k.Namespaced {
+			return nil
+		}
+		return reconcile.Every(ctx, d, api.ResourceQuotaKind, before.GetNamespace())
+	}))
 	return reconcile.New(d, reconcile.For[*corev1.ResourceQuota]{
 		Controller: "resourcequota-controller",
 		Heeds: func(before, after *corev1.ResourceQuota) bool {
@@ -101,7 +107,14 @@ func (c controller) count(ctx context.Context, q *corev1.ResourceQuota, now time
 	used := corev1.ResourceList{}
 	names := quota.Names(q.Spec.Hard)
 	var errs []error
-	for _, k := range c.kinds {
+	defined, err := reconcile.Defined(ctx, c.Client)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range slices.Concat(c.kinds, defined) {
+		if !k.Namespaced {
+			continue
+		}
 		tracked := slices.DeleteFunc(slices.Clone(names), func(n corev1.ResourceName) bool { return !quota.Tracks(k, n) })
 		if len(tracked) == 0 {
 			continue

@@ -1,0 +1,143 @@
+package crd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/store"
+)
+
+// CleanupFinalizer holds a definition until what it defines is gone.
+const CleanupFinalizer = apiextensionsv1.CustomResourceCleanupFinalizer
+
+// deleters is how many objects are deleted at once.
+const deleters = 64
+
+// end deletes, beside all else, what c defines, and then lets c go.
+func (s *Server) end(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) {
+	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, CleanupFinalizer) {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	s.ending[c.UID] = cancel
+	d := s.served[c.Name]
+	if d != nil && d.crd.UID != c.UID {
+		d = nil
+	}
+	s.work.Go(func() {
+		defer cancel()
+		for ctx.Err() == nil {
+			err := s.finish(ctx, c, d)
+			if err == nil {
+				return
+			}
+			if ctx.Err() == nil {
+				s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
+			}
+			_ = run.Pause(ctx, retryAfter)
+		}
+	})
+}
+
+// finish empties c, and lets it go.
+func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, d *served) error {
+	ended := apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionFalse,
+		Reason: "NeverEstablished", Message: "resource was never established"}
+	if d != nil && apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established) {
+		if err := s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
+			apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
+				Reason: "InstanceDeletionInProgress", Message: "CustomResource deletion is in progress"})
+		}); err != nil {
+			return err
+		}
+		if err := s.empty(ctx, d); err != nil {
+			failed := s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
+				apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
+					Reason: "InstanceDeletionFailed", Message: fmt.Sprintf("could not issue all deletes: %v", err)})
+			})
+			return errors.Join(err, failed)
+		}
+		ended.Reason, ended.Message = "InstanceDeletionCompleted", "removed all instances"
+	}
+	return s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
+		apihelpers.SetCRDCondition(c, ended)
+		apihelpers.CRDRemoveFinalizer(c, CleanupFinalizer)
+	})
+}
+
+// update changes c, whatever it has become since; one that is gone is as it should be.
+func (s *Server) update(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, change func(*apiextensionsv1.CustomResourceDefinition)) error {
+	for {
+		now, err := client.Get[*apiextensionsv1.CustomResourceDefinition](ctx, s.d.Client, api.KeyOf(c))
+		if apierrors.IsNotFound(err) || err == nil && now.UID != c.UID {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, err = client.Mutate(ctx, s.d.Client, now, "status", change)
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if !apierrors.IsConflict(err) {
+			return err
+		}
+	}
+}
+
+// empty deletes all objects of the definition and waits until they are gone.
+func (s *Server) empty(ctx context.Context, d *served) error {
+	asked := map[string]bool{}
+	for {
+		snap := s.d.Store.Snapshot(d.stored)
+		if err := s.d.Store.Wait(ctx, snap.Revision()); err != nil {
+			return err
+		}
+		w, err := s.d.Store.Watch(d.stored, snap.Revision(), 0)
+		if err != nil {
+			return err
+		}
+		var all errgroup.Group
+		all.SetLimit(deleters)
+		left := 0
+		for e := range snap.All("", api.Key{}) {
+			left++
+			uid := string(e.Object.GetUID())
+			if asked[uid] || e.Object.GetDeletionTimestamp() != nil {
+				continue
+			}
+			asked[uid] = true
+			all.Go(func() error {
+				err := s.remove(ctx, d, e)
+				if apierrors.IsNotFound(err) || errors.Is(err, store.ErrNotFound) {
+					return nil
+				}
+				return err
+			})
+		}
+		if err := all.Wait(); err != nil || left == 0 {
+			return err
+		}
+		if _, _, err := w.Next(ctx); err != nil && !errors.Is(err, store.ErrSlow) {
+			return err
+		}
+	}
+}
+
+// remove deletes one object. Of a definition that serves no version, there is nobody who would have to be asked.
+func (s *Server) remove(ctx context.Context, d *served, e *store.Entry) error {
+	if len(d.kinds) == 0 {
+		_, err := s.d.Store.Delete(ctx, d.stored, e.Key, e.Revision)
+		return err
+	}
+	return s.d.Client.Delete(ctx, e.Object, client.DeleteOptions{AnyRevision: true})
+}

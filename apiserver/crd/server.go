@@ -1,0 +1,210 @@
+package crd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/callout"
+	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/store"
+)
+
+// Deps are what a Server needs.
+type Deps struct {
+	Store *store.Store
+	// Serve replaces the custom resources that the API server serves: apiserver.Server's.
+	Serve func([]rest.Any) error
+	// Client writes the status of definitions and deletes what goes with them. It may do everything.
+	Client client.Client
+	// Hooks reaches conversion webhooks. May be nil: then every conversion by webhook fails.
+	Hooks *callout.Callout
+	Log   *slog.Logger
+}
+
+// Server keeps what is served as the definitions in the store are. It is a run.Component.
+type Server struct {
+	d Deps
+	// served are the definitions that are served, by name. Only Run's goroutine has them.
+	served map[string]*served
+	ending map[types.UID]context.CancelFunc // definitions whose objects are being deleted
+	work   sync.WaitGroup
+}
+
+// served is a definition that is served.
+type served struct {
+	crd    *apiextensionsv1.CustomResourceDefinition
+	stored *api.Kind
+	kinds  []rest.Any
+}
+
+// retryAfter is how long what failed waits for another attempt.
+const retryAfter = time.Second
+
+// NewServer returns a Server that serves nothing yet.
+func NewServer(d Deps) *Server {
+	return &Server{d: d, served: map[string]*served{}, ending: map[types.UID]context.CancelFunc{}}
+}
+
+// Name is the component's name.
+func (*Server) Name() string { return "customresources" }
+
+// Run serves what is defined, is ready, and follows the definitions until ctx ends.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	defer s.work.Wait()
+	for ctx.Err() == nil {
+		rev := s.d.Store.Revision()
+		w, err := s.d.Store.Watch(api.CustomResourceDefinitionKind, rev, 0)
+		if err != nil {
+			return fmt.Errorf("follow definitions: %w", err)
+		}
+		again := s.sync(ctx)
+		if ready != nil && ctx.Err() == nil {
+			ready()
+			ready = nil
+		}
+		if again {
+			_ = run.Pause(ctx, retryAfter)
+			continue
+		}
+		_, _, err = w.Next(ctx) // that something changed; a watch that is too slow begins again
+		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrSlow) {
+			return fmt.Errorf("follow definitions: %w", err)
+		}
+	}
+	return nil
+}
+
+// sync serves what is defined now, says so in the definitions, and sees to it that those that are deleted end. It says whether something
+// failed that another attempt may do.
+func (s *Server) sync(ctx context.Context) (again bool) {
+	var defined []*apiextensionsv1.CustomResourceDefinition
+	for e := range s.d.Store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
+		defined = append(defined, e.Object.(*apiextensionsv1.CustomResourceDefinition))
+	}
+	next := make(map[string]*served, len(defined))
+	for _, c := range defined {
+		if !accepted(c) {
+			continue
+		}
+		now, err := s.serving(ctx, c)
+		if err != nil {
+			s.d.Log.Warn("custom resources are not served", "definition", c.Name, "err", err)
+			again = again || !errors.Is(err, store.ErrTaken)
+			continue
+		}
+		next[c.Name] = now
+	}
+	if err := s.d.Serve(ordered(next)); err != nil {
+		s.d.Log.Warn("custom resources are not served", "err", err)
+		return true
+	}
+	for name, old := range s.served {
+		if now := next[name]; now == nil || now.stored != old.stored {
+			s.d.Store.Remove(old.stored)
+		}
+	}
+	s.served = next
+	for _, c := range defined {
+		if err := s.tend(ctx, c); err != nil && ctx.Err() == nil {
+			s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
+			again = true
+		}
+	}
+	return again
+}
+
+// accepted says that c is to be served: its names are its own, or were and it was served by them.
+func accepted(c *apiextensionsv1.CustomResourceDefinition) bool {
+	n := c.Status.AcceptedNames
+	return n.Plural != "" && n.Singular != "" && n.Kind != "" && n.ListKind != "" &&
+		(apihelpers.IsCRDConditionTrue(c, apiextensionsv1.NamesAccepted) || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established))
+}
+
+// serving returns c as it is served: as before where nothing has changed that matters to that.
+func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) (*served, error) {
+	old := s.served[c.Name]
+	if old != nil && old.crd.UID == c.UID {
+		if !differs(old.crd, c) {
+			return old, nil
+		}
+		return &served{c, old.stored, Kinds(c, old.stored, s.d.Hooks)}, nil
+	}
+	if old != nil { // deleted and defined again
+		s.d.Store.Remove(old.stored)
+	}
+	version := c.Spec.Versions[0].Name
+	for _, v := range c.Spec.Versions {
+		if v.Storage {
+			version = v.Name
+		}
+	}
+	stored := api.Defined(c, version)
+	if err := s.d.Store.Add(ctx, stored); err != nil {
+		return nil, err
+	}
+	return &served{c, stored, Kinds(c, stored, s.d.Hooks)}, nil
+}
+
+// differs says that b is not served as a is.
+func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
+	ending := func(c *apiextensionsv1.CustomResourceDefinition) bool {
+		return c.DeletionTimestamp != nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Terminating)
+	}
+	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames) ||
+		!equality.Semantic.DeepEqual(a.Spec, b.Spec)
+}
+
+// ordered returns the kinds of all in the order of discovery: by group, and within it by name.
+func ordered(all map[string]*served) []rest.Any {
+	list := make([]*served, 0, len(all))
+	for _, d := range all {
+		list = append(list, d)
+	}
+	slices.SortFunc(list, func(a, b *served) int {
+		return cmp.Or(strings.Compare(a.crd.Spec.Group, b.crd.Spec.Group), strings.Compare(a.crd.Name, b.crd.Name))
+	})
+	var kinds []rest.Any
+	for _, d := range list {
+		kinds = append(kinds, d.kinds...)
+	}
+	return kinds
+}
+
+// tend establishes a definition that is served, and begins to end one that is deleted.
+func (s *Server) tend(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) error {
+	if c.DeletionTimestamp != nil {
+		s.end(ctx, c)
+		return nil
+	}
+	if s.served[c.Name] == nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established) || !apihelpers.IsCRDConditionTrue(c, apiextensionsv1.NamesAccepted) {
+		return nil
+	}
+	return s.say(ctx, c, apiextensionsv1.CustomResourceDefinitionCondition{
+		Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue, Reason: "InitialNamesAccepted", Message: "the initial names have been accepted",
+	})
+}
+
+// say sets a condition of c. Who changed it meanwhile wakes us again.
+func (s *Server) say(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, condition apiextensionsv1.CustomResourceDefinitionCondition) error {
+	_, err := client.Mutate(ctx, s.d.Client, c, "status", func(c *apiextensionsv1.CustomResourceDefinition) { apihelpers.SetCRDCondition(c, condition) })
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
