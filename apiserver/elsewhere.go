@@ -31,9 +31,6 @@ func merged(groups []group, elsewhere *aggregator.State, between tie) []group {
 	}
 	for _, svc := range elsewhere.Remote() {
 		gv := schema.GroupVersion{Group: svc.Spec.Group, Version: svc.Spec.Version}
-		if elsewhere.At(gv) == nil {
-			continue
-		}
 		gi := slices.IndexFunc(all, func(g group) bool { return g.name == gv.Group })
 		if gi < 0 {
 			gi = len(all)

@@ -115,6 +115,11 @@ func (s *Server) listPaths() []string {
 		}
 		ps = append(ps, gv)
 	}
+	if elsewhere := s.deps.Aggregator.State(); elsewhere != nil {
+		for _, svc := range elsewhere.Remote() {
+			ps = append(ps, "/apis/"+svc.Spec.Group+"/"+svc.Spec.Version)
+		}
+	}
 	slices.Sort(ps)
 	return slices.Compact(ps)
 }

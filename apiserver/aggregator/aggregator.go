@@ -10,8 +10,9 @@
 //
 // Invariants:
 //   - An APIService counts from the moment that its write was acknowledged; without a remote one, a request costs one look at a
-//     pointer, and nothing runs but one goroutine that waits for changes.
+//     pointer, and nothing runs but what waits for changes.
 //   - What a client shows to this server never goes on: credentials are dropped, and the headers that name a user are ours alone.
+//   - Objects of other servers are these servers' affair: they are neither emptied with their namespace nor collected by their owners.
 //   - A status is written only when it has changed. Several API servers may write the same one: they find the same.
 package aggregator
 
@@ -111,7 +112,7 @@ func (a *Aggregator) look() *State {
 	for e := range snap.All("", api.Key{}) {
 		svc := e.Object.(*Service)
 		s.all[schema.GroupVersion{Group: svc.Spec.Group, Version: svc.Spec.Version}] = svc
-		if svc.Spec.Service != nil {
+		if svc.Spec.Service != nil && svc.Spec.Group != "" {
 			s.remote = append(s.remote, svc)
 		}
 	}
