@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -23,7 +22,6 @@ type catalog struct {
 	byKind map[*api.Kind]rest.Any
 	all    []rest.Any // the built-in kinds, then the custom ones
 	disco  *discovery
-	docs   *documents
 }
 
 // extensions are what is served beside the built-in kinds.
@@ -31,7 +29,7 @@ type extensions struct {
 	custom []rest.Any // what CustomResourceDefinitions define, by group, name and version
 }
 
-func newCatalog(builtin []rest.Any, x extensions, v version.Info) (*catalog, error) {
+func newCatalog(builtin []rest.Any, x extensions) (*catalog, error) {
 	c := &catalog{extensions: x}
 	c.kinds = make(map[schema.GroupVersionResource]rest.Any, len(builtin)+len(x.custom))
 	c.byKind = make(map[*api.Kind]rest.Any, len(builtin)+len(x.custom))
@@ -47,7 +45,6 @@ func newCatalog(builtin []rest.Any, x extensions, v version.Info) (*catalog, err
 		c.all = append(c.all, a)
 	}
 	c.disco = newDiscovery(c.all)
-	c.docs = newDocuments(c.all, v)
 	return c, nil
 }
 
@@ -98,7 +95,7 @@ func (s *Server) change(f func(x *extensions)) error {
 	defer s.changing.Unlock()
 	x := s.catalog.Load().extensions
 	f(&x)
-	c, err := newCatalog(s.deps.Resources, x, s.cfg.Version)
+	c, err := newCatalog(s.deps.Resources, x)
 	if err != nil {
 		return err
 	}

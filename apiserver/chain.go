@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -144,10 +145,24 @@ func (c *call) serve(begin time.Time) error {
 	if err != nil {
 		return err
 	}
+	if svc := c.s.deps.Aggregator.State().ForPath(c.t.path); svc != nil {
+		c.elsewhere(svc)
+		return nil
+	}
 	if c.t.isObject {
 		return c.object()
 	}
 	return c.plain()
+}
+
+// elsewhere has another server serve the call.
+func (c *call) elsewhere(svc *aggregator.Service) {
+	if c.long() {
+		ctx, cancel := c.stream()
+		defer cancel()
+		c.r = c.r.WithContext(ctx)
+	}
+	c.s.deps.Aggregator.Serve(svc, c.user, c.w, c.r)
 }
 
 // timeout is for how long a request is served: what the client asks for, up to requestTimeout.

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -28,6 +29,7 @@ type discovery struct {
 
 	mu    sync.Mutex
 	whole map[string]answer // the aggregated form, by path and encoding
+	with  *aggregator.State // what is served elsewhere, in whole
 }
 
 // group is an API group with its versions.
@@ -39,6 +41,8 @@ type group struct {
 type groupVersion struct {
 	schema.GroupVersion
 	kinds []rest.Any
+	// elsewhere is the APIService by which another server serves the version.
+	elsewhere *aggregator.Service
 }
 
 // answer is an encoded document with its ETag.
@@ -90,20 +94,22 @@ func rank(group string) int {
 // serve answers a path below /api or /apis that names no object.
 func (d *discovery) serve(c *call, root, rest string) error {
 	d.once.Do(d.load)
+	elsewhere := c.s.deps.Aggregator.State()
 	if rest == "" {
 		c.w.Header().Set("Vary", "Accept")
 		if f, typ, ok := aggregated(c.r); ok {
-			return d.aggregate(c, root, f, typ)
+			return d.aggregate(c, root, f, typ, elsewhere)
 		}
 	}
 	f, err := negotiate(c.r, false)
 	if err != nil {
 		return err
 	}
-	o := d.find(c, root, rest)
+	groups := merged(d.groups, elsewhere, byService)
+	o := d.find(c, groups, root, rest)
 	if o == nil {
 		name, number, _ := strings.Cut(rest, "/")
-		if number != "" && !strings.Contains(number, "/") && slices.ContainsFunc(d.groups, func(g group) bool { return g.name != "" && g.name == name }) {
+		if number != "" && !strings.Contains(number, "/") && slices.ContainsFunc(groups, func(g group) bool { return g.name != "" && g.name == name }) {
 			return apierrors.NewGenericServerResponse(http.StatusNotFound, c.t.verb, schema.GroupResource{}, "", "", 0, false)
 		}
 		return c.nothing()
@@ -112,8 +118,8 @@ func (d *discovery) serve(c *call, root, rest string) error {
 	return nil
 }
 
-// find returns the document at the path, nil where there is none.
-func (d *discovery) find(c *call, root, rest string) runtime.Object {
+// find returns the document of the groups at the path, nil where there is none.
+func (d *discovery) find(c *call, groups []group, root, rest string) runtime.Object {
 	name, number, _ := strings.Cut(rest, "/")
 	if root == "api" {
 		name, number = "", rest
@@ -122,14 +128,14 @@ func (d *discovery) find(c *call, root, rest string) runtime.Object {
 		}
 	} else if rest == "" {
 		l := &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{}}
-		for _, g := range d.groups {
+		for _, g := range groups {
 			if g.name != "" {
 				l.Groups = append(l.Groups, g.document())
 			}
 		}
 		return l
 	}
-	for _, g := range d.groups {
+	for _, g := range groups {
 		if g.name != name || (root == "apis" && name == "") {
 			continue
 		}
@@ -198,8 +204,8 @@ func aggregated(r *http.Request) (format, string, bool) {
 	return format{}, "", false
 }
 
-func (d *discovery) aggregate(c *call, root string, f format, typ string) error {
-	a, err := d.document(root, f)
+func (d *discovery) aggregate(c *call, root string, f format, typ string, elsewhere *aggregator.State) error {
+	a, err := d.document(root, f, elsewhere)
 	if err != nil {
 		return err
 	}
@@ -216,9 +222,13 @@ func (d *discovery) aggregate(c *call, root string, f format, typ string) error 
 	return nil
 }
 
-func (d *discovery) document(root string, f format) (answer, error) {
+func (d *discovery) document(root string, f format, elsewhere *aggregator.State) (answer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.with != elsewhere {
+		clear(d.whole)
+		d.with = elsewhere
+	}
 	key := root + f.encoding.String()
 	if a, ok := d.whole[key]; ok {
 		return a, nil
@@ -227,9 +237,9 @@ func (d *discovery) document(root string, f format) (answer, error) {
 		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: "apidiscovery.k8s.io/v2"},
 		Items:    []apidiscoveryv2.APIGroupDiscovery{},
 	}
-	for _, g := range d.groups {
+	for _, g := range merged(d.groups, elsewhere, byGroup) {
 		if (g.name == "") == (root == "api") {
-			l.Items = append(l.Items, g.aggregated())
+			l.Items = append(l.Items, g.aggregated(elsewhere))
 		}
 	}
 	b, err := f.encode(l)
@@ -242,9 +252,13 @@ func (d *discovery) document(root string, f format) (answer, error) {
 	return a, nil
 }
 
-func (g group) aggregated() apidiscoveryv2.APIGroupDiscovery {
+func (g group) aggregated(elsewhere *aggregator.State) apidiscoveryv2.APIGroupDiscovery {
 	doc := apidiscoveryv2.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: g.name}}
 	for _, v := range g.versions {
+		if v.elsewhere != nil {
+			doc.Versions = append(doc.Versions, elsewhere.Discovery(v.elsewhere))
+			continue
+		}
 		dv := apidiscoveryv2.APIVersionDiscovery{Version: v.Version, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent}
 		for _, a := range v.kinds {
 			dv.Resources = append(dv.Resources, describe(a))

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,22 +15,42 @@ import (
 	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	"google.golang.org/protobuf/proto"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/version"
 
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/openapi"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/store"
 )
 
-// documents serves OpenAPI. Documents are made on each request and only their hashes are kept: clients keep the
-// documents, and ask again only when the hash has changed.
+// documents serves OpenAPI: of the built-in kinds, of custom resources as their definitions are stored, and of what other servers serve.
+// Documents are made on each request and only their hashes are kept: clients keep the documents, and ask again only when the hash has
+// changed.
 type documents struct {
-	kinds   map[string][]rest.Any // by path below /openapi/v3: "api/v1", "apis/apps/v1"
-	all     []rest.Any
-	version string
+	kinds     map[string][]rest.Any // built in, by path below /openapi/v3: "api/v1", "apis/apps/v1"
+	all       []rest.Any
+	version   string
+	store     *store.Store
+	elsewhere *aggregator.Aggregator // may be nil
 
 	once   sync.Once
-	hashes map[string]string
+	hashes map[string]string // of the built-in kinds alone
 	err    error
+
+	onceV2 sync.Once
+	hashV2 string
+	errV2  error
+
+	mu    sync.Mutex
+	since map[string]edition // by path, v2 for the one of version 2
+}
+
+// edition is when a document became what it is, as far as this process has seen.
+type edition struct {
+	tag  string
+	time time.Time
 }
 
 // Media types of OpenAPI in protobuf. Clients ask for them with an @ before the version, which no media type may
@@ -39,13 +60,9 @@ const (
 	protoV3 = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 )
 
-func newDocuments(kinds []rest.Any, v version.Info) *documents {
-	d := &documents{kinds: map[string][]rest.Any{}, version: v.GitVersion}
+func newDocuments(kinds []rest.Any, v version.Info, st *store.Store, elsewhere *aggregator.Aggregator) *documents {
+	d := &documents{kinds: map[string][]rest.Any{}, all: kinds, version: v.GitVersion, store: st, elsewhere: elsewhere, since: map[string]edition{}}
 	for _, a := range kinds {
-		if a.Custom() != nil {
-			continue // what they look like is not published yet
-		}
-		d.all = append(d.all, a)
 		path := "apis/" + a.Kind.APIVersion()
 		if a.Kind.Group == "" {
 			path = "api/" + a.Kind.Version
@@ -55,25 +72,96 @@ func newDocuments(kinds []rest.Any, v version.Info) *documents {
 	return d
 }
 
-func (d *documents) make(path string) ([]byte, error) {
-	b, err := json.Marshal(openapi.Document(openapi.V3, d.kinds[path], d.version))
+// custom is one version of a definition that is served.
+type custom struct {
+	crd     *apiextensionsv1.CustomResourceDefinition
+	version string
+}
+
+// custom returns the versions of definitions that are served, by path below /openapi/v3, and the identity of them all.
+func (d *documents) custom() (byPath map[string][]custom, all string) {
+	var id strings.Builder
+	for e := range d.store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
+		crd := e.Object.(*apiextensionsv1.CustomResourceDefinition)
+		if !established(crd) {
+			continue
+		}
+		if byPath == nil {
+			byPath = map[string][]custom{}
+		}
+		id.WriteString(identity(crd))
+		for _, v := range crd.Spec.Versions {
+			if v.Served {
+				path := "apis/" + crd.Spec.Group + "/" + v.Name
+				byPath[path] = append(byPath[path], custom{crd, v.Name})
+			}
+		}
+	}
+	return byPath, id.String()
+}
+
+// identity tells states of what a definition says apart.
+func identity(crd *apiextensionsv1.CustomResourceDefinition) string {
+	return fmt.Sprintf("%s,%d;", crd.UID, crd.Generation)
+}
+
+func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
+	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
+		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
+	})
+}
+
+// make makes the document of version 3 at a path.
+func (d *documents) make(path string, more []custom) ([]byte, error) {
+	doc := openapi.Document(openapi.V3, d.kinds[path], d.version)
+	if err := addCustom(openapi.V3, doc, more); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(doc)
 	if err != nil {
 		return nil, fmt.Errorf("make OpenAPI of %s: %w", path, err)
 	}
 	return b, nil
 }
 
+func addCustom(f openapi.Form, doc openapi.Doc, more []custom) error {
+	for _, c := range more {
+		part, err := openapi.Custom(f, c.crd, c.version)
+		if err != nil {
+			return err
+		}
+		openapi.Add(f, doc, part)
+	}
+	return nil
+}
+
 func (d *documents) hash() {
 	d.hashes = make(map[string]string, len(d.kinds))
 	for path := range d.kinds {
-		b, err := d.make(path)
+		b, err := d.make(path, nil)
 		if err != nil {
 			d.err = err
 			return
 		}
-		sum := sha512.Sum512(b)
-		d.hashes[path] = strings.ToUpper(hex.EncodeToString(sum[:]))
+		d.hashes[path] = hashOf(b)
 	}
+}
+
+func hashOf(b []byte) string {
+	sum := sha512.Sum512(b)
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
+}
+
+// tag is the hash of the document at a path: of its text where only built-in kinds are in it, else of what it is made of.
+func (d *documents) tag(path string, more []custom) string {
+	if len(more) == 0 {
+		return d.hashes[path]
+	}
+	id := d.version + ";" + d.hashes[path]
+	for _, c := range more {
+		id += identity(c.crd)
+	}
+	return hashOf([]byte(id))
 }
 
 // serve answers /openapi/v2, the index /openapi/v3 and the documents below it.
@@ -82,16 +170,25 @@ func (d *documents) serve(c *call, rest string) error {
 	switch {
 	case form == "v2" && path == "":
 		return d.serveV2(c)
-	case form != "v3" || path != "" && d.kinds[path] == nil:
+	case form != "v3":
+		return c.nothing()
+	}
+	if svc := d.elsewhere.State().ForPath("/" + path); svc != nil {
+		c.elsewhere(svc)
+		return nil
+	}
+	byPath, _ := d.custom()
+	if path != "" && d.kinds[path] == nil && byPath[path] == nil {
 		return c.nothing()
 	}
 	if d.once.Do(d.hash); d.err != nil {
 		return d.err
 	}
 	if path == "" {
-		return d.index(c)
+		return d.index(c, byPath)
 	}
-	tag := d.hashes[path]
+	more := byPath[path]
+	tag := d.tag(path, more)
 	h := c.w.Header()
 	if asked := c.r.URL.Query().Get("hash"); asked != "" {
 		if asked != tag {
@@ -103,18 +200,33 @@ func (d *documents) serve(c *call, rest string) error {
 		h.Set("Cache-Control", "public, immutable")
 		h.Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
 	}
-	return d.answer(c, `"`+tag+`"`, protoV3, func() ([]byte, error) { return d.make(path) }, func(b []byte) (proto.Message, error) {
+	return d.answer(c, path, tag, protoV3, func() ([]byte, error) { return d.make(path, more) }, func(b []byte) (proto.Message, error) {
 		return openapi_v3.ParseDocument(b)
 	})
 }
 
-func (d *documents) index(c *call) error {
+func (d *documents) index(c *call, byPath map[string][]custom) error {
 	type entry struct {
 		URL string `json:"serverRelativeURL"`
 	}
-	paths := make(map[string]entry, len(d.hashes))
-	for p, h := range d.hashes {
-		paths[p] = entry{"/openapi/v3/" + p + "?hash=" + h}
+	paths := make(map[string]entry, len(d.hashes)+len(byPath))
+	for p := range d.hashes {
+		paths[p] = entry{}
+	}
+	for p := range byPath {
+		paths[p] = entry{}
+	}
+	for p := range paths {
+		paths[p] = entry{"/openapi/v3/" + p + "?hash=" + d.tag(p, byPath[p])}
+	}
+	if state := d.elsewhere.State(); state != nil {
+		urls := each(state.Remote(), func(svc *aggregator.Service) string { return d.elsewhere.V3(c.r.Context(), svc) })
+		for i, svc := range state.Remote() {
+			p := "apis/" + svc.Spec.Group + "/" + svc.Spec.Version
+			if delete(paths, p); urls[i] != "" {
+				paths[p] = entry{urls[i]}
+			}
+		}
 	}
 	b, err := json.Marshal(map[string]any{"paths": paths})
 	if err != nil {
@@ -124,22 +236,85 @@ func (d *documents) index(c *call) error {
 	return nil
 }
 
+// each calls f for all at the same time: servers that do not answer are waited for together.
+func each[T any](all []*aggregator.Service, f func(*aggregator.Service) T) []T {
+	out := make([]T, len(all))
+	var wg sync.WaitGroup
+	for i, svc := range all {
+		wg.Go(func() { out[i] = f(svc) })
+	}
+	wg.Wait()
+	return out
+}
+
 func (d *documents) serveV2(c *call) error {
-	return d.answer(c, "", protoV2, func() ([]byte, error) {
-		return json.Marshal(openapi.Document(openapi.V2, d.all, d.version))
+	d.onceV2.Do(func() {
+		var b []byte
+		if b, d.errV2 = json.Marshal(openapi.Document(openapi.V2, d.all, d.version)); d.errV2 == nil {
+			d.hashV2 = hashOf(b)
+		}
+	})
+	if d.errV2 != nil {
+		return fmt.Errorf("make OpenAPI: %w", d.errV2)
+	}
+	byPath, id := d.custom()
+	var parts []aggregator.Document
+	if state := d.elsewhere.State(); state != nil {
+		parts = each(state.Remote(), func(svc *aggregator.Service) aggregator.Document { return d.elsewhere.V2(c.r.Context(), svc) })
+	}
+	for _, p := range parts {
+		id += p.Tag + ";"
+	}
+	tag := d.hashV2
+	if id != "" {
+		tag = hashOf([]byte(tag + id))
+	}
+	return d.answer(c, "v2", tag, protoV2, func() ([]byte, error) {
+		doc := openapi.Document(openapi.V2, d.all, d.version)
+		for _, path := range slices.Sorted(maps.Keys(byPath)) {
+			if err := addCustom(openapi.V2, doc, byPath[path]); err != nil {
+				return nil, err
+			}
+		}
+		for _, p := range parts {
+			if p.Doc != nil {
+				openapi.Add(openapi.V2, doc, p.Doc)
+			}
+		}
+		return json.Marshal(doc)
 	}, func(b []byte) (proto.Message, error) { return openapi_v2.ParseDocument(b) })
 }
 
+// modified is when the document at the path became what the tag is of.
+func (d *documents) modified(path, tag string) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e := d.since[path]; e.tag != tag {
+		d.since[path] = edition{tag, time.Now().Truncate(time.Second)}
+	}
+	return d.since[path].time
+}
+
+// unchanged says that the client has the document already.
+func unchanged(r *http.Request, tag string, modified time.Time) bool {
+	if tags, given := r.Header["If-None-Match"]; given {
+		return slices.Contains(tags, tag)
+	}
+	t, err := http.ParseTime(r.Header.Get("If-Modified-Since"))
+	return err == nil && !modified.After(t)
+}
+
 // answer sends a document as JSON, or in protobuf to clients that ask for it.
-func (d *documents) answer(c *call, tag, protoType string, document func() ([]byte, error), parse func([]byte) (proto.Message, error)) error {
+func (d *documents) answer(c *call, path, tag, protoType string, document func() ([]byte, error), parse func([]byte) (proto.Message, error)) error {
 	h := c.w.Header()
 	h.Set("Vary", "Accept")
-	if tag != "" {
-		h.Set("ETag", tag)
-		if slices.Contains(c.r.Header["If-None-Match"], tag) {
-			c.w.WriteHeader(http.StatusNotModified)
-			return nil
-		}
+	tag = `"` + tag + `"`
+	since := d.modified(path, tag)
+	h.Set("ETag", tag)
+	h.Set("Last-Modified", since.UTC().Format(http.TimeFormat))
+	if unchanged(c.r, tag, since) {
+		c.w.WriteHeader(http.StatusNotModified)
+		return nil
 	}
 	binary := prefersProto(c.r, protoType)
 	b, err := document()

@@ -94,7 +94,7 @@ func (c *call) plain() error {
 	case "api", "apis":
 		return c.catalog.disco.serve(c, first, rest)
 	case "openapi":
-		return c.catalog.docs.serve(c, rest)
+		return c.s.docs.serve(c, rest)
 	case "debug":
 		return c.debug(rest)
 	case "logs":
@@ -114,6 +114,11 @@ func (s *Server) listPaths() []string {
 			gv = "/api/" + a.Kind.Version
 		}
 		ps = append(ps, gv)
+	}
+	if elsewhere := s.deps.Aggregator.State(); elsewhere != nil {
+		for _, svc := range elsewhere.Remote() {
+			ps = append(ps, "/apis/"+svc.Spec.Group+"/"+svc.Spec.Version)
+		}
 	}
 	slices.Sort(ps)
 	return slices.Compact(ps)

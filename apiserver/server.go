@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/version"
 
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -57,6 +58,8 @@ type Deps struct {
 	Authorizer authz.Authorizer
 	Audit      *audit.Log // may be nil
 	Admission  []rest.Admission
+	// Aggregator passes on requests for what other servers serve; nil: nothing is.
+	Aggregator *aggregator.Aggregator
 	// Fairness decides when a request is served; nil: at once, or refused when ReadsInFlight and WritesInFlight are.
 	Fairness *fairness.Fairness
 	Health   *run.Health // may be nil
@@ -75,6 +78,7 @@ type Server struct {
 	// catalog is replaced whole when what is served changes; changing is held meanwhile.
 	catalog  atomic.Pointer[catalog]
 	changing sync.Mutex
+	docs     *documents
 	paths    map[string]http.Handler
 	meter    *meter
 	reads    *limit
@@ -106,7 +110,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if d.Metrics == nil {
 		d.Metrics = prometheus.NewRegistry()
 	}
-	c, err := newCatalog(d.Resources, extensions{}, cfg.Version)
+	c, err := newCatalog(d.Resources, extensions{})
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +123,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if d.Audit != nil {
 		d.Metrics.MustRegister(d.Audit)
 	}
+	s.docs = newDocuments(d.Resources, cfg.Version, d.Store, d.Aggregator)
 	s.paths = s.plainPaths()
 	return s, nil
 }

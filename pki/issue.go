@@ -145,12 +145,12 @@ func sameSet[T comparable](a, b []T) bool {
 	return in(a, b) && in(b, a)
 }
 
-// ensureAuthority loads the CA, or makes one where there is none.
-func ensureAuthority(dir string) (*Authority, error) {
-	path := filepath.Join(dir, "ca.pem")
+// ensureAuthority loads the authority in the file name+".pem", or makes one called commonName where there is none.
+func ensureAuthority(dir, name, commonName string) (*Authority, error) {
+	path := filepath.Join(dir, name+".pem")
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if data, err = newAuthority(); err == nil {
+		if data, err = newAuthority(commonName); err == nil {
 			err = writeFile(path, data, 0o600)
 		}
 	}
@@ -185,7 +185,7 @@ func parseAuthority(path string, data []byte) (*Authority, error) {
 	return &Authority{key: key, cert: p.cert.Leaf}, nil
 }
 
-func newAuthority() ([]byte, error) {
+func newAuthority(commonName string) ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make key: %w", err)
@@ -197,13 +197,13 @@ func newAuthority() ([]byte, error) {
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "kubernetes"},
+		Subject:               pkix.Name{CommonName: commonName},
 		NotBefore:             now.Add(-skew),
 		NotAfter:              now.Add(authorityLife),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		DNSNames:              []string{"kubernetes"},
+		DNSNames:              []string{commonName},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -8,12 +8,14 @@
 //	lock         flock'ed while Ensure works, so that two processes agree on one CA
 //	ca.pem       key and certificate of the CA, 0600      ca.crt   the certificate alone, for others to trust
 //	sa.pem       key that signs service account tokens    sa.pub   its public half
+//	front-proxy-ca.pem   the authority by which aggregated API servers know ours: whoever has a certificate of it speaks to
+//	             them for any user, so it signs nothing but front-proxy-client.pem
 //	<name>.pem   key and certificate of an identity, 0600
 //
 // Invariants:
 //   - A key and its certificate are one file, put in place by one rename: no crash leaves a pair that does not match.
-//   - Everything but ca.pem and sa.pem is derived. Ensure re-issues what is missing, unreadable, not signed by
-//     this CA, for other names or addresses, or near its end; it never replaces ca.pem or sa.pem, whose loss would
+//   - Everything but the authorities and sa.pem is derived. Ensure re-issues what is missing, unreadable, not signed by
+//     its authority, for other names or addresses, or near its end; it never replaces an authority or sa.pem, whose loss would
 //     cut off every client: when they are damaged Ensure says so.
 package pki
 
@@ -43,6 +45,9 @@ const (
 	skew          = 5 * time.Minute
 )
 
+// ProxyClientName is the common name that the API server has towards aggregated API servers.
+const ProxyClientName = "front-proxy-client"
+
 // Config says whom certificates are for.
 type Config struct {
 	ClusterDomain  string       // "cluster.local" when empty
@@ -55,14 +60,16 @@ type Config struct {
 
 // PKI is the content of a folder. Its fields do not change; an Identity's certificate may, by Renew.
 type PKI struct {
-	Dir string
-	CA  *Authority
+	Dir        string
+	CA         *Authority
+	FrontProxy *Authority // signs the API server's identity towards aggregated API servers
 
 	// ServiceAccounts signs service account tokens (ES256).
 	ServiceAccounts *ecdsa.PrivateKey
 
 	Server         *Identity // the API server's own certificate
 	KubeletClient  *Identity // the API server towards kubelets
+	ProxyClient    *Identity // the API server towards aggregated API servers, of the authority FrontProxy
 	Admin          *Identity // system:masters
 	Controllers    *Identity // system:kube-controller-manager
 	Scheduler      *Identity // system:kube-scheduler
@@ -126,7 +133,7 @@ func Ensure(dir string, c Config) (*PKI, error) {
 	errs := make([]error, len(requests))
 	for n, r := range requests {
 		*r.into = &Identity{name: r.name}
-		wg.Go(func() { errs[n] = p.ensure(*r.into, r.Request) })
+		wg.Go(func() { errs[n] = p.ensure(*r.into, r) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -145,7 +152,7 @@ func (p *PKI) Renew() (next time.Duration, err error) {
 	defer unlock()
 	end := time.Now().Add(leafLife)
 	for _, r := range p.requests() {
-		if err := p.ensure(*r.into, r.Request); err != nil {
+		if err := p.ensure(*r.into, r); err != nil {
 			return 0, err
 		}
 		if t := (*r.into).Certificate().Leaf.NotAfter; t.Before(end) {
@@ -157,7 +164,10 @@ func (p *PKI) Renew() (next time.Duration, err error) {
 
 // ensureRoots loads or makes the CA and the token key, which nothing can replace, and their public halves.
 func (p *PKI) ensureRoots() (err error) {
-	if p.CA, err = ensureAuthority(p.Dir); err != nil {
+	if p.CA, err = ensureAuthority(p.Dir, "ca", "kubernetes"); err != nil {
+		return err
+	}
+	if p.FrontProxy, err = ensureAuthority(p.Dir, "front-proxy-ca", "front-proxy-ca"); err != nil {
 		return err
 	}
 	if p.ServiceAccounts, err = ensureSigner(p.Dir); err != nil {
@@ -176,16 +186,18 @@ func (p *PKI) ensureRoots() (err error) {
 type request struct {
 	name string
 	into **Identity
+	by   *Authority
 	Request
 }
 
 // requests is the list of identities.
 func (p *PKI) requests() []request {
 	client := func(name string, into **Identity, user string, groups ...string) request {
-		return request{name, into, Request{User: user, Groups: groups}}
+		return request{name, into, p.CA, Request{User: user, Groups: groups}}
 	}
 	rs := []request{
-		{"server", &p.Server, p.config.server()},
+		{"server", &p.Server, p.CA, p.config.server()},
+		{"front-proxy-client", &p.ProxyClient, p.FrontProxy, Request{User: ProxyClientName}},
 		client("kubelet-client", &p.KubeletClient, "kube-apiserver-kubelet-client", "system:masters"),
 		client("admin", &p.Admin, "kubernetes-admin", "system:masters"),
 		client("controllers", &p.Controllers, "system:kube-controller-manager"),
@@ -194,7 +206,7 @@ func (p *PKI) requests() []request {
 	}
 	if p.config.NodeName != "" {
 		user, serving := NodeRequests(p.config.NodeName, p.config.NodeAddresses)
-		rs = append(rs, request{"kubelet", &p.Kubelet, user}, request{"kubelet-serving", &p.KubeletServing, serving})
+		rs = append(rs, request{"kubelet", &p.Kubelet, p.CA, user}, request{"kubelet-serving", &p.KubeletServing, p.CA, serving})
 	}
 	return rs
 }
@@ -221,19 +233,19 @@ func NodeRequests(node string, addresses []netip.Addr) (client, serving Request)
 }
 
 // ensure loads i's file, or replaces it when it does not answer r any more.
-func (p *PKI) ensure(i *Identity, r Request) error {
+func (p *PKI) ensure(i *Identity, r request) error {
 	path := filepath.Join(p.Dir, i.name+".pem")
 	data, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("read certificate: %w", err)
 	}
-	if got, ok := p.CA.valid(data, r, time.Now()); ok {
+	if got, ok := r.by.valid(data, r.Request, time.Now()); ok {
 		if old := i.current.Load(); old == nil || !bytes.Equal(old.pem, data) {
 			i.current.Store(got)
 		}
 		return nil
 	}
-	key, cert, err := p.CA.Issue(r)
+	key, cert, err := r.by.Issue(r.Request)
 	if err != nil {
 		return fmt.Errorf("issue certificate %s: %w", i.name, err)
 	}

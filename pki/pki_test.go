@@ -113,6 +113,14 @@ func TestSubjects(t *testing.T) {
 			t.Errorf("%s may serve", c.id.name)
 		}
 	}
+	// Who may speak for others is of an authority of its own, and nobody else is.
+	front := p.ProxyClient.Certificate().Leaf
+	if err := front.CheckSignatureFrom(p.FrontProxy.cert); err != nil || front.Subject.CommonName != ProxyClientName {
+		t.Errorf("front proxy's client %q: %v", front.Subject.CommonName, err)
+	}
+	if front.CheckSignatureFrom(p.CA.cert) == nil || p.Admin.Certificate().Leaf.CheckSignatureFrom(p.FrontProxy.cert) == nil {
+		t.Error("the front proxy's authority is the cluster's")
+	}
 	for _, host := range []string{"localhost", "127.0.0.1", "::1", "10.43.0.1", "192.0.2.10", "api.example.org",
 		"kubernetes", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"} {
 		if err := p.Server.Certificate().Leaf.VerifyHostname(host); err != nil {
@@ -182,6 +190,16 @@ func TestReissue(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"scheduler.pem"}},
+		{"the front proxy's certificate is of the cluster's authority", func(t *testing.T, dir string, _ *Config) {
+			p := ensure(t, dir, config())
+			key, cert, err := p.CA.Issue(Request{User: ProxyClientName})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "front-proxy-client.pem"), append(key, cert...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"front-proxy-client.pem"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -207,7 +225,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 	t.Parallel()
 	whole := t.TempDir()
 	ensure(t, whole, config())
-	order := []string{"ca.pem", "sa.pem", "ca.crt", "sa.pub", "server.pem", "kubelet-client.pem", "admin.pem",
+	order := []string{"ca.pem", "front-proxy-ca.pem", "sa.pem", "ca.crt", "sa.pub", "server.pem", "front-proxy-client.pem", "kubelet-client.pem", "admin.pem",
 		"controllers.pem", "scheduler.pem", "proxy.pem", "kubelet.pem", "kubelet-serving.pem"}
 	content := files(t, whole)
 	if len(content) != len(order)+1 { // and the lock
@@ -227,7 +245,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 		if n > 0 && !bytes.Equal(p.CA.PEM(), content["ca.crt"]) {
 			t.Errorf("after %d files: another authority", n)
 		}
-		if c := changed(content, files(t, dir)); n > 4 && slices.Contains(c, "server.pem") {
+		if c := changed(content, files(t, dir)); n > 5 && slices.Contains(c, "server.pem") {
 			t.Errorf("after %d files: server re-issued", n)
 		}
 		if _, err := os.Stat(filepath.Join(dir, ".x.pem.123")); err == nil {
@@ -238,7 +256,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 
 func TestDamagedRootsAreNotReplaced(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"ca.pem", "sa.pem"} {
+	for _, name := range []string{"ca.pem", "front-proxy-ca.pem", "sa.pem"} {
 		dir := t.TempDir()
 		ensure(t, dir, config())
 		truncate(t, dir, name)

@@ -127,6 +127,9 @@ func prefixEnd(prefix string) string {
 // Revision returns the revision that the Snapshot is exact for.
 func (s Snapshot) Revision() api.Revision { return s.rev }
 
+// Changed returns the revision at which the kind changed last: Snapshots of the same are of the same objects.
+func (s Snapshot) Changed() api.Revision { return s.v.changed }
+
 // Len returns the number of objects.
 func (s Snapshot) Len() int { return s.v.objects.Len() - s.v.broken }
 

@@ -45,6 +45,9 @@ type Config struct {
 	// FrontProxy, where it has authorities (PEM), is whose word for other users this server takes.
 	FrontProxy            authn.FrontProxy
 	FrontProxyAuthorities []byte
+	// ProxyClientCA are the authorities (PEM) of ProxyClientName, as whom this server speaks for its users to aggregated API servers.
+	ProxyClientCA   []byte
+	ProxyClientName string
 }
 
 // Bootstrap is the component.

@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/aggregator"
+	"github.com/yare-dev/yare/apiserver/authn"
 )
 
 // trusted is the ConfigMap by which other servers of the cluster learn whose client certificates this one accepts, and, in its
@@ -35,18 +37,33 @@ func (b *Bootstrap) trust(ctx context.Context) error {
 	}, func(now, _ *corev1.ConfigMap) { now.Data = b.trustedData(now.Data) })
 }
 
-// trustedData adds to what the ConfigMap says.
+// trustedData adds to what the ConfigMap says: whose certificates are accepted, and who may speak for others by which headers, to this
+// server as well as for it.
 func (b *Bootstrap) trustedData(now map[string]string) map[string]string {
 	data := map[string]string{}
 	maps.Copy(data, now)
 	data[clientCA] = bundle(time.Now(), now[clientCA], string(b.config.ClientCA))
+	f := b.config.FrontProxy
 	if len(b.config.FrontProxyAuthorities) == 0 {
+		f = authn.FrontProxy{}
+	}
+	names := f.AllowedNames
+	if len(b.config.ProxyClientCA) > 0 {
+		own := aggregator.Headers()
+		f.UsernameHeaders = append(slices.Clip(f.UsernameHeaders), own.UsernameHeaders...)
+		f.UIDHeaders = append(slices.Clip(f.UIDHeaders), own.UIDHeaders...)
+		f.GroupHeaders = append(slices.Clip(f.GroupHeaders), own.GroupHeaders...)
+		f.ExtraHeaderPrefixes = append(slices.Clip(f.ExtraHeaderPrefixes), own.ExtraHeaderPrefixes...)
+		// Where any name is allowed, naming one would forbid the others.
+		if anyName := len(b.config.FrontProxyAuthorities) > 0 && len(names) == 0; !anyName {
+			names = append(slices.Clip(names), b.config.ProxyClientName)
+		}
+	} else if len(b.config.FrontProxyAuthorities) == 0 {
 		return data
 	}
-	data[proxyCA] = bundle(time.Now(), now[proxyCA], string(b.config.FrontProxyAuthorities))
-	f := &b.config.FrontProxy
+	data[proxyCA] = bundle(time.Now(), now[proxyCA], string(b.config.FrontProxyAuthorities), string(b.config.ProxyClientCA))
 	for key, own := range map[string][]string{
-		"requestheader-allowed-names": f.AllowedNames, "requestheader-username-headers": f.UsernameHeaders, "requestheader-uid-headers": f.UIDHeaders,
+		"requestheader-allowed-names": names, "requestheader-username-headers": f.UsernameHeaders, "requestheader-uid-headers": f.UIDHeaders,
 		"requestheader-group-headers": f.GroupHeaders, "requestheader-extra-headers-prefix": f.ExtraHeaderPrefixes,
 	} {
 		data[key] = joined(now[key], own)

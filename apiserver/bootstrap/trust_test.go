@@ -67,6 +67,37 @@ func TestFrontProxies(t *testing.T) {
 	}
 }
 
+// This server's own certificate towards aggregated API servers is believed beside the proxies before it.
+func TestProxyClient(t *testing.T) {
+	ca, other := authority(t, time.Now().Add(time.Hour)), authority(t, time.Now().Add(2*time.Hour))
+	own := map[string]string{clientCA: ca, proxyCA: ca, "requestheader-allowed-names": `["front-proxy-client"]`, "requestheader-username-headers": `["X-Remote-User"]`,
+		"requestheader-uid-headers": `["X-Remote-Uid"]`, "requestheader-group-headers": `["X-Remote-Group"]`, "requestheader-extra-headers-prefix": `["X-Remote-Extra-"]`}
+	for _, tt := range []struct {
+		name  string
+		front authn.FrontProxy
+		cas   string
+		want  map[string]string // beside own
+	}{
+		{"alone", authn.FrontProxy{AllowedNames: []string{"unused"}}, "", nil},
+		{"beside a proxy", authn.FrontProxy{AllowedNames: []string{"front"}, UsernameHeaders: []string{"X-User"}}, other,
+			map[string]string{proxyCA: other + ca, "requestheader-allowed-names": `["front","front-proxy-client"]`, "requestheader-username-headers": `["X-User","X-Remote-User"]`}},
+		{"beside proxies of any name", authn.FrontProxy{UsernameHeaders: []string{"X-Remote-User"}}, other,
+			map[string]string{proxyCA: other + ca, "requestheader-allowed-names": `[]`}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := New(Config{ClientCA: []byte(ca), FrontProxy: tt.front, FrontProxyAuthorities: []byte(tt.cas), ProxyClientCA: []byte(ca), ProxyClientName: "front-proxy-client"}, nil, nil)
+			want := maps.Clone(own)
+			maps.Copy(want, tt.want)
+			if got := b.trustedData(nil); !maps.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+			if got := b.trustedData(want); !maps.Equal(got, want) {
+				t.Errorf("the second time %v, want %v", got, want)
+			}
+		})
+	}
+}
+
 // Other servers read whose client certificates are accepted, whatever somebody does to the ConfigMap.
 func TestTrust(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

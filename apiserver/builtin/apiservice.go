@@ -16,14 +16,19 @@ import (
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
-// Bounds of priorities, and the label of those APIServices that the server makes itself.
+// Bounds of priorities.
 const (
 	maxGroupPriority   = 20000
 	maxVersionPriority = 1000
-	autoManaged        = "kube-aggregator.kubernetes.io/automanaged"
 )
 
-// apiServices say which server serves a version of a group. This server serves its own.
+// AutoManaged is the label of those APIServices that the server makes itself, and OnStart its value where it does so when it starts.
+const (
+	AutoManaged = "kube-aggregator.kubernetes.io/automanaged"
+	OnStart     = "onstart"
+)
+
+// apiServices say which server serves a version of a group. Package aggregator makes it so.
 func apiServices() *rest.Resource[*apiregistrationv1.APIService] {
 	type service = *apiregistrationv1.APIService
 	return &rest.Resource[service]{
@@ -36,7 +41,7 @@ func apiServices() *rest.Resource[*apiregistrationv1.APIService] {
 				setPtr(&s.Spec.Service.Port, 443)
 			}
 		},
-		Prepare:      func(s service) { s.Status.Conditions = []apiregistrationv1.APIServiceCondition{availability(s)} },
+		Prepare:      func(s service) { s.Status.Conditions = firstConditions(s) },
 		Validate:     validateAPIService,
 		StrictStatus: true,
 		ValidateStatus: func(now, _ service) (errs field.ErrorList) {
@@ -72,15 +77,15 @@ func apiServices() *rest.Resource[*apiregistrationv1.APIService] {
 	}
 }
 
-// availability is the first condition of an APIService.
-func availability(s *apiregistrationv1.APIService) apiregistrationv1.APIServiceCondition {
-	c := apiregistrationv1.APIServiceCondition{Type: apiregistrationv1.Available, LastTransitionTime: metav1.Now()}
-	if s.Spec.Service == nil {
-		c.Status, c.Reason, c.Message = apiregistrationv1.ConditionTrue, "Local", "Local APIServices are always available"
-	} else {
-		c.Status, c.Reason, c.Message = apiregistrationv1.ConditionFalse, "NotSupported", "this release does not pass requests on to other API servers"
+// firstConditions are those of a new APIService: what is served here is available, of others it has to be found out.
+func firstConditions(s *apiregistrationv1.APIService) []apiregistrationv1.APIServiceCondition {
+	if s.Spec.Service != nil {
+		return nil
 	}
-	return c
+	return []apiregistrationv1.APIServiceCondition{{
+		Type: apiregistrationv1.Available, Status: apiregistrationv1.ConditionTrue, LastTransitionTime: metav1.Now(),
+		Reason: "Local", Message: "Local APIServices are always available",
+	}}
 }
 
 func apiServiceName(s *apiregistrationv1.APIService, name string, _ bool) []string {
@@ -167,7 +172,7 @@ func LocalAPIServices() []*apiregistrationv1.APIService {
 			continue
 		}
 		all = append(all, &apiregistrationv1.APIService{
-			ObjectMeta: metav1.ObjectMeta{Name: p.version + "." + p.group, Labels: map[string]string{autoManaged: "onstart"}},
+			ObjectMeta: metav1.ObjectMeta{Name: p.version + "." + p.group, Labels: map[string]string{AutoManaged: OnStart}},
 			Spec:       apiregistrationv1.APIServiceSpec{Group: p.group, Version: p.version, GroupPriorityMinimum: p.groupPriority, VersionPriority: p.priority},
 		})
 	}

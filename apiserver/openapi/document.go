@@ -20,11 +20,29 @@ func Document(f Form, kinds []rest.Any, version string) Doc {
 	}
 	b.define(reflect.TypeFor[metav1.Status](), schema.GroupVersionKind{Version: "v1", Kind: "Status"})
 	b.define(reflect.TypeFor[metav1.DeleteOptions](), schema.GroupVersionKind{Version: "v1", Kind: "DeleteOptions"})
-	info := Doc{"title": "Kubernetes", "version": version}
+	return f.document(Doc{"title": "Kubernetes", "version": version}, paths, b.made)
+}
+
+// document puts a document together.
+func (f Form) document(info, paths, schemas Doc) Doc {
 	if f == V2 {
-		return Doc{"swagger": "2.0", "info": info, "paths": paths, "definitions": b.made}
+		return Doc{"swagger": "2.0", "info": info, "paths": paths, "definitions": schemas}
 	}
-	return Doc{"openapi": "3.0.0", "info": info, "paths": paths, "components": Doc{"schemas": b.made}}
+	return Doc{"openapi": "3.0.0", "info": info, "paths": paths, "components": Doc{"schemas": schemas}}
+}
+
+// schemas are the definitions of a document, nil where it has none.
+func (f Form) schemas(d Doc) Doc {
+	if f == V3 {
+		d, _ = d["components"].(Doc)
+		return child(d, "schemas")
+	}
+	return child(d, "definitions")
+}
+
+func child(d Doc, key string) Doc {
+	c, _ := d[key].(Doc)
+	return c
 }
 
 // kind adds a kind, its list and its subresources.

@@ -36,20 +36,7 @@ func TestDocuments(t *testing.T) {
 		if err := parse(data); err != nil {
 			t.Error(name, err)
 		}
-		var missing []string
-		for _, m := range refs.FindAllStringSubmatch(string(data), -1) {
-			at := map[string]any(d)
-			steps := strings.Split(m[1], "/")
-			for _, step := range steps {
-				switch next := at[step].(type) {
-				case openapi.Doc:
-					at = next
-				default:
-					missing = append(missing, m[1])
-				}
-			}
-		}
-		if missing = slices.Compact(missing); len(missing) > 0 {
+		if missing := missing(d, data); len(missing) > 0 {
 			t.Errorf("%s refers to what is not there: %v", name, missing)
 		}
 	}
@@ -63,4 +50,21 @@ func TestDocuments(t *testing.T) {
 			return err
 		})
 	}
+}
+
+// missing are the references in the text of d to what d does not have.
+func missing(d openapi.Doc, text []byte) (all []string) {
+	for _, m := range refs.FindAllStringSubmatch(string(text), -1) {
+		at := map[string]any(d)
+		for step := range strings.SplitSeq(m[1], "/") {
+			next, ok := at[step].(openapi.Doc)
+			if !ok {
+				all = append(all, m[1])
+				break
+			}
+			at = next
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }

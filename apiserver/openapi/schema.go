@@ -1,6 +1,6 @@
-// Package openapi makes OpenAPI documents of Go types by reflection, when they are asked for. It replaces
-// upstream's generated definitions (openapi_generated.go) and kube-openapi's builders: a server whose
-// clients never ask keeps no schema in memory.
+// Package openapi makes OpenAPI documents of Go types by reflection, and of the schemas of CustomResourceDefinitions, when they are
+// asked for. It replaces upstream's generated definitions (openapi_generated.go), kube-openapi's builders and aggregator, and
+// apiextensions-apiserver's OpenAPI controllers: a server whose clients never ask keeps no schema in memory.
 //
 // Names come from the types' OpenAPIModelName, texts from their SwaggerDoc, patch strategies from struct tags, and list
 // types from the schemas that upstream's client modules bring for server-side apply. Two forms are made: v3, one document per group and

@@ -15,6 +15,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver"
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/bootstrap"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -40,10 +41,12 @@ type server struct {
 	address netip.Addr // of this host
 	store   *store.Store
 	api     *apiserver.Server
-	init    *oci.Init
-	metrics *prometheus.Registry // of all components of this process
-	files   []run.Component      // settings' files that may change while it runs
-	proxies []byte               // authorities of front proxies
+	// aggregator passes on what other API servers serve.
+	aggregator *aggregator.Aggregator
+	init       *oci.Init
+	metrics    *prometheus.Registry // of all components of this process
+	files      []run.Component      // settings' files that may change while it runs
+	proxies    []byte               // authorities of front proxies
 }
 
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
@@ -76,7 +79,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
-		run.Together("loops", s.pki.Renewer(s.log), s.controllers(), s.scheduler(), services, s.watch(kubelet)),
+		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.controllers(), s.scheduler(), services, s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
 }
@@ -177,6 +180,7 @@ func (s *server) bootstrap() run.Component {
 	return bootstrap.New(bootstrap.Config{
 		APIServer: netip.AddrPortFrom(s.address, uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceNet,
 		ClientCA: s.pki.CA.PEM(), FrontProxy: s.config.APIServer.RequestHeader, FrontProxyAuthorities: s.proxies,
+		ProxyClientCA: s.pki.FrontProxy.PEM(), ProxyClientName: pki.ProxyClientName,
 	}, s.admin(), s.log)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/builtin"
@@ -94,6 +96,10 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		}
 		plugins = append(plugins, more...)
 	}
+	s.aggregator = aggregator.New(aggregator.Deps{
+		Store: s.store, Client: self, Log: s.log, Metrics: s.metrics,
+		Callout: callout.New(callout.Deps{Store: s.store, Certificate: func() (*tls.Certificate, error) { return s.pki.ProxyClient.Certificate(), nil }}),
+	})
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
@@ -103,6 +109,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Audit:          record,
 		Fairness:       fairness.New(s.store, seats),
 		Admission:      plugins,
+		Aggregator:     s.aggregator,
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
 			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
