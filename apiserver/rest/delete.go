@@ -97,6 +97,7 @@ func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.Dele
 		return nil, err
 	}
 	a := p.admitting(ctx, r, OpDelete, nil, old)
+	a.sent = opts
 	if err := p.mutate(ctx, a); err != nil {
 		return nil, err
 	}
