@@ -13,11 +13,14 @@ import (
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/admission/webhook"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/builtin"
+	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/connect"
 	"github.com/yare-dev/yare/apiserver/fairness"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/controllers"
@@ -84,7 +87,9 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	if err != nil {
 		return apiserver.Deps{}, err
 	}
-	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer})
+	hooks := webhook.New(webhook.Deps{Store: s.store, Callout: callout.New(callout.Deps{Store: s.store}), Access: access.authorizer, Metrics: s.metrics, Log: s.log})
+	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer,
+		Dynamic: []rest.Admission{hooks.Mutating(), hooks.Validating()}})
 	if file := s.config.APIServer.AdmissionConfig; file != "" {
 		more, err := admission.Configured(file)
 		if err != nil {
