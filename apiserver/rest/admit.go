@@ -103,6 +103,17 @@ func (a *Admitting) GVK(form *api.Kind) schema.GroupVersionKind {
 	return form.GVK()
 }
 
+// Shape is the kind of the request's objects, to who speaks of the form; nil of what is opened, which is no kind.
+func (a *Admitting) Shape(form *api.Kind) *api.Kind {
+	if a.Opens != nil {
+		return nil
+	}
+	if b := a.body(); b != nil {
+		return b
+	}
+	return form
+}
+
 // As returns the object and the old one as who speaks of the form knows them; nil where there is none. They are read-only.
 func (a *Admitting) As(form *api.Kind) (now, old runtime.Object) {
 	if a.Operation == OpConnect {
