@@ -110,7 +110,8 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Admission:      plugins,
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
-			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
+			CheckTypes: policy.BuiltinTypes().Check,
+			Services:   s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
 		}),
