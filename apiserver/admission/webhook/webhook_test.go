@@ -513,6 +513,28 @@ func TestSubresources(t *testing.T) {
 	b.want(err, 403, "no shells")
 }
 
+// The objects of a collection are deleted together, and what webhooks say of each is heard.
+func TestCollection(t *testing.T) {
+	b := newBench(t)
+	for i := range 20 {
+		if _, err := b.create(configMaps, configMap(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.validating("c", "v", rule("configmaps", admissionregv1.Delete), nil)
+	b.replies["/v"] = func(q *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		return &admissionv1.AdmissionResponse{Allowed: true, Warnings: []string{"gone " + q.Name}}
+	}
+	r := b.request(configMaps, "")
+	r.Audit = nil
+	if _, err := b.pipe.DeleteCollection(b.ctx, r, &metav1.DeleteOptions{}, rest.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.warned) != 20 || b.s.Snapshot(api.ConfigMapKind).Len() != 0 {
+		t.Errorf("%d warnings, %d left", len(b.warned), b.s.Snapshot(api.ConfigMapKind).Len())
+	}
+}
+
 // A configuration counts from its write on, until it is deleted.
 func TestFollowed(t *testing.T) {
 	b := newBench(t)
