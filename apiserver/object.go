@@ -267,7 +267,7 @@ func (c *call) create(r *rest.Request) error {
 	if errs := metavalidation.ValidateCreateOptions(&o); len(errs) > 0 {
 		return badOptions("CreateOptions", errs)
 	}
-	r.DryRun = dryRun(o.DryRun)
+	r.DryRun, r.Options = dryRun(o.DryRun), &o
 	if o.FieldManager != "" {
 		r.Manager = o.FieldManager
 	}
@@ -341,7 +341,7 @@ func (c *call) update(r *rest.Request) error {
 	if errs := metavalidation.ValidateUpdateOptions(&o); len(errs) > 0 {
 		return badOptions("UpdateOptions", errs)
 	}
-	r.DryRun = dryRun(o.DryRun)
+	r.DryRun, r.Options = dryRun(o.DryRun), &o
 	if o.FieldManager != "" {
 		r.Manager = o.FieldManager
 	}
@@ -394,7 +394,7 @@ func (c *call) patch(r *rest.Request) error {
 	if errs := metavalidation.ValidatePatchOptions(&o, kind); len(errs) > 0 {
 		return badOptions("PatchOptions", errs)
 	}
-	r.DryRun = dryRun(o.DryRun)
+	r.DryRun, r.Options = dryRun(o.DryRun), &o
 	if o.FieldManager != "" {
 		r.Manager = o.FieldManager
 	}
@@ -501,13 +501,34 @@ func (c *call) connect(r *rest.Request, sub *rest.Subresource) error {
 	if err != nil {
 		return err
 	}
-	if err := c.s.pipe.Connect(c.r.Context(), r, e.Object); err != nil {
+	if err := c.opened(r, e.Object); err != nil {
 		return err
 	}
 	ctx, cancel := c.stream()
 	defer cancel()
 	c.w.Header().Del("Cache-Control")
 	return sub.Connect(ctx, e.Object, c.w, c.r.WithContext(ctx))
+}
+
+// opened asks admission for what may be opened, and sets the request to that.
+func (c *call) opened(r *rest.Request, parent api.Object) error {
+	if c.t.sub != "proxy" {
+		made, err := c.s.pipe.Connect(c.r.Context(), r, parent, c.r.URL.Query())
+		if made != nil {
+			c.r.URL.RawQuery = made.Encode()
+		}
+		return err
+	}
+	// Of a proxied request only the path is an option; its query is the other end's.
+	rest := ""
+	if c.t.rest != "" {
+		rest = "/" + c.t.rest
+	}
+	made, err := c.s.pipe.Connect(c.r.Context(), r, parent, url.Values{"path": {rest}})
+	if made != nil {
+		c.r.URL.Path, c.r.URL.RawPath = strings.TrimSuffix(c.r.URL.Path, rest)+made.Get("path"), ""
+	}
+	return err
 }
 
 func opens(sub string) bool { return sub == "exec" || sub == "attach" || sub == "portforward" }

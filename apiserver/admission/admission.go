@@ -24,6 +24,9 @@ type Deps struct {
 	Roles *authz.RBAC
 	// Access says who may sign, approve and attest; Roles when nil.
 	Access authz.Authorizer
+	// Dynamic are what objects configure, webhooks and policies: they are asked after those that change an object by built-in rules, and before
+	// what is counted against quotas.
+	Dynamic []rest.Admission
 }
 
 // All returns every plug-in.
@@ -35,7 +38,7 @@ func All(d Deps) []rest.Admission {
 		d.Access = d.Roles
 	}
 	get := authn.Stored(d.Store)
-	return []rest.Admission{
+	all := []rest.Admission{
 		namespaceLifecycle(get),
 		limitRanger(d.Store),
 		serviceAccount(d.Store),
@@ -55,8 +58,8 @@ func All(d Deps) []rest.Admission {
 		defaultIngressClass(d.Store),
 		podResize(get),
 		escalation(d.Roles),
-		resourceQuota(d.Store),
 	}
+	return append(append(all, d.Dynamic...), resourceQuota(d.Store))
 }
 
 // newPod returns the pod that a creates, nil when it is about something else.

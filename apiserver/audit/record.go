@@ -190,8 +190,14 @@ func (r *Record) emit(s Stage, at time.Time) {
 	}
 }
 
+// patches begin the names of annotations that show what a request has become, hence count where the log has requests.
+const patches = "patch.webhook.admission.k8s.io/"
+
 // Annotate adds an annotation. The first of a name stays.
 func (r *Record) Annotate(key, value string) {
+	if r != nil && strings.HasPrefix(key, patches) && !r.extent.level.has(Request) {
+		return
+	}
 	r.note(func(e *Event) {
 		if _, there := e.Annotations[key]; there {
 			return

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/cel-go/cel"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -29,12 +30,27 @@ func validatingAdmissionPolicies(d Deps, e *expressions) *rest.Resource[*admissi
 		rest.Column[policy]{Name: "Validations", Type: "integer", Description: "Validations indicates the number of validation rules defined in this configuration",
 			Cell: func(p policy) any { return int64(len(p.Spec.Validations)) }})
 	r.StrictStatus = true
+	if check := d.CheckTypes; check != nil {
+		// What upstream's controller finds out later is said at once: it follows from the object alone.
+		r.Prepare = func(p policy) { observe(p, 1, check) }
+		r.PrepareUpdate = func(now, old policy) {
+			if !equality.Semantic.DeepEqual(now.Spec, old.Spec) {
+				observe(now, old.Generation+1, check)
+			}
+		}
+	}
 	r.ValidateStatus = func(now, _ policy) field.ErrorList {
 		at := field.NewPath("status")
 		return append(typeWarnings(now.Status.TypeChecking, at.Child("typeChecking", "expressionWarnings")),
 			metavalidation.ValidateConditions(now.Status.Conditions, at.Child("conditions"))...)
 	}
 	return r
+}
+
+// observe says in the status what the types of a policy's expressions are like.
+func observe(p *admissionv1.ValidatingAdmissionPolicy, generation int64, check func(*admissionv1.ValidatingAdmissionPolicy) []admissionv1.ExpressionWarning) {
+	p.Status.ObservedGeneration = generation
+	p.Status.TypeChecking = &admissionv1.TypeChecking{ExpressionWarnings: check(p)}
 }
 
 // validatingTexts are the expressions of a policy.

@@ -8,6 +8,7 @@ package builtin
 import (
 	"net/netip"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 
 	"github.com/yare-dev/yare/api"
@@ -32,6 +33,9 @@ type Deps struct {
 	Authorizer *authz.RBAC
 	// Access decides everything that requests are decided by; access reviews ask it. RBAC alone when nil.
 	Access authz.Authorizer
+
+	// CheckTypes says what does not fit the types in the expressions of a policy. nil: nobody does, or a controller elsewhere.
+	CheckTypes func(*admissionv1.ValidatingAdmissionPolicy) []admissionv1.ExpressionWarning
 
 	// Health is what ComponentStatus answers from. It may be nil.
 	Health *run.Health

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,12 +12,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -73,19 +76,19 @@ func kubelet(w http.ResponseWriter, r *http.Request) {
 
 // cluster returns the address of an API server with one node, whose kubelet is the one above, a pod on it, a pod on no
 // node, and a service.
-func cluster(t *testing.T) string {
+func cluster(t *testing.T, admission ...rest.Admission) string {
 	t.Helper()
 	node := httptest.NewTLSServer(http.HandlerFunc(kubelet))
 	t.Cleanup(node.Close)
 	pod := httptest.NewServer(http.HandlerFunc(kubelet))
 	t.Cleanup(pod.Close)
-	front, c := serve(t, &tls.Config{InsecureSkipVerify: true})
+	front, c := serve(t, &tls.Config{InsecureSkipVerify: true}, admission...)
 	populate(t, c, node.URL, pod.URL)
 	return front
 }
 
 // serve returns the address of an API server that shows kubelets the certificate of tls, and a client of it.
-func serve(t *testing.T, kubelet *tls.Config) (string, client.Client) {
+func serve(t *testing.T, kubelet *tls.Config, admission ...rest.Admission) (string, client.Client) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	st := store.New(memory.New(true), api.Stored(), store.Options{Log: log})
@@ -96,7 +99,7 @@ func serve(t *testing.T, kubelet *tls.Config) (string, client.Client) {
 	<-up
 	d := connect.Deps{Store: st, Kubelet: kubelet, Reachable: func(ip net.IP) bool { return ip.IsLoopback() }}
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{
-		Store: st, Log: log, Authorizer: allow{}, Authenticators: []authn.Authenticator{byHeader{}},
+		Store: st, Log: log, Admission: admission, Authorizer: allow{}, Authenticators: []authn.Authenticator{byHeader{}},
 		Resources: []rest.Any{
 			rest.Register(api.PodKind, &rest.Resource[*corev1.Pod]{Sub: connect.Pods(d), Name: anyName}),
 			rest.Register(api.NodeKind, &rest.Resource[*corev1.Node]{Sub: connect.Nodes(d), StatusAtCreate: true}),
@@ -110,6 +113,50 @@ func serve(t *testing.T, kubelet *tls.Config) (string, client.Client) {
 	front := httptest.NewServer(s)
 	t.Cleanup(front.Close)
 	return front.URL, s.ClientAs(&authn.User{Name: "admin"})
+}
+
+// What is opened is what admission makes of the query; a log, which is only read, is none of its business.
+func TestAdmitted(t *testing.T) {
+	var seen []string
+	base := cluster(t, rest.Admission{Name: "a", Mutate: func(_ context.Context, a *rest.Admitting) error {
+		if a.Operation != rest.OpConnect {
+			return nil
+		}
+		now := a.Opens.DeepCopyObject()
+		switch o := now.(type) {
+		case *corev1.PodExecOptions:
+			seen = append(seen, fmt.Sprintf("%s %s %v %v %v", a.Sub, o.Kind, o.Command, o.Stdout, o.Container))
+			o.Command, o.Container = []string{"y"}, "b"
+		case *corev1.PodProxyOptions:
+			seen = append(seen, a.Sub+" "+o.Kind+" "+o.Path)
+			o.Path = "/other"
+		case *corev1.ServiceProxyOptions:
+			seen = append(seen, a.Sub+" "+o.Kind+" "+o.Path)
+			return apierrors.NewForbidden(a.Kind.GroupResource(), a.Key.Name, errors.New("closed"))
+		case *corev1.PodPortForwardOptions:
+			seen = append(seen, fmt.Sprint(a.Sub, o.Ports))
+			return nil
+		}
+		return a.Take(a.Form(), now)
+	}})
+	for path, want := range map[string]string{
+		"pods/two/exec?command=x&stdout=1&container=a": "400 pod two does not have a host assigned",
+		"pods/p/exec?command=x&stdout=1&container=c":   "400 container b is not valid for pod p",
+		"pods/p/proxy/a/b?q=1":                         "200 GET /other?q=1",
+		"services/s:web/proxy/x":                       `403 services "s" is forbidden: closed`,
+		"pods/p/log?tailLines=5":                       "200 GET /containerLogs/ns/p/c?tailLines=5",
+		"pods/two/portforward?ports=80,81&ports=82":    "400 pod two does not have a host assigned",
+		"pods/two/portforward?ports=eighty":            `400 ports: "eighty" is no number`,
+	} {
+		if got := fetch(t, base+"/api/v1/namespaces/ns/"+path, "u"); got != want {
+			t.Errorf("%s: got %s, want %s", path, got, want)
+		}
+	}
+	slices.Sort(seen)
+	want := []string{"exec PodExecOptions [x] true a", "exec PodExecOptions [x] true c", "portforward[80 81 82]", "proxy PodProxyOptions /a/b", "proxy ServiceProxyOptions /x"}
+	if !slices.Equal(seen, want) {
+		t.Errorf("seen %q", seen)
+	}
 }
 
 func anyName(string, bool) []string { return nil }

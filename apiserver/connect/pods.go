@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/yare-dev/yare/api"
@@ -25,18 +26,18 @@ func methods() []string {
 // Pods returns the streaming subresources of pods: log, exec, attach, portforward and proxy.
 func Pods(d Deps) map[string]*rest.Subresource {
 	b := newBridge(d)
-	session := func(kind string, path func(*corev1.Pod, url.Values) (string, url.Values, error)) *rest.Subresource {
+	session := func(kind string, opens func() runtime.Object, path func(*corev1.Pod, url.Values) (string, url.Values, error)) *rest.Subresource {
 		return &rest.Subresource{
-			Kind: kind, Methods: []string{http.MethodGet, http.MethodPost},
+			Kind: kind, Opens: opens, Methods: []string{http.MethodGet, http.MethodPost},
 			Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
 				return b.toKubelet(ctx, parent.(*corev1.Pod), path, false, w, r)
 			},
 		}
 	}
 	return map[string]*rest.Subresource{
-		"exec":        session("PodExecOptions", execPath),
-		"attach":      session("PodAttachOptions", attachPath),
-		"portforward": session("PodPortForwardOptions", forwardPath),
+		"exec":        session("PodExecOptions", func() runtime.Object { return &corev1.PodExecOptions{} }, execPath),
+		"attach":      session("PodAttachOptions", func() runtime.Object { return &corev1.PodAttachOptions{} }, attachPath),
+		"portforward": session("PodPortForwardOptions", func() runtime.Object { return &corev1.PodPortForwardOptions{} }, forwardPath),
 		"log": {
 			Kind: "Pod", Methods: []string{http.MethodGet},
 			Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
@@ -44,7 +45,7 @@ func Pods(d Deps) map[string]*rest.Subresource {
 			},
 		},
 		"proxy": {
-			Kind: "PodProxyOptions", Methods: methods(),
+			Kind: "PodProxyOptions", Opens: func() runtime.Object { return &corev1.PodProxyOptions{} }, Methods: methods(),
 			Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
 				return b.toPod(ctx, parent.(*corev1.Pod), w, r)
 			},

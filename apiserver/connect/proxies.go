@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/yare-dev/yare/api"
@@ -22,7 +23,7 @@ import (
 func Nodes(d Deps) map[string]*rest.Subresource {
 	b := newBridge(d)
 	return map[string]*rest.Subresource{"proxy": {
-		Kind: "NodeProxyOptions", Methods: methods(),
+		Kind: "NodeProxyOptions", Opens: func() runtime.Object { return &corev1.NodeProxyOptions{} }, Methods: methods(),
 		Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
 			return b.toNode(ctx, parent.(*corev1.Node), w, r)
 		},
@@ -33,7 +34,7 @@ func Nodes(d Deps) map[string]*rest.Subresource {
 func Services(d Deps) map[string]*rest.Subresource {
 	b := newBridge(d)
 	return map[string]*rest.Subresource{"proxy": {
-		Kind: "ServiceProxyOptions", Methods: methods(),
+		Kind: "ServiceProxyOptions", Opens: func() runtime.Object { return &corev1.ServiceProxyOptions{} }, Methods: methods(),
 		Connect: func(ctx context.Context, parent api.Object, w http.ResponseWriter, r *http.Request) error {
 			return b.toService(ctx, parent.(*corev1.Service), w, r)
 		},

@@ -42,20 +42,20 @@ func (p *Pipeline) createNamed(ctx context.Context, r *Request, o api.Object) (*
 	}
 	prefix := o.GetGenerateName()
 	if prefix == "" || o.GetName() != "" {
-		return p.create(ctx, r, o)
+		return p.create(ctx, r, o, "")
 	}
 	for try := 1; ; try++ {
 		next := o
 		if try < nameTries {
 			next = o.DeepCopyObject().(api.Object)
 		}
-		next.SetName(generateName(prefix))
-		e, err := p.create(ctx, r, next)
+		name := generateName(prefix)
+		e, err := p.create(ctx, r, next, name)
 		if !apierrors.IsAlreadyExists(err) {
 			return e, err
 		}
 		if try == nameTries {
-			return nil, apierrors.NewGenerateNameConflict(r.group(), next.GetName(), 1)
+			return nil, apierrors.NewGenerateNameConflict(r.group(), name, 1)
 		}
 	}
 }
@@ -67,8 +67,9 @@ func generateName(prefix string) string {
 	return prefix + utilrand.String(nameSuffix)
 }
 
-// create stores o, whose name is final.
-func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+// create stores o, under the name that was made for it where it has none when admission has seen it. What the server chooses is set
+// after admission: webhooks see what the client sent.
+func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object, made string) (*store.Entry, error) {
 	named := *r
 	named.Key = api.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
 	r = &named
@@ -79,11 +80,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	if o.GetResourceVersion() != "" {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
-	o.SetUID(uuid.NewUUID())
-	o.SetCreationTimestamp(metav1.Now())
-	o.SetDeletionTimestamp(nil)
-	o.SetDeletionGracePeriodSeconds(nil)
-	o.SetSelfLink("")
+	unborn(o)
 	o.GetObjectKind().SetGroupVersionKind(r.Any.Kind.GVK())
 	e.set(o)
 	r.uniqueOwners(o, false)
@@ -95,6 +92,13 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 		return nil, err
 	}
 	o = a.Object
+	unborn(o)
+	if o.GetName() == "" {
+		o.SetName(made)
+	}
+	o.SetUID(uuid.NewUUID())
+	o.SetCreationTimestamp(metav1.Now())
+	r.Key.Name, a.Key.Name = o.GetName(), o.GetName()
 	r.uniqueOwners(o, true)
 	if err := p.prepareCreate(ctx, r, o); err != nil {
 		return nil, err
@@ -103,6 +107,15 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 		return nil, err
 	}
 	return p.commitCreate(ctx, r, o)
+}
+
+// unborn clears what only the server says of an object.
+func unborn(o api.Object) {
+	o.SetUID("")
+	o.SetCreationTimestamp(metav1.Time{})
+	o.SetDeletionTimestamp(nil)
+	o.SetDeletionGracePeriodSeconds(nil)
+	o.SetSelfLink("")
 }
 
 // prepareCreate sets what clients may not choose and checks the whole.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -97,6 +98,7 @@ func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.Dele
 		return nil, err
 	}
 	a := p.admitting(ctx, r, OpDelete, nil, old)
+	a.sent = opts
 	if err := p.mutate(ctx, a); err != nil {
 		return nil, err
 	}
@@ -267,12 +269,18 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, r *Request, opts *metav
 	if err != nil {
 		return nil, err
 	}
+	var mu sync.Mutex // of the request's own Warn: webhooks may warn of several objects at once
+	warn := func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		r.warn(text)
+	}
 	var all errgroup.Group
 	all.SetLimit(deleters)
 	for _, e := range page.Entries {
 		all.Go(func() error {
 			one := *r
-			one.Key = e.Key
+			one.Key, one.Warn = e.Key, warn
 			_, err := p.deleteChecked(ctx, &one, opts.DeepCopy())
 			if apierrors.IsNotFound(err) {
 				return nil

@@ -154,7 +154,7 @@ func (r *Request) jsonPatcher(patch Patch) (func(old, now api.Object) (api.Objec
 		if err != nil {
 			return nil, err
 		}
-		doc, err = applyBounded(ops, doc)
+		doc, err = ApplyJSONPatch(ops, doc)
 		if err != nil {
 			return nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 		}
@@ -162,8 +162,8 @@ func (r *Request) jsonPatcher(patch Patch) (func(old, now api.Object) (api.Objec
 	}, nil
 }
 
-// applyBounded applies the operations in pieces that end with a copy, and gives up when copies make too much of the document.
-func applyBounded(ops jsonpatch.Patch, doc []byte) ([]byte, error) {
+// ApplyJSONPatch applies the operations to a document, in pieces that end with a copy, and gives up when copies make too much of the document.
+func ApplyJSONPatch(ops jsonpatch.Patch, doc []byte) ([]byte, error) {
 	work := 0
 	for begin, i := 0, 0; i < len(ops); i++ {
 		isCopy := ops[i].Kind() == "copy"

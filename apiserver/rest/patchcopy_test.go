@@ -37,7 +37,7 @@ func TestCopiesAreBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := applyBounded(ops, []byte(tt.doc))
+			got, err := ApplyJSONPatch(ops, []byte(tt.doc))
 			if tt.want == "" {
 				if err == nil || !strings.Contains(err.Error(), "too large") {
 					t.Errorf("%d bytes, %v", len(got), err)

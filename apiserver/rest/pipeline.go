@@ -12,10 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/yare-dev/yare/api"
-	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
@@ -58,6 +58,8 @@ type Request struct {
 	Warn func(text string)
 	// Audit adds an annotation to the request's audit event. It may be nil.
 	Audit func(key, value string)
+	// Options are the CreateOptions, UpdateOptions, PatchOptions or DeleteOptions that the client sent, for admission. It may be nil.
+	Options runtime.Object
 	// MayCreate says whether the user may also create, for updates and patches of an object that does not exist. nil
 	// allows it.
 	MayCreate func(ctx context.Context) error
@@ -148,75 +150,6 @@ func storeError(err error, r *Request) error {
 		return Timeout(err)
 	}
 	return apierrors.NewInternalError(fmt.Errorf("%s %q: %w", r.Any.Kind, r.Key.String(), err))
-}
-
-// mutate asks the admission plug-ins, which may change a.Object.
-func (p *Pipeline) mutate(ctx context.Context, a *Admitting) error {
-	return p.ask(ctx, a, "admit", func(ad *Admission) plugin { return ad.Mutate })
-}
-
-// validate asks the admission plug-ins for a verdict on the final object.
-func (p *Pipeline) validate(ctx context.Context, a *Admitting) error {
-	return p.ask(ctx, a, "validate", func(ad *Admission) plugin { return ad.Validate })
-}
-
-// plugin is a function of an Admission.
-type plugin = func(ctx context.Context, a *Admitting) error
-
-// ask asks one function of each plug-in, in order, until one refuses.
-func (p *Pipeline) ask(ctx context.Context, a *Admitting, step string, of func(*Admission) plugin) error {
-	begin := time.Now()
-	last := begin
-	var err error
-	for i := range p.admission {
-		ad := &p.admission[i]
-		f := of(ad)
-		if f == nil {
-			continue
-		}
-		err = f(ctx, a)
-		if p.Observe != nil {
-			now := time.Now()
-			p.Observe(ad.Name, step, a.Operation, now.Sub(last), err != nil)
-			last = now
-		}
-		if err != nil {
-			err = admissionError(ad.Name, a, err)
-			break
-		}
-	}
-	if p.Observe != nil {
-		p.Observe("", step, a.Operation, last.Sub(begin), err != nil)
-	}
-	return err
-}
-
-// admissionError keeps errors of the API; others are refusals.
-func admissionError(name string, a *Admitting, err error) error {
-	var status apierrors.APIStatus
-	switch {
-	case errors.As(err, &status):
-		return err
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return Timeout(err)
-	}
-	return apierrors.NewForbidden(a.Kind.GroupResource(), a.Key.Name, fmt.Errorf("%s: %w", name, err))
-}
-
-func (p *Pipeline) admitting(ctx context.Context, r *Request, op Operation, now, old api.Object) *Admitting {
-	return &Admitting{
-		User: authn.UserFrom(ctx), Operation: op, Kind: r.Any.Kind, Sub: r.Sub, Key: r.Key,
-		Object: now, Old: old, DryRun: r.DryRun, Warn: r.warn, Audit: r.Audit,
-	}
-}
-
-// Connect asks admission whether a subresource may be opened. The kind's Connect is the caller's to run.
-func (p *Pipeline) Connect(ctx context.Context, r *Request, parent api.Object) error {
-	a := p.admitting(ctx, r, OpConnect, nil, parent)
-	if err := p.mutate(ctx, a); err != nil {
-		return err
-	}
-	return p.validate(ctx, a)
 }
 
 // hold runs the kind's Hold. The returned function has to be called with the outcome of the commit.

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
-	"github.com/yare-dev/yare/apiserver/authn"
 )
 
 // Resource declares one kind's behaviour. All functions are pure unless said otherwise; T is a pointer type such as
@@ -164,43 +163,7 @@ type Subresource struct {
 	Methods []string
 	// Kind is what discovery calls a Connect ("PodExecOptions"); the parent's kind when empty.
 	Kind string
-}
-
-// Operation is what admission is asked about.
-type Operation string
-
-// The operations of admission.
-const (
-	OpCreate  Operation = "CREATE"
-	OpUpdate  Operation = "UPDATE"
-	OpDelete  Operation = "DELETE"
-	OpConnect Operation = "CONNECT"
-)
-
-// Admitting is a request under admission.
-type Admitting struct {
-	User      *authn.User
-	Operation Operation
-	Kind      *api.Kind
-	Sub       string
-	Key       api.Key
-	Object    api.Object // may be changed by Mutate; nil on delete
-	Old       api.Object // nil on create
-	DryRun    bool
-	Warn      func(text string)
-	Audit     func(key, value string) // adds an annotation to the audit event; may be nil
-}
-
-// Annotate notes something in the audit log.
-func (a *Admitting) Annotate(key, value string) {
-	if a.Audit != nil {
-		a.Audit(key, value)
-	}
-}
-
-// Admission is one admission plug-in. Either function may be nil. Errors are API status errors (Forbidden mostly).
-type Admission struct {
-	Name     string
-	Mutate   func(ctx context.Context, a *Admitting) error
-	Validate func(ctx context.Context, a *Admitting) error
+	// Opens makes the empty object of that kind, which admission sees with the values of the query. It is nil where a Connect only reads,
+	// which admission is not asked about.
+	Opens func() runtime.Object
 }

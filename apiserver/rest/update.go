@@ -168,7 +168,7 @@ func (p *Pipeline) createByUpdate(ctx context.Context, r *Request, change edit) 
 	if err := r.checkName(o); err != nil {
 		return nil, err
 	}
-	e, err := p.create(ctx, r, o)
+	e, err := p.create(ctx, r, o, "")
 	if apierrors.IsAlreadyExists(err) {
 		return nil, retry{err}
 	}

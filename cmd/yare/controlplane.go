@@ -14,6 +14,8 @@ import (
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/admission/policy"
+	"github.com/yare-dev/yare/apiserver/admission/webhook"
 	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -22,6 +24,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/connect"
 	"github.com/yare-dev/yare/apiserver/crd"
 	"github.com/yare-dev/yare/apiserver/fairness"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/controllers"
@@ -88,7 +91,10 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	if err != nil {
 		return apiserver.Deps{}, err
 	}
-	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer})
+	hooks := webhook.New(webhook.Deps{Store: s.store, Callout: callout.New(callout.Deps{Store: s.store}), Access: access.authorizer, Metrics: s.metrics, Log: s.log})
+	policies := policy.New(policy.Deps{Store: s.store, Access: access.authorizer, Metrics: s.metrics})
+	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer,
+		Dynamic: []rest.Admission{policies.Mutating(), hooks.Mutating(), policies.Validating(), hooks.Validating()}})
 	if file := s.config.APIServer.AdmissionConfig; file != "" {
 		more, err := admission.Configured(file)
 		if err != nil {
@@ -112,7 +118,8 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Aggregator:     s.aggregator,
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
-			Services: s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
+			CheckTypes: policy.BuiltinTypes().Check,
+			Services:   s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
 		}),

@@ -1,0 +1,91 @@
+package webhook
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// meter is what is counted, by upstream's names.
+type meter struct {
+	took             *prometheus.HistogramVec
+	rejected         *prometheus.CounterVec
+	open             *prometheus.CounterVec
+	asked            *prometheus.CounterVec
+	conditionErrors  *prometheus.CounterVec
+	conditionSkipped *prometheus.CounterVec
+	conditionTook    *prometheus.HistogramVec
+}
+
+func newMeter(r prometheus.Registerer) *meter {
+	const prefix = "apiserver_admission_"
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: buckets}, labels)
+	}
+	m := &meter{
+		took: histogram("webhook_admission_duration_seconds", "Admission webhook latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).",
+			[]float64{0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10, 25}, "name", "type", "operation", "rejected"),
+		rejected: counter("webhook_rejection_count", "Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation. Additional labels specify an error type (calling_webhook_error or apiserver_internal_error if an error occurred; no_error otherwise) and optionally a non-zero rejection code if the webhook rejects the request with an HTTP status code (honored by the apiserver when the code is greater or equal to 400). Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded.",
+			"name", "type", "operation", "error_type", "rejection_code"),
+		open: counter("webhook_fail_open_count", "Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).", "name", "type"),
+		asked: counter("webhook_request_total", "Admission webhook request total, identified by name and broken out for each admission type (validating or admit) and operation. Additional labels specify whether the request was rejected or not and an HTTP status code. Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded.",
+			"name", "type", "operation", "code", "rejected"),
+		conditionErrors: counter("match_condition_evaluation_errors_total", "Admission match condition evaluation errors count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).",
+			"name", "kind", "type", "operation"),
+		conditionSkipped: counter("match_condition_exclusions_total", "Admission match condition evaluation exclusions count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).",
+			"name", "kind", "type", "operation"),
+		conditionTook: histogram("match_condition_evaluation_seconds", "Admission match condition evaluation time in seconds, identified by name and broken out for each kind containing matchConditions (webhook or policy), operation and type (validate or admit).",
+			[]float64{0.001, 0.005, 0.01, 0.025, 0.1, 0.2, 0.25}, "name", "kind", "type", "operation"),
+	}
+	r.MustRegister(m.took, m.rejected, m.open, m.asked, m.conditionErrors, m.conditionSkipped, m.conditionTook)
+	return m
+}
+
+// condition counts an evaluation of match conditions.
+func (m *meter) condition(name, step, operation string, took time.Duration, ok bool, err error) {
+	if step == "validating" {
+		step = "validate" // as upstream calls it here
+	}
+	labels := []string{name, "webhook", step, operation}
+	m.conditionTook.WithLabelValues(labels...).Observe(took.Seconds())
+	switch {
+	case err != nil:
+		m.conditionErrors.WithLabelValues(labels...).Inc()
+	case !ok:
+		m.conditionSkipped.WithLabelValues(labels...).Inc()
+	}
+}
+
+// mostCode is the largest code that is told apart.
+const mostCode = 600
+
+// called counts a call of a webhook.
+func (m *meter) called(h *hook, step, operation string, took time.Duration, err error) {
+	var (
+		failed   *failure
+		rejected *rejection
+	)
+	code, no, kind := 200, true, "apiserver_internal_error"
+	switch {
+	case err == nil:
+		no = false
+	case errors.As(err, &failed):
+		code, no, kind = failed.code, !h.ignore, "calling_webhook_error"
+	case errors.As(err, &rejected):
+		code, kind = int(rejected.ErrStatus.Code), "no_error"
+	default:
+		code = 0
+	}
+	code = min(code, mostCode)
+	if no && !(failed != nil && errors.Is(failed.cause, context.Canceled)) {
+		m.rejected.WithLabelValues(h.name, step, operation, kind, strconv.Itoa(code)).Inc()
+	}
+	m.asked.WithLabelValues(h.name, step, operation, strconv.Itoa(code), strconv.FormatBool(no)).Inc()
+	m.took.WithLabelValues(h.name, step, operation, strconv.FormatBool(no)).Observe(took.Seconds())
+}

@@ -1,0 +1,150 @@
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/admission/match"
+	"github.com/yare-dev/yare/apiserver/rest"
+)
+
+// rounds is what is kept of the first round of asking for the second.
+type rounds struct {
+	invoked map[string]bool // webhooks that may be asked again, since the last change of the object
+	again   map[string]bool // those that are to be
+	last    api.Object      // as the webhooks left it; nil where nobody may be asked again
+}
+
+// changed says that the object is another than those who were asked have seen.
+func (n *rounds) changed() {
+	for id := range n.invoked {
+		n.again[id] = true
+	}
+	clear(n.invoked)
+}
+
+const plugin = "MutatingAdmissionWebhook"
+
+func roundsOf(a *rest.Admitting) *rounds {
+	n, ok := a.Notes[plugin].(*rounds)
+	if !ok {
+		n = &rounds{invoked: map[string]bool{}, again: map[string]bool{}}
+		if a.Notes == nil {
+			a.Notes = map[string]any{}
+		}
+		a.Notes[plugin] = n
+	}
+	return n
+}
+
+func (w *Webhooks) mutate(ctx context.Context, a *rest.Admitting) error {
+	all, err := w.mutating.all()
+	if err != nil || len(all) == 0 || match.Exempt(a) {
+		return err
+	}
+	n, r, round := roundsOf(a), match.New(w.d.Store, a), 0
+	if a.Again {
+		round = 1
+		if n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) { // by plug-ins that were asked again
+			n.changed()
+		}
+	}
+	for i, h := range all {
+		form, err := w.relevant(ctx, r, h, "admit")
+		if err != nil {
+			return err
+		}
+		if form == nil || a.Again && !n.again[h.id] { // who was passed over in the first round is so in the second, too
+			continue
+		}
+		at := fmt.Sprintf("mutation.webhook.admission.k8s.io/round_%d_index_%d", round, i)
+		changed, err := w.change(ctx, r, h, form, at)
+		if changed {
+			n.changed()
+			a.AskAgain()
+		}
+		if h.again {
+			n.invoked[h.id] = true
+		}
+		if err := w.settle(ctx, r, h, "admit", err, "failed-open."+at); err != nil {
+			return err
+		}
+	}
+	if n.last = nil; a.Object != nil && len(n.invoked) > 0 {
+		n.last = a.Object.DeepCopyObject().(api.Object)
+	}
+	return nil
+}
+
+// change asks one webhook and does to the object what it says. at is the name of the audit annotation that says so.
+func (w *Webhooks) change(ctx context.Context, r *match.Request, h *hook, form *api.Kind, at string) (changed bool, err error) {
+	begin := time.Now()
+	answer, err := w.call(ctx, r, h, form, true)
+	heed(r, h, answer)
+	if err == nil {
+		changed, err = apply(r, h, form, answer, "patch."+at[len("mutation."):])
+	}
+	w.meter.called(h, "admit", string(r.Operation), time.Since(begin), err)
+	note := struct {
+		Configuration string `json:"configuration"`
+		Webhook       string `json:"webhook"`
+		Mutated       bool   `json:"mutated"`
+	}{h.configuration, h.name, changed}
+	if text, err := json.Marshal(note); err == nil {
+		r.Annotate(at, string(text))
+	}
+	return changed, err
+}
+
+// apply patches the object.
+func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.AdmissionResponse, at string) (changed bool, err error) {
+	if len(answer.Patch) == 0 {
+		return false, nil
+	}
+	ops, err := jsonpatch.DecodePatch(answer.Patch)
+	if err != nil {
+		return false, &failure{h.name, fmt.Errorf("received undecodable patch in webhook response: %w", err), http.StatusServiceUnavailable}
+	}
+	if len(ops) == 0 {
+		return false, nil
+	}
+	before := r.View(form).VersionedObject.Object()
+	if before == nil {
+		return false, apierrors.NewInternalError(fmt.Errorf("admission webhook %q attempted to modify the object, which is not supported for this operation", h.name))
+	}
+	if *answer.PatchType != admissionv1.PatchTypeJSONPatch {
+		return false, &failure{h.name, fmt.Errorf("unsupported patch type %q", *answer.PatchType), http.StatusBadRequest}
+	}
+	doc, err := api.EncodeJSON(before)
+	if err != nil {
+		return false, apierrors.NewInternalError(err)
+	}
+	if doc, err = rest.ApplyJSONPatch(ops, doc); err != nil {
+		return false, apierrors.NewInternalError(err)
+	}
+	now := r.Empty(form)
+	if _, err := api.DecodeJSON(doc, now); err != nil { // fields that it does not know are left out
+		return false, apierrors.NewInternalError(errors.Unwrap(err))
+	}
+	changed = !equality.Semantic.DeepEqual(before, now)
+	note := struct {
+		Configuration string          `json:"configuration"`
+		Webhook       string          `json:"webhook"`
+		Patch         json.RawMessage `json:"patch,omitempty"`
+		PatchType     string          `json:"patchType,omitempty"`
+	}{h.configuration, h.name, answer.Patch, string(*answer.PatchType)}
+	if text, err := json.Marshal(note); err == nil {
+		r.Annotate(at, string(text))
+	}
+	return changed, r.Take(form, now)
+}
