@@ -15,6 +15,7 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	clientrest "k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
@@ -26,6 +27,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/crd"
 	"github.com/yare-dev/yare/apiserver/servertest"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/remote"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -498,5 +500,49 @@ func TestConvertedBadly(t *testing.T) {
 				t.Errorf("%d %s\nwant %s", a.Code, text, tt.has)
 			}
 		})
+	}
+}
+
+// Components that run apart read and write custom resources like those in the server's process.
+func TestRemote(t *testing.T) {
+	w := start(t)
+	k := api.Defined(w.define(cronTabs), "v1")
+	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
+		t.Fatal(a.Body)
+	}
+	s := httptest.NewServer(w.api)
+	t.Cleanup(s.Close)
+	c, err := remote.Dial(&clientrest.Config{Host: s.URL}, remote.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]client.Client{"remote": c, "local": w.admin} {
+		os, rev, err := c.List(t.Context(), k, client.Query{})
+		if err != nil || len(os) != 1 {
+			t.Fatal(name, len(os), err)
+		}
+		next := os[0].DeepCopyObject().(api.Object)
+		next.SetLabels(map[string]string{"seen": name})
+		if next, err = c.Update(t.Context(), next, ""); err != nil || next.GetLabels()["seen"] != name {
+			t.Error(name, err)
+		}
+		for e, err := range c.Watch(t.Context(), k, client.Query{}, rev) {
+			if err != nil || e.Op != client.Modified || e.Object.GetLabels()["seen"] != name {
+				t.Error(name, e, err)
+			}
+			break
+		}
+		if err := c.Delete(t.Context(), next, client.DeleteOptions{}); err != nil {
+			t.Error(name, err)
+		}
+		if _, err := c.Get(t.Context(), k, api.KeyOf(next)); !apierrors.IsNotFound(err) {
+			t.Error(name, err)
+		}
+		next = next.DeepCopyObject().(api.Object)
+		next.SetUID("")
+		next.SetResourceVersion("")
+		if _, err := c.Create(t.Context(), next); err != nil {
+			t.Error(name, err)
+		}
 	}
 }
