@@ -136,7 +136,7 @@ func storeError(err error, r *Request) error {
 	switch {
 	case err == nil || errors.As(err, &status):
 		return err
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRemoved): // of a definition that was deleted meanwhile
 		return r.notFound()
 	case errors.Is(err, store.ErrConflict):
 		return r.conflict()
