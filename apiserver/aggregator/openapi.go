@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	kjson "sigs.k8s.io/json"
+
 	"github.com/yare-dev/yare/apiserver/openapi"
 )
 
@@ -68,7 +70,7 @@ func (a *Aggregator) readV2(ctx context.Context, svc *Service, d *document) erro
 		return err
 	}
 	whole := openapi.Doc{}
-	if err := json.Unmarshal(text, &whole); err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &whole); err != nil {
 		return fmt.Errorf("read OpenAPI of %s: %w", svc.Name, err)
 	}
 	part := openapi.Empty(openapi.V2)
