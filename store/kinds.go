@@ -23,6 +23,9 @@ func newKinds(tables []*table) *kinds {
 	return ks
 }
 
+// Kinds returns the kinds that are stored here, in no order.
+func (s *Store) Kinds() []*api.Kind { return slices.Collect(maps.Keys(s.held.Load().tables)) }
+
 // missedChange is a change that came while its table was being read.
 type missedChange struct {
 	key api.Key

@@ -73,7 +73,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 	named.Key = api.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
 	r = &named
 	e := r.Any.r
-	if err := r.terminating(); err != nil {
+	if err := p.terminating(r); err != nil {
 		return nil, err
 	}
 	if o.GetResourceVersion() != "" {

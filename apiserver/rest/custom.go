@@ -93,9 +93,13 @@ func (c *Custom) unknown(o api.Object) ([]error, error) {
 func (a Any) Unknown(o api.Object) ([]error, error) { return a.r.custom.unknown(o) }
 
 // terminating refuses to create what would hold up the end of its definition.
-func (r *Request) terminating() error {
+func (p *Pipeline) terminating(r *Request) error {
 	c := r.Any.r.custom
-	if c == nil || c.Definition.DeletionTimestamp == nil {
+	if c == nil {
+		return nil
+	}
+	now := p.store.Snapshot(api.CustomResourceDefinitionKind).Get(api.KeyOf(c.Definition)) // newer than what is served
+	if now == nil || now.Err() != nil || now.Object.GetDeletionTimestamp() == nil {
 		return nil
 	}
 	err := apierrors.NewMethodNotSupported(r.group(), "create")
