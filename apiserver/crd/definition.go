@@ -16,6 +16,7 @@
 package crd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -57,9 +58,9 @@ type definedVersion struct {
 // errSchema is what a client is told of a schema that cannot be compiled, which one that was accepted can.
 var errSchema = errors.New("the server could not properly serve the CR schema")
 
-// Kinds returns what crd serves, a rest.Any for each version. Stored is the kind that its objects are held as. Hooks reaches
-// conversion webhooks. Nothing is compiled yet.
-func Kinds(crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
+// Kinds returns what crd serves until ctx ends, a rest.Any for each version. Stored is the kind that its objects are held as. Hooks
+// reaches conversion webhooks. Nothing is compiled yet.
+func Kinds(ctx context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
 	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}}
 	d.types = sync.OnceValue(d.mergeTypes)
 	var all []rest.Any
@@ -69,7 +70,7 @@ func Kinds(crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hook
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
 		if v.spec.Served {
-			all = append(all, v.register())
+			all = append(all, v.register(ctx))
 		}
 	}
 	return all
@@ -78,27 +79,34 @@ func Kinds(crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hook
 // object is the type of custom resources.
 type object = *unstructured.Unstructured
 
-func (v *definedVersion) register() rest.Any {
+func (v *definedVersion) register(ctx context.Context) rest.Any {
 	custom := &rest.Custom{
 		Definition: v.d.crd, Stored: v.d.stored,
 		Status:  v.spec.Subresources != nil && v.spec.Subresources.Status != nil,
 		Convert: v.d.convert,
-		Settle:  v.d.settle,
-		Coerce:  func(o api.Object) ([]string, error) { return v.d.coerce(o.(object), true, false) },
-		Types:   v.d.types,
+		ConvertAlone: func(o api.Object, version string) (api.Object, error) {
+			out, err := v.d.convert(ctx, []api.Object{o}, version)
+			if err != nil {
+				return nil, err
+			}
+			return out[0], nil
+		},
+		Settle: v.d.settle,
+		Coerce: func(o api.Object) ([]string, error) { return v.d.coerce(o.(object), true, false) },
+		Types:  v.d.types,
 	}
 	r := &rest.Resource[object]{
-		Custom:          custom,
-		Default:         v.setDefaults,
-		RequireRevision: true,
-		AnyFinalizer:    true,
-		StrictStatus:    true,
-		ValidateIn:      v.validate,
-		ValidateStatus:  v.validateStatus,
-		Warn:            finalizerWarnings,
-		Deprecated:      v.deprecated(),
-		Columns:         v.columns(),
-		Fields:          v.fields(),
+		Custom:           custom,
+		Default:          v.setDefaults,
+		RequireRevision:  true,
+		AnyFinalizer:     true,
+		StrictStatus:     true,
+		ValidateIn:       v.validate,
+		ValidateStatusIn: v.validateStatus,
+		Warn:             finalizerWarnings,
+		Deprecated:       v.deprecated(),
+		Columns:          v.columns(),
+		Fields:           v.fields(),
 	}
 	if v.spec.Subresources != nil && v.spec.Subresources.Scale != nil {
 		r.Scale = scaleOf(v.spec.Subresources.Scale)

@@ -143,7 +143,7 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 		if !differs(old.crd, c) {
 			return old, nil
 		}
-		return &served{c, old.stored, Kinds(c, old.stored, s.d.Hooks)}, nil
+		return &served{c, old.stored, Kinds(ctx, c, old.stored, s.d.Hooks)}, nil
 	}
 	if old != nil { // deleted and defined again
 		s.d.Store.Remove(old.stored)
@@ -158,7 +158,7 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 	if err := s.d.Store.Add(ctx, stored); err != nil {
 		return nil, err
 	}
-	return &served{c, stored, Kinds(c, stored, s.d.Hooks)}, nil
+	return &served{c, stored, Kinds(ctx, c, stored, s.d.Hooks)}, nil
 }
 
 // differs says that b is not served as a is.

@@ -84,7 +84,7 @@ func (v *definedVersion) validate(ctx context.Context, now, old object) field.Er
 }
 
 // validateStatus checks a write of the status.
-func (v *definedVersion) validateStatus(now, old object) field.ErrorList {
+func (v *definedVersion) validateStatus(ctx context.Context, now, old object) field.ErrorList {
 	c, err := v.checks()
 	if err != nil {
 		return field.ErrorList{field.InternalError(nil, err)}
@@ -103,7 +103,7 @@ func (v *definedVersion) validateStatus(now, old object) field.ErrorList {
 		len(listtype.ValidateListSetsAndMaps(nil, c.structural, old.Object)) == 0 {
 		errs = append(errs, wrong...)
 	}
-	return c.validateRules(context.Background(), errs, now, old.Object, []cel.Option{cel.WithRatcheting(same)})
+	return c.validateRules(ctx, errs, now, old.Object, []cel.Option{cel.WithRatcheting(same)})
 }
 
 // validateRules adds to errs what the rules say, unless the object is not such that they can be asked.

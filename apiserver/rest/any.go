@@ -47,7 +47,9 @@ type erased struct {
 	strictStatus   bool
 	reset          map[string][]string
 	validateStatus func(now, old api.Object) field.ErrorList
-	prepareStatus  func(now, old api.Object)
+
+	validateStatusIn func(ctx context.Context, now, old api.Object) field.ErrorList
+	prepareStatus    func(now, old api.Object)
 
 	fields  func(o api.Object) fields.Set // nil: only the metadata fields
 	columns []erasedColumn
@@ -98,7 +100,7 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		validateUpdate: twoErrs(r.ValidateUpdate),
 		validateStatus: twoErrs(r.ValidateStatus),
 		prepareStatus:  two(r.PrepareStatus),
-		validateIn:     inContext(r.ValidateIn),
+		validateIn:     inContext(r.ValidateIn), validateStatusIn: inContext(r.ValidateStatusIn),
 		permit:         inContext(r.Permit),
 		warn:           func(_, _ api.Object) []string { return nil },
 		noGeneration:   r.NoGeneration,
@@ -158,15 +160,20 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 		}
 	}
 	e.columns = eraseColumns(r.Columns)
-	t := reflect.TypeFor[T]().Elem()
-	_, e.hasSpec = t.FieldByName("Spec")
-	_, hasStatus := t.FieldByName("Status")
-	e.hasStatus = hasStatus && !r.NoStatus && r.Answer == nil && r.Act == nil
-	e.parts = structParts{}
-	if c := r.Custom; c != nil {
-		e.hasSpec, e.hasStatus, e.parts = true, c.Status, mapParts{}
-	}
+	e.takeApart(reflect.TypeFor[T]().Elem())
+	e.hasStatus = e.hasStatus && !r.NoStatus && r.Answer == nil && r.Act == nil
 	return Any{Kind: k, r: e}
+}
+
+// takeApart finds what objects of the type t consist of.
+func (e *erased) takeApart(t reflect.Type) {
+	if e.custom != nil {
+		e.hasSpec, e.hasStatus, e.parts = true, e.custom.Status, mapParts{}
+		return
+	}
+	_, e.hasSpec = t.FieldByName("Spec")
+	_, e.hasStatus = t.FieldByName("Status")
+	e.parts = structParts{}
 }
 
 // answers is what a kind that is not stored does with what is posted; nil of a stored one.

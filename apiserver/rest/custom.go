@@ -36,6 +36,8 @@ type Custom struct {
 	// Convert returns objects, which it leaves alone, in a version; those that are in it already as they are. The errors are for
 	// the client.
 	Convert func(ctx context.Context, os []api.Object, version string) ([]api.Object, error)
+	// ConvertAlone is Convert of one object for the bookkeeping of who owns which field, which knows no request.
+	ConvertAlone func(o api.Object, version string) (api.Object, error)
 	// Settle makes o, of any version, what the schema of its version has it be: without unknown fields, with defaults. Repair says that
 	// what is wrong with its metadata is dropped, as it is where o was stored already.
 	Settle func(o api.Object, repair bool) error
@@ -286,11 +288,11 @@ func (f customForms) ConvertToVersion(in runtime.Object, target runtime.GroupVer
 	if !ok || !slices.ContainsFunc(c.Definition.Spec.Versions, func(v apiextensionsv1.CustomResourceDefinitionVersion) bool { return v.Name == gvk.Version }) {
 		return nil, runtime.NewNotRegisteredErrForTarget("", nil, target)
 	}
-	out, err := c.Convert(context.Background(), []api.Object{o}, gvk.Version)
+	out, err := c.ConvertAlone(o, gvk.Version)
 	if err != nil {
 		return nil, err
 	}
-	return out[0].DeepCopyObject(), nil
+	return out.DeepCopyObject(), nil
 }
 
 func (f customForms) Convert(_, _, _ any) error {

@@ -67,6 +67,8 @@ type Resource[T api.Object] struct {
 	Reset map[string][]string
 	// ValidateStatus checks a write to /status; nil accepts every status.
 	ValidateStatus func(now, old T) field.ErrorList
+	// ValidateStatusIn does the same within the request's context.
+	ValidateStatusIn func(ctx context.Context, now, old T) field.ErrorList
 	// PrepareStatus adjusts a write to /status, after the generic code has restored everything but the status.
 	PrepareStatus func(now, old T)
 	// NoGeneration says that metadata.generation is not kept although the type has a spec.

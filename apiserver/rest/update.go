@@ -232,7 +232,7 @@ func (p *Pipeline) prepareUpdate(ctx context.Context, r *Request, now, old api.O
 			KeepMeta(now, old)
 		}
 		e.prepareStatus(now, old)
-		errs = e.validateStatus(now, old)
+		errs = append(e.validateStatus(now, old), e.validateStatusIn(ctx, now, old)...)
 	case sub != nil && sub.Update != nil:
 		if e.hasStatus {
 			e.parts.copyStatus(now, old)
