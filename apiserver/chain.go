@@ -454,7 +454,7 @@ func (c *call) seats() int {
 	if !ok || !a.Stored() {
 		return 1
 	}
-	n := c.s.deps.Store.Snapshot(a.Kind).Len()
+	n := c.s.deps.Store.Snapshot(a.Kept()).Len()
 	if limit, err := strconv.Atoi(c.r.URL.Query().Get("limit")); err == nil && limit > 0 {
 		n = min(n, limit)
 	}

@@ -119,7 +119,7 @@ func (a *amounts) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		seen[k.Kind.GroupResource()] = true
-		n := float64(a.store.Snapshot(k.Kind).Len())
+		n := float64(a.store.Snapshot(k.Kept()).Len())
 		ch <- prometheus.MustNewConstMetric(resourceObjects, prometheus.GaugeValue, n, k.Kind.Group, k.Kind.Plural)
 		ch <- prometheus.MustNewConstMetric(storageObjects, prometheus.GaugeValue, n, k.Kind.String())
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/builtin"
+	"github.com/yare-dev/yare/apiserver/crd"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
@@ -58,6 +59,7 @@ func cluster(t testing.TB) client.Client {
 	c := srv.ClientAs(&authn.User{Name: "system:kube-controller-manager", Groups: []string{authn.Masters}})
 	self.Client = c
 	recorder := events.New(c, "controllers", "", log)
+	custom := crd.NewServer(crd.Deps{Store: st, Serve: srv.Serve, Client: c, Log: log})
 	namespaces := run.Func("namespaces", func(ctx context.Context, ready func()) error {
 		for _, name := range []string{"default", "ns"} {
 			if _, err := c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
@@ -75,7 +77,7 @@ func cluster(t testing.TB) client.Client {
 		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: log},
 		RootCA: authority(t), Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
 	}), recorder, rt.Kubelet(c), healthy(c))
-	all := run.InOrder("test", st, namespaces, run.Together("loops", loops...))
+	all := run.InOrder("test", st, custom, namespaces, run.Together("loops", loops...))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- all.Run(ctx, func() {}) }()

@@ -52,7 +52,7 @@ func version(c *apiextensionsv1.CustomResourceDefinition) string {
 }
 
 // ChangesOfDefined wakes the keys that f returns for a change of an object of any kind that is defined. When a kind has appeared, f is
-// called once without an object.
+// called once without an object: it may matter to objects that were seen before.
 func ChangesOfDefined(f func(ctx context.Context, d Deps, k *api.Kind, before, after api.Object) []api.Key) Source {
 	return Source{defined: f}
 }
@@ -63,12 +63,14 @@ type defined struct {
 
 	mu     sync.Mutex
 	byName map[string]*definedKind // by the definition's
+	first  bool                    // those that were defined when Run began are being taken in
 }
 
 type definedKind struct {
 	kind   *api.Kind
 	uid    types.UID // the definition's
 	cancel context.CancelFunc
+	first  bool // it was there before any object was seen, so that it does not appear to anybody
 }
 
 // retryDefined is how long a watch that broke waits to be begun again.
@@ -100,9 +102,11 @@ func (i *Informers) preload(ctx context.Context) error {
 		return nil
 	}
 	crds, err := client.List[*apiextensionsv1.CustomResourceDefinition](ctx, i.reader, client.Query{})
+	i.defined.first = true
 	for _, c := range crds {
 		i.define(client.Event{Op: client.Added, Object: c})
 	}
+	i.defined.first = false
 	return err
 }
 
@@ -123,7 +127,7 @@ func (i *Informers) define(e client.Event) {
 		old.cancel()
 	}
 	ctx, cancel := context.WithCancel(i.ctx)
-	d := &definedKind{api.Defined(c, v), c.UID, cancel}
+	d := &definedKind{api.Defined(c, v), c.UID, cancel, i.defined.first}
 	if i.defined.byName == nil {
 		i.defined.byName = map[string]*definedKind{}
 	}
@@ -138,6 +142,9 @@ func (i *Informers) define(e client.Event) {
 func (i *Informers) followDefined(ctx context.Context, name string, d *definedKind) {
 	for ctx.Err() == nil {
 		err := i.watchEach(ctx, d.kind, func(e client.Event) {
+			if e.Op == client.Synced && d.first {
+				return
+			}
 			for _, f := range i.defined.handlers {
 				f(d.kind, e)
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -80,6 +81,9 @@ func (d *definition) convertByWebhook(ctx context.Context, os []api.Object, at [
 	return nil
 }
 
+// patience is how long a webhook may take, as upstream has it.
+const patience = 30 * time.Second
+
 // ask sends the request to the webhook and returns the objects of its answer.
 func (d *definition) ask(ctx context.Context, request *apiextensionsv1.ConversionRequest) ([]runtime.RawExtension, error) {
 	hook := d.crd.Spec.Conversion.Webhook
@@ -97,6 +101,8 @@ func (d *definition) ask(ctx context.Context, request *apiextensionsv1.Conversio
 	if d.hooks == nil {
 		return nil, errors.New("this server calls no webhooks")
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	if err := d.hooks.Post(ctx, target(hook.ClientConfig), nil, review, answer); err != nil {
 		return nil, err
 	}

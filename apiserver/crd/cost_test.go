@@ -19,9 +19,9 @@ func pemOf(der []byte) []byte {
 // mostPerDefinition is how many bytes a definition may cost that nobody uses.
 const mostPerDefinition = 300 << 10
 
-// A hundred definitions cost little as long as nobody writes what they define, and the first write of one compiles that one alone.
+// Definitions cost little as long as nobody writes what they define, and the first write of one compiles that one alone.
 func TestCost(t *testing.T) {
-	const n = 100
+	const n = 30
 	w := start(t)
 	heap := func() uint64 {
 		var m runtime.MemStats

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -73,8 +74,8 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		if err != nil {
 			return fmt.Errorf("follow definitions: %w", err)
 		}
-		again := s.sync(ctx)
-		if ready != nil && ctx.Err() == nil {
+		served, again := s.sync(ctx)
+		if ready != nil && served {
 			ready()
 			ready = nil
 		}
@@ -90,9 +91,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// sync serves what is defined now, says so in the definitions, and sees to it that those that are deleted end. It says whether something
-// failed that another attempt may do.
-func (s *Server) sync(ctx context.Context) (again bool) {
+// sync serves what is defined now, says so in the definitions, and sees to it that those that are deleted end. It says whether all
+// is served that can be, and whether something failed that another attempt may do.
+func (s *Server) sync(ctx context.Context) (all, again bool) {
 	var defined []*apiextensionsv1.CustomResourceDefinition
 	for e := range s.d.Store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
 		defined = append(defined, e.Object.(*apiextensionsv1.CustomResourceDefinition))
@@ -110,23 +111,36 @@ func (s *Server) sync(ctx context.Context) (again bool) {
 		}
 		next[c.Name] = now
 	}
-	if err := s.d.Serve(ordered(next)); err != nil {
-		s.d.Log.Warn("custom resources are not served", "err", err)
-		return true
+	if !maps.Equal(next, s.served) {
+		if err := s.d.Serve(ordered(next)); err != nil {
+			s.d.Log.Warn("custom resources are not served", "err", err)
+			return false, true
+		}
 	}
 	for name, old := range s.served {
 		if now := next[name]; now == nil || now.stored != old.stored {
 			s.d.Store.Remove(old.stored)
 		}
 	}
-	s.served = next
+	s.served, all = next, !again
+	s.forget(defined)
 	for _, c := range defined {
 		if err := s.tend(ctx, c); err != nil && ctx.Err() == nil {
 			s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
 			again = true
 		}
 	}
-	return again
+	return all, again
+}
+
+// forget drops what is known of definitions that are gone.
+func (s *Server) forget(defined []*apiextensionsv1.CustomResourceDefinition) {
+	for uid, cancel := range s.ending {
+		if !slices.ContainsFunc(defined, func(c *apiextensionsv1.CustomResourceDefinition) bool { return c.UID == uid }) {
+			cancel()
+			delete(s.ending, uid)
+		}
+	}
 }
 
 // accepted says that c is to be served: its names are its own, or were and it was served by them.
@@ -163,6 +177,9 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 
 // differs says that b is not served as a is.
 func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
+	if a == b {
+		return false
+	}
 	ending := func(c *apiextensionsv1.CustomResourceDefinition) bool {
 		return c.DeletionTimestamp != nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Terminating)
 	}

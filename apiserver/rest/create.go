@@ -190,7 +190,7 @@ func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (
 	}
 	done(err == nil)
 	if errors.Is(err, store.ErrConflict) {
-		return nil, r.exists(p.store.Snapshot(r.Any.stored()).Get(r.Key))
+		return nil, r.exists(p.store.Snapshot(r.Any.Kept()).Get(r.Key))
 	}
 	if err != nil {
 		return nil, storeError(err, r)

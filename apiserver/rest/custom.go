@@ -240,7 +240,7 @@ func (p *Pipeline) storeNew(ctx context.Context, r *Request, o api.Object) (*sto
 	if err != nil {
 		return nil, err
 	}
-	e, err := p.store.Create(ctx, r.Any.stored(), kept, r.Any.r.ttl)
+	e, err := p.store.Create(ctx, r.Any.Kept(), kept, r.Any.r.ttl)
 	return p.kept(ctx, r, e, kept == o, err)
 }
 
@@ -250,7 +250,7 @@ func (p *Pipeline) storeNext(ctx context.Context, r *Request, o api.Object, rev 
 	if err != nil {
 		return nil, err
 	}
-	e, err := p.store.Update(ctx, r.Any.stored(), kept, rev, r.Any.r.ttl)
+	e, err := p.store.Update(ctx, r.Any.Kept(), kept, rev, r.Any.r.ttl)
 	return p.kept(ctx, r, e, kept == o, err)
 }
 

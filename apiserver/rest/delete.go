@@ -244,7 +244,7 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 		}
 		return entry, nil
 	}
-	e, err := p.store.Delete(ctx, r.Any.stored(), entry.Key, entry.Revision)
+	e, err := p.store.Delete(ctx, r.Any.Kept(), entry.Key, entry.Revision)
 	done(err == nil)
 	if last == nil {
 		return p.shownOne(ctx, r, e, err)

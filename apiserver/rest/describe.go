@@ -49,7 +49,7 @@ func (a Any) Fields() []string {
 		fs = append(fs, byNamespace)
 	}
 	if a.r.fields != nil {
-		for f := range a.r.fields(a.stored().New()) {
+		for f := range a.r.fields(a.Kept().New()) {
 			if f != byName && f != byNamespace {
 				fs = append(fs, f)
 			}
@@ -74,7 +74,7 @@ func (a Any) APIResources() []metav1.APIResource {
 		}
 		return []metav1.APIResource{main}
 	}
-	kept := a.stored()
+	kept := a.Kept()
 	if c := a.r.custom; c != nil {
 		kept = api.Custom(api.Kind{Group: k.Group, Version: c.storage(), Kind: k.Kind}, "")
 	}

@@ -98,7 +98,7 @@ func (p *Pipeline) current(ctx context.Context, r *Request) (*store.Entry, error
 	if err := p.store.Sync(ctx); err != nil {
 		return nil, storeError(err, r)
 	}
-	e := p.store.Snapshot(r.Any.stored()).Get(r.Key)
+	e := p.store.Snapshot(r.Any.Kept()).Get(r.Key)
 	if e != nil && e.Err() != nil {
 		return nil, apierrors.NewInternalError(e.Err())
 	}
@@ -136,7 +136,7 @@ func storeError(err error, r *Request) error {
 	switch {
 	case err == nil || errors.As(err, &status):
 		return err
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrRemoved): // of a definition that was deleted meanwhile
 		return r.notFound()
 	case errors.Is(err, store.ErrConflict):
 		return r.conflict()

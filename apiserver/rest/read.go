@@ -33,7 +33,7 @@ func (p *Pipeline) Get(ctx context.Context, r *Request, version string) (*store.
 	} else if err := p.reach(ctx, version); err != nil {
 		return nil, err
 	}
-	e := p.store.Snapshot(r.Any.stored()).Get(r.Key)
+	e := p.store.Snapshot(r.Any.Kept()).Get(r.Key)
 	switch {
 	case e == nil:
 		return nil, r.notFound()
@@ -155,9 +155,9 @@ func (p *Pipeline) snapshot(ctx context.Context, r *Request, q ListOptions) (sna
 		return snap, after, err
 	}
 	if !exact {
-		return p.store.Snapshot(r.Any.stored()), after, nil
+		return p.store.Snapshot(r.Any.Kept()), after, nil
 	}
-	snap, err = p.store.SnapshotAt(ctx, r.Any.stored(), rev)
+	snap, err = p.store.SnapshotAt(ctx, r.Any.Kept(), rev)
 	return snap, after, versionError(err, r, rev, p.store.Revision())
 }
 
@@ -178,10 +178,10 @@ func (p *Pipeline) resume(ctx context.Context, r *Request, q ListOptions) (snap 
 		if err := p.store.Sync(ctx); err != nil {
 			return snap, after, storeError(err, r)
 		}
-		return p.store.Snapshot(r.Any.stored()), after, nil
+		return p.store.Snapshot(r.Any.Kept()), after, nil
 	}
 	rev := api.Revision(t.Revision)
-	snap, err = p.store.SnapshotAt(ctx, r.Any.stored(), rev)
+	snap, err = p.store.SnapshotAt(ctx, r.Any.Kept(), rev)
 	if errors.Is(err, store.ErrCompacted) {
 		t.Revision = -1
 		gone := apierrors.NewResourceExpired(expiredToken)

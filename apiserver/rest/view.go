@@ -41,8 +41,8 @@ func RegisterView[T api.Object](k *api.Kind, stored Any, v *View[T]) Any {
 	return Any{Kind: k, r: &e}
 }
 
-// stored returns the kind that the objects are kept as.
-func (a Any) stored() *api.Kind {
+// Kept returns the kind that the Store has the objects as.
+func (a Any) Kept() *api.Kind {
 	if c := a.r.custom; c != nil {
 		return c.Stored
 	}
@@ -58,7 +58,7 @@ func (r *Request) inside() *Request {
 		return r
 	}
 	in := *r
-	in.form, in.Any = r.Any.Kind, Any{Kind: r.Any.stored(), r: r.Any.r}
+	in.form, in.Any = r.Any.Kind, Any{Kind: r.Any.Kept(), r: r.Any.r}
 	return &in
 }
 

@@ -91,7 +91,7 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	}
 	from := rev
 	if state || rev == 0 {
-		snap := p.store.Snapshot(r.Any.stored())
+		snap := p.store.Snapshot(r.Any.Kept())
 		from = snap.Revision()
 		if state {
 			if err := w.initial(snap, q.Mark); err != nil {
@@ -106,7 +106,7 @@ func (p *Pipeline) Watch(ctx context.Context, r *Request, q WatchOptions) (*Watc
 	if q.Mark && len(w.first) > 0 {
 		w.shown = from
 	}
-	if w.feed, err = p.store.Watch(r.Any.stored(), from, slow); err != nil {
+	if w.feed, err = p.store.Watch(r.Any.Kept(), from, slow); err != nil {
 		if errors.Is(err, store.ErrCompacted) {
 			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", from, p.store.Revision()))
 		}
