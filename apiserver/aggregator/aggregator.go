@@ -58,7 +58,7 @@ type Aggregator struct {
 
 	mu        sync.Mutex
 	discovery map[string]told // by name of the APIService
-	documents map[string]*document
+	documents map[string]*published
 }
 
 // found is the State at a revision of the APIServices.
@@ -83,7 +83,7 @@ type State struct {
 
 // New returns an Aggregator.
 func New(d Deps) *Aggregator {
-	return &Aggregator{d: d, meter: newMeter(d.Metrics), discovery: map[string]told{}, documents: map[string]*document{}}
+	return &Aggregator{d: d, meter: newMeter(d.Metrics), discovery: map[string]told{}, documents: map[string]*published{}}
 }
 
 // Name is the component's name.

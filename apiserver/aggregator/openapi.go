@@ -11,14 +11,16 @@ import (
 	"sync"
 	"time"
 
+	kjson "sigs.k8s.io/json"
+
 	"github.com/yare-dev/yare/apiserver/openapi"
 )
 
 // refresh is for how long a server's OpenAPI documents are taken for what they were.
 const refresh = 30 * time.Second
 
-// document is what is kept of the OpenAPI of a remote APIService, from the first request for it on.
-type document struct {
+// published is what is kept of the OpenAPI of a remote APIService, from the first request for it on.
+type published struct {
 	uid string
 
 	mu    sync.Mutex // held while the server is asked
@@ -30,12 +32,12 @@ type document struct {
 	v3asked time.Time
 }
 
-func (a *Aggregator) documentOf(svc *Service) *document {
+func (a *Aggregator) documentOf(svc *Service) *published {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d := a.documents[svc.Name]
 	if d == nil || d.uid != string(svc.UID) {
-		d = &document{uid: string(svc.UID)}
+		d = &published{uid: string(svc.UID)}
 		a.documents[svc.Name] = d
 	}
 	return d
@@ -62,13 +64,13 @@ func (a *Aggregator) V2(ctx context.Context, svc *Service) Document {
 	return d.v2
 }
 
-func (a *Aggregator) readV2(ctx context.Context, svc *Service, d *document) error {
+func (a *Aggregator) readV2(ctx context.Context, svc *Service, d *published) error {
 	text, h, err := a.fetch(ctx, svc, "/openapi/v2", "application/json", d.etag)
 	if err != nil || text == nil {
 		return err
 	}
 	whole := openapi.Doc{}
-	if err := json.Unmarshal(text, &whole); err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &whole); err != nil {
 		return fmt.Errorf("read OpenAPI of %s: %w", svc.Name, err)
 	}
 	part := openapi.Empty(openapi.V2)
@@ -93,7 +95,7 @@ func (a *Aggregator) V3(ctx context.Context, svc *Service) string {
 	return d.v3
 }
 
-func (a *Aggregator) readV3(ctx context.Context, svc *Service, d *document) error {
+func (a *Aggregator) readV3(ctx context.Context, svc *Service, d *published) error {
 	text, _, err := a.fetch(ctx, svc, "/openapi/v3", "application/json", "")
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package aggregator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -21,8 +22,13 @@ const always = "true"
 
 // register brings the APIServices of what is served here to what they are to be.
 func (w *worker) register(ctx context.Context) error {
+	defined, services := w.d.Store.Snapshot(api.CustomResourceDefinitionKind), w.d.Store.Snapshot(api.APIServiceKind)
+	looked := [2]api.Revision{defined.Changed(), services.Changed()}
+	if w.begun && looked == w.looked {
+		return nil // it is a Service or its endpoints that changed
+	}
 	want := map[string]*Service{}
-	for e := range w.d.Store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
+	for e := range defined.All("", api.Key{}) {
 		for _, s := range registered(e.Object.(*apiextensionsv1.CustomResourceDefinition)) {
 			want[s.Name] = s
 		}
@@ -31,10 +37,10 @@ func (w *worker) register(ctx context.Context) error {
 		delete(want, name)
 	}
 	var errs []error
-	for e := range w.d.Store.Snapshot(api.APIServiceKind).All("", api.Key{}) {
+	for e := range services.All("", api.Key{}) {
 		now := e.Object.(*Service)
-		if now.Spec.Service == nil && !same(now, local) {
-			w.write(ctx, now, local)
+		if now.Spec.Service == nil && !same(now, local) && !w.write(ctx, now, local) {
+			errs = append(errs, fmt.Errorf("status of %s not written", now.Name))
 		}
 		wanted := want[now.Name]
 		delete(want, now.Name)
@@ -47,7 +53,7 @@ func (w *worker) register(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	w.begun = true
+	w.begun, w.looked = true, looked
 	return nil
 }
 

@@ -31,7 +31,8 @@ type worker struct {
 	wg     sync.WaitGroup
 	// builtIn are the names of the APIServices of built-in versions.
 	builtIn map[string]bool
-	begun   bool // registered once
+	begun   bool            // registered once
+	looked  [2]api.Revision // of definitions and APIServices when they were registered last
 }
 
 // check is what is known of a remote APIService.
@@ -51,7 +52,8 @@ type result struct {
 
 // Run registers what this server serves, and checks what others do, until ctx ends.
 func (a *Aggregator) Run(ctx context.Context, ready func()) error {
-	w := &worker{Aggregator: a, poke: make(chan struct{}, 1), done: make(chan result), places: make(chan struct{}, atOnce), checks: map[string]*check{}, builtIn: map[string]bool{}}
+	w := &worker{Aggregator: a, poke: make(chan struct{}, 1), done: make(chan result), places: make(chan struct{}, atOnce),
+		checks: map[string]*check{}, builtIn: map[string]bool{}}
 	for _, s := range builtin.LocalAPIServices() {
 		w.builtIn[s.Name] = true
 	}

@@ -15,6 +15,7 @@ import (
 	openapiv2 "k8s.io/apiextensions-apiserver/pkg/controller/openapi/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	kjson "sigs.k8s.io/json"
 
 	"github.com/yare-dev/yare/apiserver/rest"
 )
@@ -94,7 +95,7 @@ func (c custom) kind() (Doc, error) {
 		return nil, err
 	}
 	d := Doc{}
-	if err := json.Unmarshal(text, &d); err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &d); err != nil {
 		return nil, err
 	}
 	c.embedded(d)

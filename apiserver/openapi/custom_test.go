@@ -10,6 +10,7 @@ import (
 	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/apiserver/openapi"
@@ -78,7 +79,7 @@ func own(t *testing.T, text []byte) []byte {
 		} `json:"components,omitempty"`
 		Paths map[string]map[string]any `json:"paths"`
 	}
-	if err := json.Unmarshal(text, &doc); err != nil {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &doc); err != nil {
 		t.Fatal(err)
 	}
 	all := doc.Definitions

@@ -131,5 +131,5 @@ func (s *server) apiServerAlone(ctx context.Context) (run.Component, error) {
 	if err := s.apiServer(); err != nil {
 		return nil, err
 	}
-	return run.InOrder("apiserver", append(state, run.GiveBack(), s.watch(s.api), s.watch(s.bootstrap()), s.aggregator, run.Together("settings", s.files...))...), nil
+	return run.InOrder("apiserver", append(state, run.GiveBack(), s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()), s.aggregator, run.Together("settings", s.files...))...), nil
 }
