@@ -30,7 +30,7 @@ func (w *Webhooks) validate(ctx context.Context, a *rest.Admitting) error {
 	r := match.New(w.d.Store, a)
 	var asked []*asking
 	for _, h := range all {
-		form, err := w.relevant(ctx, r, h, "validating")
+		form, err := w.relevant(ctx, r, h)
 		if err != nil {
 			return err
 		}
