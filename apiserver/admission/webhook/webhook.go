@@ -187,6 +187,7 @@ func (h *hooks) all() ([]*hook, error) {
 		return nil, err
 	}
 	if h.ordered == nil {
+		h.ordered = []*hook{}
 		for _, of := range h.byName {
 			h.ordered = append(h.ordered, of...)
 		}
