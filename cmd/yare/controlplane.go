@@ -14,6 +14,7 @@ import (
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/admission"
+	"github.com/yare-dev/yare/apiserver/admission/match"
 	"github.com/yare-dev/yare/apiserver/admission/policy"
 	"github.com/yare-dev/yare/apiserver/admission/webhook"
 	"github.com/yare-dev/yare/apiserver/aggregator"
@@ -91,8 +92,9 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	if err != nil {
 		return apiserver.Deps{}, err
 	}
-	hooks := webhook.New(webhook.Deps{Store: s.store, Callout: callout.New(callout.Deps{Store: s.store}), Access: access.authorizer, Metrics: s.metrics, Log: s.log})
-	policies := policy.New(policy.Deps{Store: s.store, Access: access.authorizer, Metrics: s.metrics})
+	conditions := match.NewMeter(s.metrics)
+	hooks := webhook.New(webhook.Deps{Conditions: conditions, Store: s.store, Callout: callout.New(callout.Deps{Store: s.store}), Access: access.authorizer, Metrics: s.metrics, Log: s.log})
+	policies := policy.New(policy.Deps{Conditions: conditions, Store: s.store, Access: access.authorizer, Metrics: s.metrics})
 	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer,
 		Dynamic: []rest.Admission{policies.Mutating(), hooks.Mutating(), policies.Validating(), hooks.Validating()}})
 	if file := s.config.APIServer.AdmissionConfig; file != "" {

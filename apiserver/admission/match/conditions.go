@@ -3,6 +3,7 @@ package match
 import (
 	"context"
 	"sync"
+	"time"
 
 	celgo "github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/types"
@@ -26,10 +27,18 @@ var Environment = sync.OnceValue(func() *environment.EnvSet {
 
 var plain = sync.OnceValue(func() cel.ConditionCompiler { return cel.NewConditionCompiler(Environment()) })
 
+// What has conditions, as metrics call it.
+const (
+	Webhook = "webhook"
+	Policy  = "policy"
+)
+
 // Conditions are the match conditions of a webhook or policy, compiled. A nil *Conditions always holds.
 type Conditions struct {
-	eval cel.ConditionEvaluator
-	fail bool
+	eval  cel.ConditionEvaluator
+	fail  bool
+	meter *Meter
+	owner owner
 }
 
 // condition is one, as the compiler takes it.
@@ -55,36 +64,49 @@ func Compile(cs []admissionregv1.MatchCondition, c cel.ConditionCompiler, params
 	return &Conditions{eval: c.CompileCondition(all, vars, environment.StoredExpressions), fail: fail}
 }
 
+// Counted has evaluations be counted as those of a Webhook or Policy of that name, in a step: "admit" or "validate".
+func (c *Conditions) Counted(m *Meter, kind, name, step string) *Conditions {
+	if c != nil {
+		c.meter, c.owner = m, owner{name, kind, step}
+	}
+	return c
+}
+
 // Hold says whether all conditions are true of the request in the form. One that is false decides, whatever came of the others.
 func (c *Conditions) Hold(ctx context.Context, r *Request, form *api.Kind, params runtime.Object, authz authorizer.UnconditionalAuthorizer) (bool, error) {
 	if c == nil {
 		return true, nil
 	}
-	results, _, err := c.eval.ForInput(ctx, r.View(form), r.Review(form), cel.OptionalVariableBindings{VersionedParams: params, Authorizer: authz}, nil,
-		celconfig.RuntimeCELCostBudgetMatchConditions)
-	if err != nil {
-		return c.broken(err)
+	begin := time.Now()
+	ok, errs, err := c.evaluate(ctx, r, form, cel.OptionalVariableBindings{VersionedParams: params, Authorizer: authz})
+	if err == nil && ok {
+		err = utilerrors.NewAggregate(errs)
 	}
-	var errs []error
+	if err != nil {
+		ok = false
+		if !c.fail {
+			err = nil
+		}
+	}
+	c.meter.evaluated(c.owner, r, time.Since(begin), !ok && err == nil, len(errs))
+	return ok, err
+}
+
+// evaluate says whether no condition is false, and which could not be evaluated. The last error is about all.
+func (c *Conditions) evaluate(ctx context.Context, r *Request, form *api.Kind, vars cel.OptionalVariableBindings) (ok bool, errs []error, err error) {
+	results, _, err := c.eval.ForInput(ctx, r.View(form), r.Review(form), vars, nil, celconfig.RuntimeCELCostBudgetMatchConditions)
+	if err != nil {
+		return false, nil, err
+	}
 	for _, result := range results {
 		if result.Error != nil {
 			errs = append(errs, result.Error)
 		}
 		if result.EvalResult == types.False {
-			return false, nil
+			return false, errs, nil
 		}
 	}
-	if len(errs) > 0 {
-		return c.broken(utilerrors.NewAggregate(errs))
-	}
-	return true, nil
-}
-
-func (c *Conditions) broken(err error) (bool, error) {
-	if c.fail {
-		return false, err
-	}
-	return false, nil
+	return true, errs, nil
 }
 
 // Review describes the request, but for its objects, in the form: the variable "request" of expressions.

@@ -166,8 +166,10 @@ func (c *Criteria) Match(r *Request) (*api.Kind, error) {
 	if c.err != nil {
 		return nil, apierrors.NewInternalError(c.err)
 	}
-	if !c.objects.Empty() && !selects(c.objects, r.Object) && !selects(c.objects, old(r)) {
-		return nil, nil
+	if !c.objects.Empty() {
+		if now, old := r.labelled(); !selects(c.objects, now) && !selects(c.objects, old) {
+			return nil, nil
+		}
 	}
 	ok, err := c.inNamespace(r)
 	if !ok || err != nil {
@@ -176,12 +178,18 @@ func (c *Criteria) Match(r *Request) (*api.Kind, error) {
 	return form, nil
 }
 
-// old is the old object; the parent of what is opened is none.
-func old(r *Request) api.Object {
-	if r.Operation == rest.OpConnect {
-		return nil
+// labelled are the objects whose labels count: a Scale has none of its parent's, and the parent of what is opened is none.
+func (r *Request) labelled() (now, old api.Object) {
+	switch {
+	case r.Operation == rest.OpConnect:
+		return nil, nil
+	case r.Sub == "scale":
+		shown, was := r.As(r.Form())
+		now, _ = shown.(api.Object)
+		old, _ = was.(api.Object)
+		return now, old
 	}
-	return r.Old
+	return r.Object, r.Old
 }
 
 func selects(s labels.Selector, o api.Object) bool {

@@ -45,7 +45,7 @@ type validator struct {
 	validations, messages, audits cel.ConditionEvaluator
 }
 
-func compileValidator(p *admissionregv1.ValidatingAdmissionPolicy, fail bool) *validator {
+func compileValidator(p *admissionregv1.ValidatingAdmissionPolicy, fail bool, meter *match.Meter) *validator {
 	v := &validator{policy: p}
 	params := p.Spec.ParamKind != nil
 	vars := cel.OptionalVariableDeclarations{HasParams: params, HasAuthorizer: true}
@@ -54,7 +54,7 @@ func compileValidator(p *admissionregv1.ValidatingAdmissionPolicy, fail bool) *v
 		v.err = err
 		return v
 	}
-	v.conditions = match.Compile(p.Spec.MatchConditions, c, params, fail)
+	v.conditions = match.Compile(p.Spec.MatchConditions, c, params, fail).Counted(meter, match.Policy, p.Name, "validate")
 	validations, messages := make([]cel.ExpressionAccessor, len(p.Spec.Validations)), make([]cel.ExpressionAccessor, len(p.Spec.Validations))
 	for i, s := range p.Spec.Validations {
 		validations[i] = &expression{text: s.Expression, types: []*celgo.Type{celgo.BoolType}}
@@ -81,7 +81,7 @@ type mutator struct {
 	context    func(context.Context) cel.CompositionContext
 }
 
-func compileMutator(p *admissionregv1.MutatingAdmissionPolicy, fail bool) *mutator {
+func compileMutator(p *admissionregv1.MutatingAdmissionPolicy, fail bool, meter *match.Meter) *mutator {
 	m := &mutator{policy: p}
 	params := p.Spec.ParamKind != nil
 	vars := cel.OptionalVariableDeclarations{HasParams: params, HasAuthorizer: true}
@@ -91,7 +91,7 @@ func compileMutator(p *admissionregv1.MutatingAdmissionPolicy, fail bool) *mutat
 		return m
 	}
 	m.context = c.CreateContext
-	m.conditions = match.Compile(p.Spec.MatchConditions, c, params, fail)
+	m.conditions = match.Compile(p.Spec.MatchConditions, c, params, fail).Counted(meter, match.Policy, p.Name, "validate")
 	vars.HasPatchTypes = true
 	for _, s := range p.Spec.Mutations {
 		switch {

@@ -92,9 +92,6 @@ type mutating struct {
 }
 
 func (p *Policies) mutate(ctx context.Context, a *rest.Admitting) error {
-	if a.Operation == rest.OpDelete { // nothing that could be changed
-		return nil
-	}
 	all, err := p.mutating.all()
 	if err != nil || len(all) == 0 || match.Exempt(a) {
 		return err

@@ -32,6 +32,8 @@ type Deps struct {
 	// Access answers the variable "authorizer".
 	Access  authz.Authorizer
 	Metrics prometheus.Registerer
+	// Conditions counts evaluations of match conditions; nil: nobody does.
+	Conditions *match.Meter
 	// Kind finds a stored kind, or a form of one, that parameters may be of; nil: the built-in ones are known.
 	Kind func(schema.GroupVersionKind) *api.Kind
 }
@@ -51,8 +53,8 @@ func New(d Deps) *Policies {
 	}
 	return &Policies{
 		d: d, authz: match.Authorizer(d.Access), meter: newMeter(d.Metrics),
-		validating: newPolicies(d.Store, api.ValidatingAdmissionPolicyKind, api.ValidatingAdmissionPolicyBindingKind),
-		mutating:   newPolicies(d.Store, api.MutatingAdmissionPolicyKind, api.MutatingAdmissionPolicyBindingKind),
+		validating: newPolicies(d, api.ValidatingAdmissionPolicyKind, api.ValidatingAdmissionPolicyBindingKind),
+		mutating:   newPolicies(d, api.MutatingAdmissionPolicyKind, api.MutatingAdmissionPolicyBindingKind),
 	}
 }
 
@@ -96,7 +98,7 @@ type binding struct {
 	actions      []admissionregv1.ValidationAction
 }
 
-func definitionOf(o api.Object) *definition {
+func definitionOf(o api.Object, meter *match.Meter) *definition {
 	d := &definition{name: o.GetName()}
 	set := func(fail *admissionregv1.FailurePolicyType, kind *admissionregv1.ParamKind, m *admissionregv1.MatchResources) {
 		d.fail, d.params, d.criteria = fail == nil || *fail != admissionregv1.Ignore, kind, match.OfPolicy(m)
@@ -104,10 +106,10 @@ func definitionOf(o api.Object) *definition {
 	switch p := o.(type) {
 	case *admissionregv1.ValidatingAdmissionPolicy:
 		set(p.Spec.FailurePolicy, p.Spec.ParamKind, p.Spec.MatchConstraints)
-		d.check = sync.OnceValue(func() *validator { return compileValidator(p, d.fail) })
+		d.check = sync.OnceValue(func() *validator { return compileValidator(p, d.fail, meter) })
 	case *admissionregv1.MutatingAdmissionPolicy:
 		set(p.Spec.FailurePolicy, p.Spec.ParamKind, p.Spec.MatchConstraints)
-		d.change = sync.OnceValue(func() *mutator { return compileMutator(p, d.fail) })
+		d.change = sync.OnceValue(func() *mutator { return compileMutator(p, d.fail, meter) })
 	}
 	return d
 }
@@ -126,6 +128,7 @@ func bindingOf(o api.Object) *binding {
 type policies struct {
 	store         *store.Store
 	kind, binding *api.Kind
+	conditions    *match.Meter
 
 	mu          sync.RWMutex
 	follower    *follow.Follower
@@ -135,9 +138,9 @@ type policies struct {
 	stale       bool          // definitions or bindings are newer than ordered
 }
 
-func newPolicies(s *store.Store, kind, bound *api.Kind) *policies {
-	p := &policies{store: s, kind: kind, binding: bound}
-	p.follower = follow.New(s, p, kind, bound)
+func newPolicies(d Deps, kind, bound *api.Kind) *policies {
+	p := &policies{store: d.Store, kind: kind, binding: bound, conditions: d.Conditions}
+	p.follower = follow.New(d.Store, p, kind, bound)
 	return p
 }
 
@@ -155,7 +158,7 @@ func (p *policies) Change(k *api.Kind, now, old api.Object) {
 	case now == nil:
 		delete(p.bindings, old.GetName())
 	case k == p.kind:
-		p.definitions[now.GetName()] = definitionOf(now)
+		p.definitions[now.GetName()] = definitionOf(now, p.conditions)
 	default:
 		p.bindings[now.GetName()] = bindingOf(now)
 	}

@@ -332,3 +332,18 @@ func TestMutatingTyped(t *testing.T) {
 		t.Errorf("scaled to %+v", e.Object)
 	}
 }
+
+// Where nothing is configured, requests pass at no cost.
+func TestIdle(t *testing.T) {
+	s := servertest.Store(t)
+	w := policy.New(policy.Deps{Store: s, Access: nobody{}, Metrics: prometheus.NewRegistry()})
+	a := &rest.Admitting{User: &authn.User{Name: "u"}, Operation: rest.OpCreate, Kind: api.ConfigMapKind, Key: api.Key{Namespace: "ns"}, Object: configMap("x")}
+	mutate, validate := w.Mutating().Mutate, w.Validating().Validate
+	if n := testing.AllocsPerRun(100, func() {
+		if mutate(t.Context(), a) != nil || validate(t.Context(), a) != nil {
+			t.Error("refused")
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -11,13 +11,10 @@ import (
 
 // meter is what is counted, by upstream's names.
 type meter struct {
-	took             *prometheus.HistogramVec
-	rejected         *prometheus.CounterVec
-	open             *prometheus.CounterVec
-	asked            *prometheus.CounterVec
-	conditionErrors  *prometheus.CounterVec
-	conditionSkipped *prometheus.CounterVec
-	conditionTook    *prometheus.HistogramVec
+	took     *prometheus.HistogramVec
+	rejected *prometheus.CounterVec
+	open     *prometheus.CounterVec
+	asked    *prometheus.CounterVec
 }
 
 func newMeter(r prometheus.Registerer) *meter {
@@ -36,30 +33,9 @@ func newMeter(r prometheus.Registerer) *meter {
 		open: counter("webhook_fail_open_count", "Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).", "name", "type"),
 		asked: counter("webhook_request_total", "Admission webhook request total, identified by name and broken out for each admission type (validating or admit) and operation. Additional labels specify whether the request was rejected or not and an HTTP status code. Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded.",
 			"name", "type", "operation", "code", "rejected"),
-		conditionErrors: counter("match_condition_evaluation_errors_total", "Admission match condition evaluation errors count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).",
-			"name", "kind", "type", "operation"),
-		conditionSkipped: counter("match_condition_exclusions_total", "Admission match condition evaluation exclusions count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).",
-			"name", "kind", "type", "operation"),
-		conditionTook: histogram("match_condition_evaluation_seconds", "Admission match condition evaluation time in seconds, identified by name and broken out for each kind containing matchConditions (webhook or policy), operation and type (validate or admit).",
-			[]float64{0.001, 0.005, 0.01, 0.025, 0.1, 0.2, 0.25}, "name", "kind", "type", "operation"),
 	}
-	r.MustRegister(m.took, m.rejected, m.open, m.asked, m.conditionErrors, m.conditionSkipped, m.conditionTook)
+	r.MustRegister(m.took, m.rejected, m.open, m.asked)
 	return m
-}
-
-// condition counts an evaluation of match conditions.
-func (m *meter) condition(name, step, operation string, took time.Duration, ok bool, err error) {
-	if step == "validating" {
-		step = "validate" // as upstream calls it here
-	}
-	labels := []string{name, "webhook", step, operation}
-	m.conditionTook.WithLabelValues(labels...).Observe(took.Seconds())
-	switch {
-	case err != nil:
-		m.conditionErrors.WithLabelValues(labels...).Inc()
-	case !ok:
-		m.conditionSkipped.WithLabelValues(labels...).Inc()
-	}
 }
 
 // mostCode is the largest code that is told apart.

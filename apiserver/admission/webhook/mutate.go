@@ -60,7 +60,7 @@ func (w *Webhooks) mutate(ctx context.Context, a *rest.Admitting) error {
 		}
 	}
 	for i, h := range all {
-		form, err := w.relevant(ctx, r, h, "admit")
+		form, err := w.relevant(ctx, r, h)
 		if err != nil {
 			return err
 		}

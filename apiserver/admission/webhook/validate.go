@@ -3,6 +3,7 @@ package webhook
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -30,7 +31,7 @@ func (w *Webhooks) validate(ctx context.Context, a *rest.Admitting) error {
 	r := match.New(w.d.Store, a)
 	var asked []*asking
 	for _, h := range all {
-		form, err := w.relevant(ctx, r, h, "validating")
+		form, err := w.relevant(ctx, r, h)
 		if err != nil {
 			return err
 		}
@@ -48,6 +49,13 @@ func (w *Webhooks) validate(ctx context.Context, a *rest.Admitting) error {
 	var wg sync.WaitGroup
 	for _, k := range asked {
 		wg.Go(func() {
+			// Of a request's own goroutine the server takes care; here a panic would end it.
+			defer func() {
+				if v := recover(); v != nil {
+					w.d.Log.Error("webhook call panicked", "webhook", k.hook.name, "err", v, "stack", string(debug.Stack()))
+					k.err = apierrors.NewInternalError(fmt.Errorf("ValidatingAdmissionWebhook/%v has panicked: %v", k.hook.name, v))
+				}
+			}()
 			begin := time.Now()
 			k.answer, k.err = w.call(ctx, r, k.hook, k.form, false)
 			w.meter.called(k.hook, "validating", string(r.Operation), time.Since(begin), k.err)

@@ -40,7 +40,9 @@ type Deps struct {
 	// Access answers the variable "authorizer" of match conditions.
 	Access  authz.Authorizer
 	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	// Conditions counts evaluations of match conditions; nil: nobody does.
+	Conditions *match.Meter
+	Log        *slog.Logger
 }
 
 // Webhooks are those of the cluster.
@@ -55,7 +57,7 @@ type Webhooks struct {
 func New(d Deps) *Webhooks {
 	return &Webhooks{
 		d: d, authz: match.Authorizer(d.Access), meter: newMeter(d.Metrics),
-		mutating: newHooks(d.Store, api.MutatingWebhookConfigurationKind), validating: newHooks(d.Store, api.ValidatingWebhookConfigurationKind),
+		mutating: newHooks(d, api.MutatingWebhookConfigurationKind), validating: newHooks(d, api.ValidatingWebhookConfigurationKind),
 	}
 }
 
@@ -84,12 +86,15 @@ type hook struct {
 }
 
 // hooksOf returns the webhooks of a configuration of either sort.
-func hooksOf(o api.Object) (all []*hook) {
+func hooksOf(o api.Object, meter *match.Meter) (all []*hook) {
+	step := "admit"
 	add := func(name string, client *admissionregv1.WebhookClientConfig, c *match.Criteria, conditions []admissionregv1.MatchCondition, fail *admissionregv1.FailurePolicyType,
 		effects *admissionregv1.SideEffectClass, seconds *int32, versions []string) *hook {
 		h := &hook{configuration: o.GetName(), name: name, id: fmt.Sprintf("%s/%s/%d", o.GetName(), name, len(all)), target: target(client), criteria: c}
 		h.ignore = fail != nil && *fail == admissionregv1.Ignore
-		h.conditions = sync.OnceValue(func() *match.Conditions { return match.Compile(conditions, nil, false, !h.ignore) })
+		h.conditions = sync.OnceValue(func() *match.Conditions {
+			return match.Compile(conditions, nil, false, !h.ignore).Counted(meter, match.Webhook, name, step)
+		})
 		h.dryRun = effects != nil && (*effects == admissionregv1.SideEffectClassNone || *effects == admissionregv1.SideEffectClassNoneOnDryRun)
 		if seconds != nil {
 			h.timeout = time.Duration(*seconds) * time.Second
@@ -108,6 +113,7 @@ func hooksOf(o api.Object) (all []*hook) {
 			h.again = w.ReinvocationPolicy != nil && *w.ReinvocationPolicy == admissionregv1.IfNeededReinvocationPolicy
 		}
 	case *admissionregv1.ValidatingWebhookConfiguration:
+		step = "validate"
 		for i := range c.Webhooks {
 			w := &c.Webhooks[i]
 			add(w.Name, &w.ClientConfig, match.OfWebhook(w.Rules, w.MatchPolicy, w.NamespaceSelector, w.ObjectSelector), w.MatchConditions, w.FailurePolicy, w.SideEffects, w.TimeoutSeconds, w.AdmissionReviewVersions)
@@ -135,8 +141,9 @@ func target(c *admissionregv1.WebhookClientConfig) callout.Target {
 
 // hooks are the webhooks of one sort, followed in the store.
 type hooks struct {
-	store *store.Store
-	kind  *api.Kind
+	store      *store.Store
+	kind       *api.Kind
+	conditions *match.Meter
 
 	mu       sync.RWMutex
 	follower *follow.Follower
@@ -144,9 +151,9 @@ type hooks struct {
 	ordered  []*hook            // of all, nil when byName has changed; never changed in place
 }
 
-func newHooks(s *store.Store, k *api.Kind) *hooks {
-	h := &hooks{store: s, kind: k}
-	h.follower = follow.New(s, h, k)
+func newHooks(d Deps, k *api.Kind) *hooks {
+	h := &hooks{store: d.Store, kind: k, conditions: d.Conditions}
+	h.follower = follow.New(d.Store, h, k)
 	return h
 }
 
@@ -160,7 +167,7 @@ func (h *hooks) Change(_ *api.Kind, now, old api.Object) {
 		delete(h.byName, old.GetName())
 		return
 	}
-	h.byName[now.GetName()] = hooksOf(now)
+	h.byName[now.GetName()] = hooksOf(now, h.conditions)
 }
 
 // all returns the webhooks in the order of asking.
@@ -180,6 +187,7 @@ func (h *hooks) all() ([]*hook, error) {
 		return nil, err
 	}
 	if h.ordered == nil {
+		h.ordered = []*hook{}
 		for _, of := range h.byName {
 			h.ordered = append(h.ordered, of...)
 		}
@@ -190,7 +198,7 @@ func (h *hooks) all() ([]*hook, error) {
 }
 
 // relevant returns the form in which the webhook is to be asked about the request, nil where it is not.
-func (w *Webhooks) relevant(ctx context.Context, r *match.Request, h *hook, step string) (*api.Kind, error) {
+func (w *Webhooks) relevant(ctx context.Context, r *match.Request, h *hook) (*api.Kind, error) {
 	form, err := h.criteria.Match(r)
 	if form == nil || err != nil {
 		return nil, err
@@ -199,9 +207,7 @@ func (w *Webhooks) relevant(ctx context.Context, r *match.Request, h *hook, step
 	if c == nil {
 		return form, nil
 	}
-	begin := time.Now()
 	ok, err := c.Hold(ctx, r, form, nil, w.authz)
-	w.meter.condition(h.name, step, string(r.Operation), time.Since(begin), ok, err)
 	if err != nil {
 		w.d.Log.Warn("match conditions of webhook failed", "webhook", h.name, "configuration", h.configuration, "err", err)
 		return nil, apierrors.NewForbidden(r.Form().GroupResource(), r.Key.Name, err)

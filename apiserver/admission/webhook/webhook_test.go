@@ -29,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/admission/match"
 	"github.com/yare-dev/yare/apiserver/admission/webhook"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -43,12 +44,13 @@ type reply func(q *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse
 
 // bench is a pipeline with webhooks that are served at one URL, by path.
 type bench struct {
-	t      *testing.T
-	s      *store.Store
-	pipe   *rest.Pipeline
-	ctx    context.Context
-	server *httptest.Server
-	ca     []byte
+	t       *testing.T
+	s       *store.Store
+	pipe    *rest.Pipeline
+	ctx     context.Context
+	server  *httptest.Server
+	metrics *prometheus.Registry
+	ca      []byte
 
 	mu      sync.Mutex
 	replies map[string]reply
@@ -92,11 +94,11 @@ func (nobody) Authorize(_ context.Context, a *authz.Attributes) (bool, string, e
 
 func newBench(t *testing.T, before ...rest.Admission) *bench {
 	t.Helper()
-	b := &bench{t: t, s: servertest.Store(t), replies: map[string]reply{}, noted: map[string]string{}, last: map[string]*admissionv1.AdmissionReview{}}
+	b := &bench{t: t, s: servertest.Store(t), metrics: prometheus.NewRegistry(), replies: map[string]reply{}, noted: map[string]string{}, last: map[string]*admissionv1.AdmissionReview{}}
 	b.server = httptest.NewTLSServer(http.HandlerFunc(b.serve))
 	t.Cleanup(b.server.Close)
 	b.ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.server.Certificate().Raw})
-	w := webhook.New(webhook.Deps{Store: b.s, Callout: callout.New(callout.Deps{Store: b.s}), Access: nobody{}, Metrics: prometheus.NewRegistry(),
+	w := webhook.New(webhook.Deps{Store: b.s, Callout: callout.New(callout.Deps{Store: b.s}), Access: nobody{}, Metrics: b.metrics, Conditions: match.NewMeter(b.metrics),
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	b.pipe = rest.NewPipeline(b.s, append(before, w.Mutating(), w.Validating()))
 	b.ctx = authn.WithUser(t.Context(), &authn.User{Name: "u", UID: "1", Groups: []string{"g"}, Extra: map[string][]string{"k": {"v"}}})
@@ -513,6 +515,50 @@ func TestSubresources(t *testing.T) {
 	b.want(err, 403, "no shells")
 }
 
+// What is counted, by upstream's names and labels.
+func TestMetrics(t *testing.T) {
+	b := newBench(t)
+	b.replies["/v"], b.replies["/m"] = deny("no", 700), allow
+	b.mutating("c", "m", rule("configmaps", "*"), nil)
+	b.mutating("d", "broken", rule("configmaps", "*"), func(h *admissionregv1.MutatingWebhook) { h.FailurePolicy = ptr(admissionregv1.Ignore) })
+	b.mutating("e", "skipped", rule("configmaps", "*"), func(h *admissionregv1.MutatingWebhook) {
+		h.MatchConditions = []admissionregv1.MatchCondition{{Name: "n", Expression: "object.data.none == 'x'"}, {Name: "f", Expression: "false"}}
+	})
+	b.validating("c", "v", rule("configmaps", "*"), nil)
+	_, err := b.create(configMaps, configMap("x"))
+	b.want(err, 700, "no")
+	all, err := b.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, family := range all {
+		for _, m := range family.GetMetric() {
+			line := strings.TrimPrefix(family.GetName(), "apiserver_admission_")
+			for _, l := range m.GetLabel() {
+				line += " " + l.GetName() + "=" + l.GetValue()
+			}
+			got = append(got, fmt.Sprint(line, " ", m.GetCounter().GetValue()+float64(m.GetHistogram().GetSampleCount())))
+		}
+	}
+	want := []string{
+		"match_condition_evaluation_errors_total kind=webhook name=skipped.example.com operation=CREATE type=admit 1",
+		"match_condition_evaluation_seconds kind=webhook name=skipped.example.com operation=CREATE type=admit 1",
+		"match_condition_exclusions_total kind=webhook name=skipped.example.com operation=CREATE type=admit 1",
+		"webhook_admission_duration_seconds name=broken.example.com operation=CREATE rejected=false type=admit 1",
+		"webhook_admission_duration_seconds name=m.example.com operation=CREATE rejected=false type=admit 1",
+		"webhook_admission_duration_seconds name=v.example.com operation=CREATE rejected=true type=validating 1",
+		"webhook_fail_open_count name=broken.example.com type=admit 1",
+		"webhook_rejection_count error_type=no_error name=v.example.com operation=CREATE rejection_code=600 type=validating 1",
+		"webhook_request_total code=200 name=m.example.com operation=CREATE rejected=false type=admit 1",
+		"webhook_request_total code=404 name=broken.example.com operation=CREATE rejected=false type=admit 1",
+		"webhook_request_total code=600 name=v.example.com operation=CREATE rejected=true type=validating 1",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("counted\n%s", strings.Join(got, "\n"))
+	}
+}
+
 // The objects of a collection are deleted together, and what webhooks say of each is heard.
 func TestCollection(t *testing.T) {
 	b := newBench(t)
@@ -548,5 +594,20 @@ func TestFollowed(t *testing.T) {
 		if _, err := b.create(configMaps, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "g-"}}); err != nil {
 			t.Fatalf("asked after it was removed: %v", err)
 		}
+	}
+}
+
+// Where nothing is configured, requests pass at no cost.
+func TestIdle(t *testing.T) {
+	s := servertest.Store(t)
+	w := webhook.New(webhook.Deps{Store: s, Access: nobody{}, Metrics: prometheus.NewRegistry()})
+	a := &rest.Admitting{User: &authn.User{Name: "u"}, Operation: rest.OpCreate, Kind: api.ConfigMapKind, Key: api.Key{Namespace: "ns"}, Object: configMap("x")}
+	mutate, validate := w.Mutating().Mutate, w.Validating().Validate
+	if n := testing.AllocsPerRun(100, func() {
+		if mutate(t.Context(), a) != nil || validate(t.Context(), a) != nil {
+			t.Error("refused")
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
