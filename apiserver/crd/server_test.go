@@ -15,6 +15,7 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	clientrest "k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/crd"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/apiserver/servertest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/remote"
@@ -47,16 +49,18 @@ type world struct {
 	stop  func() // ends what serves definitions
 }
 
-func start(t testing.TB) *world { return over(t, servertest.Store(t)) }
+func start(t testing.TB, plugins ...rest.Admission) *world {
+	return over(t, servertest.Store(t), plugins...)
+}
 
 // over is start over a store that has something in it.
-func over(t testing.TB, s *store.Store) *world {
+func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	t.Helper()
 	rbac := authz.NewRBAC(s)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: log,
 		Resources:      builtin.All(builtin.Deps{Store: s, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/24")}),
-		Authenticators: []authn.Authenticator{master{}}})
+		Authenticators: []authn.Authenticator{master{}}, Admission: plugins})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,6 +343,47 @@ func TestDeleted(t *testing.T) {
 	w.define(cronTabs)
 	if a := w.call("GET", tabs, ""); !strings.Contains(a.Body.String(), `"items":[]`) {
 		t.Error("defined again, but not empty:", a.Body)
+	}
+}
+
+// What admission adds is pruned and completed like what clients send.
+func TestAdmitted(t *testing.T) {
+	w := start(t, rest.Admission{Name: "adds", Mutate: func(_ context.Context, a *rest.Admitting) error {
+		if o, ok := a.Object.(*unstructured.Unstructured); ok {
+			o.Object["spec"] = map[string]any{"cronSpec": "y", "unknown": "x"}
+		}
+		return nil
+	}})
+	w.define(cronTabs)
+	const want = `"spec":{"cronSpec":"y","replicas":1}`
+	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); !strings.Contains(a.Body.String(), want) {
+		t.Error("created:", a.Body)
+	}
+	if a := w.call("GET", tabs+"/a", ""); !strings.Contains(a.Body.String(), want) {
+		t.Error("read:", a.Body)
+	}
+}
+
+// CBOR and YAML are taken as they are given.
+func TestBodies(t *testing.T) {
+	w := start(t)
+	w.define(cronTabs)
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "stable.example.com/v1", "kind": "CronTab",
+		"metadata": map[string]any{"name": "c"}, "spec": map[string]any{"cronSpec": "x", "replicas": int64(2), "unknown": int64(1)}}}
+	b, err := api.EncodeCBOR(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `"spec":{"cronSpec":"x","replicas":2}`
+	if a := w.call("POST", tabs, string(b), "Content-Type", "application/cbor"); a.Code != http.StatusCreated || !strings.Contains(a.Body.String(), want) {
+		t.Error("CBOR:", a.Code, a.Body)
+	}
+	text := "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: y}\nspec: {cronSpec: x, replicas: 2}\n"
+	if a := w.call("POST", tabs, strings.Replace(text, "y}", "yy}", 1), "Content-Type", "application/yaml"); a.Code != http.StatusCreated || !strings.Contains(a.Body.String(), want) {
+		t.Error("YAML:", a.Code, a.Body)
+	}
+	if a := w.call("POST", tabs, "k8s\x00x", "Content-Type", protos); a.Code != http.StatusBadRequest {
+		t.Error("protobuf:", a.Code, a.Body)
 	}
 }
 

@@ -95,6 +95,9 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object) (*store
 		return nil, err
 	}
 	o = a.Object
+	if err := r.afterAdmission(o); err != nil {
+		return nil, err
+	}
 	r.uniqueOwners(o, true)
 	if err := p.prepareCreate(ctx, r, o); err != nil {
 		return nil, err

@@ -94,6 +94,19 @@ func (c *Custom) unknown(o api.Object) ([]error, error) {
 // of what is no object of the kind at all.
 func (a Any) Unknown(o api.Object) ([]error, error) { return a.r.custom.unknown(o) }
 
+// afterAdmission has o be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know is
+// dropped as if a client had sent it.
+func (r *Request) afterAdmission(o api.Object) error {
+	c := r.Any.r.custom
+	if c == nil {
+		return nil
+	}
+	if err := c.Settle(o, false); err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	return nil
+}
+
 // terminating refuses to create what would hold up the end of its definition.
 func (p *Pipeline) terminating(r *Request) error {
 	c := r.Any.r.custom
