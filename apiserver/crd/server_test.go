@@ -419,6 +419,22 @@ func TestChanged(t *testing.T) {
 	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
 		t.Fatal(a.Body)
 	}
+	watching := make(chan string, 1)
+	go func() { watching <- w.call("GET", tabs+"?watch=1&timeoutSeconds=60", "").Body.String() }()
+	seen := make(chan bool)
+	go func() {
+		for e, err := range w.admin.Watch(t.Context(), api.Defined(c, "v1"), client.Query{}, 0) {
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			if o, ok := e.Object.(*unstructured.Unstructured); ok && e.Op == client.Modified {
+				more, _, _ := unstructured.NestedString(o.Object, "spec", "more")
+				seen <- more == "given"
+				break
+			}
+		}
+	}()
 	_, err := client.Mutate(t.Context(), w.admin, c, "", func(c *apiextensionsv1.CustomResourceDefinition) {
 		spec := c.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"]
 		spec.Properties["more"] = apiextensionsv1.JSONSchemaProps{Type: "string", Default: &apiextensionsv1.JSON{Raw: []byte(`"new"`)}}
@@ -431,6 +447,18 @@ func TestChanged(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the new default is not seen")
 		}
+	}
+	if text := <-watching; !strings.Contains(text, `"ADDED"`) { // it ends, for the client to see the objects anew
+		t.Error(text)
+	}
+	if a := w.call("PATCH", tabs+"/a", `{"spec":{"more":"given"}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Body)
+	}
+	if !<-seen {
+		t.Error("a component still sees the schema of old")
+	}
+	if a := w.call("PATCH", tabs+"/a", `{"spec":{"more":null}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Body)
 	}
 	for _, path := range []string{tabs, tabs + "?watch=1&timeoutSeconds=1"} {
 		if a := w.call("GET", path, ""); !strings.Contains(a.Body.String(), `"more":"new"`) {

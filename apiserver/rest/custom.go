@@ -45,6 +45,9 @@ type Custom struct {
 	Coerce func(o api.Object) (unknown []string, err error)
 	// Types returns what knows how objects of all versions merge.
 	Types func() managedfields.TypeConverter
+	// Serving ends when the definition has become another: watches end then, since what they show would be by a schema of old, and
+	// clients begin them anew from where they were.
+	Serving context.Context
 	// ReplicasPath is where /scale has the replicas.
 	ReplicasPath []string
 
