@@ -181,10 +181,10 @@ func (v groupVersion) document() *metav1.APIResourceList {
 	l := &metav1.APIResourceList{
 		TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: v.String(),
 	}
-	for _, a := range v.kinds {
+	byName := func(a, b rest.Any) int { return strings.Compare(a.Kind.Plural, b.Kind.Plural) }
+	for _, a := range slices.SortedFunc(slices.Values(v.kinds), byName) {
 		l.APIResources = append(l.APIResources, a.APIResources()...)
 	}
-	slices.SortFunc(l.APIResources, func(a, b metav1.APIResource) int { return strings.Compare(a.Name, b.Name) })
 	return l
 }
 

@@ -148,7 +148,15 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 				yield(client.Event{}, err)
 				return
 			}
-			err = follow(ctx, k, w, yield)
+			err = follow(ctx, w, yield)
+			if errors.Is(err, io.EOF) { // the kind has become another, or is no more
+				if _, r, err = l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q.Fields); err != nil {
+					yield(client.Event{}, err)
+					return
+				}
+				o = rest.WatchOptions{Selection: selection(q), Version: w.Told().String()}
+				continue
+			}
 			if !apierrors.IsResourceExpired(err) {
 				if err != nil && ctx.Err() == nil {
 					yield(client.Event{}, err)
@@ -167,13 +175,10 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 	}
 }
 
-// follow yields the watch's events. It returns nil when the caller wants no more, and NotFound where the kind is no more.
-func follow(ctx context.Context, k *api.Kind, w *rest.Watch, yield func(client.Event, error) bool) error {
+// follow yields the watch's events. It returns nil when the caller wants no more.
+func follow(ctx context.Context, w *rest.Watch, yield func(client.Event, error) bool) error {
 	for {
 		events, err := w.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return apierrors.NewNotFound(k.GroupResource(), "")
-		}
 		if err != nil {
 			return err
 		}

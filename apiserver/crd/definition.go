@@ -58,9 +58,9 @@ type definedVersion struct {
 // errSchema is what a client is told of a schema that cannot be compiled, which one that was accepted can.
 var errSchema = errors.New("the server could not properly serve the CR schema")
 
-// Kinds returns what crd serves until ctx ends, a rest.Any for each version. Stored is the kind that its objects are held as. Hooks
-// reaches conversion webhooks. Nothing is compiled yet.
-func Kinds(ctx context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
+// Kinds returns what crd serves until ctx ends, a rest.Any for each version. Serving ends when crd has become another. Stored is the
+// kind that its objects are held as. Hooks reaches conversion webhooks. Nothing is compiled yet.
+func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
 	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}}
 	d.types = sync.OnceValue(d.mergeTypes)
 	var all []rest.Any
@@ -70,7 +70,7 @@ func Kinds(ctx context.Context, crd *apiextensionsv1.CustomResourceDefinition, s
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
 		if v.spec.Served {
-			all = append(all, v.register(ctx))
+			all = append(all, v.register(ctx, serving))
 		}
 	}
 	return all
@@ -79,9 +79,9 @@ func Kinds(ctx context.Context, crd *apiextensionsv1.CustomResourceDefinition, s
 // object is the type of custom resources.
 type object = *unstructured.Unstructured
 
-func (v *definedVersion) register(ctx context.Context) rest.Any {
+func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
 	custom := &rest.Custom{
-		Definition: v.d.crd, Stored: v.d.stored,
+		Definition: v.d.crd, Stored: v.d.stored, Serving: serving,
 		Status:  v.spec.Subresources != nil && v.spec.Subresources.Status != nil,
 		Convert: v.d.convert,
 		ConvertAlone: func(o api.Object, version string) (api.Object, error) {

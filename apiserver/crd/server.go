@@ -52,6 +52,7 @@ type served struct {
 	crd    *apiextensionsv1.CustomResourceDefinition
 	stored *api.Kind
 	kinds  []rest.Any
+	end    context.CancelFunc // of their Serving
 }
 
 // retryAfter is how long what failed waits for another attempt.
@@ -118,8 +119,11 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 		}
 	}
 	for name, old := range s.served {
-		if now := next[name]; now == nil || now.stored != old.stored {
-			s.d.Store.Remove(old.stored)
+		switch now := next[name]; {
+		case now == nil || now.stored != old.stored:
+			s.d.Store.Remove(old.stored) // which ends its watches after their last event
+		case now != old:
+			old.end()
 		}
 	}
 	s.served, all = next, !again
@@ -157,7 +161,7 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 		if !differs(old.crd, c) {
 			return old, nil
 		}
-		return &served{c, old.stored, Kinds(ctx, c, old.stored, s.d.Hooks)}, nil
+		return s.serve(ctx, c, old.stored), nil
 	}
 	if old != nil { // deleted and defined again
 		s.d.Store.Remove(old.stored)
@@ -172,7 +176,12 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 	if err := s.d.Store.Add(ctx, stored); err != nil {
 		return nil, err
 	}
-	return &served{c, stored, Kinds(ctx, c, stored, s.d.Hooks)}, nil
+	return s.serve(ctx, c, stored), nil
+}
+
+func (s *Server) serve(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, stored *api.Kind) *served {
+	serving, end := context.WithCancel(ctx)
+	return &served{c, stored, Kinds(ctx, serving, c, stored, s.d.Hooks), end}
 }
 
 // differs says that b is not served as a is.

@@ -2,7 +2,6 @@ package crd_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	clientrest "k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
@@ -25,6 +25,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/builtin"
 	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/crd"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/apiserver/servertest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/remote"
@@ -47,16 +48,18 @@ type world struct {
 	stop  func() // ends what serves definitions
 }
 
-func start(t testing.TB) *world { return over(t, servertest.Store(t)) }
+func start(t testing.TB, plugins ...rest.Admission) *world {
+	return over(t, servertest.Store(t), plugins...)
+}
 
 // over is start over a store that has something in it.
-func over(t testing.TB, s *store.Store) *world {
+func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	t.Helper()
 	rbac := authz.NewRBAC(s)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: log,
 		Resources:      builtin.All(builtin.Deps{Store: s, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/24")}),
-		Authenticators: []authn.Authenticator{master{}}})
+		Authenticators: []authn.Authenticator{master{}}, Admission: plugins})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +345,47 @@ func TestDeleted(t *testing.T) {
 	}
 }
 
+// What admission adds is pruned and completed like what clients send.
+func TestAdmitted(t *testing.T) {
+	w := start(t, rest.Admission{Name: "adds", Mutate: func(_ context.Context, a *rest.Admitting) error {
+		if o, ok := a.Object.(*unstructured.Unstructured); ok {
+			o.Object["spec"] = map[string]any{"cronSpec": "y", "unknown": "x"}
+		}
+		return nil
+	}})
+	w.define(cronTabs)
+	const want = `"spec":{"cronSpec":"y","replicas":1}`
+	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); !strings.Contains(a.Body.String(), want) {
+		t.Error("created:", a.Body)
+	}
+	if a := w.call("GET", tabs+"/a", ""); !strings.Contains(a.Body.String(), want) {
+		t.Error("read:", a.Body)
+	}
+}
+
+// CBOR and YAML are taken as they are given.
+func TestBodies(t *testing.T) {
+	w := start(t)
+	w.define(cronTabs)
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "stable.example.com/v1", "kind": "CronTab",
+		"metadata": map[string]any{"name": "c"}, "spec": map[string]any{"cronSpec": "x", "replicas": int64(2), "unknown": int64(1)}}}
+	b, err := api.EncodeCBOR(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `"spec":{"cronSpec":"x","replicas":2}`
+	if a := w.call("POST", tabs, string(b), "Content-Type", "application/cbor"); a.Code != http.StatusCreated || !strings.Contains(a.Body.String(), want) {
+		t.Error("CBOR:", a.Code, a.Body)
+	}
+	text := "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: y}\nspec: {cronSpec: x, replicas: 2}\n"
+	if a := w.call("POST", tabs, strings.Replace(text, "y}", "yy}", 1), "Content-Type", "application/yaml"); a.Code != http.StatusCreated || !strings.Contains(a.Body.String(), want) {
+		t.Error("YAML:", a.Code, a.Body)
+	}
+	if a := w.call("POST", tabs, "k8s\x00x", "Content-Type", protos); a.Code != http.StatusBadRequest {
+		t.Error("protobuf:", a.Code, a.Body)
+	}
+}
+
 // A server that starts serves what was defined before it is ready.
 func TestRestart(t *testing.T) {
 	s := servertest.Store(t)
@@ -374,6 +418,22 @@ func TestChanged(t *testing.T) {
 	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
 		t.Fatal(a.Body)
 	}
+	watching := make(chan string, 1)
+	go func() { watching <- w.call("GET", tabs+"?watch=1&timeoutSeconds=60", "").Body.String() }()
+	seen := make(chan bool)
+	go func() {
+		for e, err := range w.admin.Watch(t.Context(), api.Defined(c, "v1"), client.Query{}, 0) {
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			if o, ok := e.Object.(*unstructured.Unstructured); ok && e.Op == client.Modified {
+				more, _, _ := unstructured.NestedString(o.Object, "spec", "more")
+				seen <- more == "given"
+				break
+			}
+		}
+	}()
 	_, err := client.Mutate(t.Context(), w.admin, c, "", func(c *apiextensionsv1.CustomResourceDefinition) {
 		spec := c.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"]
 		spec.Properties["more"] = apiextensionsv1.JSONSchemaProps{Type: "string", Default: &apiextensionsv1.JSON{Raw: []byte(`"new"`)}}
@@ -387,119 +447,22 @@ func TestChanged(t *testing.T) {
 			t.Fatal("the new default is not seen")
 		}
 	}
+	if text := <-watching; !strings.Contains(text, `"ADDED"`) { // it ends, for the client to see the objects anew
+		t.Error(text)
+	}
+	if a := w.call("PATCH", tabs+"/a", `{"spec":{"more":"given"}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Body)
+	}
+	if !<-seen {
+		t.Error("a component still sees the schema of old")
+	}
+	if a := w.call("PATCH", tabs+"/a", `{"spec":{"more":null}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Body)
+	}
 	for _, path := range []string{tabs, tabs + "?watch=1&timeoutSeconds=1"} {
 		if a := w.call("GET", path, ""); !strings.Contains(a.Body.String(), `"more":"new"`) {
 			t.Error(path, a.Body)
 		}
-	}
-}
-
-// hook is a conversion webhook that keeps hostPort in v1 and host and port in v2.
-func hook(t *testing.T, spoil func(o map[string]any)) (url string, authority []byte) {
-	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var review map[string]any
-		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
-			t.Error(err)
-		}
-		request := review["request"].(map[string]any)
-		var converted []any
-		for _, raw := range request["objects"].([]any) {
-			o := raw.(map[string]any)
-			if request["desiredAPIVersion"] == "stable.example.com/v2" {
-				host, port, _ := strings.Cut(fmt.Sprint(o["hostPort"]), ":")
-				delete(o, "hostPort")
-				o["host"], o["port"] = host, port
-			} else {
-				o["hostPort"] = fmt.Sprint(o["host"], ":", o["port"])
-				delete(o, "host")
-				delete(o, "port")
-			}
-			o["apiVersion"] = request["desiredAPIVersion"]
-			if spoil != nil {
-				spoil(o)
-			}
-			converted = append(converted, o)
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": map[string]any{
-			"uid": request["uid"], "convertedObjects": converted, "result": map[string]any{"status": "Success"}}})
-	}))
-	t.Cleanup(s.Close)
-	return s.URL, pemOf(s.Certificate().Raw)
-}
-
-const hosts = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: hosts.stable.example.com}
-spec:
-  group: stable.example.com
-  scope: Cluster
-  names: {plural: hosts, singular: host, kind: Host}
-  conversion:
-    strategy: Webhook
-    webhook:
-      conversionReviewVersions: [v1]
-      clientConfig: {url: %q, caBundle: %s}
-  versions:
-  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, properties: {hostPort: {type: string}}}}}
-  - {name: v2, served: true, storage: false, schema: {openAPIV3Schema: {type: object, properties: {host: {type: string}, port: {type: string}}}}}
-`
-
-// Versions that differ are converted by a webhook, what is read and what is written.
-func TestConverted(t *testing.T) {
-	w := start(t)
-	url, authority := hook(t, nil)
-	w.define(fmt.Sprintf(hosts, url, authority))
-	const v1, v2 = "/apis/stable.example.com/v1/hosts", "/apis/stable.example.com/v2/hosts"
-	for _, s := range []struct{ method, path, body, typ, has string }{
-		{"POST", v1, `{"apiVersion":"stable.example.com/v1","kind":"Host","metadata":{"name":"a"},"hostPort":"h:80"}`, "application/json", `"hostPort":"h:80"`},
-		{"GET", v2 + "/a", "", "", `"host":"h","kind":"Host"`},
-		{"POST", v2, `{"apiVersion":"stable.example.com/v2","kind":"Host","metadata":{"name":"b"},"host":"i","port":"90"}`, "application/json", `"port":"90"`},
-		{"GET", v1, "", "", `"hostPort":"i:90"`},
-		{"GET", v2, "", "", `"port":"80"`},
-		{"PATCH", v2 + "/a", `{"port":"81"}`, inMerge, `"port":"81"`},
-		{"GET", v1 + "/a", "", "", `"hostPort":"h:81"`},
-		{"PATCH", v2 + "/a?fieldManager=me", `{"apiVersion":"stable.example.com/v2","kind":"Host","metadata":{"name":"a"},"host":"j"}`, inApply, `"host":"j"`},
-		{"GET", v2 + "?watch=1&timeoutSeconds=1", "", "", `{"type":"ADDED","object":{"apiVersion":"stable.example.com/v2","host":"j"`},
-	} {
-		a := w.call(s.method, s.path, s.body, "Content-Type", s.typ)
-		if !strings.Contains(a.Body.String(), s.has) {
-			t.Errorf("%s %s: %d %s\nwant %s", s.method, s.path, a.Code, a.Body, s.has)
-		}
-	}
-}
-
-// What a webhook may not change is refused, or kept.
-func TestConvertedBadly(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		spoil func(o map[string]any)
-		has   string
-	}{
-		{"name", func(o map[string]any) { o["metadata"].(map[string]any)["name"] = "other" }, `must have the same name: a != other`},
-		{"uid", func(o map[string]any) { o["metadata"].(map[string]any)["uid"] = "other" }, `must have the same UID`},
-		{"version", func(o map[string]any) { o["apiVersion"] = "stable.example.com/v3" }, `invalid groupVersion (expected stable.example.com/v2, received stable.example.com/v3)`},
-		{"label", func(o map[string]any) { o["metadata"].(map[string]any)["labels"] = map[string]any{"a": 1} }, `metadata.labels[a] must be a string`},
-		{"good label", func(o map[string]any) { o["metadata"].(map[string]any)["labels"] = map[string]any{"a": "b"} }, `"labels":{"a":"b"}`},
-		{"finalizers", func(o map[string]any) { o["metadata"].(map[string]any)["finalizers"] = []any{"x"} }, `"name":"a","resourceVersion"`},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := start(t)
-			url, authority := hook(t, tt.spoil)
-			w.define(fmt.Sprintf(hosts, url, authority))
-			if a := w.call("POST", "/apis/stable.example.com/v1/hosts", `{"apiVersion":"stable.example.com/v1","kind":"Host","metadata":{"name":"a"},"hostPort":"h:80"}`); a.Code != http.StatusCreated {
-				t.Fatal(a.Body)
-			}
-			a := w.call("GET", "/apis/stable.example.com/v2/hosts/a", "", "Accept", "application/json")
-			text := a.Body.String()
-			if i := strings.Index(text, `"managedFields"`); i > 0 {
-				text = text[:i] + text[strings.LastIndex(text, `"name":`):]
-			}
-			if !strings.Contains(text, tt.has) {
-				t.Errorf("%d %s\nwant %s", a.Code, text, tt.has)
-			}
-		})
 	}
 }
 
@@ -544,77 +507,5 @@ func TestRemote(t *testing.T) {
 		if _, err := c.Create(t.Context(), next); err != nil {
 			t.Error(name, err)
 		}
-	}
-}
-
-const applied = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: noxus.example.com}
-spec:
-  group: example.com
-  scope: Cluster
-  names: {plural: noxus, kind: Noxu}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema:
-        type: object
-        properties:
-          spec:
-            type: object
-            %s
-            properties:
-              foo: {type: string}
-              any: {x-kubernetes-int-or-string: true, anyOf: [{type: integer}, {type: string}]}
-              empty: {type: string, nullable: true}
-              template:
-                type: object
-                x-kubernetes-embedded-resource: true
-                properties: {metadata: {type: object, properties: {name: {type: string}}}, spec: {type: object}}
-              ports:
-                type: array
-                x-kubernetes-list-type: map
-                x-kubernetes-list-map-keys: [containerPort, protocol]
-                items:
-                  type: object
-                  required: [containerPort, protocol]
-                  properties: {containerPort: {type: integer, format: int32}, protocol: {type: string}, name: {type: string}}
-`
-
-// TestApplied: what is applied has to be as the schema says, unless that keeps what it does not know.
-func TestApplied(t *testing.T) {
-	const all = "apiVersion: example.com/v1\nkind: Noxu\nmetadata:\n  name: a\n"
-	for _, tt := range []struct {
-		does, body string
-		keeps      bool
-		code       int
-		has        string
-	}{
-		{"good", all + "spec:\n  foo: x\n  any: 1\n  empty: null\n  ports:\n  - {containerPort: 80, protocol: TCP}\n", false, 201, `k:{\"containerPort\":80,\"protocol\":\"TCP\"}`},
-		{"unknown at the root", all + "unknownField: x\n", false, 400, `.unknownField: field not declared in schema`},
-		{"unknown", all + "spec:\n  unknown: x\n", false, 400, `.spec.unknown: field not declared in schema`},
-		{"unknown, which is kept", all + "spec:\n  unknown: x\n  any: z\n", true, 201, `"unknown":"x"`},
-		{"unknown metadata", strings.Replace(all, "name: a\n", "name: a\n  unknownMeta: x\n", 1), false, 400, `.metadata.unknownMeta: field not declared in schema`},
-		{"unknown embedded metadata", all + "spec:\n  template:\n    apiVersion: v1\n    kind: Sub\n    metadata: {name: x, unknownSubMeta: y}\n", true, 400,
-			`.spec.template.metadata.unknownSubMeta: field not declared in schema`},
-		{"twice", all + "spec:\n  foo: a\n  foo: b\n", true, 400, `line 7: key \"foo\" already set in map`},
-		{"of a wrong type", all + "spec:\n  foo: 1\n", false, 400, `.spec.foo: expected string`},
-	} {
-		t.Run(tt.does, func(t *testing.T) {
-			w := start(t)
-			keeps := ""
-			if tt.keeps {
-				keeps = "x-kubernetes-preserve-unknown-fields: true"
-			}
-			w.define(fmt.Sprintf(applied, keeps))
-			a := w.call("PATCH", "/apis/example.com/v1/noxus/a?fieldManager=me&fieldValidation=Strict", tt.body, "Content-Type", inApply)
-			text := strings.ReplaceAll(a.Body.String(), `\\\"`, `\"`)
-			if a.Code != tt.code || !strings.Contains(text, tt.has) {
-				t.Errorf("%d %s\nwant %d %s", a.Code, text, tt.code, tt.has)
-			}
-		})
 	}
 }

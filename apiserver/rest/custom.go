@@ -45,6 +45,9 @@ type Custom struct {
 	Coerce func(o api.Object) (unknown []string, err error)
 	// Types returns what knows how objects of all versions merge.
 	Types func() managedfields.TypeConverter
+	// Serving ends when the definition has become another: watches end then, since what they show would be by a schema of old, and
+	// clients begin them anew from where they were.
+	Serving context.Context
 	// ReplicasPath is where /scale has the replicas.
 	ReplicasPath []string
 
@@ -93,6 +96,19 @@ func (c *Custom) unknown(o api.Object) ([]error, error) {
 // Unknown drops from o, which a client sent, what the kind does not know, and returns an error for each such field. The last is
 // of what is no object of the kind at all.
 func (a Any) Unknown(o api.Object) ([]error, error) { return a.r.custom.unknown(o) }
+
+// afterAdmission has o be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know is
+// dropped as if a client had sent it.
+func (r *Request) afterAdmission(o api.Object) error {
+	c := r.Any.r.custom
+	if c == nil {
+		return nil
+	}
+	if err := c.Settle(o, false); err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	return nil
+}
 
 // terminating refuses to create what would hold up the end of its definition.
 func (p *Pipeline) terminating(r *Request) error {

@@ -119,6 +119,9 @@ func (a Any) APIResources() []metav1.APIResource {
 			add(name, nil, kind, s.verbs()...)
 		}
 	}
+	if a.r.custom != nil {
+		return out // upstream leaves it at status, scale
+	}
 	slices.SortFunc(out[1:], func(x, y metav1.APIResource) int { return strings.Compare(x.Name, y.Name) })
 	return out
 }

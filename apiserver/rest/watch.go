@@ -128,8 +128,8 @@ func (w *Watch) initial(snap store.Snapshot, mark bool) error {
 	return failed
 }
 
-// Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over, or io.EOF where the kind is
-// no more.
+// Next waits for events and returns them. The error is ctx's, or one of the API after which the watch is over, or io.EOF where the kind
+// is no more, or has become another: whoever is still interested begins anew after Told.
 func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 	events, err := w.next(ctx)
 	if w.r.form == nil {
@@ -141,7 +141,23 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 	return events, err
 }
 
+// next is Next in the form that the pipeline has.
 func (w *Watch) next(ctx context.Context) ([]Event, error) {
+	c := w.r.Any.r.custom
+	if c == nil {
+		return w.wait(ctx)
+	}
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.Serving, cancel)()
+	events, err := w.wait(inner)
+	if err != nil && ctx.Err() == nil && c.Serving.Err() != nil {
+		return nil, io.EOF
+	}
+	return events, err
+}
+
+func (w *Watch) wait(ctx context.Context) ([]Event, error) {
 	if w.failed != nil {
 		return nil, w.failed
 	}
@@ -150,14 +166,14 @@ func (w *Watch) next(ctx context.Context) ([]Event, error) {
 		return first, nil
 	}
 	for {
-		wait, cancel := ctx, func() {}
+		until, cancel := ctx, func() {}
 		if w.bookmarks {
 			if w.mark.IsZero() {
 				w.mark = nextMark(ctx)
 			}
-			wait, cancel = context.WithDeadline(ctx, w.mark)
+			until, cancel = context.WithDeadline(ctx, w.mark)
 		}
-		events, rev, err := w.feed.Next(wait)
+		events, rev, err := w.feed.Next(until)
 		cancel()
 		switch {
 		case errors.Is(err, store.ErrRemoved):
@@ -190,8 +206,8 @@ func (w *Watch) next(ctx context.Context) ([]Event, error) {
 
 // Ready returns the events that are there, without waiting. That the watch is over is told by Next.
 func (w *Watch) Ready() []Event {
-	if w.first != nil {
-		return nil // Next has them
+	if c := w.r.Any.r.custom; w.first != nil || c != nil && c.Serving.Err() != nil {
+		return nil // Next has them, or what there is to say
 	}
 	events, rev, err := w.feed.Ready()
 	if err != nil {
