@@ -193,7 +193,7 @@ func (p *Pipeline) begin(r *Request, old api.Object, opts *metav1.DeleteOptions)
 		if !e.ownFinalizers {
 			now.SetDeletionGracePeriodSeconds(&grace)
 		}
-		if now.GetGeneration() > 0 {
+		if now.GetGeneration() > 0 && !e.ownFinalizers {
 			now.SetGeneration(now.GetGeneration() + 1)
 		}
 		e.deleting(now)
