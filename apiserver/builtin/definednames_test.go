@@ -25,9 +25,9 @@ func TestSettleNames(t *testing.T) {
 	}{
 		{name: "all is well", have: []string{"foos Foo,f 1 Foo,f", "bars Bar,b 2 Bar,b"}},
 		{name: "the holder is there", have: []string{"foos Foo,f 1 Foo,f", "bars Foo,b 2 b"}},
-		{name: "the holder went", have: []string{"bars Foo,b 2 b"}, want: []string{"bars: Foo b, NoConflicts, NotServed"}},
-		{name: "a short name became free", have: []string{"foos Foo,g 1 Foo,g", "bars Bar,f 2 Bar"}, want: []string{"bars: Bar f, NoConflicts, NotServed"}},
-		{name: "two wait for one name", have: []string{"foos Foo,f 2 f", "bars Foo,b 1 b"}, want: []string{"bars: Foo b, NoConflicts, NotServed"}},
+		{name: "the holder went", have: []string{"bars Foo,b 2 b"}, want: []string{"bars: Foo b, NoConflicts, Installing"}},
+		{name: "a short name became free", have: []string{"foos Foo,g 1 Foo,g", "bars Bar,f 2 Bar"}, want: []string{"bars: Bar f, NoConflicts, Installing"}},
+		{name: "two wait for one name", have: []string{"foos Foo,f 2 f", "bars Foo,b 1 b"}, want: []string{"bars: Foo b, NoConflicts, Installing"}},
 		{name: "two were quick", have: []string{"foos Foo,f 2 Foo,f", "bars Foo,b 1 Foo,b"}, want: []string{"foos:  f, ListKindConflict, NotAccepted"}},
 		{name: "in different groups", have: []string{"foos Foo,f 1 Foo,f", "bars Foo,f 2 Foo,f"}, different: true},
 	} {
