@@ -112,6 +112,11 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 		}
 		next[c.Name] = now
 	}
+	for name, old := range s.served { // before others can write what the schema of old does not know
+		if now := next[name]; now != nil && now != old && now.stored == old.stored {
+			old.end()
+		}
+	}
 	if !maps.Equal(next, s.served) {
 		if err := s.d.Serve(ordered(next)); err != nil {
 			s.d.Log.Warn("custom resources are not served", "err", err)
@@ -119,11 +124,8 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 		}
 	}
 	for name, old := range s.served {
-		switch now := next[name]; {
-		case now == nil || now.stored != old.stored:
+		if now := next[name]; now == nil || now.stored != old.stored {
 			s.d.Store.Remove(old.stored) // which ends its watches after their last event
-		case now != old:
-			old.end()
 		}
 	}
 	s.served, all = next, !again
