@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/bootstrap"
+	"github.com/yare-dev/yare/apiserver/callout"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cmd/cluster"
@@ -41,6 +42,8 @@ type server struct {
 	address netip.Addr // of this host
 	store   *store.Store
 	api     *apiserver.Server
+	// callout reaches webhooks.
+	callout *callout.Callout
 	// aggregator passes on what other API servers serve.
 	aggregator *aggregator.Aggregator
 	init       *oci.Init

@@ -93,7 +93,8 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		return apiserver.Deps{}, err
 	}
 	conditions := match.NewMeter(s.metrics)
-	hooks := webhook.New(webhook.Deps{Conditions: conditions, Store: s.store, Callout: callout.New(callout.Deps{Store: s.store}), Access: access.authorizer, Metrics: s.metrics, Log: s.log})
+	s.callout = callout.New(callout.Deps{Store: s.store})
+	hooks := webhook.New(webhook.Deps{Conditions: conditions, Store: s.store, Callout: s.callout, Access: access.authorizer, Metrics: s.metrics, Log: s.log})
 	policies := policy.New(policy.Deps{Conditions: conditions, Store: s.store, Access: access.authorizer, Metrics: s.metrics})
 	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer,
 		Dynamic: []rest.Admission{policies.Mutating(), hooks.Mutating(), policies.Validating(), hooks.Validating()}})
@@ -130,7 +131,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 
 // customResources serves what is defined: before anybody asks, what was defined when the server stopped.
 func (s *server) customResources() run.Component {
-	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Client: s.admin(), Hooks: callout.New(callout.Deps{Store: s.store}), Log: s.log})
+	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Client: s.admin(), Hooks: s.callout, Log: s.log})
 }
 
 // controllers are the loops of the controller manager, with the events that they record.
