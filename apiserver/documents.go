@@ -173,7 +173,8 @@ func (d *documents) serve(c *call, rest string) error {
 	case form != "v3":
 		return c.nothing()
 	}
-	if svc := d.elsewhere.State().ForPath("/" + path); svc != nil {
+	// The document of a version, and nothing below it: who may read documents may not read what else that server has there.
+	if svc := d.elsewhere.State().ForPath("/" + path); svc != nil && strings.Count(path, "/") == 2 {
 		c.elsewhere(svc)
 		return nil
 	}

@@ -413,6 +413,12 @@ func TestOpenAPI(t *testing.T) {
 	if rec := w.get("/openapi/v3/apis/wardle.io/v1?hash=A"); !strings.Contains(rec.Body.String(), `"uri":"/openapi/v3/apis/wardle.io/v1?hash=A"`) {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
+	// Who may read documents is not led to what else is there.
+	for _, path := range []string{"/openapi/v3/apis/wardle.io/v1/namespaces/default/flunders"} {
+		if rec := w.get(path); rec.Code != http.StatusNotFound {
+			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
+		}
+	}
 }
 
 // TestRegistration follows the APIServices of definitions.

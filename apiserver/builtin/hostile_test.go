@@ -107,6 +107,9 @@ func TestHostile(t *testing.T) {
 			append(within([]byte("a"), 2, 1, 1), within([]byte(strings.Repeat("[", million)), 2, 1, 2)...)), 400, "RawExtension"},
 		{"ownership in protobuf", "POST", maps, inProto, proto("v1", "ConfigMap", within(append(within([]byte("deep"), 1, 1), within(bytes.Repeat([]byte(`{"f:a":`), 300_000), 3, 1, 7, 17)...), 1, 1)), 201, "deep"},
 
+		{"a number that is none", "POST", "/apis/apps/v1/namespaces/default/controllerrevisions", inJSON, `{"metadata":{"name":"a"},"revision":1,"data":{"a":1e400}}`, 400, "cannot be read as JSON"},
+		{"a default that is none", "POST", crds, inJSON, crd(`{"type":"object","properties":{"a":{"type":"object","x-kubernetes-preserve-unknown-fields":true,"default":{"b":1e400}}}}`), 400, "cannot be read as JSON"},
+
 		{"schema in JSON", "POST", crds, inJSON, crd(deep(9900, `{"not":`, padded, "}")), 400, "nested deeper than 256 levels"},
 		{"schema in JSON, in lists", "POST", crds, inJSON, crd(deep(2000, `{"items":`, "{}", "}")), 400, "nested deeper than 256 levels"},
 		{"schema in JSON, nearly", "POST", crds, inJSON, crd(deep(240, `{"items":`, "{}", "}")), 422, "must not be empty for specified array items"},

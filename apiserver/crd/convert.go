@@ -104,7 +104,8 @@ func (d *definition) ask(ctx context.Context, request *apiextensionsv1.Conversio
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := d.hooks.Post(ctx, target(hook.ClientConfig), nil, review, answer); err != nil {
-		return nil, err
+		// Its text alone: a client that was told the webhook's 404 would take the object for gone.
+		return nil, errors.New(err.Error())
 	}
 	switch {
 	case form.APIVersion == apiextensionsv1.SchemeGroupVersion.String() && answer.TypeMeta != form:

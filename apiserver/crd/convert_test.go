@@ -85,6 +85,22 @@ func TestConverted(t *testing.T) {
 	}
 }
 
+// What a webhook answers with is no answer to the client: its 404 does not say that the object is gone.
+func TestConversionFails(t *testing.T) {
+	w := start(t)
+	gone := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(gone.Close)
+	w.define(fmt.Sprintf(hosts, gone.URL, pemOf(gone.Certificate().Raw)))
+	if a := w.call("POST", "/apis/stable.example.com/v1/hosts", `{"apiVersion":"stable.example.com/v1","kind":"Host","metadata":{"name":"a"},"hostPort":"h:80"}`); a.Code != http.StatusCreated {
+		t.Fatal(a.Body)
+	}
+	for _, path := range []string{"/a", ""} {
+		if a := w.call("GET", "/apis/stable.example.com/v2/hosts"+path, ""); a.Code != http.StatusInternalServerError || !strings.Contains(a.Body.String(), "conversion webhook") {
+			t.Errorf("%q: %d %s", path, a.Code, a.Body)
+		}
+	}
+}
+
 // What a webhook may not change is refused, or kept.
 func TestConvertedBadly(t *testing.T) {
 	for _, tt := range []struct {

@@ -363,6 +363,28 @@ func TestAdmitted(t *testing.T) {
 	}
 }
 
+// Admission cannot make a custom resource one of another kind.
+func TestAdmittedAsAnother(t *testing.T) {
+	for field, value := range map[string]string{"kind": "Other", "apiVersion": "stable.example.com/v9"} {
+		w := start(t, rest.Admission{Name: "renames", Mutate: func(_ context.Context, a *rest.Admitting) error {
+			if o, ok := a.Object.(*unstructured.Unstructured); ok && o.GetLabels()["rename"] != "" {
+				o.Object[field] = value
+			}
+			return nil
+		}})
+		w.define(cronTabs)
+		if a := w.call("POST", tabs, strings.Replace(tab("a", `{"cronSpec":"x"}`), `"name":`, `"labels":{"rename":"yes"},"name":`, 1)); a.Code != http.StatusUnprocessableEntity || !strings.Contains(a.Body.String(), field+": Invalid value") {
+			t.Error("created:", a.Code, a.Body)
+		}
+		if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
+			t.Fatal(a.Body)
+		}
+		if a := w.call("PATCH", tabs+"/a", `{"metadata":{"labels":{"rename":"yes"}}}`, "Content-Type", inMerge); a.Code != http.StatusUnprocessableEntity {
+			t.Error("patched:", a.Code, a.Body)
+		}
+	}
+}
+
 // CBOR and YAML are taken as they are given.
 func TestBodies(t *testing.T) {
 	w := start(t)

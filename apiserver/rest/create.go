@@ -92,6 +92,9 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object, made st
 		return nil, err
 	}
 	o = a.Object
+	if err := r.ofKind(o); err != nil {
+		return nil, err
+	}
 	if err := r.afterAdmission(o); err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/store"
@@ -108,6 +109,23 @@ func (r *Request) afterAdmission(o api.Object) error {
 		return apierrors.NewInternalError(err)
 	}
 	return nil
+}
+
+// ofKind refuses a custom resource that admission has made one of another kind.
+func (r *Request) ofKind(o api.Object) error {
+	k := r.Any.Kind
+	if !k.Custom() {
+		return nil
+	}
+	version, kind := o.GetObjectKind().GroupVersionKind().ToAPIVersionAndKind()
+	var errs fieldErrors
+	if kind != k.Kind {
+		errs = append(errs, field.Invalid(field.NewPath("kind"), kind, "must be "+k.Kind))
+	}
+	if version != k.APIVersion() {
+		errs = append(errs, field.Invalid(field.NewPath("apiVersion"), version, "must be "+k.APIVersion()))
+	}
+	return r.invalid(o.GetName(), errs)
 }
 
 // terminating refuses to create what would hold up the end of its definition.

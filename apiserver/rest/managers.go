@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -107,10 +108,11 @@ func resetFields(a Any, sub string) map[fieldpath.APIVersion]fieldpath.Filter {
 
 // track notes in now, who changed what since old (nil on create). A change that cannot be attributed leaves the
 // ownership as it was: it is no reason to refuse a write.
-func (m *managers) track(r *Request, old, now api.Object) error {
+func (m *managers) track(r *Request, old, now api.Object) (err error) {
 	if r.owned {
 		return nil
 	}
+	defer refuse(&err)
 	f, err := m.get(r)
 	if err != nil {
 		return err
@@ -123,6 +125,14 @@ func (m *managers) track(r *Request, old, now api.Object) error {
 		now.SetManagedFields(old.GetManagedFields())
 	}
 	return nil
+}
+
+// refuse turns a panic into an error for the client: the library takes an object for one that can be written and read as JSON, and
+// objects can hold pieces of JSON, as the client sent them, with numbers that are none for it (1e400).
+func refuse(err *error) {
+	if p := recover(); p != nil {
+		*err = apierrors.NewBadRequest(fmt.Sprintf("the object cannot be read as JSON: %v", p))
+	}
 }
 
 // create notes in o, which is new, that its fields are the request's.
@@ -161,7 +171,8 @@ func (r *Request) owns(fields *metav1.FieldsV1) []metav1.ManagedFieldsEntry {
 }
 
 // apply merges the configuration given by patch into old (nil: into nothing) and returns a new object.
-func (m *managers) apply(r *Request, old api.Object, patch *unstructured.Unstructured, force bool) (api.Object, error) {
+func (m *managers) apply(r *Request, old api.Object, patch *unstructured.Unstructured, force bool) (_ api.Object, err error) {
+	defer refuse(&err)
 	f, err := m.get(r)
 	if err != nil {
 		return nil, err

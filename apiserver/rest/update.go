@@ -130,6 +130,9 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 		return nil, false, err
 	}
 	now = a.Object
+	if err := r.ofKind(now); err != nil {
+		return nil, false, err
+	}
 	if err := r.afterAdmission(now); err != nil {
 		return nil, false, err
 	}
