@@ -114,7 +114,11 @@ func (c *call) serve(begin time.Time) error {
 	}
 	c.user = u
 	c.audit(u, begin)
-	c.r.Header.Del("Authorization") // has served its purpose
+	// They have served their purpose.
+	c.r.Header.Del("Authorization")
+	for i := range c.s.naming {
+		c.s.naming[i].Drop(c.r.Header)
+	}
 	if err := c.impersonate(); err != nil {
 		return err
 	}

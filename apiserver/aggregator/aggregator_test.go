@@ -76,6 +76,7 @@ func newWorld(t *testing.T) *world {
 	a := aggregator.New(aggregator.Deps{Store: w.store, Client: self, Callout: proxy, Log: log})
 	w.server, err = apiserver.New(apiserver.Config{}, apiserver.Deps{Store: w.store, Log: log, Authorizer: rbac, Aggregator: a,
 		Authenticators: []authn.Authenticator{asHeader{}},
+		FrontProxy:     authn.FrontProxy{UsernameHeaders: []string{"X-Front-User"}, UIDHeaders: []string{"x-front-uid"}, GroupHeaders: []string{"X-Front-Group"}, ExtraHeaderPrefixes: []string{"x-front-extra-"}},
 		Resources:      builtin.All(builtin.Deps{Store: w.store, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16")})})
 	if err != nil {
 		t.Fatal(err)
@@ -321,7 +322,8 @@ func TestProxy(t *testing.T) {
 	w.register()
 	w.behind(true)
 	w.condition("True", "Passed")
-	rec := w.get("/apis/wardle.io/v1/namespaces/x/flunders/a%2Fb?limit=3", "Authorization", "Bearer secret", "X-Remote-User", "root", "X-Remote-Group", "system:masters", "X-Remote-Extra-A", "b", "Accept", "application/yaml")
+	rec := w.get("/apis/wardle.io/v1/namespaces/x/flunders/a%2Fb?limit=3", "Authorization", "Bearer secret", "X-Remote-User", "root", "X-Remote-Group", "system:masters", "X-Remote-Extra-A", "b", "Accept", "application/yaml",
+		"X-Front-User", "root", "X-Front-Uid", "0", "X-Front-Group", "system:masters", "X-Front-Extra-A", "b", "X-Front", "stays")
 	var got struct {
 		URI, Host, Method, Client string
 		Header                    http.Header
@@ -333,6 +335,7 @@ func TestProxy(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	for k, want := range map[string][]string{"X-Remote-User": {"jane"}, "X-Remote-Uid": {"7"}, "X-Remote-Group": {authn.Masters, "b", authn.Authenticated}, "X-Remote-Extra-Scopes": {"x"},
+		"X-Front-User": nil, "X-Front-Uid": nil, "X-Front-Group": nil, "X-Front-Extra-A": nil, "X-Front": {"stays"},
 		"X-Remote-Extra-A": nil, "Authorization": nil, "Accept": {"application/yaml"}} {
 		if !slices.Equal(got.Header[k], want) {
 			t.Errorf("%s: got %v, want %v", k, got.Header[k], want)

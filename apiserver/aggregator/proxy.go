@@ -23,10 +23,12 @@ func Headers() authn.FrontProxy {
 // speakFor drops what the client said of itself, and says who it is.
 func speakFor(r *http.Request, u *authn.User) {
 	for k := range r.Header {
-		if k == "Authorization" || strings.HasPrefix(k, "Impersonate-") || strings.HasPrefix(k, "X-Remote-") {
+		if k == "Authorization" || strings.HasPrefix(k, "Impersonate-") {
 			delete(r.Header, k)
 		}
 	}
+	own := Headers()
+	own.Drop(r.Header)
 	transport.SetAuthProxyHeaders(r, u.Name, u.UID, u.Groups, u.Extra)
 }
 
