@@ -115,7 +115,7 @@ func (c *call) serve(begin time.Time) error {
 	c.user = u
 	c.audit(u, begin)
 	// They have served their purpose.
-	c.r.Header.Del("Authorization")
+	authn.DropTokens(c.r.Header)
 	for i := range c.s.naming {
 		c.s.naming[i].Drop(c.r.Header)
 	}
