@@ -54,7 +54,7 @@ func (a *Aggregator) Serve(svc *Service, u *authn.User, w http.ResponseWriter, r
 			speakFor(pr.Out, u)
 		},
 		ModifyResponse: stay,
-		FlushInterval: -1, // a watch's events do not wait for the next
+		FlushInterval:  -1, // a watch's events do not wait for the next
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
 				a.d.Log.Warn("aggregated API server not reached", "apiservice", svc.Name, "err", err)
