@@ -370,7 +370,8 @@ func TestProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "GET /apis/wardle.io/v1/flunders/a/exec HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	// No timeout bounds it, whatever its subresource is called.
+	fmt.Fprint(conn, "GET /apis/wardle.io/v1/flunders/a/shell?timeout=1ns HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 	r := bufio.NewReader(conn)
 	switched, err := http.ReadResponse(r, nil)
 	if err != nil || switched.StatusCode != 101 {
@@ -395,6 +396,12 @@ func TestOpenAPI(t *testing.T) {
 	w.register()
 	w.behind(true)
 	w.condition("True", "Passed")
+	// A client that has hung up keeps nothing from the others.
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for _, path := range []string{"/openapi/v2", "/openapi/v3"} {
+		w.server.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", path, http.NoBody))
+	}
 	rec := w.get("/openapi/v2")
 	for _, text := range []string{`"/apis/wardle.io/v1/flunders"`, `"io.wardle.v1.Flunder"`, `"/apis/apps/v1/namespaces/{namespace}/deployments"`} {
 		if !strings.Contains(rec.Body.String(), text) {
