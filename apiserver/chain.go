@@ -33,7 +33,9 @@ type call struct {
 	w       *response
 	r       *http.Request
 	t       *target
-	user    *authn.User
+	// svc is of the server that is to serve the request; nil: this one.
+	svc  *aggregator.Service
+	user *authn.User
 	// attributes are what the request is classified and authorized by.
 	attributes *authz.Attributes
 	// record is what the audit log gets; nil where it gets nothing.
@@ -106,6 +108,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *call) serve(begin time.Time) error {
+	c.svc = c.s.deps.Aggregator.State().ForPath(c.t.path)
 	u, err := c.s.authenticate(c.r)
 	c.s.meter.gate.authenticated(c.r, u, err, time.Since(begin))
 	if err != nil {
@@ -114,7 +117,11 @@ func (c *call) serve(begin time.Time) error {
 	}
 	c.user = u
 	c.audit(u, begin)
-	c.r.Header.Del("Authorization") // has served its purpose
+	// They have served their purpose.
+	authn.DropTokens(c.r.Header)
+	for i := range c.s.naming {
+		c.s.naming[i].Drop(c.r.Header)
+	}
 	if err := c.impersonate(); err != nil {
 		return err
 	}
@@ -145,8 +152,8 @@ func (c *call) serve(begin time.Time) error {
 	if err != nil {
 		return err
 	}
-	if svc := c.s.deps.Aggregator.State().ForPath(c.t.path); svc != nil {
-		c.elsewhere(svc)
+	if c.svc != nil {
+		c.elsewhere(c.svc)
 		return nil
 	}
 	if c.t.isObject {
@@ -210,7 +217,8 @@ func decided(record *audit.Record, reason string, err error) {
 
 // long says that the request may go on for ever.
 func (c *call) long() bool {
-	if c.t.watch {
+	// Which subresources of other servers are sessions is not known here.
+	if c.t.watch || c.svc != nil && c.r.Header.Get("Upgrade") != "" {
 		return true
 	}
 	switch c.t.sub {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/version"
 
@@ -22,6 +24,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/aggregator"
 	"github.com/yare-dev/yare/apiserver/openapi"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -83,7 +86,7 @@ func (d *documents) custom() (byPath map[string][]custom, all string) {
 	var id strings.Builder
 	for e := range d.store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
 		crd := e.Object.(*apiextensionsv1.CustomResourceDefinition)
-		if !established(crd) {
+		if !apihelpers.IsCRDConditionTrue(crd, apiextensionsv1.Established) {
 			continue
 		}
 		if byPath == nil {
@@ -103,12 +106,6 @@ func (d *documents) custom() (byPath map[string][]custom, all string) {
 // identity tells states of what a definition says apart.
 func identity(crd *apiextensionsv1.CustomResourceDefinition) string {
 	return fmt.Sprintf("%s,%d;", crd.UID, crd.Generation)
-}
-
-func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
-	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
-		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
-	})
 }
 
 // make makes the document of version 3 at a path.
@@ -221,7 +218,7 @@ func (d *documents) index(c *call, byPath map[string][]custom) error {
 		paths[p] = entry{"/openapi/v3/" + p + "?hash=" + d.tag(p, byPath[p])}
 	}
 	if state := d.elsewhere.State(); state != nil {
-		urls := each(state.Remote(), func(svc *aggregator.Service) string { return d.elsewhere.V3(c.r.Context(), svc) })
+		urls := each(c.s.deps.Log, state.Remote(), func(svc *aggregator.Service) string { return d.elsewhere.V3(c.r.Context(), svc) })
 		for i, svc := range state.Remote() {
 			p := "apis/" + svc.Spec.Group + "/" + svc.Spec.Version
 			if delete(paths, p); urls[i] != "" {
@@ -238,11 +235,14 @@ func (d *documents) index(c *call, byPath map[string][]custom) error {
 }
 
 // each calls f for all at the same time: servers that do not answer are waited for together.
-func each[T any](all []*aggregator.Service, f func(*aggregator.Service) T) []T {
+// One at which f panics has nothing.
+func each[T any](log *slog.Logger, all []*aggregator.Service, f func(*aggregator.Service) T) []T {
 	out := make([]T, len(all))
 	var wg sync.WaitGroup
 	for i, svc := range all {
-		wg.Go(func() { out[i] = f(svc) })
+		wg.Go(func() {
+			run.Guard(log.With("apiservice", svc.Name), "OpenAPI of an aggregated API server", func() { out[i] = f(svc) })
+		})
 	}
 	wg.Wait()
 	return out
@@ -261,7 +261,7 @@ func (d *documents) serveV2(c *call) error {
 	byPath, id := d.custom()
 	var parts []aggregator.Document
 	if state := d.elsewhere.State(); state != nil {
-		parts = each(state.Remote(), func(svc *aggregator.Service) aggregator.Document { return d.elsewhere.V2(c.r.Context(), svc) })
+		parts = each(c.s.deps.Log, state.Remote(), func(svc *aggregator.Service) aggregator.Document { return d.elsewhere.V2(c.r.Context(), svc) })
 	}
 	for _, p := range parts {
 		id += p.Tag + ";"

@@ -58,13 +58,13 @@ func merged(groups []group, elsewhere *aggregator.State, between tie) []group {
 	return all
 }
 
-// own are groups that no APIService stands for, or whose place none can take: they come before all others.
-var own = []string{"", "apiregistration.k8s.io"}
+// ours is the standing of groups whose place no APIService can take: they come before all others.
+const ours = 1 << 30
 
 // standing is the place of a group among others: the highest priority of its versions, and its name among those of the same.
 func standing(g group, elsewhere *aggregator.State, between tie) (priority int32, name string) {
-	if i := slices.Index(own, g.name); i >= 0 {
-		return 1<<30 - int32(i), ""
+	if aggregator.Ours(g.name) {
+		return ours, g.name
 	}
 	var first schema.GroupVersion
 	for _, v := range g.versions {

@@ -54,7 +54,9 @@ type Deps struct {
 	Authenticators []authn.Authenticator // asked in order; a request that none knows is anonymous
 	// Anonymous says whether requests without credentials may be about a path; they may be about all when nil. What they may do
 	// there is the Authorizer's.
-	Anonymous  func(path string) bool
+	Anonymous func(path string) bool
+	// FrontProxy has the headers by which proxies before this server name users. Servers behind it may believe them: requests go on without.
+	FrontProxy authn.FrontProxy
 	Authorizer authz.Authorizer
 	Audit      *audit.Log // may be nil
 	Admission  []rest.Admission
@@ -79,10 +81,12 @@ type Server struct {
 	catalog  atomic.Pointer[catalog]
 	changing sync.Mutex
 	docs     *documents
-	paths    map[string]http.Handler
-	meter    *meter
-	reads    *limit
-	writes   *limit
+	// naming are the headers that name users, to this server or to those behind it.
+	naming []authn.FrontProxy
+	paths  map[string]http.Handler
+	meter  *meter
+	reads  *limit
+	writes *limit
 	// gathering is how many watchers wait for what else there is to tell them.
 	gathering atomic.Int64
 }
@@ -106,6 +110,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		pipe:   rest.NewPipeline(d.Store, d.Admission),
 		reads:  newLimit(cfg.ReadsInFlight),
 		writes: newLimit(cfg.WritesInFlight),
+		naming: []authn.FrontProxy{aggregator.Headers(), d.FrontProxy},
 	}
 	if d.Metrics == nil {
 		d.Metrics = prometheus.NewRegistry()

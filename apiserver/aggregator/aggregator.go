@@ -112,7 +112,7 @@ func (a *Aggregator) look() *State {
 	for e := range snap.All("", api.Key{}) {
 		svc := e.Object.(*Service)
 		s.all[schema.GroupVersion{Group: svc.Spec.Group, Version: svc.Spec.Version}] = svc
-		if svc.Spec.Service != nil && svc.Spec.Group != "" {
+		if svc.Spec.Service != nil && !Ours(svc.Spec.Group) {
 			s.remote = append(s.remote, svc)
 		}
 	}
@@ -123,12 +123,15 @@ func (a *Aggregator) look() *State {
 	return s
 }
 
-// Remote returns the APIServices of what is served elsewhere, by name. Those of the core group are not among them: it is ours.
+// Ours says that a group is served here whatever its APIServices say. With another server for APIServices nobody could take that back.
+func Ours(group string) bool { return group == "" || group == apiregistrationv1.GroupName }
+
+// Remote returns the APIServices of what is served elsewhere, by name. Those of groups that are Ours are not among them.
 func (s *State) Remote() []*Service { return s.remote }
 
 // At returns the APIService of the server for the version of a group, nil for what is served here.
 func (s *State) At(gv schema.GroupVersion) *Service {
-	if s == nil || gv.Group == "" {
+	if s == nil || Ours(gv.Group) {
 		return nil
 	}
 	if svc := s.all[gv]; svc != nil && svc.Spec.Service != nil {

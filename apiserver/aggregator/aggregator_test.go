@@ -76,6 +76,7 @@ func newWorld(t *testing.T) *world {
 	a := aggregator.New(aggregator.Deps{Store: w.store, Client: self, Callout: proxy, Log: log})
 	w.server, err = apiserver.New(apiserver.Config{}, apiserver.Deps{Store: w.store, Log: log, Authorizer: rbac, Aggregator: a,
 		Authenticators: []authn.Authenticator{asHeader{}},
+		FrontProxy:     authn.FrontProxy{UsernameHeaders: []string{"X-Front-User"}, UIDHeaders: []string{"x-front-uid"}, GroupHeaders: []string{"X-Front-Group"}, ExtraHeaderPrefixes: []string{"x-front-extra-"}},
 		Resources:      builtin.All(builtin.Deps{Store: w.store, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16")})})
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +141,8 @@ func (w *world) serveOther(rw http.ResponseWriter, r *http.Request) {
 			{"200": {"description": "OK", "schema": {"$ref": "#/definitions/io.wardle.v1.Flunder"}}}}}}, "definitions": {"io.wardle.v1.Flunder": {"type": "object"}}}`))
 	case path == "/openapi/v3":
 		answer("application/json", json.RawMessage(`{"paths": {"apis/wardle.io/v1": {"serverRelativeURL": "/openapi/v3/apis/wardle.io/v1?hash=A"}, "version": {"serverRelativeURL": "/openapi/v3/version?hash=B"}}}`))
+	case r.URL.Query().Get("moved") != "":
+		http.Redirect(rw, r, "https://elsewhere.example/", http.StatusTemporaryRedirect)
 	case r.Header.Get("Upgrade") == "echo":
 		conn, buf, err := http.NewResponseController(rw).Hijack()
 		if err != nil {
@@ -321,7 +324,8 @@ func TestProxy(t *testing.T) {
 	w.register()
 	w.behind(true)
 	w.condition("True", "Passed")
-	rec := w.get("/apis/wardle.io/v1/namespaces/x/flunders/a%2Fb?limit=3", "Authorization", "Bearer secret", "X-Remote-User", "root", "X-Remote-Group", "system:masters", "X-Remote-Extra-A", "b", "Accept", "application/yaml")
+	rec := w.get("/apis/wardle.io/v1/namespaces/x/flunders/a%2Fb?limit=3", "Authorization", "Bearer secret", "X-Remote-User", "root", "X-Remote-Group", "system:masters", "X-Remote-Extra-A", "b", "Accept", "application/yaml",
+		"Sec-WebSocket-Protocol", "base64url.bearer.authorization.k8s.io.c2VjcmV0,v5.channel.k8s.io", "X-Front-User", "root", "X-Front-Uid", "0", "X-Front-Group", "system:masters", "X-Front-Extra-A", "b", "X-Front", "stays")
 	var got struct {
 		URI, Host, Method, Client string
 		Header                    http.Header
@@ -329,10 +333,11 @@ func TestProxy(t *testing.T) {
 	if err := json.Unmarshal(rec.Body.Bytes(), &got); err != nil {
 		t.Fatal(err, rec.Body)
 	}
-	if got.URI != "/apis/wardle.io/v1/namespaces/x/flunders/a%2Fb?limit=3" || got.Client != pki.ProxyClientName || !strings.HasPrefix(got.Host, "api.ns.svc") {
+	if got.URI != "/apis/wardle.io/v1/namespaces/x/flunders/a/b?limit=3" || got.Client != pki.ProxyClientName || !strings.HasPrefix(got.Host, "api.ns.svc") {
 		t.Errorf("%+v", got)
 	}
 	for k, want := range map[string][]string{"X-Remote-User": {"jane"}, "X-Remote-Uid": {"7"}, "X-Remote-Group": {authn.Masters, "b", authn.Authenticated}, "X-Remote-Extra-Scopes": {"x"},
+		"Sec-Websocket-Protocol": {"v5.channel.k8s.io"}, "X-Front-User": nil, "X-Front-Uid": nil, "X-Front-Group": nil, "X-Front-Extra-A": nil, "X-Front": {"stays"},
 		"X-Remote-Extra-A": nil, "Authorization": nil, "Accept": {"application/yaml"}} {
 		if !slices.Equal(got.Header[k], want) {
 			t.Errorf("%s: got %v, want %v", k, got.Header[k], want)
@@ -340,6 +345,13 @@ func TestProxy(t *testing.T) {
 	}
 	if c := rec.Header()["Cache-Control"]; !slices.Equal(c, []string{"theirs"}) {
 		t.Errorf("Cache-Control %v", c)
+	}
+	// It sends nobody to a third one.
+	for _, headers := range [][]string{nil, {"Connection", "Upgrade", "Upgrade", "echo"}} {
+		rec := w.get("/apis/wardle.io/v1/flunders?moved=1", headers...)
+		if rec.Code != 502 || rec.Header().Get("Location") != "" || rec.Body.String() != "the backend attempted to redirect this request, which is not permitted" {
+			t.Errorf("a redirect: %d %v %s", rec.Code, rec.Header(), rec.Body)
+		}
 	}
 	s := httptest.NewServer(w.server)
 	defer s.Close()
@@ -358,7 +370,8 @@ func TestProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "GET /apis/wardle.io/v1/flunders/a/exec HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	// No timeout bounds it, whatever its subresource is called.
+	fmt.Fprint(conn, "GET /apis/wardle.io/v1/flunders/a/shell?timeout=1ns HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 	r := bufio.NewReader(conn)
 	switched, err := http.ReadResponse(r, nil)
 	if err != nil || switched.StatusCode != 101 {
@@ -383,6 +396,12 @@ func TestOpenAPI(t *testing.T) {
 	w.register()
 	w.behind(true)
 	w.condition("True", "Passed")
+	// A client that has hung up keeps nothing from the others.
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for _, path := range []string{"/openapi/v2", "/openapi/v3"} {
+		w.server.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", path, http.NoBody))
+	}
 	rec := w.get("/openapi/v2")
 	for _, text := range []string{`"/apis/wardle.io/v1/flunders"`, `"io.wardle.v1.Flunder"`, `"/apis/apps/v1/namespaces/{namespace}/deployments"`} {
 		if !strings.Contains(rec.Body.String(), text) {

@@ -12,6 +12,7 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -118,7 +119,13 @@ func (a *Aggregator) ask(ctx context.Context, svc *Service) error {
 	defer stop()
 	results := make(chan error, attempts)
 	for range attempts {
-		go func() { results <- a.askOnce(ctx, svc) }()
+		go func() {
+			var err error
+			if v := run.Guard(a.d.Log, "check of an aggregated API server", func() { err = a.askOnce(ctx, svc) }); v != nil {
+				err = fmt.Errorf("the check panicked: %v", v)
+			}
+			results <- err
+		}()
 	}
 	var failed error
 	well := false

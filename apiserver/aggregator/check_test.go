@@ -2,8 +2,10 @@ package aggregator
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,15 +95,26 @@ func TestSpeakFor(t *testing.T) {
 	}
 }
 
+// A panic while a server is asked is a check that failed.
+func TestAskPanics(t *testing.T) {
+	a := New(Deps{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}) // it has no Callout to ask by
+	if err := a.ask(t.Context(), remote(443)); err == nil || !strings.HasPrefix(err.Error(), "the check panicked: ") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestForPath(t *testing.T) {
 	here := &Service{Spec: apiregistrationv1.APIServiceSpec{Group: "apps", Version: "v1"}}
 	there, core := remote(443), remote(443)
 	core.Spec.Group = ""
-	s := &State{all: map[schema.GroupVersion]*Service{{Group: "apps", Version: "v1"}: here, {Group: "g.io", Version: "v1"}: there, {Version: "v1"}: core}}
+	services := remote(443)
+	services.Spec.Group = "apiregistration.k8s.io"
+	s := &State{all: map[schema.GroupVersion]*Service{{Group: "apps", Version: "v1"}: here, {Group: "g.io", Version: "v1"}: there, {Version: "v1"}: core,
+		{Group: "apiregistration.k8s.io", Version: "v1"}: services}}
 	for path, want := range map[string]*Service{
 		"/apis/g.io/v1": there, "/apis/g.io/v1/": there, "/apis/g.io/v1/namespaces/x/y": there,
 		"/apis/g.io": nil, "/apis/g.io/": nil, "/apis/g.io/v2": nil, "/apis/g.io/v10": nil, "/apis": nil, "/api/v1": nil, "/apis//v1": nil,
-		"/apis/apps/v1/deployments": nil, "/": nil,
+		"/apis/apps/v1/deployments": nil, "/": nil, "/apis/apiregistration.k8s.io/v1/apiservices": nil,
 	} {
 		if got := s.ForPath(path); got != want {
 			t.Errorf("%s: got %v", path, got)

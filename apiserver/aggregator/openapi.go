@@ -58,7 +58,8 @@ func (a *Aggregator) V2(ctx context.Context, svc *Service) Document {
 		return d.v2
 	}
 	d.asked = time.Now()
-	if err := a.readV2(ctx, svc, d); err != nil && ctx.Err() == nil {
+	// What is read is for other clients too, should this one hang up. fetch bounds it.
+	if err := a.readV2(context.WithoutCancel(ctx), svc, d); err != nil {
 		a.d.Log.Warn("OpenAPI of an aggregated API server not read", "apiservice", svc.Name, "err", err)
 	}
 	return d.v2
@@ -89,7 +90,7 @@ func (a *Aggregator) V3(ctx context.Context, svc *Service) string {
 		return d.v3
 	}
 	d.v3asked = time.Now()
-	if err := a.readV3(ctx, svc, d); err != nil && ctx.Err() == nil {
+	if err := a.readV3(context.WithoutCancel(ctx), svc, d); err != nil {
 		a.d.Log.Warn("OpenAPI of an aggregated API server not read", "apiservice", svc.Name, "err", err)
 	}
 	return d.v3

@@ -3,6 +3,7 @@ package aggregator
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -23,10 +24,12 @@ func Headers() authn.FrontProxy {
 // speakFor drops what the client said of itself, and says who it is.
 func speakFor(r *http.Request, u *authn.User) {
 	for k := range r.Header {
-		if k == "Authorization" || strings.HasPrefix(k, "Impersonate-") || strings.HasPrefix(k, "X-Remote-") {
+		if k == "Authorization" || strings.HasPrefix(k, "Impersonate-") {
 			delete(r.Header, k)
 		}
 	}
+	own := Headers()
+	own.Drop(r.Header)
 	transport.SetAuthProxyHeaders(r, u.Name, u.UID, u.Groups, u.Extra)
 }
 
@@ -46,10 +49,12 @@ func (a *Aggregator) Serve(svc *Service, u *authn.User, w http.ResponseWriter, r
 		Transport: to,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = base.Scheme, base.Host, base.Host
+			pr.Out.URL.RawPath = "" // what was authorized is the path itself, not how the client wrote it
 			pr.SetXForwarded()
 			speakFor(pr.Out, u)
 		},
-		FlushInterval: -1, // a watch's events do not wait for the next
+		ModifyResponse: stay,
+		FlushInterval:  -1, // a watch's events do not wait for the next
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
 				a.d.Log.Warn("aggregated API server not reached", "apiservice", svc.Name, "err", err)
@@ -60,6 +65,18 @@ func (a *Aggregator) Serve(svc *Service, u *authn.User, w http.ResponseWriter, r
 	}
 	w.Header().Del("Cache-Control") // the other server says that
 	p.ServeHTTP(w, r)
+}
+
+// stay puts an error in the place of a redirect: it would have clients repeat their requests, credentials and all, wherever the other server
+// likes.
+func stay(answer *http.Response) error {
+	if answer.StatusCode < 300 || answer.StatusCode > 399 || answer.Header.Get("Location") == "" {
+		return nil
+	}
+	answer.Body.Close()
+	const text = "the backend attempted to redirect this request, which is not permitted"
+	*answer = http.Response{StatusCode: http.StatusBadGateway, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(text)), ContentLength: int64(len(text))}
+	return nil
 }
 
 // aggregatorUser is who this server is when it asks for itself.

@@ -202,7 +202,8 @@ func (w *worker) beginOne(ctx context.Context, svc *Service, now time.Time) time
 	}
 	c.of, c.sum, c.running = svc, b.sum, true
 	w.wg.Go(func() {
-		well := w.check(ctx, svc, b)
+		well := false
+		run.Guard(w.d.Log, "check of an aggregated API server", func() { well = w.check(ctx, svc, b) })
 		<-w.places
 		select {
 		case w.done <- result{svc.Name, well}:

@@ -260,6 +260,15 @@ func TestRequests(t *testing.T) {
 		if u, err := tokens.Authenticate(r); err != nil || (u != nil) != tc.known {
 			t.Errorf("%s: %v %v", name, u, err)
 		}
+		r.Header.Add("Sec-WebSocket-Protocol", "x,y")
+		authn.DropTokens(r.Header)
+		rest := "x, y"
+		if name == "WebSocket" {
+			rest = "v5.channel.k8s.io, x, y"
+		}
+		if u, err := tokens.Authenticate(r); u != nil || err != nil || len(r.Header) != 1 || r.Header.Get("Sec-WebSocket-Protocol") != rest {
+			t.Errorf("%s: %v is left", name, r.Header)
+		}
 	}
 }
 

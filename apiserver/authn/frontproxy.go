@@ -37,6 +37,27 @@ func (f *FrontProxy) Authorities() ([]byte, error) {
 	return text, nil
 }
 
+// Drop deletes the headers that name a user: those who read them further on must not take a client's for a proxy's.
+func (f *FrontProxy) Drop(h http.Header) {
+	for _, names := range [][]string{f.UsernameHeaders, f.UIDHeaders, f.GroupHeaders} {
+		for _, name := range names {
+			h.Del(name)
+		}
+	}
+	for _, prefix := range f.ExtraHeaderPrefixes {
+		for name := range h {
+			if begins(name, prefix) {
+				delete(h, name)
+			}
+		}
+	}
+}
+
+// begins says whether the name of a header does so with prefix, in whatever case.
+func begins(name, prefix string) bool {
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}
+
 // FrontProxies accepts the users that proxies name whose certificates those authorities signed.
 func FrontProxies(f FrontProxy, authorities []byte) (Authenticator, error) {
 	pool := x509.NewCertPool()
@@ -84,7 +105,7 @@ func (f *frontProxies) Authenticate(r *http.Request) (*User, error) {
 	}
 	for _, prefix := range f.ExtraHeaderPrefixes {
 		for h, values := range r.Header {
-			if len(h) < len(prefix) || !strings.EqualFold(h[:len(prefix)], prefix) {
+			if !begins(h, prefix) {
 				continue
 			}
 			key := strings.ToLower(h[len(prefix):])
@@ -95,11 +116,8 @@ func (f *frontProxies) Authenticate(r *http.Request) (*User, error) {
 				u.Extra = map[string][]string{}
 			}
 			u.Extra[key] = append(u.Extra[key], values...)
-			delete(r.Header, h)
 		}
 	}
-	for _, h := range slices.Concat(f.UsernameHeaders, f.UIDHeaders, f.GroupHeaders) {
-		r.Header.Del(h)
-	}
+	f.Drop(r.Header)
 	return u, nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"slices"
 	"strings"
@@ -264,16 +265,50 @@ func bearer(r *http.Request) string {
 	if strings.EqualFold(scheme, "bearer") {
 		return strings.TrimSpace(token)
 	}
-	// Browsers cannot set headers on WebSockets.
-	for _, list := range r.Header.Values("Sec-WebSocket-Protocol") {
-		for p := range strings.SplitSeq(list, ",") {
-			if enc, ok := strings.CutPrefix(strings.TrimSpace(p), "base64url.bearer.authorization.k8s.io."); ok {
-				if data, err := base64.RawURLEncoding.DecodeString(enc); err == nil {
-					return string(data)
-				}
-				return enc // a bad token, not none
+	for p := range protocols(r.Header) {
+		if enc, ok := strings.CutPrefix(p, tokenProtocol); ok {
+			if data, err := base64.RawURLEncoding.DecodeString(enc); err == nil {
+				return string(data)
 			}
+			return enc // a bad token, not none
 		}
 	}
 	return ""
+}
+
+// Browsers cannot set headers on WebSockets. They offer a protocol that has the token in its name.
+const (
+	protocolHeader = "Sec-Websocket-Protocol"
+	tokenProtocol  = "base64url.bearer.authorization.k8s.io."
+)
+
+// protocols are those that a client offers for its WebSocket.
+func protocols(h http.Header) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, list := range h[protocolHeader] {
+			for p := range strings.SplitSeq(list, ",") {
+				if !yield(strings.TrimSpace(p)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// DropTokens deletes what bearer reads: a token that was shown to this server is nothing for those behind it.
+func DropTokens(h http.Header) {
+	h.Del("Authorization")
+	if len(h[protocolHeader]) == 0 {
+		return
+	}
+	var others []string
+	for p := range protocols(h) {
+		if !strings.HasPrefix(p, tokenProtocol) {
+			others = append(others, p)
+		}
+	}
+	h.Del(protocolHeader)
+	if len(others) > 0 {
+		h.Set(protocolHeader, strings.Join(others, ", "))
+	}
 }

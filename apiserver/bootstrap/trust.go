@@ -48,12 +48,9 @@ func (b *Bootstrap) trustedData(now map[string]string) map[string]string {
 		f = authn.FrontProxy{}
 	}
 	names := f.AllowedNames
+	var own authn.FrontProxy
 	if len(b.config.ProxyClientCA) > 0 {
-		own := aggregator.Headers()
-		f.UsernameHeaders = append(slices.Clip(f.UsernameHeaders), own.UsernameHeaders...)
-		f.UIDHeaders = append(slices.Clip(f.UIDHeaders), own.UIDHeaders...)
-		f.GroupHeaders = append(slices.Clip(f.GroupHeaders), own.GroupHeaders...)
-		f.ExtraHeaderPrefixes = append(slices.Clip(f.ExtraHeaderPrefixes), own.ExtraHeaderPrefixes...)
+		own = aggregator.Headers()
 		// Where any name is allowed, naming one would forbid the others.
 		if anyName := len(b.config.FrontProxyAuthorities) > 0 && len(names) == 0; !anyName {
 			names = append(slices.Clip(names), b.config.ProxyClientName)
@@ -62,26 +59,26 @@ func (b *Bootstrap) trustedData(now map[string]string) map[string]string {
 		return data
 	}
 	data[proxyCA] = bundle(time.Now(), now[proxyCA], string(b.config.FrontProxyAuthorities), string(b.config.ProxyClientCA))
-	for key, own := range map[string][]string{
-		"requestheader-allowed-names": names, "requestheader-username-headers": f.UsernameHeaders, "requestheader-uid-headers": f.UIDHeaders,
-		"requestheader-group-headers": f.GroupHeaders, "requestheader-extra-headers-prefix": f.ExtraHeaderPrefixes,
+	// Of several names for the same the first counts: that is the one that this server sets.
+	for key, l := range map[string]struct{ own, front []string }{
+		"requestheader-allowed-names": {nil, names}, "requestheader-username-headers": {own.UsernameHeaders, f.UsernameHeaders},
+		"requestheader-uid-headers": {own.UIDHeaders, f.UIDHeaders}, "requestheader-group-headers": {own.GroupHeaders, f.GroupHeaders},
+		"requestheader-extra-headers-prefix": {own.ExtraHeaderPrefixes, f.ExtraHeaderPrefixes},
 	} {
-		data[key] = joined(now[key], own)
+		data[key] = joined(l.own, now[key], l.front)
 	}
 	return data
 }
 
-// joined is a list in JSON of what is in text, such a list as well, and in own.
-func joined(text string, own []string) string {
-	var list []string
-	_ = json.Unmarshal([]byte(text), &list) // what is none is replaced
-	for _, s := range own {
+// joined is a list in JSON of what is in first, in text, which is such a list as well, and in last.
+func joined(first []string, text string, last []string) string {
+	var there []string
+	_ = json.Unmarshal([]byte(text), &there) // what is none is replaced
+	list := []string{}
+	for _, s := range slices.Concat(first, there, last) {
 		if !slices.Contains(list, s) {
 			list = append(list, s)
 		}
-	}
-	if list == nil {
-		list = []string{}
 	}
 	out, err := json.Marshal(list)
 	if err != nil {

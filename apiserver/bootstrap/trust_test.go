@@ -65,6 +65,10 @@ func TestFrontProxies(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
+	b.config.ProxyClientCA, b.config.ProxyClientName = []byte(ca), "front-proxy-client"
+	if got := b.trustedData(map[string]string{"requestheader-username-headers": `["X-User"]`})["requestheader-username-headers"]; got != `["X-Remote-User","X-User"]` {
+		t.Errorf("this server's own is not the first: %s", got)
+	}
 }
 
 // This server's own certificate towards aggregated API servers is believed beside the proxies before it.
@@ -80,7 +84,7 @@ func TestProxyClient(t *testing.T) {
 	}{
 		{"alone", authn.FrontProxy{AllowedNames: []string{"unused"}}, "", nil},
 		{"beside a proxy", authn.FrontProxy{AllowedNames: []string{"front"}, UsernameHeaders: []string{"X-User"}}, other,
-			map[string]string{proxyCA: other + ca, "requestheader-allowed-names": `["front","front-proxy-client"]`, "requestheader-username-headers": `["X-User","X-Remote-User"]`}},
+			map[string]string{proxyCA: other + ca, "requestheader-allowed-names": `["front","front-proxy-client"]`, "requestheader-username-headers": `["X-Remote-User","X-User"]`}},
 		{"beside proxies of any name", authn.FrontProxy{UsernameHeaders: []string{"X-Remote-User"}}, other,
 			map[string]string{proxyCA: other + ca, "requestheader-allowed-names": `[]`}},
 	} {

@@ -114,6 +114,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
 		Authenticators: access.authenticators(s.pki.Pool(), tokens.Audiences()),
 		Anonymous:      access.anonymous,
+		FrontProxy:     s.config.APIServer.RequestHeader,
 		Authorizer:     access.authorizer,
 		Audit:          record,
 		Fairness:       fairness.New(s.store, seats),

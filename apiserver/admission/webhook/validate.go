@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/admission/match"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
 )
 
 // asking is a call of a validating webhook.
@@ -50,15 +50,13 @@ func (w *Webhooks) validate(ctx context.Context, a *rest.Admitting) error {
 	for _, k := range asked {
 		wg.Go(func() {
 			// Of a request's own goroutine the server takes care; here a panic would end it.
-			defer func() {
-				if v := recover(); v != nil {
-					w.d.Log.Error("webhook call panicked", "webhook", k.hook.name, "err", v, "stack", string(debug.Stack()))
-					k.err = apierrors.NewInternalError(fmt.Errorf("ValidatingAdmissionWebhook/%v has panicked: %v", k.hook.name, v))
-				}
-			}()
-			begin := time.Now()
-			k.answer, k.err = w.call(ctx, r, k.hook, k.form, false)
-			w.meter.called(k.hook, "validating", string(r.Operation), time.Since(begin), k.err)
+			if v := run.Guard(w.d.Log.With("webhook", k.hook.name), "webhook call", func() {
+				begin := time.Now()
+				k.answer, k.err = w.call(ctx, r, k.hook, k.form, false)
+				w.meter.called(k.hook, "validating", string(r.Operation), time.Since(begin), k.err)
+			}); v != nil {
+				k.err = apierrors.NewInternalError(fmt.Errorf("ValidatingAdmissionWebhook/%v has panicked: %v", k.hook.name, v))
+			}
 		})
 	}
 	wg.Wait()
