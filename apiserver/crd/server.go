@@ -100,6 +100,7 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 		defined = append(defined, e.Object.(*apiextensionsv1.CustomResourceDefinition))
 	}
 	next := make(map[string]*served, len(defined))
+	unread := map[string]bool{} // what is defined may have objects that nobody here sees
 	for _, c := range defined {
 		if !accepted(c) {
 			continue
@@ -107,7 +108,8 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 		now, err := s.serving(ctx, c)
 		if err != nil {
 			s.d.Log.Warn("custom resources are not served", "definition", c.Name, "err", err)
-			again = again || !errors.Is(err, store.ErrTaken)
+			unread[c.Name] = !errors.Is(err, store.ErrTaken)
+			again = again || unread[c.Name]
 			continue
 		}
 		next[c.Name] = now
@@ -131,6 +133,9 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 	s.served, all = next, !again
 	s.forget(defined)
 	for _, c := range defined {
+		if unread[c.Name] {
+			continue // to let it go now would leave its objects
+		}
 		if err := s.tend(ctx, c); err != nil && ctx.Err() == nil {
 			s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
 			again = true

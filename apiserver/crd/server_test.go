@@ -55,6 +55,14 @@ func start(t testing.TB, plugins ...rest.Admission) *world {
 // over is start over a store that has something in it.
 func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	t.Helper()
+	w, ready := begin(t, s, plugins...)
+	<-ready
+	return w
+}
+
+// begin is over without waiting until everything is served.
+func begin(t testing.TB, s *store.Store, plugins ...rest.Admission) (w *world, ready <-chan struct{}) {
+	t.Helper()
 	rbac := authz.NewRBAC(s)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: log,
@@ -63,12 +71,11 @@ func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: s, api: srv, admin: srv.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})}
+	w = &world{t: t, store: s, api: srv, admin: srv.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})}
 	definitions := crd.NewServer(crd.Deps{Store: s, Serve: srv.Serve, Client: w.admin, Hooks: callout.New(callout.Deps{Store: s}), Log: log})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- definitions.Run(ctx, func() { close(ready) }) }()
-	<-ready
+	served, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- definitions.Run(ctx, func() { close(served) }) }()
 	w.stop = func() {
 		cancel()
 		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
@@ -77,7 +84,7 @@ func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 		done <- nil
 	}
 	t.Cleanup(w.stop)
-	return w
+	return w, served
 }
 
 // call sends a request and returns the answer. Accept and Content-Type are JSON unless headers say otherwise.

@@ -1,0 +1,69 @@
+package crd_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/store"
+	"github.com/yare-dev/yare/store/memory"
+)
+
+// unreadable is a database that does not list what lies below a path while it is broken.
+type unreadable struct {
+	store.Backend
+	broken atomic.Bool
+	path   string
+}
+
+func (u *unreadable) Range(ctx context.Context, from, end string, limit int, at api.Revision) ([]store.KV, bool, api.Revision, error) {
+	if u.broken.Load() && strings.HasPrefix(from, u.path) {
+		return nil, false, 0, errors.New("the disk is gone")
+	}
+	return u.Backend.Range(ctx, from, end, limit, at)
+}
+
+// A definition whose objects cannot be read is not let go before they can be, and are deleted.
+func TestDeletedUnread(t *testing.T) {
+	db := &unreadable{Backend: memory.New(false), path: "/registry/stable.example.com/"}
+	synctest.Test(t, func(t *testing.T) {
+		s := store.New(db, api.Stored(), store.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Keep: -1})
+		ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+		ready, done := make(chan struct{}), make(chan error, 1)
+		go func() { done <- s.Run(ctx, func() { close(ready) }) }()
+		t.Cleanup(func() { stop(); <-done })
+		<-ready
+		w := over(t, s)
+		c := w.define(cronTabs)
+		if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
+			t.Fatal(a.Body)
+		}
+		w.stop()
+		s.Remove(stored(w, c)) // as in a process of its own
+		if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
+			t.Fatal(err)
+		}
+		db.broken.Store(true)
+		w, _ = begin(t, s)
+		time.Sleep(10 * time.Second)
+		if s.Snapshot(api.CustomResourceDefinitionKind).Get(api.KeyOf(c)) == nil {
+			t.Error("the definition is gone")
+		}
+		db.broken.Store(false)
+		w.wait(c.Name, func(c *apiextensionsv1.CustomResourceDefinition) bool { return c == nil })
+		kvs, _, _, err := db.Range(t.Context(), db.path, db.path+"~", 0, 0)
+		if err != nil || len(kvs) != 0 {
+			t.Error("left behind:", len(kvs), err)
+		}
+	})
+}
