@@ -28,8 +28,10 @@ import (
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
 	structuraldefaulting "k8s.io/apiextensions-apiserver/pkg/apiserver/schema/defaulting"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apimachinery/pkg/version"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/callout"
@@ -43,6 +45,7 @@ type definition struct {
 	hooks    *callout.Callout
 	versions map[string]*definedVersion
 	types    func() managedfields.TypeConverter
+	replicas managedfields.ResourcePathMappings // part of rest.Custom
 }
 
 // definedVersion is one of a definition's versions.
@@ -61,7 +64,7 @@ var errSchema = errors.New("the server could not properly serve the CR schema")
 // Kinds returns what crd serves until ctx ends, a rest.Any for each version. Serving ends when crd has become another. Stored is the
 // kind that its objects are held as. Hooks reaches conversion webhooks. Nothing is compiled yet.
 func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
-	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}}
+	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}, replicas: replicas(&crd.Spec)}
 	d.types = sync.OnceValue(d.mergeTypes)
 	var all []rest.Any
 	for i := range crd.Spec.Versions {
@@ -93,7 +96,7 @@ func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
 		},
 		Settle: v.d.settle,
 		Coerce: func(o api.Object) ([]string, error) { return v.d.coerce(o.(object), true, false) },
-		Types:  v.d.types,
+		Types:  v.d.types, ReplicasPaths: v.d.replicas,
 	}
 	r := &rest.Resource[object]{
 		Custom:           custom,
@@ -110,7 +113,6 @@ func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
 	}
 	if v.spec.Subresources != nil && v.spec.Subresources.Scale != nil {
 		r.Scale = scaleOf(v.spec.Subresources.Scale)
-		custom.ReplicasPath = jsonPath(v.spec.Subresources.Scale.SpecReplicasPath)
 	}
 	return rest.Register(v.kind, r)
 }
@@ -170,6 +172,21 @@ func (v *definedVersion) deprecated() string {
 	}
 	best := slices.MaxFunc(better, version.CompareKubeAwareVersionStrings)
 	return fmt.Sprintf("%s; use %s/%s %s", text, spec.Group, best, spec.Names.Kind)
+}
+
+// replicas says where the versions have the replicas that /scale writes.
+func replicas(spec *apiextensionsv1.CustomResourceDefinitionSpec) managedfields.ResourcePathMappings {
+	paths := managedfields.ResourcePathMappings{}
+	for _, v := range spec.Versions {
+		var path fieldpath.Path
+		if v.Subresources != nil && v.Subresources.Scale != nil {
+			for _, name := range jsonPath(v.Subresources.Scale.SpecReplicasPath) {
+				path = append(path, fieldpath.PathElement{FieldName: &name})
+			}
+		}
+		paths[schema.GroupVersion{Group: spec.Group, Version: v.Name}.String()] = path
+	}
+	return paths
 }
 
 // jsonPath splits a simple path, ".spec.replicas".

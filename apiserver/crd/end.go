@@ -16,15 +16,12 @@ import (
 	"github.com/yare-dev/yare/store"
 )
 
-// CleanupFinalizer holds a definition until what it defines is gone.
-const CleanupFinalizer = apiextensionsv1.CustomResourceCleanupFinalizer
-
 // deleters is how many objects are deleted at once.
 const deleters = 64
 
 // end deletes, beside all else, what c defines, and then lets c go.
 func (s *Server) end(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) {
-	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, CleanupFinalizer) {
+	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer) {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -70,7 +67,7 @@ func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDe
 	}
 	return s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
 		apihelpers.SetCRDCondition(c, ended)
-		apihelpers.CRDRemoveFinalizer(c, CleanupFinalizer)
+		apihelpers.CRDRemoveFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/store"
 	"github.com/yare-dev/yare/store/memory"
@@ -66,4 +67,47 @@ func TestDeletedUnread(t *testing.T) {
 			t.Error("left behind:", len(kvs), err)
 		}
 	})
+}
+
+// A create that admission holds up until its definition is being deleted is refused.
+func TestCreatedTooLate(t *testing.T) {
+	var during func()
+	w := start(t, rest.Admission{Name: "slow", Validate: func(_ context.Context, a *rest.Admitting) error {
+		if a.Kind.Custom() && a.Operation == rest.OpCreate {
+			during()
+		}
+		return nil
+	}})
+	c := w.define(cronTabs)
+	during = func() {
+		if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusMethodNotAllowed && a.Code != http.StatusNotFound {
+		t.Error(a.Code, a.Body)
+	}
+	w.wait(c.Name, func(c *apiextensionsv1.CustomResourceDefinition) bool { return c == nil })
+}
+
+// What managers own in versions other than that of the request stays theirs when the scale is written, and the replicas go to who wrote them.
+func TestScaleOwnership(t *testing.T) {
+	w := start(t)
+	w.define(cronTabs)
+	old := strings.Replace(tab("a", `{"cronSpec":"x","extra":"y"}`), "/v1", "/v1beta1", 1)
+	if a := w.call("PATCH", oldTabs+"/a?fieldManager=old", old, "Content-Type", inApply); a.Code != http.StatusCreated {
+		t.Fatal(a.Code, a.Body)
+	}
+	if a := w.call("PATCH", tabs+"/a?fieldManager=other", `{"spec":{"replicas":3}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Code, a.Body)
+	}
+	if a := w.call("PATCH", tabs+"/a/scale?fieldManager=scaler", `{"spec":{"replicas":5}}`, "Content-Type", inMerge); a.Code != http.StatusOK {
+		t.Fatal(a.Code, a.Body)
+	}
+	text := w.call("GET", tabs+"/a", "").Body.String()
+	for _, has := range []string{`"manager":"old","operation":"Apply"`, `"manager":"scaler","operation":"Update","subresource":"scale"`} {
+		if !strings.Contains(text, has) {
+			t.Errorf("%s\nhas no %s", text, has)
+		}
+	}
 }

@@ -166,6 +166,7 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 	old := s.served[c.Name]
 	if old != nil && old.crd.UID == c.UID {
 		if !differs(old.crd, c) {
+			old.crd = c // which makes the next comparison one of pointers
 			return old, nil
 		}
 		return s.serve(ctx, c, old.stored), nil
@@ -173,11 +174,9 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 	if old != nil { // deleted and defined again
 		s.d.Store.Remove(old.stored)
 	}
-	version := c.Spec.Versions[0].Name
-	for _, v := range c.Spec.Versions {
-		if v.Storage {
-			version = v.Name
-		}
+	version, err := apihelpers.GetCRDStorageVersion(c)
+	if err != nil {
+		return nil, err
 	}
 	stored := api.Defined(c, version)
 	if err := s.d.Store.Add(ctx, stored); err != nil {
@@ -187,11 +186,12 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 }
 
 func (s *Server) serve(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, stored *api.Kind) *served {
-	serving, end := context.WithCancel(ctx)
+	// Of its own: ctx would keep that of every definition that ever was. When one goes, its watches end after their last event instead.
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
 	return &served{c, stored, Kinds(ctx, serving, c, stored, s.d.Hooks), end}
 }
 
-// differs says that b is not served as a is.
+// differs says that b is not served as a is. That the spec has changed is told by the generation.
 func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	if a == b {
 		return false
@@ -199,8 +199,7 @@ func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	ending := func(c *apiextensionsv1.CustomResourceDefinition) bool {
 		return c.DeletionTimestamp != nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Terminating)
 	}
-	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames) ||
-		!equality.Semantic.DeepEqual(a.Spec, b.Spec)
+	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames)
 }
 
 // ordered returns the kinds of all in the order of discovery: by group, and within it by name.

@@ -48,8 +48,9 @@ type Custom struct {
 	// Serving ends when the definition has become another: watches end then, since what they show would be by a schema of old, and
 	// clients begin them anew from where they were.
 	Serving context.Context
-	// ReplicasPath is where /scale has the replicas.
-	ReplicasPath []string
+	// ReplicasPaths say where /scale has the replicas, by apiVersion: of every version, nil where it has no /scale. They are shared and
+	// read-only.
+	ReplicasPaths managedfields.ResourcePathMappings
 
 	managers managers // of this Any: they go when it does
 }
@@ -59,10 +60,8 @@ func (a Any) Custom() *Custom { return a.r.custom }
 
 // storage is the version that objects are stored in.
 func (c *Custom) storage() string {
-	for _, v := range c.Definition.Spec.Versions {
-		if v.Storage {
-			return v.Name
-		}
+	if v, err := apihelpers.GetCRDStorageVersion(c.Definition); err == nil {
+		return v
 	}
 	return c.Stored.Version
 }
@@ -250,8 +249,12 @@ func (r *Request) unchanged(ctx context.Context, entry *store.Entry, o api.Objec
 	return equality.Semantic.DeepEqual(kept, entry.Of.Object), nil
 }
 
-// storeNew stores o, which is new, and returns its entry as the request's kind has it.
+// storeNew stores o, which is new, and returns its entry as the request's kind has it. Admission may have taken long: a definition that
+// has begun to end meanwhile may be empty already.
 func (p *Pipeline) storeNew(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	if err := p.terminating(r); err != nil {
+		return nil, err
+	}
 	kept, err := r.keeping(ctx, o)
 	if err != nil {
 		return nil, err
