@@ -12,7 +12,8 @@
 //     ready.
 //   - Schemas are compiled when they are first needed: to read an object takes the structural schema, to write one the validators and
 //     the programs of CEL. A definition that nobody uses costs what it is long.
-//   - What is deleted with its definition is deleted like anything else: admitted, and as soon as its finalizers let it.
+//   - What is deleted with its definition goes as soon as its finalizers let it. Admission is not asked: nobody may hold up the end of a
+//     definition by a webhook.
 package crd
 
 import (
@@ -61,22 +62,29 @@ type definedVersion struct {
 // errSchema is what a client is told of a schema that cannot be compiled, which one that was accepted can.
 var errSchema = errors.New("the server could not properly serve the CR schema")
 
-// Kinds returns what crd serves until ctx ends, a rest.Any for each version. Serving ends when crd has become another. Stored is the
-// kind that its objects are held as. Hooks reaches conversion webhooks. Nothing is compiled yet.
-func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
+// Kinds returns what crd serves until ctx ends, a rest.Any for each version, and that of the storage version, which need not be served.
+// Serving ends when crd has become another. Stored is the kind that its objects are held as. Hooks reaches conversion webhooks. Nothing
+// is compiled yet.
+func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) (all []rest.Any, keep rest.Any) {
 	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}, replicas: replicas(&crd.Spec)}
 	d.types = sync.OnceValue(d.mergeTypes)
-	var all []rest.Any
 	for i := range crd.Spec.Versions {
 		v := &definedVersion{d: d, spec: &crd.Spec.Versions[i], kind: api.Defined(crd, crd.Spec.Versions[i].Name)}
 		v.structural = sync.OnceValues(v.compile)
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
+		if !v.spec.Served && !v.spec.Storage {
+			continue
+		}
+		a := v.register(ctx, serving)
 		if v.spec.Served {
-			all = append(all, v.register(ctx, serving))
+			all = append(all, a)
+		}
+		if v.spec.Storage {
+			keep = a
 		}
 	}
-	return all
+	return all, keep
 }
 
 // object is the type of custom resources.

@@ -111,3 +111,65 @@ func TestScaleOwnership(t *testing.T) {
 		}
 	}
 }
+
+// Admission does not hold up the end of a definition, whether any of its versions is served or not; finalizers do.
+func TestDeletedUnasked(t *testing.T) {
+	for name, served := range map[string]bool{"served": true, "not served": false} {
+		t.Run(name, func(t *testing.T) {
+			w := start(t, rest.Admission{Name: "never", Validate: func(_ context.Context, a *rest.Admitting) error {
+				if a.Kind.Custom() && a.Operation == rest.OpDelete {
+					return errors.New("never")
+				}
+				return nil
+			}})
+			c := w.define(cronTabs)
+			if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
+				t.Fatal(a.Body)
+			}
+			_, err := client.Mutate(t.Context(), w.admin, c, "", func(c *apiextensionsv1.CustomResourceDefinition) {
+				for i := range c.Spec.Versions {
+					c.Spec.Versions[i].Served = served
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := w.call("DELETE", tabs+"/a", ""); a.Code == http.StatusOK {
+				t.Fatal("deleted:", a.Body)
+			}
+			if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
+				t.Fatal(err)
+			}
+			w.wait(c.Name, func(c *apiextensionsv1.CustomResourceDefinition) bool { return c == nil })
+		})
+	}
+}
+
+// A deletion that fails again and again says so once, and does not try without pause.
+func TestDeletionFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		c := w.define(cronTabs)
+		if a := w.call("POST", tabs, tab("a", `{"cronSpec":"x"}`)); a.Code != http.StatusCreated {
+			t.Fatal(a.Body)
+		}
+		w.failing.Store(true)
+		if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		at := w.store.Revision()
+		tried := w.tried.Load()
+		time.Sleep(10 * time.Minute)
+		if now := w.store.Revision(); now != at {
+			t.Error("written meanwhile:", now-at)
+		}
+		if n := w.tried.Load() - tried; n < 19 || n > 21 {
+			t.Error("attempts in ten minutes:", n)
+		}
+		w.failing.Store(false)
+		for w.store.Snapshot(api.CustomResourceDefinitionKind).Len() > 0 {
+			time.Sleep(time.Second)
+		}
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,18 @@ type world struct {
 	api   *apiserver.Server
 	admin client.Client
 	stop  func() // ends what serves definitions
+
+	failing atomic.Bool  // what goes with its definition cannot be deleted
+	tried   atomic.Int64 // how often that failed
+}
+
+// remove is the server's Remove, unless it fails.
+func (w *world) remove(ctx context.Context, a rest.Any, key api.Key) error {
+	if w.failing.Load() {
+		w.tried.Add(1)
+		return errors.New("the disk is gone")
+	}
+	return w.api.Remove(ctx, a, key)
 }
 
 func start(t testing.TB, plugins ...rest.Admission) *world {
@@ -72,7 +85,7 @@ func begin(t testing.TB, s *store.Store, plugins ...rest.Admission) (w *world, r
 		t.Fatal(err)
 	}
 	w = &world{t: t, store: s, api: srv, admin: srv.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})}
-	definitions := crd.NewServer(crd.Deps{Store: s, Serve: srv.Serve, Client: w.admin, Hooks: callout.New(callout.Deps{Store: s}), Log: log})
+	definitions := crd.NewServer(crd.Deps{Store: s, Serve: srv.Serve, Remove: w.remove, Client: w.admin, Hooks: callout.New(callout.Deps{Store: s}), Log: log})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	served, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- definitions.Run(ctx, func() { close(served) }) }()
