@@ -53,6 +53,7 @@ type Custom struct {
 	ReplicasPaths managedfields.ResourcePathMappings
 
 	managers managers // of this Any: they go when it does
+	forming  forming
 }
 
 // Custom returns what is known of a kind that is defined at run time, nil of a built-in one.
@@ -122,45 +123,6 @@ func (p *Pipeline) terminating(r *Request) error {
 	err := apierrors.NewMethodNotSupported(r.group(), "create")
 	err.ErrStatus.Message = "create not allowed while custom resource definition is terminating"
 	return err
-}
-
-// shown returns entries of the store as the request's kind has them.
-func (p *Pipeline) shown(ctx context.Context, r *Request, es []*store.Entry) ([]*store.Entry, error) {
-	c := r.Any.r.custom
-	if c == nil {
-		return es, nil
-	}
-	out := slices.Clone(es)
-	var at []int
-	var os []api.Object
-	for i, e := range out {
-		if e == nil {
-			continue
-		}
-		if f := e.Form(r.Any.Kind); f != nil {
-			out[i] = f
-			continue
-		}
-		at, os = append(at, i), append(os, e.Object)
-	}
-	if len(at) == 0 {
-		return out, nil
-	}
-	converted, err := c.Convert(ctx, os, r.Any.Kind.Version)
-	if err != nil {
-		return nil, internal(err)
-	}
-	for n, i := range at {
-		o := converted[n].DeepCopyObject().(api.Object)
-		if err := c.Settle(o, true); err != nil {
-			return nil, apierrors.NewInternalError(fmt.Errorf("%v %q: %w", r.Any.Kind, out[i].Key.String(), err))
-		}
-		if equality.Semantic.DeepEqual(o, os[n]) {
-			o = os[n]
-		}
-		out[i] = out[i].SetForm(r.Any.Kind, o)
-	}
-	return out, nil
 }
 
 // internal keeps errors of the API.
