@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -87,6 +88,11 @@ func (c *catalog) kindOf(o api.Object) *api.Kind {
 // discovery, within a group and among groups that come after the built-in ones.
 func (s *Server) Serve(custom []rest.Any) error {
 	return s.change(func(x *extensions) { x.custom = custom })
+}
+
+// Remove deletes an object that goes with the definition of its kind, of which a need not be a version that is served. Admission is not asked.
+func (s *Server) Remove(ctx context.Context, a rest.Any, key api.Key) error {
+	return s.pipe.Remove(ctx, &rest.Request{Any: a, Key: key})
 }
 
 // change makes a catalog with other extensions the one that is served.

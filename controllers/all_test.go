@@ -59,7 +59,7 @@ func cluster(t testing.TB) client.Client {
 	c := srv.ClientAs(&authn.User{Name: "system:kube-controller-manager", Groups: []string{authn.Masters}})
 	self.Client = c
 	recorder := events.New(c, "controllers", "", log)
-	custom := crd.NewServer(crd.Deps{Store: st, Serve: srv.Serve, Client: c, Log: log})
+	custom := crd.NewServer(crd.Deps{Store: st, Serve: srv.Serve, Remove: srv.Remove, Client: c, Log: log})
 	namespaces := run.Func("namespaces", func(ctx context.Context, ready func()) error {
 		for _, name := range []string{"default", "ns"} {
 			if _, err := c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {

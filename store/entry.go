@@ -20,7 +20,7 @@ type Entry struct {
 	Of *Entry
 
 	as    *api.Kind // the kind that it is a form for
-	form  atomic.Pointer[Entry]
+	forms atomic.Pointer[[]*Entry]
 	stale func() bool
 	err   error
 	mu    sync.Mutex // held while encoding, so that it is done once
@@ -55,8 +55,7 @@ func (e *Entry) Bytes(f Format) ([]byte, error) {
 	return b, nil
 }
 
-// As returns the entry with its object in the form k, which keeps its own encodings. It is made at most once as long as nobody asks
-// for another form in between.
+// As returns the entry with its object in the form k, which keeps its own encodings. It is made at most once.
 func (e *Entry) As(k *api.Kind) *Entry {
 	if e == nil || e.err != nil || k.Of() == nil {
 		return e
@@ -69,22 +68,42 @@ func (e *Entry) As(k *api.Kind) *Entry {
 	return e.SetForm(k, k.Show(e.Object))
 }
 
-// Form returns what SetForm made for k, nil where somebody made another form since.
+// Form returns what SetForm made for k, nil where nobody did.
 func (e *Entry) Form(k *api.Kind) *Entry {
 	if e.as == k {
 		return e
 	}
-	if f := e.form.Load(); f != nil && f.as == k {
-		return f
+	if forms := e.forms.Load(); forms != nil {
+		for _, f := range *forms {
+			if f.as == k {
+				return f
+			}
+		}
 	}
 	return nil
 }
 
-// SetForm makes o, which is read-only from now on, the object's form as k, and returns its entry.
+// SetForm makes o, which is read-only from now on, the object's form as k, and returns its entry: that which is there already where
+// somebody was faster. It takes the place of a form for another kind of the same name, as a definition that changes leaves behind.
 func (e *Entry) SetForm(k *api.Kind, o api.Object) *Entry {
-	f := &Entry{Object: o, Revision: e.Revision, Key: e.Key, Of: e, as: k, stale: e.stale}
-	e.form.Store(f)
-	return f
+	made := &Entry{Object: o, Revision: e.Revision, Key: e.Key, Of: e, as: k, stale: e.stale}
+	for {
+		old := e.forms.Load()
+		next := []*Entry{made}
+		if old != nil {
+			for _, f := range *old {
+				switch {
+				case f.as == k:
+					return f
+				case f.as.GVK() != k.GVK():
+					next = append(next, f)
+				}
+			}
+		}
+		if e.forms.CompareAndSwap(old, &next) {
+			return made
+		}
+	}
 }
 
 // Encode is Bytes for who sends an object once, as the answer to its own write: bytes that nobody has asked for again are

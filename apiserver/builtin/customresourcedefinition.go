@@ -35,10 +35,12 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 		Prepare:         func(c crd) { d.defined(c) },
 		PrepareUpdate:   func(now, _ crd) { d.defined(now) },
 		ValidateIn:      checkCRD,
-		Finalizing:      func(c crd) bool { return c.DeletionTimestamp == nil || apihelpers.CRDHasFinalizer(c, cleanup) },
+		Finalizing: func(c crd) bool {
+			return c.DeletionTimestamp == nil || apihelpers.CRDHasFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer)
+		},
 		Deleting: func(c crd) {
-			if !apihelpers.CRDHasFinalizer(c, cleanup) {
-				c.Finalizers = append(c.Finalizers, cleanup)
+			if !apihelpers.CRDHasFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer) {
+				c.Finalizers = append(c.Finalizers, apiextensionsv1.CustomResourceCleanupFinalizer)
 			}
 			apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{
 				Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue, Reason: "InstanceDeletionPending",
@@ -72,9 +74,6 @@ func customResourceDefinitions(d Deps) *rest.Resource[crd] {
 		},
 	}
 }
-
-// cleanup holds a definition until what it defines is gone.
-const cleanup = apiextensionsv1.CustomResourceCleanupFinalizer
 
 // checkCRD asks upstream's library; old is nil on create.
 func checkCRD(ctx context.Context, now, old crd) field.ErrorList {

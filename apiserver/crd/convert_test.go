@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -131,5 +133,32 @@ func TestConvertedBadly(t *testing.T) {
 				t.Errorf("%d %s\nwant %s", a.Code, text, tt.has)
 			}
 		})
+	}
+}
+
+// However many watch in a version, an object is converted once for all of them, and what other versions show does not undo that.
+func TestConvertedOnce(t *testing.T) {
+	w := start(t)
+	var asked atomic.Int64
+	url, authority := hook(t, func(map[string]any) { asked.Add(1) })
+	w.define(fmt.Sprintf(hosts, url, authority))
+	const v1, v2 = "/apis/stable.example.com/v1/hosts", "/apis/stable.example.com/v2/hosts"
+	if a := w.call("POST", v1, `{"apiVersion":"stable.example.com/v1","kind":"Host","metadata":{"name":"a"},"hostPort":"h:80"}`); a.Code != http.StatusCreated {
+		t.Fatal(a.Body)
+	}
+	asked.Store(0)
+	var readers sync.WaitGroup
+	for range 20 {
+		for _, path := range []string{v1 + "/a", v2 + "/a", v2, v2 + "?watch=1&timeoutSeconds=1"} {
+			readers.Go(func() {
+				if a := w.call("GET", path, ""); a.Code != http.StatusOK || !strings.Contains(a.Body.String(), "80") {
+					t.Error(path, a.Code, a.Body)
+				}
+			})
+		}
+	}
+	readers.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Error("converted so many times:", n)
 	}
 }

@@ -12,7 +12,8 @@
 //     ready.
 //   - Schemas are compiled when they are first needed: to read an object takes the structural schema, to write one the validators and
 //     the programs of CEL. A definition that nobody uses costs what it is long.
-//   - What is deleted with its definition is deleted like anything else: admitted, and as soon as its finalizers let it.
+//   - What is deleted with its definition goes as soon as its finalizers let it. Admission is not asked: nobody may hold up the end of a
+//     definition by a webhook.
 package crd
 
 import (
@@ -28,8 +29,10 @@ import (
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
 	structuraldefaulting "k8s.io/apiextensions-apiserver/pkg/apiserver/schema/defaulting"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apimachinery/pkg/version"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/callout"
@@ -43,6 +46,7 @@ type definition struct {
 	hooks    *callout.Callout
 	versions map[string]*definedVersion
 	types    func() managedfields.TypeConverter
+	replicas managedfields.ResourcePathMappings // part of rest.Custom
 }
 
 // definedVersion is one of a definition's versions.
@@ -58,22 +62,29 @@ type definedVersion struct {
 // errSchema is what a client is told of a schema that cannot be compiled, which one that was accepted can.
 var errSchema = errors.New("the server could not properly serve the CR schema")
 
-// Kinds returns what crd serves until ctx ends, a rest.Any for each version. Serving ends when crd has become another. Stored is the
-// kind that its objects are held as. Hooks reaches conversion webhooks. Nothing is compiled yet.
-func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
-	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}}
+// Kinds returns what crd serves until ctx ends, a rest.Any for each version, and that of the storage version, which need not be served.
+// Serving ends when crd has become another. Stored is the kind that its objects are held as. Hooks reaches conversion webhooks. Nothing
+// is compiled yet.
+func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) (all []rest.Any, keep rest.Any) {
+	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}, replicas: replicas(&crd.Spec)}
 	d.types = sync.OnceValue(d.mergeTypes)
-	var all []rest.Any
 	for i := range crd.Spec.Versions {
 		v := &definedVersion{d: d, spec: &crd.Spec.Versions[i], kind: api.Defined(crd, crd.Spec.Versions[i].Name)}
 		v.structural = sync.OnceValues(v.compile)
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
+		if !v.spec.Served && !v.spec.Storage {
+			continue
+		}
+		a := v.register(ctx, serving)
 		if v.spec.Served {
-			all = append(all, v.register(ctx, serving))
+			all = append(all, a)
+		}
+		if v.spec.Storage {
+			keep = a
 		}
 	}
-	return all
+	return all, keep
 }
 
 // object is the type of custom resources.
@@ -93,7 +104,7 @@ func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
 		},
 		Settle: v.d.settle,
 		Coerce: func(o api.Object) ([]string, error) { return v.d.coerce(o.(object), true, false) },
-		Types:  v.d.types,
+		Types:  v.d.types, ReplicasPaths: v.d.replicas,
 	}
 	r := &rest.Resource[object]{
 		Custom:           custom,
@@ -110,7 +121,6 @@ func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
 	}
 	if v.spec.Subresources != nil && v.spec.Subresources.Scale != nil {
 		r.Scale = scaleOf(v.spec.Subresources.Scale)
-		custom.ReplicasPath = jsonPath(v.spec.Subresources.Scale.SpecReplicasPath)
 	}
 	return rest.Register(v.kind, r)
 }
@@ -170,6 +180,21 @@ func (v *definedVersion) deprecated() string {
 	}
 	best := slices.MaxFunc(better, version.CompareKubeAwareVersionStrings)
 	return fmt.Sprintf("%s; use %s/%s %s", text, spec.Group, best, spec.Names.Kind)
+}
+
+// replicas says where the versions have the replicas that /scale writes.
+func replicas(spec *apiextensionsv1.CustomResourceDefinitionSpec) managedfields.ResourcePathMappings {
+	paths := managedfields.ResourcePathMappings{}
+	for _, v := range spec.Versions {
+		var path fieldpath.Path
+		if v.Subresources != nil && v.Subresources.Scale != nil {
+			for _, name := range jsonPath(v.Subresources.Scale.SpecReplicasPath) {
+				path = append(path, fieldpath.PathElement{FieldName: &name})
+			}
+		}
+		paths[schema.GroupVersion{Group: spec.Group, Version: v.Name}.String()] = path
+	}
+	return paths
 }
 
 // jsonPath splits a simple path, ".spec.replicas".

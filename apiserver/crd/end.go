@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
@@ -16,15 +17,15 @@ import (
 	"github.com/yare-dev/yare/store"
 )
 
-// CleanupFinalizer holds a definition until what it defines is gone.
-const CleanupFinalizer = apiextensionsv1.CustomResourceCleanupFinalizer
+// retryAtMost is how long a deletion that fails again and again waits for another attempt.
+const retryAtMost = 30 * time.Second
 
 // deleters is how many objects are deleted at once.
 const deleters = 64
 
 // end deletes, beside all else, what c defines, and then lets c go.
 func (s *Server) end(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) {
-	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, CleanupFinalizer) {
+	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer) {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -35,29 +36,33 @@ func (s *Server) end(ctx context.Context, c *apiextensionsv1.CustomResourceDefin
 	}
 	s.work.Go(func() {
 		defer cancel()
-		for ctx.Err() == nil {
-			err := s.finish(ctx, c, d)
+		first := true
+		for wait := retryAfter; ctx.Err() == nil; wait = min(2*wait, retryAtMost) {
+			err := s.finish(ctx, c, d, first)
 			if err == nil {
 				return
 			}
 			if ctx.Err() == nil {
 				s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
 			}
-			_ = run.Pause(ctx, retryAfter)
+			first = false
+			_ = run.Pause(ctx, wait)
 		}
 	})
 }
 
-// finish empties c, and lets it go.
-func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, d *served) error {
+// finish empties c, and lets it go. First says that it was not tried before: later attempts leave in the status why the last one failed.
+func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, d *served, first bool) error {
 	ended := apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionFalse,
 		Reason: "NeverEstablished", Message: "resource was never established"}
 	if d != nil && apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established) {
-		if err := s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
-			apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
-				Reason: "InstanceDeletionInProgress", Message: "CustomResource deletion is in progress"})
-		}); err != nil {
-			return err
+		if first {
+			if err := s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
+				apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
+					Reason: "InstanceDeletionInProgress", Message: "CustomResource deletion is in progress"})
+			}); err != nil {
+				return err
+			}
 		}
 		if err := s.empty(ctx, d); err != nil {
 			failed := s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
@@ -70,7 +75,7 @@ func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDe
 	}
 	return s.update(ctx, c, func(c *apiextensionsv1.CustomResourceDefinition) {
 		apihelpers.SetCRDCondition(c, ended)
-		apihelpers.CRDRemoveFinalizer(c, CleanupFinalizer)
+		apihelpers.CRDRemoveFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer)
 	})
 }
 
@@ -117,7 +122,7 @@ func (s *Server) empty(ctx context.Context, d *served) error {
 			}
 			asked[uid] = true
 			all.Go(func() error {
-				err := s.remove(ctx, d, e)
+				err := s.d.Remove(ctx, d.keep, e.Key)
 				if apierrors.IsNotFound(err) || errors.Is(err, store.ErrNotFound) {
 					return nil
 				}
@@ -131,13 +136,4 @@ func (s *Server) empty(ctx context.Context, d *served) error {
 			return err
 		}
 	}
-}
-
-// remove deletes one object. Of a definition that serves no version, there is nobody who would have to be asked.
-func (s *Server) remove(ctx context.Context, d *served, e *store.Entry) error {
-	if len(d.kinds) == 0 {
-		_, err := s.d.Store.Delete(ctx, d.stored, e.Key, e.Revision)
-		return err
-	}
-	return s.d.Client.Delete(ctx, e.Object, client.DeleteOptions{AnyRevision: true})
 }

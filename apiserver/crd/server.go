@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -31,7 +32,9 @@ type Deps struct {
 	Store *store.Store
 	// Serve replaces the custom resources that the API server serves: apiserver.Server's.
 	Serve func([]rest.Any) error
-	// Client writes the status of definitions and deletes what goes with them. It may do everything.
+	// Remove deletes what goes with its definition: apiserver.Server's.
+	Remove func(ctx context.Context, a rest.Any, key api.Key) error
+	// Client writes the status of definitions, of all.
 	Client client.Client
 	// Hooks reaches conversion webhooks. May be nil: then every conversion by webhook fails.
 	Hooks *callout.Callout
@@ -52,11 +55,15 @@ type served struct {
 	crd    *apiextensionsv1.CustomResourceDefinition
 	stored *api.Kind
 	kinds  []rest.Any
+	keep   rest.Any           // of the storage version, be it served or not
 	end    context.CancelFunc // of their Serving
 }
 
 // retryAfter is how long what failed waits for another attempt.
 const retryAfter = time.Second
+
+// readers is how many definitions are read the objects of at once.
+const readers = 8
 
 // NewServer returns a Server that serves nothing yet.
 func NewServer(d Deps) *Server {
@@ -99,19 +106,8 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 	for e := range s.d.Store.Snapshot(api.CustomResourceDefinitionKind).All("", api.Key{}) {
 		defined = append(defined, e.Object.(*apiextensionsv1.CustomResourceDefinition))
 	}
-	next := make(map[string]*served, len(defined))
-	for _, c := range defined {
-		if !accepted(c) {
-			continue
-		}
-		now, err := s.serving(ctx, c)
-		if err != nil {
-			s.d.Log.Warn("custom resources are not served", "definition", c.Name, "err", err)
-			again = again || !errors.Is(err, store.ErrTaken)
-			continue
-		}
-		next[c.Name] = now
-	}
+	next, unread := s.next(ctx, defined)
+	again = len(unread) > 0
 	for name, old := range s.served { // before others can write what the schema of old does not know
 		if now := next[name]; now != nil && now != old && now.stored == old.stored {
 			old.end()
@@ -131,12 +127,62 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 	s.served, all = next, !again
 	s.forget(defined)
 	for _, c := range defined {
+		if unread[c.Name] {
+			continue // to let it go now would leave its objects
+		}
 		if err := s.tend(ctx, c); err != nil && ctx.Err() == nil {
 			s.d.Log.Warn("definition is not finished", "definition", c.Name, "err", err)
 			again = true
 		}
 	}
 	return all, again
+}
+
+// next returns, by name, what is to be served of what is defined. Unread are the definitions that could not be: they may have objects
+// that nobody here sees.
+func (s *Server) next(ctx context.Context, defined []*apiextensionsv1.CustomResourceDefinition) (next map[string]*served, unread map[string]bool) {
+	next, unread = make(map[string]*served, len(defined)), map[string]bool{}
+	var mu sync.Mutex // of the maps
+	var all errgroup.Group
+	all.SetLimit(readers)
+	for _, c := range defined {
+		if !accepted(c) {
+			continue
+		}
+		if old := s.same(c); old != nil {
+			mu.Lock()
+			next[c.Name] = old
+			mu.Unlock()
+			continue
+		}
+		all.Go(func() error {
+			now, err := s.serving(ctx, c)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				next[c.Name] = now
+			case !errors.Is(err, store.ErrTaken):
+				unread[c.Name] = true
+			}
+			if err != nil {
+				s.d.Log.Warn("custom resources are not served", "definition", c.Name, "err", err)
+			}
+			return nil
+		})
+	}
+	_ = all.Wait() // all errors are told
+	return next, unread
+}
+
+// same returns c as it is served where nothing has changed that matters to that, nil otherwise.
+func (s *Server) same(c *apiextensionsv1.CustomResourceDefinition) *served {
+	old := s.served[c.Name]
+	if old == nil || old.crd.UID != c.UID || differs(old.crd, c) {
+		return nil
+	}
+	old.crd = c // which makes the next comparison one of pointers
+	return old
 }
 
 // forget drops what is known of definitions that are gone.
@@ -156,23 +202,18 @@ func accepted(c *apiextensionsv1.CustomResourceDefinition) bool {
 		(apihelpers.IsCRDConditionTrue(c, apiextensionsv1.NamesAccepted) || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established))
 }
 
-// serving returns c as it is served: as before where nothing has changed that matters to that.
+// serving returns c as it is served from now on. Of different definitions, it may be called concurrently.
 func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) (*served, error) {
 	old := s.served[c.Name]
 	if old != nil && old.crd.UID == c.UID {
-		if !differs(old.crd, c) {
-			return old, nil
-		}
 		return s.serve(ctx, c, old.stored), nil
 	}
 	if old != nil { // deleted and defined again
 		s.d.Store.Remove(old.stored)
 	}
-	version := c.Spec.Versions[0].Name
-	for _, v := range c.Spec.Versions {
-		if v.Storage {
-			version = v.Name
-		}
+	version, err := apihelpers.GetCRDStorageVersion(c)
+	if err != nil {
+		return nil, err
 	}
 	stored := api.Defined(c, version)
 	if err := s.d.Store.Add(ctx, stored); err != nil {
@@ -182,11 +223,13 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 }
 
 func (s *Server) serve(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, stored *api.Kind) *served {
-	serving, end := context.WithCancel(ctx)
-	return &served{c, stored, Kinds(ctx, serving, c, stored, s.d.Hooks), end}
+	// Of its own: ctx would keep that of every definition that ever was. When one goes, its watches end after their last event instead.
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
+	kinds, keep := Kinds(ctx, serving, c, stored, s.d.Hooks)
+	return &served{c, stored, kinds, keep, end}
 }
 
-// differs says that b is not served as a is.
+// differs says that b is not served as a is. That the spec has changed is told by the generation.
 func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	if a == b {
 		return false
@@ -194,8 +237,7 @@ func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	ending := func(c *apiextensionsv1.CustomResourceDefinition) bool {
 		return c.DeletionTimestamp != nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Terminating)
 	}
-	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames) ||
-		!equality.Semantic.DeepEqual(a.Spec, b.Spec)
+	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames)
 }
 
 // ordered returns the kinds of all in the order of discovery: by group, and within it by name.

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,18 @@ type world struct {
 	api   *apiserver.Server
 	admin client.Client
 	stop  func() // ends what serves definitions
+
+	failing atomic.Bool  // what goes with its definition cannot be deleted
+	tried   atomic.Int64 // how often that failed
+}
+
+// remove is the server's Remove, unless it fails.
+func (w *world) remove(ctx context.Context, a rest.Any, key api.Key) error {
+	if w.failing.Load() {
+		w.tried.Add(1)
+		return errors.New("the disk is gone")
+	}
+	return w.api.Remove(ctx, a, key)
 }
 
 func start(t testing.TB, plugins ...rest.Admission) *world {
@@ -55,6 +68,14 @@ func start(t testing.TB, plugins ...rest.Admission) *world {
 // over is start over a store that has something in it.
 func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	t.Helper()
+	w, ready := begin(t, s, plugins...)
+	<-ready
+	return w
+}
+
+// begin is over without waiting until everything is served.
+func begin(t testing.TB, s *store.Store, plugins ...rest.Admission) (w *world, ready <-chan struct{}) {
+	t.Helper()
 	rbac := authz.NewRBAC(s)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: log,
@@ -63,12 +84,11 @@ func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: s, api: srv, admin: srv.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})}
-	definitions := crd.NewServer(crd.Deps{Store: s, Serve: srv.Serve, Client: w.admin, Hooks: callout.New(callout.Deps{Store: s}), Log: log})
+	w = &world{t: t, store: s, api: srv, admin: srv.ClientAs(&authn.User{Name: "system:apiserver", Groups: []string{authn.Masters}})}
+	definitions := crd.NewServer(crd.Deps{Store: s, Serve: srv.Serve, Remove: w.remove, Client: w.admin, Hooks: callout.New(callout.Deps{Store: s}), Log: log})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- definitions.Run(ctx, func() { close(ready) }) }()
-	<-ready
+	served, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- definitions.Run(ctx, func() { close(served) }) }()
 	w.stop = func() {
 		cancel()
 		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
@@ -77,7 +97,7 @@ func over(t testing.TB, s *store.Store, plugins ...rest.Admission) *world {
 		done <- nil
 	}
 	t.Cleanup(w.stop)
-	return w
+	return w, served
 }
 
 // call sends a request and returns the answer. Accept and Content-Type are JSON unless headers say otherwise.

@@ -49,10 +49,12 @@ type Custom struct {
 	// Serving ends when the definition has become another: watches end then, since what they show would be by a schema of old, and
 	// clients begin them anew from where they were.
 	Serving context.Context
-	// ReplicasPath is where /scale has the replicas.
-	ReplicasPath []string
+	// ReplicasPaths say where /scale has the replicas, by apiVersion: of every version, nil where it has no /scale. They are shared and
+	// read-only.
+	ReplicasPaths managedfields.ResourcePathMappings
 
 	managers managers // of this Any: they go when it does
+	forming  forming
 }
 
 // Custom returns what is known of a kind that is defined at run time, nil of a built-in one.
@@ -60,10 +62,8 @@ func (a Any) Custom() *Custom { return a.r.custom }
 
 // storage is the version that objects are stored in.
 func (c *Custom) storage() string {
-	for _, v := range c.Definition.Spec.Versions {
-		if v.Storage {
-			return v.Name
-		}
+	if v, err := apihelpers.GetCRDStorageVersion(c.Definition); err == nil {
+		return v
 	}
 	return c.Stored.Version
 }
@@ -141,45 +141,6 @@ func (p *Pipeline) terminating(r *Request) error {
 	err := apierrors.NewMethodNotSupported(r.group(), "create")
 	err.ErrStatus.Message = "create not allowed while custom resource definition is terminating"
 	return err
-}
-
-// shown returns entries of the store as the request's kind has them.
-func (p *Pipeline) shown(ctx context.Context, r *Request, es []*store.Entry) ([]*store.Entry, error) {
-	c := r.Any.r.custom
-	if c == nil {
-		return es, nil
-	}
-	out := slices.Clone(es)
-	var at []int
-	var os []api.Object
-	for i, e := range out {
-		if e == nil {
-			continue
-		}
-		if f := e.Form(r.Any.Kind); f != nil {
-			out[i] = f
-			continue
-		}
-		at, os = append(at, i), append(os, e.Object)
-	}
-	if len(at) == 0 {
-		return out, nil
-	}
-	converted, err := c.Convert(ctx, os, r.Any.Kind.Version)
-	if err != nil {
-		return nil, internal(err)
-	}
-	for n, i := range at {
-		o := converted[n].DeepCopyObject().(api.Object)
-		if err := c.Settle(o, true); err != nil {
-			return nil, apierrors.NewInternalError(fmt.Errorf("%v %q: %w", r.Any.Kind, out[i].Key.String(), err))
-		}
-		if equality.Semantic.DeepEqual(o, os[n]) {
-			o = os[n]
-		}
-		out[i] = out[i].SetForm(r.Any.Kind, o)
-	}
-	return out, nil
 }
 
 // internal keeps errors of the API.
@@ -268,8 +229,12 @@ func (r *Request) unchanged(ctx context.Context, entry *store.Entry, o api.Objec
 	return equality.Semantic.DeepEqual(kept, entry.Of.Object), nil
 }
 
-// storeNew stores o, which is new, and returns its entry as the request's kind has it.
+// storeNew stores o, which is new, and returns its entry as the request's kind has it. Admission may have taken long: a definition that
+// has begun to end meanwhile may be empty already.
 func (p *Pipeline) storeNew(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	if err := p.terminating(r); err != nil {
+		return nil, err
+	}
 	kept, err := r.keeping(ctx, o)
 	if err != nil {
 		return nil, err

@@ -97,12 +97,7 @@ func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.Dele
 	if err := r.deletePreconditions(old, opts.Preconditions); err != nil {
 		return nil, err
 	}
-	a := p.admitting(ctx, r, OpDelete, nil, old)
-	a.sent = opts
-	if err := p.mutate(ctx, a); err != nil {
-		return nil, err
-	}
-	if err := p.validate(ctx, a); err != nil {
+	if err := p.admitDelete(ctx, r, old, opts); err != nil {
 		return nil, err
 	}
 	now, pending := p.begin(r, old, opts)
@@ -125,6 +120,27 @@ func (p *Pipeline) deleteOnce(ctx context.Context, r *Request, opts *metav1.Dele
 		return nil, storeError(err, r)
 	}
 	return &Deleted{Entry: e, Gone: gone, Answer: answer}, nil
+}
+
+// admitDelete asks admission whether old may be deleted.
+func (p *Pipeline) admitDelete(ctx context.Context, r *Request, old api.Object, opts *metav1.DeleteOptions) error {
+	if r.settled {
+		return nil
+	}
+	a := p.admitting(ctx, r, OpDelete, nil, old)
+	a.sent = opts
+	if err := p.mutate(ctx, a); err != nil {
+		return err
+	}
+	return p.validate(ctx, a)
+}
+
+// Remove deletes the object, or begins to, because what it is part of goes: finalizers and grace count, admission is not asked.
+func (p *Pipeline) Remove(ctx context.Context, r *Request) error {
+	settled := *r
+	settled.settled = true
+	_, err := p.deleteChecked(ctx, &settled, &metav1.DeleteOptions{})
+	return err
 }
 
 func (r *Request) deletePreconditions(o api.Object, want *metav1.Preconditions) error {

@@ -67,6 +67,7 @@ type Request struct {
 	form     *api.Kind // what the client speaks of, where that is another form of Any's kind
 	patching bool      // the new state is made out of the old one: what it names is no precondition
 	owned    bool      // the ownership of fields is settled: an apply
+	settled  bool      // admission has no say
 }
 
 func (r *Request) warn(text string) {

@@ -30,16 +30,12 @@ func (p *Pipeline) GetScale(ctx context.Context, r *Request, version string) (*s
 	return r.scaleEntry(e), nil
 }
 
-// replicasPath is the field that /scale writes.
-func (a Any) replicasPath() fieldpath.Path {
+// replicasPaths are the fields that /scale writes, by the apiVersions in which fields may be owned.
+func (a Any) replicasPaths() managedfields.ResourcePathMappings {
 	if c := a.r.custom; c != nil {
-		var p fieldpath.Path
-		for _, name := range c.ReplicasPath {
-			p = append(p, fieldpath.PathElement{FieldName: &name})
-		}
-		return p
+		return c.ReplicasPaths
 	}
-	return fieldpath.MakePathOrDie("spec", "replicas")
+	return managedfields.ResourcePathMappings{a.Kind.APIVersion(): fieldpath.MakePathOrDie("spec", "replicas")}
 }
 
 // scaleOf returns o's scale.
@@ -65,7 +61,6 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *R
 		return nil, r.notFound()
 	}
 	k := r.Any.Kind
-	mappings := managedfields.ResourcePathMappings{k.APIVersion(): r.Any.replicasPath()}
 	asScale := *r
 	asScale.Any = Any{Kind: api.ScaleKind, r: &erased{set: func(api.Object) {}}}
 	owned := *r
@@ -74,7 +69,7 @@ func (p *Pipeline) scaleBy(ctx context.Context, r *Request, change func(scale *R
 		if err := r.Any.r.scale.check(old); err != nil {
 			return nil, err
 		}
-		owners := managedfields.NewScaleHandler(old.GetManagedFields(), k.GroupVersion(), mappings)
+		owners := managedfields.NewScaleHandler(old.GetManagedFields(), k.GroupVersion(), r.Any.replicasPaths())
 		present := r.scaleOf(old)
 		var err error
 		if present.ManagedFields, err = owners.ToSubresource(); err != nil {

@@ -132,7 +132,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 
 // customResources serves what is defined: before anybody asks, what was defined when the server stopped.
 func (s *server) customResources() run.Component {
-	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Client: s.admin(), Hooks: s.callout, Log: s.log})
+	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Remove: s.api.Remove, Client: s.admin(), Hooks: s.callout, Log: s.log})
 }
 
 // controllers are the loops of the controller manager, with the events that they record.
