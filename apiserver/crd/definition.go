@@ -63,15 +63,20 @@ var errSchema = errors.New("the server could not properly serve the CR schema")
 func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) []rest.Any {
 	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}}
 	d.types = sync.OnceValue(d.mergeTypes)
-	var all []rest.Any
+	var served []*definedVersion
+	var forms []*api.Kind
 	for i := range crd.Spec.Versions {
 		v := &definedVersion{d: d, spec: &crd.Spec.Versions[i], kind: api.Defined(crd, crd.Spec.Versions[i].Name)}
 		v.structural = sync.OnceValues(v.compile)
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
 		if v.spec.Served {
-			all = append(all, v.register(ctx, serving))
+			served, forms = append(served, v), append(forms, v.kind)
 		}
+	}
+	all := make([]rest.Any, len(served))
+	for i, v := range served {
+		all[i] = v.register(ctx, serving, forms)
 	}
 	return all
 }
@@ -79,9 +84,9 @@ func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefi
 // object is the type of custom resources.
 type object = *unstructured.Unstructured
 
-func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
+func (v *definedVersion) register(ctx, serving context.Context, forms []*api.Kind) rest.Any {
 	custom := &rest.Custom{
-		Definition: v.d.crd, Stored: v.d.stored, Serving: serving,
+		Definition: v.d.crd, Stored: v.d.stored, Forms: forms, Serving: serving,
 		Status:  v.spec.Subresources != nil && v.spec.Subresources.Status != nil,
 		Convert: v.d.convert,
 		ConvertAlone: func(o api.Object, version string) (api.Object, error) {

@@ -31,6 +31,8 @@ type Custom struct {
 	// Stored is the kind that the Store holds the objects as, whatever the version that they were written in: one value as long as the
 	// definition lives.
 	Stored *api.Kind
+	// Forms are the kinds of all versions that are served, that of the Any among them. Shared and read-only.
+	Forms []*api.Kind
 	// Status says that there is /status.
 	Status bool
 	// Convert returns objects, which it leaves alone, in a version; those that are in it already as they are. The errors are for

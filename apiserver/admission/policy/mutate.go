@@ -97,7 +97,7 @@ func (p *Policies) mutate(ctx context.Context, a *rest.Admitting) error {
 		return err
 	}
 	m := &mutating{p: p, r: match.New(p.d.Store, a), authz: admissionauthorizer.NewCachingAuthorizer(p.authz)}
-	invocations := m.relevant(all)
+	invocations := m.relevant(ctx, all)
 	if len(invocations) > 0 {
 		m.rounds = roundsOf(a)
 		if n := m.rounds; a.Again && n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) {
@@ -129,10 +129,10 @@ func (m *mutating) deny(d *definition, b *binding, reason metav1.StatusReason, m
 }
 
 // relevant finds what is to be asked about the request as it came.
-func (m *mutating) relevant(all []*definition) (found []*invocation) {
+func (m *mutating) relevant(ctx context.Context, all []*definition) (found []*invocation) {
 	for _, d := range all {
 		form, err := d.criteria.Match(m.r)
-		var kind *api.Kind
+		var kind rest.Any
 		if err == nil && form != nil {
 			kind, err = m.p.kindOf(d.params)
 		}
@@ -147,7 +147,7 @@ func (m *mutating) relevant(all []*definition) (found []*invocation) {
 			bound, err := b.criteria.Match(m.r)
 			var params []runtime.Object
 			if err == nil && bound != nil {
-				params, err = m.p.params(kind, b.ref, m.r.Namespace)
+				params, err = m.p.params(ctx, kind, b.ref, m.r.Namespace)
 			}
 			if err != nil {
 				m.deny(d, b, "", fmt.Sprintf("failed to configure binding: %v", err))
@@ -174,6 +174,10 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 			continue
 		}
 		ctx := c.context(ctx)
+		if _, err := m.r.View(ctx, i.form); err != nil {
+			m.deny(i.d, i.b, "", fmt.Sprintf("failed to convert object version: %v", err))
+			continue
+		}
 		ok, err := c.conditions.Hold(ctx, m.r, i.form, i.param, m.authz)
 		if err != nil {
 			m.deny(i.d, i.b, metav1.StatusReasonInvalid, err.Error())
@@ -182,7 +186,11 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 		if !ok || m.r.Again && !m.rounds.again[i.id()] {
 			continue
 		}
-		before := m.r.View(i.form).VersionedObject.Object()
+		view, err := m.r.View(ctx, i.form)
+		if err != nil {
+			return err
+		}
+		before := view.VersionedObject.Object()
 		for _, p := range c.patchers {
 			if before == nil {
 				continue
@@ -198,7 +206,10 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 				m.deny(i.d, i.b, metav1.StatusReasonInvalid, err.Error())
 			}
 		}
-		if !equality.Semantic.DeepEqual(before, m.r.View(i.form).VersionedObject.Object()) {
+		if view, err = m.r.View(ctx, i.form); err != nil {
+			return err
+		}
+		if !equality.Semantic.DeepEqual(before, view.VersionedObject.Object()) {
 			m.rounds.changed()
 			m.r.AskAgain()
 		}
@@ -211,15 +222,17 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 
 // apply does one mutation.
 func (m *mutating) apply(ctx context.Context, i *invocation, p patch.Patcher, ns *corev1.Namespace) error {
+	view, err := m.r.View(ctx, i.form)
+	if err != nil {
+		return err
+	}
 	q := patch.Request{
-		MatchedResource: i.form.GVR(), VersionedAttributes: m.r.View(i.form), ObjectInterfaces: objects{r: m.r, form: i.form}, Namespace: ns,
+		MatchedResource: i.form.GVR(), VersionedAttributes: view, TypeConverter: m.r.Types(i.form), ObjectInterfaces: objects{r: m.r, form: i.form}, Namespace: ns,
 		OptionalVariables: cel.OptionalVariableBindings{VersionedParams: i.param, Authorizer: m.authz},
 	}
-	shape := m.r.Shape(i.form)
-	if shape == nil {
+	if q.TypeConverter == nil {
 		return apierrors.NewServiceUnavailable(fmt.Sprintf("Resource kind %s not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.", m.r.GVK(i.form)))
 	}
-	q.TypeConverter = rest.MergeTypes(shape)
 	now, err := p.Patch(ctx, q, celconfig.RuntimeCELCostBudget)
 	if err != nil {
 		return err
@@ -234,7 +247,7 @@ func (m *mutating) apply(ctx context.Context, i *invocation, p patch.Patcher, ns
 		}
 	}
 	m.applied = true
-	return m.r.Take(i.form, now)
+	return m.r.Take(ctx, i.form, now)
 }
 
 // refusal is the error that the client gets, nil where no policy failed.
@@ -242,7 +255,7 @@ func (m *mutating) refusal() error {
 	if len(m.denials) == 0 {
 		return nil
 	}
-	err := admission.NewForbidden(m.r.View(m.r.Form()).Attributes, errors.New("admission request denied by policy"))
+	err := m.r.Forbidden(errors.New("admission request denied by policy"))
 	var status *apierrors.StatusError
 	if !errors.As(err, &status) {
 		return err

@@ -92,7 +92,7 @@ func (w *Webhooks) change(ctx context.Context, r *match.Request, h *hook, form *
 	answer, err := w.call(ctx, r, h, form, true)
 	heed(r, h, answer)
 	if err == nil {
-		changed, err = apply(r, h, form, answer, "patch."+at[len("mutation."):])
+		changed, err = apply(ctx, r, h, form, answer, "patch."+at[len("mutation."):])
 	}
 	w.meter.called(h, "admit", string(r.Operation), time.Since(begin), err)
 	note := struct {
@@ -107,7 +107,7 @@ func (w *Webhooks) change(ctx context.Context, r *match.Request, h *hook, form *
 }
 
 // apply patches the object.
-func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.AdmissionResponse, at string) (changed bool, err error) {
+func apply(ctx context.Context, r *match.Request, h *hook, form *api.Kind, answer *admissionv1.AdmissionResponse, at string) (changed bool, err error) {
 	if len(answer.Patch) == 0 {
 		return false, nil
 	}
@@ -118,7 +118,11 @@ func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.Admiss
 	if len(ops) == 0 {
 		return false, nil
 	}
-	before := r.View(form).VersionedObject.Object()
+	v, err := r.View(ctx, form)
+	if err != nil {
+		return false, err
+	}
+	before := v.VersionedObject.Object()
 	if before == nil {
 		return false, apierrors.NewInternalError(fmt.Errorf("admission webhook %q attempted to modify the object, which is not supported for this operation", h.name))
 	}
@@ -146,5 +150,5 @@ func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.Admiss
 	if text, err := json.Marshal(note); err == nil {
 		r.Annotate(at, string(text))
 	}
-	return changed, r.Take(form, now)
+	return changed, r.Take(ctx, form, now)
 }

@@ -197,10 +197,13 @@ func (h *hooks) all() ([]*hook, error) {
 	return h.ordered, nil
 }
 
-// relevant returns the form in which the webhook is to be asked about the request, nil where it is not.
+// relevant returns the form in which the webhook is to be asked about the request, nil where it is not. The request can be viewed in it.
 func (w *Webhooks) relevant(ctx context.Context, r *match.Request, h *hook) (*api.Kind, error) {
 	form, err := h.criteria.Match(r)
 	if form == nil || err != nil {
+		return nil, err
+	}
+	if _, err := r.View(ctx, form); err != nil {
 		return nil, err
 	}
 	c := h.conditions()
