@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	admissionregv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
@@ -231,5 +233,20 @@ spec:
 		if a := w.call("POST", path, `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"c-"},"data":`+data+`}`); !strings.Contains(a.Body.String(), want) {
 			t.Errorf("%s: %d %s\nwant %s", data, a.Code, a.Body, want)
 		}
+	}
+}
+
+// What a component writes is pruned before it is stored, as what comes over HTTP is.
+func TestLocal(t *testing.T) {
+	w := start(t)
+	c := w.define(cronTabs)
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "stable.example.com/v1", "kind": "CronTab",
+		"metadata": map[string]any{"name": "c", "namespace": "default"}, "spec": map[string]any{"cronSpec": "x", "unknown": "x"}}}
+	if _, err := w.admin.Create(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	kept := w.store.Snapshot(stored(w, c)).Get(api.KeyOf(o)).Object.(*unstructured.Unstructured)
+	if want := map[string]any{"cronSpec": "x", "replicas": int64(1)}; !reflect.DeepEqual(kept.Object["spec"], want) {
+		t.Errorf("stored %v, want %v", kept.Object["spec"], want)
 	}
 }

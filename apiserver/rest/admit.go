@@ -37,7 +37,7 @@ type Admitting struct {
 	Sub       string
 	// Key names the object. The name is empty while a name that the client left to the server is not made yet.
 	Key    api.Key
-	Object api.Object // may be changed by Mutate; nil on delete and connect
+	Object api.Object // may be changed by Mutate, a custom resource by Take alone; nil on delete and connect
 	Old    api.Object // nil on create; the parent on connect
 	// Opens is what is asked for on connect, PodExecOptions and its kin; nil otherwise.
 	Opens  runtime.Object

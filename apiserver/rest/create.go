@@ -92,7 +92,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object, made st
 		return nil, err
 	}
 	o = a.Object
-	if err := r.afterAdmission(o); err != nil {
+	if err := r.afterAdmission(a); err != nil {
 		return nil, err
 	}
 	unborn(o)

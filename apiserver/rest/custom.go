@@ -99,14 +99,14 @@ func (c *Custom) unknown(o api.Object) ([]error, error) {
 // of what is no object of the kind at all.
 func (a Any) Unknown(o api.Object) ([]error, error) { return a.r.custom.unknown(o) }
 
-// afterAdmission has o be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know is
-// dropped as if a client had sent it.
-func (r *Request) afterAdmission(o api.Object) error {
+// afterAdmission has the object be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know
+// is dropped as if a client had sent it. An object that admission took as it was sent is so already.
+func (r *Request) afterAdmission(a *Admitting) error {
 	c := r.Any.r.custom
-	if c == nil {
+	if c == nil || !a.taken {
 		return nil
 	}
-	if err := c.Settle(o, false); err != nil {
+	if err := c.Settle(a.Object, false); err != nil {
 		return apierrors.NewInternalError(err)
 	}
 	return nil

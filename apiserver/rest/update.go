@@ -130,7 +130,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 		return nil, false, err
 	}
 	now = a.Object
-	if err := r.afterAdmission(now); err != nil {
+	if err := r.afterAdmission(a); err != nil {
 		return nil, false, err
 	}
 	r.uniqueOwners(now, true)
