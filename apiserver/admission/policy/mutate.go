@@ -54,38 +54,11 @@ func (i *invocation) id() id {
 	return out
 }
 
-// rounds is what is kept of the first round of asking for the second.
-type rounds struct {
-	invoked map[id]bool // that may be asked again, since the last change of the object
-	again   map[id]bool // that are to be
-	last    api.Object  // as the policies left it; nil where none may be asked again
-}
-
-// changed says that the object is another than those that were asked have seen.
-func (n *rounds) changed() {
-	for i := range n.invoked {
-		n.again[i] = true
-	}
-	clear(n.invoked)
-}
-
-func roundsOf(a *rest.Admitting) *rounds {
-	n, ok := a.Notes[mutatingPlugin].(*rounds)
-	if !ok {
-		n = &rounds{invoked: map[id]bool{}, again: map[id]bool{}}
-		if a.Notes == nil {
-			a.Notes = map[string]any{}
-		}
-		a.Notes[mutatingPlugin] = n
-	}
-	return n
-}
-
 // mutating is one request on its way through the policies.
 type mutating struct {
 	p       *Policies
 	r       *match.Request
-	rounds  *rounds
+	rounds  *match.Rounds[id]
 	authz   authorizer.UnconditionalAuthorizer
 	denials []denial
 	applied bool // a mutation was done, whether it changed something or not
@@ -99,20 +72,15 @@ func (p *Policies) mutate(ctx context.Context, a *rest.Admitting) error {
 	m := &mutating{p: p, r: match.New(p.d.Store, a), authz: admissionauthorizer.NewCachingAuthorizer(p.authz)}
 	invocations := m.relevant(ctx, all)
 	if len(invocations) > 0 {
-		m.rounds = roundsOf(a)
-		if n := m.rounds; a.Again && n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) {
-			n.changed()
-		}
+		m.rounds = match.RoundsOf[id](a, mutatingPlugin)
 		if err := m.run(ctx, invocations); err != nil {
 			return err
 		}
 		if m.applied {
-			m.rounds.changed()
+			m.rounds.Changed()
 			a.AskAgain()
 		}
-		if m.rounds.last = nil; a.Object != nil && len(m.rounds.invoked)+len(m.rounds.again) > 0 {
-			m.rounds.last = a.Object.DeepCopyObject().(api.Object)
-		}
+		m.rounds.Leave(a)
 	}
 	return m.refusal()
 }
@@ -183,7 +151,7 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 			m.deny(i.d, i.b, metav1.StatusReasonInvalid, err.Error())
 			continue
 		}
-		if !ok || m.r.Again && !m.rounds.again[i.id()] {
+		if !ok || m.r.Again && !m.rounds.Again(i.id()) {
 			continue
 		}
 		view, err := m.r.View(ctx, i.form)
@@ -210,11 +178,11 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 			return err
 		}
 		if !equality.Semantic.DeepEqual(before, view.VersionedObject.Object()) {
-			m.rounds.changed()
+			m.rounds.Changed()
 			m.r.AskAgain()
 		}
 		if c.policy.Spec.ReinvocationPolicy == admissionregv1.IfNeededReinvocationPolicy {
-			m.rounds.invoked[i.id()] = true
+			m.rounds.Asked(i.id())
 		}
 	}
 	return nil

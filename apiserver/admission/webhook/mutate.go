@@ -18,71 +18,39 @@ import (
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
-// rounds is what is kept of the first round of asking for the second.
-type rounds struct {
-	invoked map[string]bool // webhooks that may be asked again, since the last change of the object
-	again   map[string]bool // those that are to be
-	last    api.Object      // as the webhooks left it; nil where nobody may be asked again
-}
-
-// changed says that the object is another than those who were asked have seen.
-func (n *rounds) changed() {
-	for id := range n.invoked {
-		n.again[id] = true
-	}
-	clear(n.invoked)
-}
-
 const plugin = "MutatingAdmissionWebhook"
-
-func roundsOf(a *rest.Admitting) *rounds {
-	n, ok := a.Notes[plugin].(*rounds)
-	if !ok {
-		n = &rounds{invoked: map[string]bool{}, again: map[string]bool{}}
-		if a.Notes == nil {
-			a.Notes = map[string]any{}
-		}
-		a.Notes[plugin] = n
-	}
-	return n
-}
 
 func (w *Webhooks) mutate(ctx context.Context, a *rest.Admitting) error {
 	all, err := w.mutating.all()
 	if err != nil || len(all) == 0 || match.Exempt(a) {
 		return err
 	}
-	n, r, round := roundsOf(a), match.New(w.d.Store, a), 0
+	n, r, round := match.RoundsOf[string](a, plugin), match.New(w.d.Store, a), 0
 	if a.Again {
 		round = 1
-		if n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) { // by plug-ins that were asked again
-			n.changed()
-		}
 	}
 	for i, h := range all {
 		form, err := w.relevant(ctx, r, h)
 		if err != nil {
 			return err
 		}
-		if form == nil || a.Again && !n.again[h.id] { // who was passed over in the first round is so in the second, too
+		if form == nil || a.Again && !n.Again(h.id) { // who was passed over in the first round is so in the second, too
 			continue
 		}
 		at := fmt.Sprintf("mutation.webhook.admission.k8s.io/round_%d_index_%d", round, i)
 		changed, err := w.change(ctx, r, h, form, at)
 		if changed {
-			n.changed()
+			n.Changed()
 			a.AskAgain()
 		}
 		if h.again {
-			n.invoked[h.id] = true
+			n.Asked(h.id)
 		}
 		if err := w.settle(ctx, r, h, "admit", err, "failed-open."+at); err != nil {
 			return err
 		}
 	}
-	if n.last = nil; a.Object != nil && len(n.invoked) > 0 {
-		n.last = a.Object.DeepCopyObject().(api.Object)
-	}
+	n.Leave(a)
 	return nil
 }
 
