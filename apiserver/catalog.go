@@ -84,6 +84,16 @@ func (c *catalog) kindOf(o api.Object) *api.Kind {
 	return other
 }
 
+// Kind returns the stored kind that is served as gvk.
+func (s *Server) Kind(gvk schema.GroupVersionKind) (rest.Any, bool) {
+	for _, a := range s.catalog.Load().all {
+		if a.Kind.Kind == gvk.Kind && a.Kind.GVK() == gvk && a.Stored() {
+			return a, true
+		}
+	}
+	return rest.Any{}, false
+}
+
 // Serve replaces the custom resources that are served. Requests under way go on with what they began with. The order is that of
 // discovery, within a group and among groups that come after the built-in ones.
 func (s *Server) Serve(custom []rest.Any) error {

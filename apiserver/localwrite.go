@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -32,6 +34,12 @@ func (l *local) write(ctx context.Context, w write, do func(context.Context, *re
 	a, at, err := l.find(w.verb, w.kind, w.key, w.sub)
 	if err != nil {
 		return nil, err
+	}
+	if a.Custom() != nil && w.sent != nil && a.Body(w.sub) == a.Kind {
+		w.sent.GetObjectKind().SetGroupVersionKind(w.kind.GVK())
+		if _, err := a.Unknown(w.sent); err != nil { // dropped, as over HTTP where nobody asks to be told
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
 	}
 	ctx = authn.WithUser(ctx, l.user)
 	record := l.s.deps.Audit.BeginLocal(l.manager, at, time.Now())

@@ -6,6 +6,7 @@ package admission
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,6 +25,8 @@ type Deps struct {
 	Roles *authz.RBAC
 	// Access says who may sign, approve and attest; Roles when nil.
 	Access authz.Authorizer
+	// Configured are those that the operator asks for beside the others (Configured). They are asked before any webhook is.
+	Configured []rest.Admission
 	// Dynamic are what objects configure, webhooks and policies: they are asked after those that change an object by built-in rules, and before
 	// what is counted against quotas.
 	Dynamic []rest.Admission
@@ -59,7 +62,8 @@ func All(d Deps) []rest.Admission {
 		podResize(get),
 		escalation(d.Roles),
 	}
-	return append(append(all, d.Dynamic...), resourceQuota(d.Store))
+	all = slices.Concat(all, d.Configured, d.Dynamic)
+	return append(all, resourceQuota(d.Store))
 }
 
 // newPod returns the pod that a creates, nil when it is about something else.

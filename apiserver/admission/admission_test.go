@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -385,5 +386,17 @@ func TestNodeRestriction(t *testing.T) {
 			tc.a.Key = api.KeyOf(tc.a.Old)
 		}
 		refused(t, tc.what, c.ask(&tc.a), tc.want)
+	}
+}
+
+// What the operator configures comes before what objects do, and quotas come last.
+func TestOrder(t *testing.T) {
+	all := admission.All(admission.Deps{Store: servertest.Store(t), Configured: []rest.Admission{{Name: "configured"}}, Dynamic: []rest.Admission{{Name: "dynamic"}}})
+	var last []string
+	for _, p := range all[len(all)-3:] {
+		last = append(last, p.Name)
+	}
+	if want := []string{"configured", "dynamic", "ResourceQuota"}; !slices.Equal(last, want) {
+		t.Errorf("the last are %q, want %q", last, want)
 	}
 }

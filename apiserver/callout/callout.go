@@ -47,6 +47,32 @@ type Target struct {
 	Insecure bool
 }
 
+// Reference is a Service as the configurations of webhooks of all sorts name it: their ServiceReferences convert to it.
+type Reference struct {
+	Namespace, Name string
+	Path            *string
+	Port            *int32
+}
+
+// To is the target at the URL, or where that is nil at the Service; either may be nil, and a target of neither cannot be reached.
+func To(url *string, service *Reference, authorities []byte) Target {
+	t := Target{CABundle: authorities}
+	if url != nil {
+		t.URL = *url
+	}
+	if service == nil {
+		return t
+	}
+	t.Namespace, t.Name = service.Namespace, service.Name
+	if service.Path != nil {
+		t.Path = *service.Path
+	}
+	if service.Port != nil {
+		t.Port = *service.Port
+	}
+	return t
+}
+
 // String names the target in errors.
 func (t Target) String() string {
 	if t.URL != "" {

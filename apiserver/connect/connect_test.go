@@ -118,7 +118,7 @@ func serve(t *testing.T, kubelet *tls.Config, admission ...rest.Admission) (stri
 // What is opened is what admission makes of the query; a log, which is only read, is none of its business.
 func TestAdmitted(t *testing.T) {
 	var seen []string
-	base := cluster(t, rest.Admission{Name: "a", Mutate: func(_ context.Context, a *rest.Admitting) error {
+	base := cluster(t, rest.Admission{Name: "a", Mutate: func(ctx context.Context, a *rest.Admitting) error {
 		if a.Operation != rest.OpConnect {
 			return nil
 		}
@@ -137,7 +137,7 @@ func TestAdmitted(t *testing.T) {
 			seen = append(seen, fmt.Sprint(a.Sub, o.Ports))
 			return nil
 		}
-		return a.Take(a.Form(), now)
+		return a.Take(ctx, a.Form(), now)
 	}})
 	for path, want := range map[string]string{
 		"pods/two/exec?command=x&stdout=1&container=a": "400 pod two does not have a host assigned",

@@ -103,7 +103,8 @@ func (d *definition) ask(ctx context.Context, request *apiextensionsv1.Conversio
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := d.hooks.Post(ctx, target(hook.ClientConfig), nil, review, answer); err != nil {
+	to := callout.To(hook.ClientConfig.URL, (*callout.Reference)(hook.ClientConfig.Service), hook.ClientConfig.CABundle)
+	if err := d.hooks.Post(ctx, to, nil, review, answer); err != nil {
 		// Its text alone: a client that was told the webhook's 404 would take the object for gone.
 		return nil, errors.New(err.Error())
 	}
@@ -120,23 +121,6 @@ func (d *definition) ask(ctx context.Context, request *apiextensionsv1.Conversio
 		return nil, fmt.Errorf("response.result.status was '%s', not 'Success'", answer.Response.Result.Status)
 	}
 	return answer.Response.ConvertedObjects, nil
-}
-
-func target(c *apiextensionsv1.WebhookClientConfig) callout.Target {
-	t := callout.Target{CABundle: c.CABundle}
-	if c.URL != nil {
-		t.URL = *c.URL
-	}
-	if s := c.Service; s != nil {
-		t.Namespace, t.Name = s.Namespace, s.Name
-		if s.Path != nil {
-			t.Path = *s.Path
-		}
-		if s.Port != nil {
-			t.Port = *s.Port
-		}
-	}
-	return t
 }
 
 // accept checks that what a webhook made of an object is that object.

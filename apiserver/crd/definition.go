@@ -68,15 +68,23 @@ var errSchema = errors.New("the server could not properly serve the CR schema")
 func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefinition, stored *api.Kind, hooks *callout.Callout) (all []rest.Any, keep rest.Any) {
 	d := &definition{crd: crd, stored: stored, hooks: hooks, versions: map[string]*definedVersion{}, replicas: replicas(&crd.Spec)}
 	d.types = sync.OnceValue(d.mergeTypes)
+	var known []*definedVersion
+	var forms []*api.Kind
 	for i := range crd.Spec.Versions {
 		v := &definedVersion{d: d, spec: &crd.Spec.Versions[i], kind: api.Defined(crd, crd.Spec.Versions[i].Name)}
 		v.structural = sync.OnceValues(v.compile)
 		v.checks = sync.OnceValues(v.compileChecks)
 		d.versions[v.spec.Name] = v
+		known = append(known, v)
+		if v.spec.Served {
+			forms = append(forms, v.kind)
+		}
+	}
+	for _, v := range known {
 		if !v.spec.Served && !v.spec.Storage {
 			continue
 		}
-		a := v.register(ctx, serving)
+		a := v.register(ctx, serving, forms)
 		if v.spec.Served {
 			all = append(all, a)
 		}
@@ -90,9 +98,9 @@ func Kinds(ctx, serving context.Context, crd *apiextensionsv1.CustomResourceDefi
 // object is the type of custom resources.
 type object = *unstructured.Unstructured
 
-func (v *definedVersion) register(ctx, serving context.Context) rest.Any {
+func (v *definedVersion) register(ctx, serving context.Context, forms []*api.Kind) rest.Any {
 	custom := &rest.Custom{
-		Definition: v.d.crd, Stored: v.d.stored, Serving: serving,
+		Definition: v.d.crd, Stored: v.d.stored, Forms: forms, Serving: serving,
 		Status:  v.spec.Subresources != nil && v.spec.Subresources.Status != nil,
 		Convert: v.d.convert,
 		ConvertAlone: func(o api.Object, version string) (api.Object, error) {

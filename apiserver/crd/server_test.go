@@ -367,11 +367,13 @@ func TestDeleted(t *testing.T) {
 
 // What admission adds is pruned and completed like what clients send.
 func TestAdmitted(t *testing.T) {
-	w := start(t, rest.Admission{Name: "adds", Mutate: func(_ context.Context, a *rest.Admitting) error {
-		if o, ok := a.Object.(*unstructured.Unstructured); ok {
-			o.Object["spec"] = map[string]any{"cronSpec": "y", "unknown": "x"}
+	w := start(t, rest.Admission{Name: "adds", Mutate: func(ctx context.Context, a *rest.Admitting) error {
+		o, ok := a.Object.(*unstructured.Unstructured)
+		if !ok {
+			return nil
 		}
-		return nil
+		o.Object["spec"] = map[string]any{"cronSpec": "y", "unknown": "x"}
+		return a.Take(ctx, a.Form(), o)
 	}})
 	w.define(cronTabs)
 	const want = `"spec":{"cronSpec":"y","replicas":1}`

@@ -37,7 +37,7 @@ type Admitting struct {
 	Sub       string
 	// Key names the object. The name is empty while a name that the client left to the server is not made yet.
 	Key    api.Key
-	Object api.Object // may be changed by Mutate; nil on delete and connect
+	Object api.Object // may be changed by Mutate, a custom resource by Take alone; nil on delete and connect
 	Old    api.Object // nil on create; the parent on connect
 	// Opens is what is asked for on connect, PodExecOptions and its kin; nil otherwise.
 	Opens  runtime.Object
@@ -103,23 +103,75 @@ func (a *Admitting) GVK(form *api.Kind) schema.GroupVersionKind {
 	return form.GVK()
 }
 
-// Shape is the kind of the request's objects, to who speaks of the form; nil of what is opened, which is no kind.
-func (a *Admitting) Shape(form *api.Kind) *api.Kind {
-	if a.Opens != nil {
-		return nil
+// Forms are the kinds that the object can be spoken of in: the request's, and those in which the same can be read and written.
+func (a *Admitting) Forms() []*api.Kind {
+	if c := a.custom(); c != nil {
+		return c.Forms
 	}
-	if b := a.body(); b != nil {
-		return b
-	}
-	return form
+	return a.Kind.Forms()
 }
 
-// As returns the object and the old one as who speaks of the form knows them; nil where there is none. They are read-only.
-func (a *Admitting) As(form *api.Kind) (now, old runtime.Object) {
-	if a.Operation == OpConnect {
-		return a.Opens, nil
+// custom is what is known of a kind that is defined at run time, nil of a built-in one.
+func (a *Admitting) custom() *Custom {
+	if a.r == nil {
+		return nil
 	}
-	return a.show(form, a.Object), a.show(form, a.Old)
+	return a.r.Any.r.custom
+}
+
+// converts returns what converts the object between its version and the form's, nil where they are one.
+func (a *Admitting) converts(form *api.Kind) *Custom {
+	if form.Version == a.Kind.Version || a.body() != nil {
+		return nil
+	}
+	return a.custom()
+}
+
+// Types knows how the request's objects are merged, to who speaks of the form; nil of what is opened, which is no kind.
+func (a *Admitting) Types(form *api.Kind) managedfields.TypeConverter {
+	b, c := a.body(), a.custom()
+	switch {
+	case a.Opens != nil:
+		return nil
+	case b != nil:
+		return MergeTypes(b)
+	case c != nil:
+		return c.Types()
+	}
+	return MergeTypes(form)
+}
+
+// As returns the object and the old one as who speaks of the form knows them; nil where there is none. They are read-only. The errors are
+// for the client: custom resources are converted by others.
+func (a *Admitting) As(ctx context.Context, form *api.Kind) (now, old runtime.Object, err error) {
+	if a.Operation == OpConnect {
+		return a.Opens, nil, nil
+	}
+	os := [2]api.Object{a.Object, a.Old}
+	if c := a.converts(form); c != nil {
+		if os, err = c.both(ctx, os, form.Version); err != nil {
+			return nil, nil, internal(err)
+		}
+	}
+	return a.show(form, os[0]), a.show(form, os[1]), nil
+}
+
+// both converts an object and its old state, either of which may be missing, at one time.
+func (c *Custom) both(ctx context.Context, os [2]api.Object, version string) (out [2]api.Object, err error) {
+	var at []int
+	var some []api.Object
+	for i, o := range os {
+		if o != nil {
+			at, some = append(at, i), append(some, o)
+		}
+	}
+	if some, err = c.Convert(ctx, some, version); err != nil {
+		return out, err
+	}
+	for n, i := range at {
+		out[i] = some[n]
+	}
+	return out, nil
 }
 
 func (a *Admitting) show(form *api.Kind, o api.Object) runtime.Object {
@@ -145,8 +197,8 @@ func (a *Admitting) Empty(form *api.Kind) runtime.Object {
 	return form.New()
 }
 
-// Take puts now, which has the form, in the place of the object, and fills in what it leaves out.
-func (a *Admitting) Take(form *api.Kind, now runtime.Object) error {
+// Take puts now, which has the form, in the place of the object, and fills in what it leaves out. It takes now over.
+func (a *Admitting) Take(ctx context.Context, form *api.Kind, now runtime.Object) error {
 	a.taken = true
 	if a.Opens != nil {
 		a.Opens = now
@@ -158,7 +210,10 @@ func (a *Admitting) Take(form *api.Kind, now runtime.Object) error {
 	}
 	switch b := a.body(); {
 	case b == nil:
-		o = form.Store(o)
+		o, err := a.store(ctx, form, o)
+		if err != nil {
+			return err
+		}
 		if a.r != nil {
 			a.r.Any.r.set(o)
 		}
@@ -169,6 +224,26 @@ func (a *Admitting) Take(form *api.Kind, now runtime.Object) error {
 		a.Object = o
 	}
 	return nil
+}
+
+// store returns o, which has the form, as an object of the request's kind.
+func (a *Admitting) store(ctx context.Context, form *api.Kind, o api.Object) (api.Object, error) {
+	if a.custom() == nil {
+		return form.Store(o), nil
+	}
+	o.GetObjectKind().SetGroupVersionKind(form.GVK()) // it is what is converted by, and may be changed like any field
+	c := a.converts(form)
+	if c == nil {
+		return o, nil
+	}
+	if err := c.Settle(o, false); err != nil {
+		return nil, internal(err)
+	}
+	out, err := c.Convert(ctx, []api.Object{o}, a.Kind.Version)
+	if err != nil {
+		return nil, internal(err)
+	}
+	return out[0], nil
 }
 
 // Options are the CreateOptions, UpdateOptions or DeleteOptions of the request, nil on connect. A patch is an update, and what

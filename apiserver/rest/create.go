@@ -95,7 +95,7 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object, made st
 	if err := r.ofKind(o); err != nil {
 		return nil, err
 	}
-	if err := r.afterAdmission(o); err != nil {
+	if err := r.afterAdmission(a); err != nil {
 		return nil, err
 	}
 	unborn(o)

@@ -32,6 +32,8 @@ type Custom struct {
 	// Stored is the kind that the Store holds the objects as, whatever the version that they were written in: one value as long as the
 	// definition lives.
 	Stored *api.Kind
+	// Forms are the kinds of all versions that are served, that of the Any among them. Shared and read-only.
+	Forms []*api.Kind
 	// Status says that there is /status.
 	Status bool
 	// Convert returns objects, which it leaves alone, in a version; those that are in it already as they are. The errors are for
@@ -98,14 +100,14 @@ func (c *Custom) unknown(o api.Object) ([]error, error) {
 // of what is no object of the kind at all.
 func (a Any) Unknown(o api.Object) ([]error, error) { return a.r.custom.unknown(o) }
 
-// afterAdmission has o be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know is
-// dropped as if a client had sent it.
-func (r *Request) afterAdmission(o api.Object) error {
+// afterAdmission has the object be what its schema says, whatever admission made of it: what a webhook adds that the schema does not know
+// is dropped as if a client had sent it. An object that admission took as it was sent is so already.
+func (r *Request) afterAdmission(a *Admitting) error {
 	c := r.Any.r.custom
-	if c == nil {
+	if c == nil || !a.taken {
 		return nil
 	}
-	if err := c.Settle(o, false); err != nil {
+	if err := c.Settle(a.Object, false); err != nil {
 		return apierrors.NewInternalError(err)
 	}
 	return nil

@@ -133,7 +133,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 	if err := r.ofKind(now); err != nil {
 		return nil, false, err
 	}
-	if err := r.afterAdmission(now); err != nil {
+	if err := r.afterAdmission(a); err != nil {
 		return nil, false, err
 	}
 	r.uniqueOwners(now, true)

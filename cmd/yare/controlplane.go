@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	apiversion "k8s.io/apimachinery/pkg/version"
 
 	"github.com/yare-dev/yare/apiserver"
@@ -95,16 +96,16 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	conditions := match.NewMeter(s.metrics)
 	s.callout = callout.New(callout.Deps{Store: s.store})
 	hooks := webhook.New(webhook.Deps{Conditions: conditions, Store: s.store, Callout: s.callout, Access: access.authorizer, Metrics: s.metrics, Log: s.log})
-	policies := policy.New(policy.Deps{Conditions: conditions, Store: s.store, Access: access.authorizer, Metrics: s.metrics})
-	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer,
-		Dynamic: []rest.Admission{policies.Mutating(), hooks.Mutating(), policies.Validating(), hooks.Validating()}})
+	policies := policy.New(policy.Deps{Conditions: conditions, Store: s.store, Access: access.authorizer, Metrics: s.metrics,
+		Kind: func(gvk schema.GroupVersionKind) (rest.Any, bool) { return s.api.Kind(gvk) }}) // made of the plug-ins
+	var configured []rest.Admission
 	if file := s.config.APIServer.AdmissionConfig; file != "" {
-		more, err := admission.Configured(file)
-		if err != nil {
+		if configured, err = admission.Configured(file); err != nil {
 			return apiserver.Deps{}, err
 		}
-		plugins = append(plugins, more...)
 	}
+	plugins := admission.All(admission.Deps{Store: s.store, Roles: access.rbac, Access: access.authorizer, Configured: configured,
+		Dynamic: []rest.Admission{policies.Mutating(), hooks.Mutating(), policies.Validating(), hooks.Validating()}})
 	s.aggregator = aggregator.New(aggregator.Deps{
 		Store: s.store, Client: self, Log: s.log, Metrics: s.metrics,
 		Callout: callout.New(callout.Deps{Store: s.store, Certificate: func() (*tls.Certificate, error) { return s.pki.ProxyClient.Certificate(), nil }}),

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/cel"
 	celconfig "k8s.io/apiserver/pkg/apis/cel"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -94,7 +95,11 @@ func (c *Conditions) Hold(ctx context.Context, r *Request, form *api.Kind, param
 
 // evaluate says whether no condition is false, and which could not be evaluated. The last error is about all.
 func (c *Conditions) evaluate(ctx context.Context, r *Request, form *api.Kind, vars cel.OptionalVariableBindings) (ok bool, errs []error, err error) {
-	results, _, err := c.eval.ForInput(ctx, r.View(form), r.Review(form), vars, nil, celconfig.RuntimeCELCostBudgetMatchConditions)
+	v, err := r.View(ctx, form)
+	if err != nil {
+		return false, nil, err
+	}
+	results, _, err := c.eval.ForInput(ctx, v, Review(v, form), vars, nil, celconfig.RuntimeCELCostBudgetMatchConditions)
 	if err != nil {
 		return false, nil, err
 	}
@@ -109,8 +114,7 @@ func (c *Conditions) evaluate(ctx context.Context, r *Request, form *api.Kind, v
 	return true, errs, nil
 }
 
-// Review describes the request, but for its objects, in the form: the variable "request" of expressions.
-func (r *Request) Review(form *api.Kind) *admissionv1.AdmissionRequest {
-	v := r.View(form)
+// Review describes the request that is viewed in the form, but for its objects: the variable "request" of expressions.
+func Review(v *admission.VersionedAttributes, form *api.Kind) *admissionv1.AdmissionRequest {
 	return cel.CreateAdmissionRequest(v.Attributes, metav1.GroupVersionResource(form.GVR()), metav1.GroupVersionKind(v.VersionedKind))
 }

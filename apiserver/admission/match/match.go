@@ -7,10 +7,12 @@
 package match
 
 import (
+	"context"
 	"slices"
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,7 +33,7 @@ type Request struct {
 	Namespace string
 
 	store *store.Store
-	forms []*api.Kind
+	forms []*api.Kind // made when they are needed
 	views map[*api.Kind]*admission.VersionedAttributes
 }
 
@@ -60,28 +62,41 @@ func Exempt(a *rest.Admitting) bool {
 	return slices.Contains(virtual, a.Kind)
 }
 
-// View returns the request as who speaks of the form sees it. It is read-only, and counts until Take is used.
-func (r *Request) View(form *api.Kind) *admission.VersionedAttributes {
+// View returns the request as who speaks of the form sees it. It is read-only, and counts until Take is used. It fails where the object
+// cannot be converted, with an error for the client.
+func (r *Request) View(ctx context.Context, form *api.Kind) (*admission.VersionedAttributes, error) {
 	if v := r.views[form]; v != nil {
-		return v
+		return v, nil
 	}
-	now, old := r.As(form)
+	now, old, err := r.As(ctx, form)
+	if err != nil {
+		return nil, err
+	}
 	v := &admission.VersionedAttributes{VersionedKind: r.GVK(form), VersionedObject: admission.NewLazyObject(now), VersionedOldObject: admission.NewLazyObject(old)}
-	own := r.Form()
-	u := &user.DefaultInfo{Name: r.User.Name, UID: r.User.UID, Groups: r.User.Groups, Extra: r.User.Extra}
-	v.Attributes = admission.NewAttributesRecord(now, old, r.GVK(own), r.Namespace, r.Key.Name, own.GVR(), r.Sub, admission.Operation(r.Operation),
-		r.Options(), r.DryRun, u)
+	v.Attributes = r.attributes(now, old)
 	if r.views == nil {
 		r.views = map[*api.Kind]*admission.VersionedAttributes{}
 	}
 	r.views[form] = v
-	return v
+	return v, nil
+}
+
+func (r *Request) attributes(now, old runtime.Object) admission.Attributes {
+	own := r.Form()
+	u := &user.DefaultInfo{Name: r.User.Name, UID: r.User.UID, Groups: r.User.Groups, Extra: r.User.Extra}
+	return admission.NewAttributesRecord(now, old, r.GVK(own), r.Namespace, r.Key.Name, own.GVR(), r.Sub, admission.Operation(r.Operation),
+		r.Options(), r.DryRun, u)
+}
+
+// Forbidden is the refusal of the request for a reason.
+func (r *Request) Forbidden(reason error) error {
+	return admission.NewForbidden(r.attributes(r.Object, r.Old), reason)
 }
 
 // Take puts now, which has the form, in the place of the object.
-func (r *Request) Take(form *api.Kind, now runtime.Object) error {
+func (r *Request) Take(ctx context.Context, form *api.Kind, now runtime.Object) error {
 	r.views = nil
-	return r.Admitting.Take(form, now)
+	return r.Admitting.Take(ctx, form, now)
 }
 
 // NamespaceObject returns the namespace that the request is in, nil where there is none. A Namespace is in none.
@@ -184,10 +199,7 @@ func (r *Request) labelled() (now, old api.Object) {
 	case r.Operation == rest.OpConnect:
 		return nil, nil
 	case r.Sub == "scale":
-		shown, was := r.As(r.Form())
-		now, _ = shown.(api.Object)
-		old, _ = was.(api.Object)
-		return now, old
+		return &autoscalingv1.Scale{}, nil
 	}
 	return r.Object, r.Old
 }
@@ -223,7 +235,7 @@ func (c *Criteria) find(rules []rule, r *Request) *api.Kind {
 		return nil
 	}
 	if r.forms == nil {
-		r.forms = r.Kind.Forms()
+		r.forms = r.Forms()
 	}
 	for i := range rules {
 		for _, f := range r.forms {

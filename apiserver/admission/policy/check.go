@@ -58,6 +58,17 @@ func BuiltinTypes() Types {
 	}
 }
 
+func builtin(gvk schema.GroupVersionKind) *api.Kind {
+	for _, s := range api.Stored() {
+		for _, f := range s.Forms() {
+			if f.GVK() == gvk {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
 // mostTypes is for how many kinds each rule of a policy is checked.
 const mostTypes = 10
 

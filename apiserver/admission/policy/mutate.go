@@ -54,38 +54,11 @@ func (i *invocation) id() id {
 	return out
 }
 
-// rounds is what is kept of the first round of asking for the second.
-type rounds struct {
-	invoked map[id]bool // that may be asked again, since the last change of the object
-	again   map[id]bool // that are to be
-	last    api.Object  // as the policies left it; nil where none may be asked again
-}
-
-// changed says that the object is another than those that were asked have seen.
-func (n *rounds) changed() {
-	for i := range n.invoked {
-		n.again[i] = true
-	}
-	clear(n.invoked)
-}
-
-func roundsOf(a *rest.Admitting) *rounds {
-	n, ok := a.Notes[mutatingPlugin].(*rounds)
-	if !ok {
-		n = &rounds{invoked: map[id]bool{}, again: map[id]bool{}}
-		if a.Notes == nil {
-			a.Notes = map[string]any{}
-		}
-		a.Notes[mutatingPlugin] = n
-	}
-	return n
-}
-
 // mutating is one request on its way through the policies.
 type mutating struct {
 	p       *Policies
 	r       *match.Request
-	rounds  *rounds
+	rounds  *match.Rounds[id]
 	authz   authorizer.UnconditionalAuthorizer
 	denials []denial
 	applied bool // a mutation was done, whether it changed something or not
@@ -97,22 +70,17 @@ func (p *Policies) mutate(ctx context.Context, a *rest.Admitting) error {
 		return err
 	}
 	m := &mutating{p: p, r: match.New(p.d.Store, a), authz: admissionauthorizer.NewCachingAuthorizer(p.authz)}
-	invocations := m.relevant(all)
+	invocations := m.relevant(ctx, all)
 	if len(invocations) > 0 {
-		m.rounds = roundsOf(a)
-		if n := m.rounds; a.Again && n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) {
-			n.changed()
-		}
+		m.rounds = match.RoundsOf[id](a, mutatingPlugin)
 		if err := m.run(ctx, invocations); err != nil {
 			return err
 		}
 		if m.applied {
-			m.rounds.changed()
+			m.rounds.Changed()
 			a.AskAgain()
 		}
-		if m.rounds.last = nil; a.Object != nil && len(m.rounds.invoked)+len(m.rounds.again) > 0 {
-			m.rounds.last = a.Object.DeepCopyObject().(api.Object)
-		}
+		m.rounds.Leave(a)
 	}
 	return m.refusal()
 }
@@ -129,10 +97,10 @@ func (m *mutating) deny(d *definition, b *binding, reason metav1.StatusReason, m
 }
 
 // relevant finds what is to be asked about the request as it came.
-func (m *mutating) relevant(all []*definition) (found []*invocation) {
+func (m *mutating) relevant(ctx context.Context, all []*definition) (found []*invocation) {
 	for _, d := range all {
 		form, err := d.criteria.Match(m.r)
-		var kind *api.Kind
+		var kind rest.Any
 		if err == nil && form != nil {
 			kind, err = m.p.kindOf(d.params)
 		}
@@ -147,7 +115,7 @@ func (m *mutating) relevant(all []*definition) (found []*invocation) {
 			bound, err := b.criteria.Match(m.r)
 			var params []runtime.Object
 			if err == nil && bound != nil {
-				params, err = m.p.params(kind, b.ref, m.r.Namespace)
+				params, err = m.p.params(ctx, kind, b.ref, m.r.Namespace)
 			}
 			if err != nil {
 				m.deny(d, b, "", fmt.Sprintf("failed to configure binding: %v", err))
@@ -174,15 +142,23 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 			continue
 		}
 		ctx := c.context(ctx)
+		if _, err := m.r.View(ctx, i.form); err != nil {
+			m.deny(i.d, i.b, "", fmt.Sprintf("failed to convert object version: %v", err))
+			continue
+		}
 		ok, err := c.conditions.Hold(ctx, m.r, i.form, i.param, m.authz)
 		if err != nil {
 			m.deny(i.d, i.b, metav1.StatusReasonInvalid, err.Error())
 			continue
 		}
-		if !ok || m.r.Again && !m.rounds.again[i.id()] {
+		if !ok || m.r.Again && !m.rounds.Again(i.id()) {
 			continue
 		}
-		before := m.r.View(i.form).VersionedObject.Object()
+		view, err := m.r.View(ctx, i.form)
+		if err != nil {
+			return err
+		}
+		before := view.VersionedObject.Object()
 		for _, p := range c.patchers {
 			if before == nil {
 				continue
@@ -198,12 +174,15 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 				m.deny(i.d, i.b, metav1.StatusReasonInvalid, err.Error())
 			}
 		}
-		if !equality.Semantic.DeepEqual(before, m.r.View(i.form).VersionedObject.Object()) {
-			m.rounds.changed()
+		if view, err = m.r.View(ctx, i.form); err != nil {
+			return err
+		}
+		if !equality.Semantic.DeepEqual(before, view.VersionedObject.Object()) {
+			m.rounds.Changed()
 			m.r.AskAgain()
 		}
 		if c.policy.Spec.ReinvocationPolicy == admissionregv1.IfNeededReinvocationPolicy {
-			m.rounds.invoked[i.id()] = true
+			m.rounds.Asked(i.id())
 		}
 	}
 	return nil
@@ -211,15 +190,17 @@ func (m *mutating) run(ctx context.Context, all []*invocation) error {
 
 // apply does one mutation.
 func (m *mutating) apply(ctx context.Context, i *invocation, p patch.Patcher, ns *corev1.Namespace) error {
+	view, err := m.r.View(ctx, i.form)
+	if err != nil {
+		return err
+	}
 	q := patch.Request{
-		MatchedResource: i.form.GVR(), VersionedAttributes: m.r.View(i.form), ObjectInterfaces: objects{r: m.r, form: i.form}, Namespace: ns,
+		MatchedResource: i.form.GVR(), VersionedAttributes: view, TypeConverter: m.r.Types(i.form), ObjectInterfaces: objects{r: m.r, form: i.form}, Namespace: ns,
 		OptionalVariables: cel.OptionalVariableBindings{VersionedParams: i.param, Authorizer: m.authz},
 	}
-	shape := m.r.Shape(i.form)
-	if shape == nil {
+	if q.TypeConverter == nil {
 		return apierrors.NewServiceUnavailable(fmt.Sprintf("Resource kind %s not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.", m.r.GVK(i.form)))
 	}
-	q.TypeConverter = rest.MergeTypes(shape)
 	now, err := p.Patch(ctx, q, celconfig.RuntimeCELCostBudget)
 	if err != nil {
 		return err
@@ -234,7 +215,7 @@ func (m *mutating) apply(ctx context.Context, i *invocation, p patch.Patcher, ns
 		}
 	}
 	m.applied = true
-	return m.r.Take(i.form, now)
+	return m.r.Take(ctx, i.form, now)
 }
 
 // refusal is the error that the client gets, nil where no policy failed.
@@ -242,7 +223,7 @@ func (m *mutating) refusal() error {
 	if len(m.denials) == 0 {
 		return nil
 	}
-	err := admission.NewForbidden(m.r.View(m.r.Form()).Attributes, errors.New("admission request denied by policy"))
+	err := m.r.Forbidden(errors.New("admission request denied by policy"))
 	var status *apierrors.StatusError
 	if !errors.As(err, &status) {
 		return err

@@ -34,25 +34,23 @@ type Deps struct {
 	Metrics prometheus.Registerer
 	// Conditions counts evaluations of match conditions; nil: nobody does.
 	Conditions *match.Meter
-	// Kind finds a stored kind, or a form of one, that parameters may be of; nil: the built-in ones are known.
-	Kind func(schema.GroupVersionKind) *api.Kind
+	// Kind finds what is served that parameters may be of. It is asked by requests only.
+	Kind func(schema.GroupVersionKind) (rest.Any, bool)
 }
 
 // Policies are those of the cluster.
 type Policies struct {
 	d                    Deps
 	authz                authorizer.UnconditionalAuthorizer
+	read                 *rest.Pipeline // reads parameters
 	validating, mutating *policies
 	meter                *meter
 }
 
 // New returns the cluster's policies.
 func New(d Deps) *Policies {
-	if d.Kind == nil {
-		d.Kind = builtin
-	}
 	return &Policies{
-		d: d, authz: match.Authorizer(d.Access), meter: newMeter(d.Metrics),
+		d: d, authz: match.Authorizer(d.Access), read: rest.NewPipeline(d.Store, nil), meter: newMeter(d.Metrics),
 		validating: newPolicies(d, api.ValidatingAdmissionPolicyKind, api.ValidatingAdmissionPolicyBindingKind),
 		mutating:   newPolicies(d, api.MutatingAdmissionPolicyKind, api.MutatingAdmissionPolicyBindingKind),
 	}
@@ -66,17 +64,6 @@ func (p *Policies) Mutating() rest.Admission {
 // Validating is the plug-in of ValidatingAdmissionPolicies.
 func (p *Policies) Validating() rest.Admission {
 	return rest.Admission{Name: "ValidatingAdmissionPolicy", Validate: p.validate}
-}
-
-func builtin(gvk schema.GroupVersionKind) *api.Kind {
-	for _, s := range api.Stored() {
-		for _, f := range s.Forms() {
-			if f.GVK() == gvk {
-				return f
-			}
-		}
-	}
-	return nil
 }
 
 // definition is a policy of either sort. It is read-only once made, but for what is compiled later.

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
@@ -26,7 +27,9 @@ import (
 )
 
 var (
-	configMaps  = rest.Register(api.ConfigMapKind, &rest.Resource[*corev1.ConfigMap]{})
+	configMaps = rest.Register(api.ConfigMapKind, &rest.Resource[*corev1.ConfigMap]{})
+	// What parameters may be of.
+	params      = []rest.Any{rest.Register(api.SecretKind, &rest.Resource[*corev1.Secret]{}), rest.Register(api.NamespaceKind, &rest.Resource[*corev1.Namespace]{})}
 	deployments = rest.Register(api.DeploymentKind, &rest.Resource[*appsv1.Deployment]{
 		Default: func(d *appsv1.Deployment) {
 			if d.Spec.Paused {
@@ -59,7 +62,13 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, s: servertest.Store(t), noted: map[string]string{}}
-	p := policy.New(policy.Deps{Store: b.s, Access: nobody{}, Metrics: prometheus.NewRegistry()})
+	p := policy.New(policy.Deps{Store: b.s, Access: nobody{}, Metrics: prometheus.NewRegistry(), Kind: func(gvk schema.GroupVersionKind) (rest.Any, bool) {
+		i := slices.IndexFunc(params, func(a rest.Any) bool { return a.Kind.GVK() == gvk })
+		if i < 0 {
+			return rest.Any{}, false
+		}
+		return params[i], true
+	}})
 	b.pipe = rest.NewPipeline(b.s, []rest.Admission{p.Mutating(), p.Validating()})
 	b.ctx = authn.WithUser(t.Context(), &authn.User{Name: "u"})
 	servertest.Put(t, b.s, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"env": "test"}}})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/cel-go/common/types"
+	admissionv1 "k8s.io/api/admission/v1"
 	admissionregv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -118,6 +119,11 @@ func (v *validating) policy(ctx context.Context, d *definition) error {
 	if form == nil {
 		return nil
 	}
+	view, err := v.r.View(ctx, form)
+	if err != nil {
+		v.misconfigured(d, nil, fmt.Errorf("failed to convert object version: %w", err))
+		return nil
+	}
 	kind, err := v.p.kindOf(d.params)
 	if err != nil {
 		v.misconfigured(d, nil, err)
@@ -131,7 +137,7 @@ func (v *validating) policy(ctx context.Context, d *definition) error {
 			}
 			continue
 		}
-		params, err := v.p.params(kind, b.ref, v.r.Namespace)
+		params, err := v.p.params(ctx, kind, b.ref, v.r.Namespace)
 		if err != nil {
 			v.misconfigured(d, b, err)
 			continue
@@ -144,7 +150,7 @@ func (v *validating) policy(ctx context.Context, d *definition) error {
 			return err
 		}
 		for _, param := range params {
-			verdicts, notes := d.check().ask(ctx, v.r, form, param, namespace, v.authz, d.fail)
+			verdicts, notes := d.check().ask(ctx, v.r, form, view, param, namespace, v.authz, d.fail)
 			v.heed(d, b, verdicts)
 			v.note(d, b, notes, values)
 		}
@@ -203,7 +209,7 @@ func (v *validating) refusal(n *denial) error {
 	if n.binding != "" {
 		message = fmt.Sprintf("ValidatingAdmissionPolicy '%s' with binding '%s' denied request: %s", n.policy, n.binding, n.message)
 	}
-	err := admission.NewForbidden(v.r.View(v.r.Form()).Attributes, errors.New(message))
+	err := v.r.Forbidden(errors.New(message))
 	var status *apierrors.StatusError
 	if !errors.As(err, &status) {
 		return err
@@ -231,7 +237,7 @@ func codeOf(r metav1.StatusReason) int32 {
 }
 
 // ask evaluates the policy with one parameter. Fail says that an expression that cannot be evaluated denies.
-func (c *validator) ask(ctx context.Context, r *match.Request, form *api.Kind, param runtime.Object, ns *corev1.Namespace, authz authorizer.UnconditionalAuthorizer, fail bool) ([]verdict, []annotation) {
+func (c *validator) ask(ctx context.Context, r *match.Request, form *api.Kind, view *admission.VersionedAttributes, param runtime.Object, ns *corev1.Namespace, authz authorizer.UnconditionalAuthorizer, fail bool) ([]verdict, []annotation) {
 	broken := func(err error) ([]verdict, []annotation) {
 		return []verdict{{denied: fail, broken: true, message: err.Error()}}, nil
 	}
@@ -243,7 +249,7 @@ func (c *validator) ask(ctx context.Context, r *match.Request, form *api.Kind, p
 	} else if !ok {
 		return nil, nil
 	}
-	view, request, shown := r.View(form), r.Review(form), cel.CreateNamespaceObject(ns)
+	request, shown := match.Review(view, form), cel.CreateNamespaceObject(ns)
 	vars := cel.OptionalVariableBindings{VersionedParams: param, Authorizer: authz}
 	results, left, err := c.validations.ForInput(ctx, view, request, vars, shown, celconfig.RuntimeCELCostBudget)
 	if err != nil {
@@ -258,7 +264,7 @@ func (c *validator) ask(ctx context.Context, r *match.Request, form *api.Kind, p
 		}
 		verdicts[i] = c.judge(&c.policy.Spec.Validations[i], &results[i], message, unspoken, fail)
 	}
-	notes, err := c.audit(ctx, r, form, vars, shown, fail)
+	notes, err := c.audit(ctx, view, request, vars, shown, fail)
 	if err != nil {
 		return broken(err)
 	}
@@ -301,8 +307,8 @@ func spoken(m *cel.EvaluationResult) string {
 	return text
 }
 
-func (c *validator) audit(ctx context.Context, r *match.Request, form *api.Kind, vars cel.OptionalVariableBindings, ns *corev1.Namespace, fail bool) ([]annotation, error) {
-	results, _, err := c.audits.ForInput(ctx, r.View(form), r.Review(form), cel.OptionalVariableBindings{VersionedParams: vars.VersionedParams}, ns, celconfig.RuntimeCELCostBudget)
+func (c *validator) audit(ctx context.Context, view *admission.VersionedAttributes, request *admissionv1.AdmissionRequest, vars cel.OptionalVariableBindings, ns *corev1.Namespace, fail bool) ([]annotation, error) {
+	results, _, err := c.audits.ForInput(ctx, view, request, cel.OptionalVariableBindings{VersionedParams: vars.VersionedParams}, ns, celconfig.RuntimeCELCostBudget)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apiserver/pkg/admission"
 	webhookerrors "k8s.io/apiserver/pkg/admission/plugin/webhook/errors"
 
 	"github.com/yare-dev/yare/api"
@@ -55,7 +56,11 @@ func (w *Webhooks) call(ctx context.Context, r *match.Request, h *hook, form *ap
 			query = url.Values{"timeout": {(left + time.Second - 1).Truncate(time.Second).String()}} // whole seconds, and none too few
 		}
 	}
-	asked := review(r, form, h.version)
+	v, err := r.View(ctx, form) // was made before: calls share it
+	if err != nil {
+		return nil, err
+	}
+	asked := review(v, form, h.version)
 	var answer admissionv1.AdmissionReview // that of v1beta1 has the same fields
 	if err := w.d.Callout.Post(ctx, h.target, query, asked, &answer); err != nil {
 		code := http.StatusServiceUnavailable
@@ -75,9 +80,8 @@ func (w *Webhooks) call(ctx context.Context, r *match.Request, h *hook, form *ap
 }
 
 // review is what a webhook is asked, in one of the versions, which have the same fields.
-func review(r *match.Request, form *api.Kind, version string) *admissionv1.AdmissionReview {
-	v := r.View(form)
-	q := r.Review(form)
+func review(v *admission.VersionedAttributes, form *api.Kind, version string) *admissionv1.AdmissionReview {
+	q := match.Review(v, form)
 	q.UID = uuid.NewUUID()
 	q.Object, q.OldObject = runtime.RawExtension{Object: v.VersionedObject.Object()}, runtime.RawExtension{Object: v.VersionedOldObject.Object()}
 	return &admissionv1.AdmissionReview{

@@ -18,71 +18,39 @@ import (
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
-// rounds is what is kept of the first round of asking for the second.
-type rounds struct {
-	invoked map[string]bool // webhooks that may be asked again, since the last change of the object
-	again   map[string]bool // those that are to be
-	last    api.Object      // as the webhooks left it; nil where nobody may be asked again
-}
-
-// changed says that the object is another than those who were asked have seen.
-func (n *rounds) changed() {
-	for id := range n.invoked {
-		n.again[id] = true
-	}
-	clear(n.invoked)
-}
-
 const plugin = "MutatingAdmissionWebhook"
-
-func roundsOf(a *rest.Admitting) *rounds {
-	n, ok := a.Notes[plugin].(*rounds)
-	if !ok {
-		n = &rounds{invoked: map[string]bool{}, again: map[string]bool{}}
-		if a.Notes == nil {
-			a.Notes = map[string]any{}
-		}
-		a.Notes[plugin] = n
-	}
-	return n
-}
 
 func (w *Webhooks) mutate(ctx context.Context, a *rest.Admitting) error {
 	all, err := w.mutating.all()
 	if err != nil || len(all) == 0 || match.Exempt(a) {
 		return err
 	}
-	n, r, round := roundsOf(a), match.New(w.d.Store, a), 0
+	n, r, round := match.RoundsOf[string](a, plugin), match.New(w.d.Store, a), 0
 	if a.Again {
 		round = 1
-		if n.last != nil && !equality.Semantic.DeepEqual(n.last, a.Object) { // by plug-ins that were asked again
-			n.changed()
-		}
 	}
 	for i, h := range all {
 		form, err := w.relevant(ctx, r, h)
 		if err != nil {
 			return err
 		}
-		if form == nil || a.Again && !n.again[h.id] { // who was passed over in the first round is so in the second, too
+		if form == nil || a.Again && !n.Again(h.id) { // who was passed over in the first round is so in the second, too
 			continue
 		}
 		at := fmt.Sprintf("mutation.webhook.admission.k8s.io/round_%d_index_%d", round, i)
 		changed, err := w.change(ctx, r, h, form, at)
 		if changed {
-			n.changed()
+			n.Changed()
 			a.AskAgain()
 		}
 		if h.again {
-			n.invoked[h.id] = true
+			n.Asked(h.id)
 		}
 		if err := w.settle(ctx, r, h, "admit", err, "failed-open."+at); err != nil {
 			return err
 		}
 	}
-	if n.last = nil; a.Object != nil && len(n.invoked) > 0 {
-		n.last = a.Object.DeepCopyObject().(api.Object)
-	}
+	n.Leave(a)
 	return nil
 }
 
@@ -92,7 +60,7 @@ func (w *Webhooks) change(ctx context.Context, r *match.Request, h *hook, form *
 	answer, err := w.call(ctx, r, h, form, true)
 	heed(r, h, answer)
 	if err == nil {
-		changed, err = apply(r, h, form, answer, "patch."+at[len("mutation."):])
+		changed, err = apply(ctx, r, h, form, answer, "patch."+at[len("mutation."):])
 	}
 	w.meter.called(h, "admit", string(r.Operation), time.Since(begin), err)
 	note := struct {
@@ -107,7 +75,7 @@ func (w *Webhooks) change(ctx context.Context, r *match.Request, h *hook, form *
 }
 
 // apply patches the object.
-func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.AdmissionResponse, at string) (changed bool, err error) {
+func apply(ctx context.Context, r *match.Request, h *hook, form *api.Kind, answer *admissionv1.AdmissionResponse, at string) (changed bool, err error) {
 	if len(answer.Patch) == 0 {
 		return false, nil
 	}
@@ -118,7 +86,11 @@ func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.Admiss
 	if len(ops) == 0 {
 		return false, nil
 	}
-	before := r.View(form).VersionedObject.Object()
+	v, err := r.View(ctx, form)
+	if err != nil {
+		return false, err
+	}
+	before := v.VersionedObject.Object()
 	if before == nil {
 		return false, apierrors.NewInternalError(fmt.Errorf("admission webhook %q attempted to modify the object, which is not supported for this operation", h.name))
 	}
@@ -146,5 +118,5 @@ func apply(r *match.Request, h *hook, form *api.Kind, answer *admissionv1.Admiss
 	if text, err := json.Marshal(note); err == nil {
 		r.Annotate(at, string(text))
 	}
-	return changed, r.Take(form, now)
+	return changed, r.Take(ctx, form, now)
 }

@@ -36,7 +36,6 @@ func (w *Webhooks) validate(ctx context.Context, a *rest.Admitting) error {
 			return err
 		}
 		if form != nil {
-			r.View(form) // made here, the calls share it
 			asked = append(asked, &asking{hook: h, form: form})
 		}
 	}

@@ -90,7 +90,7 @@ func hooksOf(o api.Object, meter *match.Meter) (all []*hook) {
 	step := "admit"
 	add := func(name string, client *admissionregv1.WebhookClientConfig, c *match.Criteria, conditions []admissionregv1.MatchCondition, fail *admissionregv1.FailurePolicyType,
 		effects *admissionregv1.SideEffectClass, seconds *int32, versions []string) *hook {
-		h := &hook{configuration: o.GetName(), name: name, id: fmt.Sprintf("%s/%s/%d", o.GetName(), name, len(all)), target: target(client), criteria: c}
+		h := &hook{configuration: o.GetName(), name: name, id: fmt.Sprintf("%s/%s/%d", o.GetName(), name, len(all)), target: callout.To(client.URL, (*callout.Reference)(client.Service), client.CABundle), criteria: c}
 		h.ignore = fail != nil && *fail == admissionregv1.Ignore
 		h.conditions = sync.OnceValue(func() *match.Conditions {
 			return match.Compile(conditions, nil, false, !h.ignore).Counted(meter, match.Webhook, name, step)
@@ -120,23 +120,6 @@ func hooksOf(o api.Object, meter *match.Meter) (all []*hook) {
 		}
 	}
 	return all
-}
-
-func target(c *admissionregv1.WebhookClientConfig) callout.Target {
-	t := callout.Target{CABundle: c.CABundle}
-	if c.URL != nil {
-		t.URL = *c.URL
-	}
-	if s := c.Service; s != nil {
-		t.Namespace, t.Name = s.Namespace, s.Name
-		if s.Path != nil {
-			t.Path = *s.Path
-		}
-		if s.Port != nil {
-			t.Port = *s.Port
-		}
-	}
-	return t
 }
 
 // hooks are the webhooks of one sort, followed in the store.
@@ -197,10 +180,13 @@ func (h *hooks) all() ([]*hook, error) {
 	return h.ordered, nil
 }
 
-// relevant returns the form in which the webhook is to be asked about the request, nil where it is not.
+// relevant returns the form in which the webhook is to be asked about the request, nil where it is not. The request can be viewed in it.
 func (w *Webhooks) relevant(ctx context.Context, r *match.Request, h *hook) (*api.Kind, error) {
 	form, err := h.criteria.Match(r)
 	if form == nil || err != nil {
+		return nil, err
+	}
+	if _, err := r.View(ctx, form); err != nil {
 		return nil, err
 	}
 	c := h.conditions()
