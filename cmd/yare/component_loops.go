@@ -152,7 +152,7 @@ func (m manager) watched() (ws []remote.Watched) {
 	var kinds []*api.Kind
 	for _, c := range controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil), Log: m.log}, Nodes: m.ranges, SecretToken: m.tokens}) {
 		for _, k := range c.Kinds {
-			if k != nil && !slices.Contains(kinds, k) {
+			if k != nil && slices.Contains(api.Stored(), k) && !slices.Contains(kinds, k) { // others are not watched
 				kinds = append(kinds, k)
 			}
 		}
