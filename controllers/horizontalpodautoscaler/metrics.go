@@ -54,7 +54,7 @@ type source struct {
 }
 
 func (s source) Resource(ctx context.Context, name corev1.ResourceName, namespace string, pods labels.Selector, container string) (samples, error) {
-	list, err := client.List[*metricsv1beta1.PodMetrics](ctx, s.Reader, client.Query{Namespace: namespace, Labels: pods})
+	list, err := s.usage(ctx, namespace, pods)
 	if err != nil {
 		return nil, fmt.Errorf("unable to fetch metrics from resource metrics API: %w", err)
 	}
@@ -68,6 +68,23 @@ func (s source) Resource(ctx context.Context, name corev1.ResourceName, namespac
 		}
 	}
 	return all, nil
+}
+
+// usage asks the server that has taken the group over, else this one.
+func (s source) usage(ctx context.Context, namespace string, pods labels.Selector) ([]*metricsv1beta1.PodMetrics, error) {
+	if s.aggregated != nil {
+		query := selecting("labelSelector", pods, url.Values{})
+		body, served, err := s.aggregated(ctx, api.PodMetricsKind.GroupVersion(), fmt.Sprintf("namespaces/%s/pods", namespace), query)
+		if err != nil {
+			return nil, err
+		}
+		if served {
+			var list struct{ Items []*metricsv1beta1.PodMetrics }
+			err := json.Unmarshal(body, &list)
+			return list.Items, err
+		}
+	}
+	return client.List[*metricsv1beta1.PodMetrics](ctx, s.Reader, client.Query{Namespace: namespace, Labels: pods})
 }
 
 // used is what a pod, or its container where one is named, uses; not ok where a part of it is not known.
