@@ -56,6 +56,7 @@ type Writer interface {
 	// in o must be the current one, else Conflict.
 	Update(ctx context.Context, o api.Object, sub string) (api.Object, error)
 	// UpdateScale replaces the scale of the object of its name. A resourceVersion or UID in s must be the current one, else Conflict.
+	// For a moment, reads of the object itself may be older.
 	UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error)
 	// Patch changes the object.
 	Patch(ctx context.Context, k *api.Kind, key api.Key, p Patch) (api.Object, error)

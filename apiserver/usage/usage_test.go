@@ -121,7 +121,7 @@ func TestReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := servertest.Store(t)
 		put := func(k *api.Kind, o api.Object) {
-			if _, err := s.Create(t.Context(), k, o); err != nil {
+			if _, err := s.Create(t.Context(), k, o, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
