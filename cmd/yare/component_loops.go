@@ -143,7 +143,7 @@ func (m manager) component(accounts bool) (run.Component, error) {
 	}
 	d := reconcile.Deps{Client: access, Informers: reconcile.NewInformers(access), Log: m.log}
 	d.Events = events.New(access, "controller-manager", host, m.log)
-	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens})
+	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens, Aggregated: access.Ask})
 	return run.InOrder("controller-manager", access, run.Together("controllers", append(all, d.Events)...)), nil
 }
 
