@@ -131,8 +131,11 @@ type Wanted struct {
 	Labels labels.Selector // nil: any
 }
 
-// Selects says whether o has the labels.
+// Selects says whether o is wanted.
 func (w Wanted) Selects(o api.Object) bool {
+	if w.Key.Namespace != "" && o.GetNamespace() != w.Key.Namespace || w.Key.Name != "" && o.GetName() != w.Key.Name {
+		return false
+	}
 	return w.Labels == nil || w.Labels.Matches(labels.Set(o.GetLabels()))
 }
 

@@ -56,7 +56,8 @@ type Deps struct {
 
 // Reader answers.
 type Reader struct {
-	d Deps
+	d      Deps
+	places chan struct{} // of kubelets that are being asked
 
 	mu    sync.Mutex
 	nodes map[string]*node
@@ -71,11 +72,13 @@ type node struct {
 }
 
 // New returns a Reader.
-func New(d Deps) *Reader { return &Reader{d: d, nodes: map[string]*node{}} }
+func New(d Deps) *Reader {
+	return &Reader{d: d, places: make(chan struct{}, atOnce), nodes: map[string]*node{}}
+}
 
 // Nodes returns what the wanted nodes use.
 func (r *Reader) Nodes(ctx context.Context, w rest.Wanted) []*metricsv1beta1.NodeMetrics {
-	nodes := wanted[*corev1.Node](r.d.Store.Snapshot(api.NodeKind), w)
+	nodes := wanted[*corev1.Node](r.d.Store.Snapshot(api.NodeKind), w, w.Key.Name != "")
 	var all []*metricsv1beta1.NodeMetrics
 	for i, p := range r.pairs(ctx, nodes) {
 		if m := nodeMetrics(nodes[i], p, time.Now()); m != nil {
@@ -91,7 +94,7 @@ func (r *Reader) Pods(ctx context.Context, w rest.Wanted) []*metricsv1beta1.PodM
 	var nodes []*corev1.Node
 	snap := r.d.Store.Snapshot(api.NodeKind)
 	var pods []*corev1.Pod
-	for _, p := range wanted[*corev1.Pod](r.d.Store.Snapshot(api.PodKind), w) {
+	for _, p := range wanted[*corev1.Pod](r.d.Store.Snapshot(api.PodKind), w, w.Key.Name != "" && w.Key.Namespace != "") {
 		if p.Status.Phase != corev1.PodRunning {
 			continue
 		}
@@ -115,9 +118,9 @@ func (r *Reader) Pods(ctx context.Context, w rest.Wanted) []*metricsv1beta1.PodM
 	return all
 }
 
-// wanted returns the selected objects.
-func wanted[T api.Object](s store.Snapshot, w rest.Wanted) (all []T) {
-	if w.Key.Name != "" {
+// wanted returns the selected objects, one by its key where that is whole.
+func wanted[T api.Object](s store.Snapshot, w rest.Wanted, one bool) (all []T) {
+	if one {
 		if e := s.Get(w.Key); e != nil && e.Err() == nil && w.Selects(e.Object) {
 			all = append(all, e.Object.(T))
 		}
@@ -137,14 +140,9 @@ type pair struct{ now, before *sample }
 // pairs asks the kubelets of nodes.
 func (r *Reader) pairs(ctx context.Context, nodes []*corev1.Node) []pair {
 	out := make([]pair, len(nodes))
-	places := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
 	for i, n := range nodes {
-		places <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-places }()
-			ctx, cancel := context.WithTimeout(ctx, answerWithin)
-			defer cancel()
 			var err error
 			if out[i], err = r.node(n.Name).pair(ctx, func() (*sample, error) { return r.ask(ctx, n) }); err != nil {
 				r.d.Log.Debug("what a node uses is not known", "node", n.Name, "err", err)
@@ -175,6 +173,14 @@ func (r *Reader) node(name string) *node {
 }
 
 func (r *Reader) ask(ctx context.Context, n *corev1.Node) (*sample, error) {
+	select {
+	case r.places <- struct{}{}:
+		defer func() { <-r.places }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	text, err := r.d.Get(ctx, n, document)
 	if err != nil {
 		return nil, fmt.Errorf("ask its kubelet: %w", err)

@@ -161,10 +161,13 @@ func TestReader(t *testing.T) {
 		if n := k.asked.Load(); n != 3 {
 			t.Errorf("asked %d times", n)
 		}
-		for _, w := range []rest.Wanted{{Key: api.Key{Namespace: "other"}}, {Labels: labels.SelectorFromSet(labels.Set{"app": "b"})}, {Key: api.Key{Namespace: "ns", Name: "none"}}} {
+		for _, w := range []rest.Wanted{{Key: api.Key{Namespace: "other"}}, {Labels: labels.SelectorFromSet(labels.Set{"app": "b"})}, {Key: api.Key{Namespace: "ns", Name: "none"}}, {Key: api.Key{Name: "none"}}} {
 			if pods := r.Pods(t.Context(), w); len(pods) != 0 {
 				t.Errorf("%+v: %+v", w, pods)
 			}
+		}
+		if pods := r.Pods(t.Context(), rest.Wanted{Key: api.Key{Name: "a"}}); len(pods) != 1 { // by a field selector
+			t.Errorf("in any namespace: %+v", pods)
 		}
 		time.Sleep(time.Hour)
 		if r.Nodes(t.Context(), rest.Wanted{Key: api.Key{Name: "n1"}})[0].Window.Duration != time.Second {
