@@ -28,12 +28,12 @@ type point struct {
 
 func sampleOf(s *statsapi.Summary, taken time.Time) *sample {
 	out := &sample{taken: taken, pods: make(map[string]map[string]point, len(s.Pods))}
-	out.node, _ = pointOf(s.Node.CPU, s.Node.Memory, s.Node.StartTime)
+	out.node, _ = pointOf(s.Node.CPU, s.Node.Memory, s.Node.StartTime, taken)
 	for i := range s.Pods {
 		p := &s.Pods[i]
 		containers := make(map[string]point, len(p.Containers))
 		for _, c := range p.Containers {
-			if x, ok := pointOf(c.CPU, c.Memory, c.StartTime); ok {
+			if x, ok := pointOf(c.CPU, c.Memory, c.StartTime, taken); ok {
 				containers[c.Name] = x
 			}
 		}
@@ -42,11 +42,15 @@ func sampleOf(s *statsapi.Summary, taken time.Time) *sample {
 	return out
 }
 
-func pointOf(c *statsapi.CPUStats, m *statsapi.MemoryStats, started metav1.Time) (point, bool) {
+func pointOf(c *statsapi.CPUStats, m *statsapi.MemoryStats, started metav1.Time, taken time.Time) (point, bool) {
 	if c == nil || m == nil || c.UsageCoreNanoSeconds == nil || m.WorkingSetBytes == nil {
 		return point{}, false
 	}
-	return point{c.Time.Time, started.Time, *c.UsageCoreNanoSeconds, *m.WorkingSetBytes}, true
+	at := c.Time.Time
+	if since := taken.Sub(at); since >= 0 && since < time.Second { // read for this answer, whose times are whole seconds
+		at = taken
+	}
+	return point{at, started.Time, *c.UsageCoreNanoSeconds, *m.WorkingSetBytes}, true
 }
 
 // recent leaves out samples that are too old to be compared with one that was taken now.
@@ -83,12 +87,12 @@ type use struct {
 // rate returns what was used between before and now. What began in between is counted from there; not ok where the time is too
 // short to tell.
 func rate(now point, before *point) (use, bool) {
-	from := point{at: now.started}
+	from, least := point{at: now.started}, goodWindow // when it began is known to a second
 	if before != nil && before.cpu <= now.cpu && before.started.Equal(now.started) {
-		from = *before
+		from, least = *before, leastWindow/2 // clocks of counters are not those of requests
 	}
 	window := now.at.Sub(from.at)
-	if from.at.IsZero() || now.at.IsZero() || window < leastWindow/2 { // clocks of counters are not those of requests
+	if from.at.IsZero() || now.at.IsZero() || window < least {
 		return use{}, false
 	}
 	nanocores := float64(now.cpu-from.cpu) / window.Seconds()

@@ -40,8 +40,8 @@ func TestRate(t *testing.T) {
 		{"half a CPU", point{at(10), began, 9e9, 4096}, &point{at(0), began, 4e9, 1}, "500m 4Ki 10s"},
 		{"nothing", point{at(10), began, 4e9, 0}, &point{at(0), began, 4e9, 1}, "0 0 10s"},
 		{"a tiny bit", point{at(10), began, 4e9 + 12345, 1 << 30}, &point{at(0), began, 4e9, 1}, "1234n 1Gi 10s"},
-		{"began in between", point{at(10), at(6), 1e9, 1}, nil, "250m 1 4s"},
-		{"began anew", point{at(10), at(6), 1e9, 1}, &point{at(0), began, 4e9, 1}, "250m 1 4s"},
+		{"began in between", point{at(10), at(-2), 3e9, 1}, nil, "250m 1 12s"},
+		{"began anew", point{at(10), at(-2), 3e9, 1}, &point{at(0), began, 4e9, 1}, "250m 1 12s"},
 		{"began just now", point{at(10), at(9.9), 1e9, 1}, nil, "-"},
 		{"began nobody knows when", point{at(10), time.Time{}, 1e9, 1}, nil, "-"},
 		{"has not been read again", point{at(10), began, 4e9, 1}, &point{at(10), began, 4e9, 1}, "-"},
@@ -53,6 +53,20 @@ func TestRate(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// A kubelet tells times in whole seconds: what it read for the answer was read then, what it remembers was not.
+func TestTimes(t *testing.T) {
+	for told, want := range map[float64]float64{7: 7.9, 6: 6, 8: 8} {
+		c := &statsapi.CPUStats{Time: metav1.NewTime(at(told)), UsageCoreNanoSeconds: ptr(uint64(1))}
+		p, ok := pointOf(c, &statsapi.MemoryStats{WorkingSetBytes: ptr(uint64(1))}, metav1.Time{}, at(7.9))
+		if !ok || !p.at.Equal(at(want)) {
+			t.Errorf("%v: %v", told, p.at)
+		}
+	}
+	if _, ok := pointOf(nil, nil, metav1.Time{}, at(0)); ok {
+		t.Error("no figures are none")
 	}
 }
 
