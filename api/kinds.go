@@ -25,6 +25,7 @@ import (
 	storagemigrationv1 "k8s.io/api/storagemigration/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 )
 
 const (
@@ -37,6 +38,7 @@ const (
 	flowcontrol           = "flowcontrol.apiserver.k8s.io"
 	networking            = "networking.k8s.io"
 	rbac                  = "rbac.authorization.k8s.io"
+	resourceMetrics       = "metrics.k8s.io"
 	storage               = "storage.k8s.io"
 )
 
@@ -174,6 +176,10 @@ var (
 var (
 	ComponentStatusKind = define[corev1.ComponentStatus, corev1.ComponentStatusList](Kind{
 		Version: "v1", Kind: "ComponentStatus", Plural: "componentstatuses", Short: []string{"cs"}})
+	NodeMetricsKind = define[metricsv1beta1.NodeMetrics, metricsv1beta1.NodeMetricsList](Kind{
+		Group: resourceMetrics, Version: "v1beta1", Kind: "NodeMetrics", Plural: "nodes"})
+	PodMetricsKind = define[metricsv1beta1.PodMetrics, metricsv1beta1.PodMetricsList](Kind{
+		Group: resourceMetrics, Version: "v1beta1", Kind: "PodMetrics", Plural: "pods", Namespaced: true})
 	BindingKind = virtual[corev1.Binding](Kind{
 		Version: "v1", Kind: "Binding", Plural: "bindings", Namespaced: true})
 	EvictionKind = virtual[policyv1.Eviction](Kind{
@@ -220,7 +226,7 @@ var (
 		StorageVersionMigrationKind, APIServiceKind, CustomResourceDefinitionKind,
 	}
 	sent = []*Kind{
-		ComponentStatusKind,
+		ComponentStatusKind, NodeMetricsKind, PodMetricsKind,
 		BindingKind, EvictionKind, ScaleKind, TokenRequestKind, TokenReviewKind, SelfSubjectReviewKind,
 		SubjectAccessReviewKind, LocalSubjectAccessReviewKind, SelfSubjectAccessReviewKind,
 		SelfSubjectRulesReviewKind,

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"strings"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -284,11 +285,32 @@ func (l *local) Update(ctx context.Context, o api.Object, sub string) (api.Objec
 	return l.write(ctx, write{verb: "update", kind: k, key: key, sub: sub, sent: o}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
 		r.MayCreate = l.mayCreate(k, key)
 		e, _, err := l.s.pipe.Update(ctx, r, o)
-		if sub == "scale" && err == nil { // the caller knows the object, not its Scale
-			e, err = l.s.pipe.Get(ctx, r, "")
-		}
 		return object(e, err)
 	})
+}
+
+// GetScale is part of client.Reader.
+func (l *local) GetScale(ctx context.Context, k *api.Kind, key api.Key) (*autoscalingv1.Scale, error) {
+	ctx, r, err := l.request(ctx, "get", k, key, "scale")
+	if err != nil {
+		return nil, err
+	}
+	return scale(object(l.s.pipe.GetScale(ctx, r, "")))
+}
+
+// UpdateScale is part of client.Writer.
+func (l *local) UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	return scale(l.write(ctx, write{verb: "update", kind: k, key: api.KeyOf(s), sub: "scale", sent: s}, func(ctx context.Context, r *rest.Request) (api.Object, error) {
+		e, _, err := l.s.pipe.Update(ctx, r, s)
+		return object(e, err)
+	}))
+}
+
+func scale(o api.Object, err error) (*autoscalingv1.Scale, error) {
+	if err != nil {
+		return nil, err
+	}
+	return o.(*autoscalingv1.Scale), nil
 }
 
 func (l *local) mayCreate(k *api.Kind, key api.Key) func(context.Context) error {

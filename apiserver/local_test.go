@@ -92,12 +92,18 @@ func TestLocalClient(t *testing.T) {
 func TestLocalScale(t *testing.T) {
 	inBubble(t, store.Options{}, func(t *testing.T, ctx context.Context, s *apiserver.Server) {
 		c := s.ClientAs(&authn.User{Name: "u"})
-		d, err := client.Create(ctx, c, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "d", Namespace: "default"}})
-		if err != nil {
+		if _, err := client.Create(ctx, c, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "d", Namespace: "default"}}); err != nil {
 			t.Fatal(err)
 		}
-		d, err = client.Mutate(ctx, c, d, "scale", func(o *appsv1.Deployment) { o.Spec.Replicas = new(int32) })
-		if err != nil || *d.Spec.Replicas != 0 {
+		scale, err := c.GetScale(ctx, api.DeploymentKind, api.Key{Namespace: "default", Name: "d"})
+		if err != nil || scale.Spec.Replicas != 1 {
+			t.Fatal(scale, err)
+		}
+		scale.Spec.Replicas = 0
+		if scale, err = c.UpdateScale(ctx, api.DeploymentKind, scale); err != nil || scale.Spec.Replicas != 0 {
+			t.Error(scale, err)
+		}
+		if _, err := c.GetScale(ctx, api.ConfigMapKind, api.Key{Namespace: "default", Name: "d"}); !apierrors.IsNotFound(err) {
 			t.Error(err)
 		}
 	})

@@ -46,7 +46,11 @@ func (l *local) write(ctx context.Context, w write, do func(context.Context, *re
 	if w.text != nil {
 		record.SentText(w.text)
 	} else if w.sent != nil && record != nil {
-		w.sent.GetObjectKind().SetGroupVersionKind(w.kind.GVK()) // as over HTTP
+		kind := w.kind
+		if w.sub == "scale" {
+			kind = api.ScaleKind
+		}
+		w.sent.GetObjectKind().SetGroupVersionKind(kind.GVK()) // as over HTTP
 		record.Sent(w.sent)
 	}
 	defer func() { answered(record, w.verb, o, err) }()

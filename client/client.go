@@ -15,6 +15,7 @@ import (
 	"context"
 	"iter"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -37,6 +38,9 @@ type Reader interface {
 	// List returns the selected objects ordered by namespace and name, and the revision of the
 	// snapshot that they come from.
 	List(ctx context.Context, k *api.Kind, q Query) ([]api.Object, api.Revision, error)
+	// GetScale returns the scale of an object: of how many it consists, is to consist, and by what these are selected. NotFound where
+	// the kind has none.
+	GetScale(ctx context.Context, k *api.Kind, key api.Key) (*autoscalingv1.Scale, error)
 	// Watch yields changes of the selected objects in revision order. With from zero it first yields every
 	// object that exists as Added, then one Synced event, then changes; otherwise the changes after from.
 	// It reconnects by itself; a gap that cannot be closed is bridged by comparing with a new list, so that no
@@ -48,9 +52,12 @@ type Reader interface {
 type Writer interface {
 	// Create stores o and returns what was stored.
 	Create(ctx context.Context, o api.Object) (api.Object, error)
-	// Update replaces the object of o's name, or its subresource sub ("status", "scale", "finalize"). A resourceVersion
+	// Update replaces the object of o's name, or its subresource sub ("status", "finalize"). A resourceVersion
 	// in o must be the current one, else Conflict.
 	Update(ctx context.Context, o api.Object, sub string) (api.Object, error)
+	// UpdateScale replaces the scale of the object of its name. A resourceVersion or UID in s must be the current one, else Conflict.
+	// For a moment, reads of the object itself may be older.
+	UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error)
 	// Patch changes the object.
 	Patch(ctx context.Context, k *api.Kind, key api.Key, p Patch) (api.Object, error)
 	// Delete deletes the object of o's kind and name, on the precondition that it still has o's UID and, unless

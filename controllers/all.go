@@ -15,6 +15,7 @@ import (
 	"github.com/yare-dev/yare/controllers/endpointslicemirroring"
 	"github.com/yare-dev/yare/controllers/ephemeralvolume"
 	"github.com/yare-dev/yare/controllers/garbagecollector"
+	"github.com/yare-dev/yare/controllers/horizontalpodautoscaler"
 	"github.com/yare-dev/yare/controllers/job"
 	"github.com/yare-dev/yare/controllers/namespace"
 	"github.com/yare-dev/yare/controllers/nodeipam"
@@ -48,6 +49,8 @@ type Deps struct {
 	SecretToken serviceaccounttoken.Sign
 	// SignCertificate signs approved requests. Nil: none are.
 	SignCertificate certificates.Sign
+	// Aggregated reaches the custom and external metrics that other API servers serve. Nil: there are none.
+	Aggregated horizontalpodautoscaler.Aggregated
 }
 
 // All returns the controllers and the informers that they share, which come first.
@@ -81,6 +84,7 @@ func List(d Deps) []*reconcile.Controller {
 		job.New(d.Deps),
 		deployment.New(d.Deps),
 		replicaset.New(d.Deps),
+		horizontalpodautoscaler.New(d.Deps, d.Aggregated),
 		disruption.New(d.Deps),
 		statefulset.New(d.Deps),
 		cronjob.New(d.Deps),

@@ -42,12 +42,13 @@ type service = apiregistrationv1.APIService
 
 // world is an API server with an aggregator, and another API server.
 type world struct {
-	t      *testing.T
-	store  *store.Store
-	client client.Client
-	server *apiserver.Server
-	pki    *pki.PKI
-	other  *httptest.Server
+	t          *testing.T
+	store      *store.Store
+	client     client.Client
+	server     *apiserver.Server
+	aggregator *aggregator.Aggregator
+	pki        *pki.PKI
+	other      *httptest.Server
 	// legacy has the other server know no aggregated discovery.
 	legacy atomic.Bool
 	broken atomic.Bool
@@ -74,6 +75,7 @@ func newWorld(t *testing.T) *world {
 	self := &late{}
 	proxy := callout.New(callout.Deps{Store: w.store, Certificate: func() (*tls.Certificate, error) { return w.pki.ProxyClient.Certificate(), nil }})
 	a := aggregator.New(aggregator.Deps{Store: w.store, Client: self, Callout: proxy, Log: log})
+	w.aggregator = a
 	w.server, err = apiserver.New(apiserver.Config{}, apiserver.Deps{Store: w.store, Log: log, Authorizer: rbac, Aggregator: a,
 		Authenticators: []authn.Authenticator{asHeader{}},
 		FrontProxy:     authn.FrontProxy{UsernameHeaders: []string{"X-Front-User"}, UIDHeaders: []string{"x-front-uid"}, GroupHeaders: []string{"X-Front-Group"}, ExtraHeaderPrefixes: []string{"x-front-extra-"}},

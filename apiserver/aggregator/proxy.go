@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,9 @@ import (
 	"net/url"
 	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/transport"
 
 	"github.com/yare-dev/yare/apiserver/authn"
@@ -82,13 +86,50 @@ func stay(answer *http.Response) error {
 // aggregatorUser is who this server is when it asks for itself.
 var aggregatorUser = &authn.User{Name: "system:kube-aggregator", Groups: []string{authn.Masters}}
 
-// get asks the server of an APIService for a document of its own. The answer's body is the caller's to close.
+// maxAnswer bounds what a server may answer to Ask.
+const maxAnswer = 32 << 20
+
+// Ask gets a document below the path of a group's version, /apis/GROUP/VERSION/PATH, as u. It is not served where no other server is
+// registered for the version; a nil Aggregator knows of none.
+func (a *Aggregator) Ask(ctx context.Context, u *authn.User, gv schema.GroupVersion, path string, query url.Values) (body []byte, served bool, err error) {
+	svc := a.State().At(gv)
+	if svc == nil {
+		return nil, false, nil
+	}
+	if !available(svc) {
+		return nil, true, apierrors.NewServiceUnavailable("the server is currently unable to handle the request")
+	}
+	path = "/apis/" + gv.String() + "/" + path
+	answer, _, err := a.getAs(ctx, u, svc, path+"?"+query.Encode(), http.Header{"Accept": {"application/json"}})
+	if err != nil {
+		return nil, true, apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err))
+	}
+	defer answer.Body.Close()
+	if body, err = io.ReadAll(io.LimitReader(answer.Body, maxAnswer)); err != nil {
+		return nil, true, fmt.Errorf("read the answer of %s: %w", svc.Name, err)
+	}
+	if answer.StatusCode == http.StatusOK {
+		return body, true, nil
+	}
+	var status metav1.Status
+	if err := json.Unmarshal(body, &status); err == nil && status.Kind == "Status" {
+		return nil, true, &apierrors.StatusError{ErrStatus: status}
+	}
+	return nil, true, apierrors.NewGenericServerResponse(answer.StatusCode, "get", schema.GroupResource{Group: gv.Group}, "", string(body), 0, true)
+}
+
+// get is getAs of what the server itself wants to know.
 func (a *Aggregator) get(ctx context.Context, svc *Service, path string, header http.Header) (*http.Response, *url.URL, error) {
+	return a.getAs(ctx, aggregatorUser, svc, path, header)
+}
+
+// getAs asks the server of an APIService for a document, as u; the path may have a query. The answer's body is the caller's to close.
+func (a *Aggregator) getAs(ctx context.Context, u *authn.User, svc *Service, path string, header http.Header) (*http.Response, *url.URL, error) {
 	base, to, err := a.d.Callout.Transport(target(svc))
 	if err != nil {
 		return nil, nil, err
 	}
-	base.Path = path
+	base.Path, base.RawQuery, _ = strings.Cut(path, "?")
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String(), nil)
 	if err != nil {
 		return nil, base, err
@@ -96,7 +137,7 @@ func (a *Aggregator) get(ctx context.Context, svc *Service, path string, header 
 	for k, v := range header {
 		r.Header[k] = v
 	}
-	speakFor(r, aggregatorUser)
+	speakFor(r, u)
 	r.Header.Set("User-Agent", "kube-apiserver-aggregator")
 	c := http.Client{Transport: to, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	answer, err := c.Do(r)

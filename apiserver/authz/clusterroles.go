@@ -38,6 +38,8 @@ system:aggregate-to-view
 	get,list,watch policy poddisruptionbudgets,poddisruptionbudgets/status
 	get,list,watch networking.k8s.io ingresses,ingresses/status,networkpolicies
 	get,list,watch resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates
+system:aggregated-metrics-reader
+	get,list,watch metrics.k8s.io nodes,pods
 system:auth-delegator
 	create authentication.k8s.io tokenreviews
 	create authorization.k8s.io subjectaccessreviews

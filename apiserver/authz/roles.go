@@ -14,6 +14,7 @@ const (
 	defaults      = "rbac-defaults"
 	aggregateTo   = "rbac.authorization.k8s.io/aggregate-to-"
 	controller    = "system:controller:"
+	metricsReader = "system:aggregated-metrics-reader" // metrics-server's: who may see pods may see what they use
 )
 
 // namespaceRoleTable are the Roles that every cluster has; each name follows its namespace.
@@ -108,6 +109,11 @@ func ClusterRoles() []*rbacv1.ClusterRole {
 		c := &rbacv1.ClusterRole{ObjectMeta: meta("", r.name), Rules: r.rules}
 		if of, part := strings.CutPrefix(r.name, "system:aggregate-to-"); part {
 			c.Labels[aggregateTo+of] = "true"
+		}
+		if r.name == metricsReader {
+			for _, of := range []string{"view", "edit", "admin"} {
+				c.Labels[aggregateTo+of] = "true"
+			}
 		}
 		roles = append(roles, c)
 	}

@@ -7,6 +7,7 @@ package builtin
 
 import (
 	"net/netip"
+	"slices"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -15,6 +16,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/apiserver/usage"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
@@ -47,6 +49,9 @@ type Deps struct {
 	// NodePorts is the first and last node port; 30000-32767 when zero.
 	NodePorts [2]int32
 
+	// Usage says what nodes and pods use, for metrics.k8s.io. Nil: the group is not served.
+	Usage *usage.Reader
+
 	// Streams and proxies to kubelets, by kind: exec, attach, log, portforward, proxy.
 	PodStreams, NodeStreams, ServiceStreams map[string]*rest.Subresource
 }
@@ -59,7 +64,7 @@ func All(d Deps) []rest.Any {
 	event := rest.Register(api.EventKind, events())
 	hpa := rest.Register(api.HorizontalPodAutoscalerKind, horizontalPodAutoscalers())
 	cel := &expressions{}
-	return append(reviews(d),
+	return append(slices.Concat(reviews(d), metrics(d.Usage)),
 		rest.Register(api.NamespaceKind, namespaces()),
 		rest.Register(api.NodeKind, nodes(d)),
 		rest.Register(api.PodKind, pods(d)),

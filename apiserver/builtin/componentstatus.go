@@ -23,7 +23,7 @@ func componentStatuses(h *run.Health) *rest.Resource[*corev1.ComponentStatus] {
 		return corev1.ComponentCondition{}
 	}
 	return &rest.Resource[component]{
-		Made:       func(context.Context) []component { return components(h) },
+		Made:       func(context.Context, rest.Wanted) []component { return components(h) },
 		Deprecated: "v1 ComponentStatus is deprecated in v1.19+",
 		Columns: []rest.Column[component]{
 			{Name: "Status", Description: "Status of the component conditions", Cell: func(c component) any {

@@ -71,6 +71,41 @@ func newBridge(d Deps) *bridge {
 	}
 }
 
+// Kubelet asks kubelets for documents, as the API server.
+type Kubelet struct{ b *bridge }
+
+// NewKubelet returns a Kubelet.
+func NewKubelet(d Deps) Kubelet { return Kubelet{newBridge(d)} }
+
+// maxDocument bounds a document: of a node full of pods it is some hundred kilobytes.
+const maxDocument = 32 << 20
+
+// Get asks the kubelet of n. The path may have a query.
+func (k Kubelet) Get(ctx context.Context, n *corev1.Node, path string) ([]byte, error) {
+	to, err := kubeletURL(n)
+	if err != nil {
+		return nil, err
+	}
+	to.Path, to.RawQuery, _ = strings.Cut(path, "?")
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, to.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := k.b.kubelet.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, explain(answer)
+	}
+	text, err := io.ReadAll(io.LimitReader(answer.Body, maxDocument))
+	if err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	return text, nil
+}
+
 // node returns a Node.
 func (b *bridge) node(name string) (*corev1.Node, error) {
 	e := b.d.Store.Snapshot(api.NodeKind).Get(api.Key{Name: name})

@@ -71,7 +71,7 @@ type erased struct {
 	ungathered      bool
 	deprecated      string
 	hold            func(ctx context.Context, now, old api.Object, dryRun bool) (*Held, error)   // nil: none
-	made            func(ctx context.Context) []api.Object                                       // nil: stored kind
+	made            func(ctx context.Context, w Wanted) []api.Object                             // nil: stored kind
 	answer          func(ctx context.Context, o api.Object, dryRun bool) (runtime.Object, error) // nil: stored kind
 }
 
@@ -141,8 +141,8 @@ func Register[T api.Object](k *api.Kind, r *Resource[T]) Any {
 	}
 	e.answer = answers(k, r)
 	if r.Made != nil {
-		e.made = func(ctx context.Context) (all []api.Object) {
-			for _, o := range r.Made(ctx) {
+		e.made = func(ctx context.Context, w Wanted) (all []api.Object) {
+			for _, o := range r.Made(ctx, w) {
 				all = append(all, o)
 			}
 			return all

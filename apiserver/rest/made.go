@@ -12,7 +12,7 @@ func (a Any) Readable() bool { return a.r.answer == nil }
 
 // madeOne is Get of a kind whose objects are made when somebody asks.
 func (p *Pipeline) madeOne(ctx context.Context, r *Request) (*store.Entry, error) {
-	for _, o := range r.Any.r.made(ctx) {
+	for _, o := range r.Any.r.made(ctx, Wanted{Key: r.Key}) {
 		if api.KeyOf(o) == r.Key {
 			return r.madeEntry(o), nil
 		}
@@ -23,7 +23,7 @@ func (p *Pipeline) madeOne(ctx context.Context, r *Request) (*store.Entry, error
 // madeAll is List of such a kind. Its objects have no revision.
 func (p *Pipeline) madeAll(ctx context.Context, r *Request, sel *selector) *Page {
 	page := &Page{}
-	for _, o := range r.Any.r.made(ctx) {
+	for _, o := range r.Any.r.made(ctx, Wanted{sel.key, sel.Labels}) {
 		if sel.match(o) {
 			page.Entries = append(page.Entries, r.madeEntry(o))
 		}

@@ -14,6 +14,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -115,13 +116,27 @@ type Resource[T api.Object] struct {
 	// on delete. It may read and write through the Store that it was built with. May be nil.
 	Hold func(ctx context.Context, now, old T, dryRun bool) (*Held, error)
 
-	// Made makes this a kind that is never stored nor written: get and list ask it for all objects there are, which are the
-	// caller's own (ComponentStatus).
-	Made func(ctx context.Context) []T
+	// Made makes this a kind that is never stored nor written: get and list ask it for the objects that are wanted, ordered as lists are,
+	// which are the caller's own (ComponentStatus). More than what is wanted does no harm.
+	Made func(ctx context.Context, w Wanted) []T
 	// Answer makes this a kind that is never stored: POST calls it, nothing else is served (SubjectAccessReview).
 	Answer func(ctx context.Context, o T) (T, error)
 	// Act is Answer for a kind that asks for something to be done to another object and is answered with a Status (Binding).
 	Act func(ctx context.Context, o T, dryRun bool) (*metav1.Status, error)
+}
+
+// Wanted says which objects a reader of a made kind is after.
+type Wanted struct {
+	Key    api.Key         // what of it is empty is any
+	Labels labels.Selector // nil: any
+}
+
+// Selects says whether o is wanted.
+func (w Wanted) Selects(o api.Object) bool {
+	if w.Key.Namespace != "" && o.GetNamespace() != w.Key.Namespace || w.Key.Name != "" && o.GetName() != w.Key.Name {
+		return false
+	}
+	return w.Labels == nil || w.Labels.Matches(labels.Set(o.GetLabels()))
 }
 
 // Held is the outcome of Resource.Hold. Exactly one of the two functions is called; either may be nil.

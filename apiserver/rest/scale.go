@@ -114,9 +114,6 @@ func (p *Pipeline) claim(scale *Request, now, want *autoscalingv1.Scale) (*autos
 }
 
 func (p *Pipeline) updateScale(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
-	if r.Any.r.scale != nil && (api.KindOf(o) == r.Any.Kind || r.Any.Kind.Custom() && o.GetObjectKind().GroupVersionKind() == r.Any.Kind.GVK()) {
-		o = r.scaleOf(o) // a component gives the object itself
-	}
 	want, ok := o.(*autoscalingv1.Scale)
 	if !ok {
 		return nil, apierrors.NewBadRequest("expected a Scale of autoscaling/v1")

@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +29,7 @@ func Suite(t *testing.T, fresh func(t *testing.T) client.Client) {
 		"patch":     testPatch,
 		"delete":    testDelete,
 		"post":      testPost,
+		"scale":     testScale,
 		"own reads": testOwnReads,
 		"watch":     testWatch,
 		"selection": testSelection,
@@ -201,6 +204,35 @@ func testPost(t *testing.T, c client.Client) {
 }
 
 // What a write returned is what later reads see, at once.
+func testScale(t *testing.T, c client.Client) {
+	one := int32(1)
+	d := &appsv1.Deployment{Spec: appsv1.DeploymentSpec{Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a"}}}}
+	d.Namespace, d.Name, d.Spec.Template.Labels = "ns", "d", d.Spec.Selector.MatchLabels
+	d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "c", Image: "i"}}
+	key := api.KeyOf(create(t, c, d))
+	s, err := c.GetScale(t.Context(), api.DeploymentKind, key)
+	if err != nil || s.Spec.Replicas != 1 || s.Status.Selector != "app=a" {
+		t.Fatal(s, err)
+	}
+	old := s.DeepCopy()
+	s.Spec.Replicas = 3
+	if s, err = c.UpdateScale(t.Context(), api.DeploymentKind, s); err != nil || s.Spec.Replicas != 3 {
+		t.Fatal(s, err)
+	}
+	if _, err := c.UpdateScale(t.Context(), api.DeploymentKind, old); !apierrors.IsConflict(err) {
+		t.Errorf("of an old state: %v", err)
+	}
+	if s, err = c.GetScale(t.Context(), api.DeploymentKind, key); err != nil || s.Spec.Replicas != 3 {
+		t.Error(s, err)
+	}
+	create(t, c, configMap("cm", nil))
+	for _, k := range []*api.Kind{api.DeploymentKind, api.ConfigMapKind} {
+		if _, err := c.GetScale(t.Context(), k, api.Key{Namespace: "ns", Name: "cm"}); !apierrors.IsNotFound(err) {
+			t.Errorf("%v: %v", k, err)
+		}
+	}
+}
+
 func testOwnReads(t *testing.T, c client.Client) {
 	ctx := t.Context()
 	for i := range 50 {

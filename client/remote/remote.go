@@ -27,6 +27,7 @@ import (
 	"sync"
 	"time"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -220,6 +221,15 @@ func (c *Client) Get(ctx context.Context, k *api.Kind, key api.Key) (api.Object,
 		}
 	}
 	return c.one(ctx, http.MethodGet, target{k, key, ""}, k, nil, "", nil)
+}
+
+// GetScale is part of client.Reader.
+func (c *Client) GetScale(ctx context.Context, k *api.Kind, key api.Key) (*autoscalingv1.Scale, error) {
+	o, err := c.one(ctx, http.MethodGet, target{k, key, "scale"}, api.ScaleKind, nil, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	return o.(*autoscalingv1.Scale), nil
 }
 
 // List is part of client.Reader.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 
 	"github.com/yare-dev/yare/api"
@@ -150,6 +152,24 @@ func TestSuite(t *testing.T) {
 			return newHost(t).dial(t, remote.Watched{Kind: api.ConfigMapKind}, remote.Watched{Kind: api.PodKind})
 		})
 	})
+}
+
+// What is of no kind known here is had as text.
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	c := newHost(t).dial(t)
+	namespace(t, c)
+	v1 := func(group string) schema.GroupVersion { return schema.GroupVersion{Group: group, Version: "v1"} }
+	body, served, err := c.Ask(t.Context(), v1("apps"), "namespaces/ns/deployments", url.Values{"labelSelector": {"a=b"}})
+	if !served || err != nil || !strings.Contains(string(body), `"kind":"DeploymentList"`) {
+		t.Error(string(body), served, err)
+	}
+	if _, served, err := c.Ask(t.Context(), v1("apps"), "namespaces/ns/deployments/none", nil); !served || !apierrors.IsNotFound(err) {
+		t.Error(served, err)
+	}
+	if _, served, err := c.Ask(t.Context(), v1("custom.metrics.k8s.io"), "namespaces/ns/pods/*/hits", nil); served || err != nil {
+		t.Error(served, err)
+	}
 }
 
 func configMap(name string) *corev1.ConfigMap {

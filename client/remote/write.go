@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -41,10 +42,21 @@ func (c *Client) Update(ctx context.Context, o api.Object, sub string) (api.Obje
 		return nil, err
 	}
 	t := target{k, api.KeyOf(o), sub}
-	if sub == "scale" {
-		return nil, apierrors.NewBadRequest("update the scale by a patch of it: its body is another kind's")
-	}
 	return c.put(ctx, http.MethodPut, t, o)
+}
+
+// UpdateScale is part of client.Writer.
+func (c *Client) UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	s.GetObjectKind().SetGroupVersionKind(api.ScaleKind.GVK())
+	contentType, body, err := encode(api.ScaleKind, s)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	o, err := c.one(ctx, http.MethodPut, target{k, api.KeyOf(s), "scale"}, api.ScaleKind, nil, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	return o.(*autoscalingv1.Scale), nil
 }
 
 // put writes o and notes what was answered.

@@ -106,6 +106,8 @@ func accountOf(controller string) string {
 		return "persistent-volume-binder"
 	case "replicationcontroller-controller":
 		return "replication-controller"
+	case "horizontal-pod-autoscaler-controller":
+		return "horizontal-pod-autoscaler"
 	case "daemonset-controller":
 		return "daemon-set-controller"
 	case "node-ipam-controller", "node-lifecycle-controller", "taint-eviction-controller":

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -38,6 +39,10 @@ func (a localAccounts) Create(ctx context.Context, o api.Object) (api.Object, er
 
 func (a localAccounts) Update(ctx context.Context, o api.Object, sub string) (api.Object, error) {
 	return a.of(ctx).Update(ctx, o, sub)
+}
+
+func (a localAccounts) UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	return a.of(ctx).UpdateScale(ctx, k, s)
 }
 
 func (a localAccounts) Patch(ctx context.Context, k *api.Kind, key api.Key, p client.Patch) (api.Object, error) {

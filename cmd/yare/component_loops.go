@@ -143,7 +143,7 @@ func (m manager) component(accounts bool) (run.Component, error) {
 	}
 	d := reconcile.Deps{Client: access, Informers: reconcile.NewInformers(access), Log: m.log}
 	d.Events = events.New(access, "controller-manager", host, m.log)
-	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens})
+	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens, Aggregated: access.Ask})
 	return run.InOrder("controller-manager", access, run.Together("controllers", append(all, d.Events)...)), nil
 }
 
@@ -152,7 +152,7 @@ func (m manager) watched() (ws []remote.Watched) {
 	var kinds []*api.Kind
 	for _, c := range controllers.List(controllers.Deps{Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil), Log: m.log}, Nodes: m.ranges, SecretToken: m.tokens}) {
 		for _, k := range c.Kinds {
-			if k != nil && !slices.Contains(kinds, k) {
+			if k != nil && slices.Contains(api.Stored(), k) && !slices.Contains(kinds, k) { // others are not watched
 				kinds = append(kinds, k)
 			}
 		}

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"runtime"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	apiversion "k8s.io/apimachinery/pkg/version"
 
@@ -27,6 +30,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/crd"
 	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/apiserver/usage"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
 	"github.com/yare-dev/yare/controllers"
@@ -126,6 +130,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 			CheckTypes: policy.BuiltinTypes().Check,
 			Services:   s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
+			Usage:      usage.New(usage.Deps{Store: s.store, Get: connect.NewKubelet(streams).Get, Log: s.log}),
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
 		}),
 	}, nil
@@ -146,6 +151,9 @@ func (s *server) controllers() run.Component {
 		Nodes:           nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
 		SecretToken:     secretTokens(s.pki.ServiceAccounts),
 		SignCertificate: s.pki.CA.Sign,
+		Aggregated: func(ctx context.Context, gv schema.GroupVersion, path string, query url.Values) ([]byte, bool, error) {
+			return s.aggregator.Ask(ctx, authn.ServiceAccount(metav1.NamespaceSystem, "horizontal-pod-autoscaler", ""), gv, path, query)
+		},
 	})
 	return s.watch(run.Together("controllers", append(all, recorder)...))
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -323,6 +324,60 @@ func held(o api.Object) bool {
 	}
 	grace := o.GetDeletionGracePeriodSeconds()
 	return len(o.GetFinalizers()) > 0 || grace != nil && *grace > 0
+}
+
+// GetScale implements client.Reader for kinds with spec.replicas, status.replicas and a spec.selector.
+func (c *Cluster) GetScale(ctx context.Context, k *api.Kind, key api.Key) (*autoscalingv1.Scale, error) {
+	if d := reconcile.DeclarationOf(ctx); d != nil && !d.CanWrite(k, "get/scale") {
+		c.t.Errorf("%s reads the scale of %s, which it does not declare", d.Controller, k)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := c.get(k, key)
+	if err != nil {
+		return nil, err
+	}
+	return scaleOf(o)
+}
+
+// UpdateScale implements client.Writer.
+func (c *Cluster) UpdateScale(ctx context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := api.KeyOf(s)
+	if err := c.begin(ctx, "update", "scale", k, key); err != nil {
+		return nil, err
+	}
+	old, err := c.get(k, key)
+	if err != nil {
+		return nil, err
+	}
+	if v := s.ResourceVersion; v != "" && v != old.GetResourceVersion() || s.UID != "" && s.UID != old.GetUID() {
+		return nil, apierrors.NewConflict(k.GroupResource(), key.Name, fmt.Errorf("the object has been modified"))
+	}
+	next := old.DeepCopyObject().(api.Object)
+	replicas := reflect.ValueOf(next).Elem().FieldByName("Spec").FieldByName("Replicas")
+	replicas.Set(reflect.ValueOf(&s.Spec.Replicas))
+	return scaleOf(c.store(k, next, old, ""))
+}
+
+func scaleOf(o api.Object) (*autoscalingv1.Scale, error) {
+	s := &autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion()}}
+	spec, status := reflect.ValueOf(o).Elem().FieldByName("Spec"), reflect.ValueOf(o).Elem().FieldByName("Status")
+	replicas, ok := spec.FieldByName("Replicas").Interface().(*int32)
+	if !ok {
+		return nil, apierrors.NewNotFound(api.KindOf(o).GroupResource(), o.GetName())
+	}
+	if replicas != nil {
+		s.Spec.Replicas = *replicas
+	}
+	s.Status.Replicas = int32(status.FieldByName("Replicas").Int())
+	selector, err := metav1.LabelSelectorAsSelector(spec.FieldByName("Selector").Interface().(*metav1.LabelSelector))
+	if err != nil {
+		return nil, err
+	}
+	s.Status.Selector = selector.String()
+	return s, nil
 }
 
 // Patch implements client.Writer for merge and strategic merge patches.
