@@ -55,8 +55,10 @@ type served struct {
 	crd    *apiextensionsv1.CustomResourceDefinition
 	stored *api.Kind
 	kinds  []rest.Any
-	keep   rest.Any           // of the storage version, be it served or not
-	end    context.CancelFunc // of their Serving
+	keep   rest.Any // of the storage version, be it served or not
+	// serving is what watches live in until end is called.
+	serving context.Context
+	end     context.CancelFunc
 }
 
 // retryAfter is how long what failed waits for another attempt.
@@ -109,7 +111,7 @@ func (s *Server) sync(ctx context.Context) (all, again bool) {
 	next, unread := s.next(ctx, defined)
 	again = len(unread) > 0
 	for name, old := range s.served { // before others can write what the schema of old does not know
-		if now := next[name]; now != nil && now != old && now.stored == old.stored {
+		if now := next[name]; now != nil && now.stored == old.stored && now.serving != old.serving {
 			old.end()
 		}
 	}
@@ -206,7 +208,12 @@ func accepted(c *apiextensionsv1.CustomResourceDefinition) bool {
 func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) (*served, error) {
 	old := s.served[c.Name]
 	if old != nil && old.crd.UID == c.UID {
-		return s.serve(ctx, c, old.stored), nil
+		now := &served{crd: c, stored: old.stored, serving: old.serving, end: old.end}
+		if another(old.crd, c) {
+			now.open(ctx)
+		}
+		now.kinds, now.keep = Kinds(ctx, now.serving, c, now.stored, s.d.Hooks)
+		return now, nil
 	}
 	if old != nil { // deleted and defined again
 		s.d.Store.Remove(old.stored)
@@ -219,17 +226,19 @@ func (s *Server) serving(ctx context.Context, c *apiextensionsv1.CustomResourceD
 	if err := s.d.Store.Add(ctx, stored); err != nil {
 		return nil, err
 	}
-	return s.serve(ctx, c, stored), nil
+	now := &served{crd: c, stored: stored}
+	now.open(ctx)
+	now.kinds, now.keep = Kinds(ctx, now.serving, c, stored, s.d.Hooks)
+	return now, nil
 }
 
-func (s *Server) serve(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition, stored *api.Kind) *served {
-	// Of its own: ctx would keep that of every definition that ever was. When one goes, its watches end after their last event instead.
-	serving, end := context.WithCancel(context.WithoutCancel(ctx))
-	kinds, keep := Kinds(ctx, serving, c, stored, s.d.Hooks)
-	return &served{c, stored, kinds, keep, end}
+// open begins what watches live in. It is not below ctx, which would keep that of every definition that ever was: when a definition
+// goes, its watches end after their last event instead.
+func (d *served) open(ctx context.Context) {
+	d.serving, d.end = context.WithCancel(context.WithoutCancel(ctx))
 }
 
-// differs says that b is not served as a is. That the spec has changed is told by the generation.
+// differs says that b is not served as a is.
 func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	if a == b {
 		return false
@@ -237,7 +246,13 @@ func differs(a, b *apiextensionsv1.CustomResourceDefinition) bool {
 	ending := func(c *apiextensionsv1.CustomResourceDefinition) bool {
 		return c.DeletionTimestamp != nil || apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Terminating)
 	}
-	return a.Generation != b.Generation || ending(a) != ending(b) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames)
+	return ending(a) != ending(b) || another(a, b)
+}
+
+// another says that objects are others by b than by a, so that who watches them has to begin anew. Its end alone makes no other
+// definition: who watches is told of the end of each object.
+func another(a, b *apiextensionsv1.CustomResourceDefinition) bool {
+	return a.Generation != b.Generation && !equality.Semantic.DeepEqual(a.Spec, b.Spec) || !equality.Semantic.DeepEqual(a.Status.AcceptedNames, b.Status.AcceptedNames)
 }
 
 // ordered returns the kinds of all in the order of discovery: by group, and within it by name.

@@ -336,6 +336,12 @@ func TestDeleted(t *testing.T) {
 		}
 		ended <- ops
 	}()
+	_, rev, err := w.admin.List(t.Context(), k, client.Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 1)
+	go func() { told <- w.call("GET", tabs+"?watch=1&resourceVersion="+rev.String(), "").Body.String() }()
 	if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -355,6 +361,9 @@ func TestDeleted(t *testing.T) {
 	w.wait(c.Name, func(c *apiextensionsv1.CustomResourceDefinition) bool { return c == nil })
 	if ops := <-ended; len(ops) != 2 {
 		t.Error("the watch told of the end of", ops)
+	}
+	if text := <-told; strings.Count(text, `"type":"DELETED"`) != 2 {
+		t.Error("the watch over HTTP told", text)
 	}
 	if a := w.call("GET", tabs, ""); a.Code != http.StatusNotFound {
 		t.Error("its definition is gone:", a.Code, a.Body)
