@@ -19,6 +19,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -38,6 +39,10 @@ func newFeed() *feed {
 }
 
 func (f *feed) Get(context.Context, *api.Kind, api.Key) (api.Object, error) {
+	return nil, errors.New("not served")
+}
+
+func (f *feed) GetScale(context.Context, *api.Kind, api.Key) (*autoscalingv1.Scale, error) {
 	return nil, errors.New("not served")
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -215,6 +216,16 @@ func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.R
 			}
 		}
 	}
+}
+
+// GetScale is part of client.Reader. Nothing here has a scale.
+func (a *API) GetScale(_ context.Context, k *api.Kind, key api.Key) (*autoscalingv1.Scale, error) {
+	return nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
+}
+
+// UpdateScale is part of client.Writer.
+func (a *API) UpdateScale(_ context.Context, k *api.Kind, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
+	return nil, apierrors.NewNotFound(k.GroupResource(), s.Name)
 }
 
 // Create implements client.Writer.
