@@ -2,6 +2,7 @@ package serviceaccounttoken_test
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -35,10 +36,10 @@ func TestSecrets(t *testing.T) {
 		opaque := secret("opaque", "robot", "")
 		opaque.Type = corev1.SecretTypeOpaque
 		rt.Create(t, c, opaque)
-		signed := 0
+		var signed atomic.Int64 // several workers sign
 		d := rt.Deps(t, c)
 		rt.Start(t, d, serviceaccounttoken.New(d, []byte("CA"), func(s *corev1.Secret, a *corev1.ServiceAccount) (string, error) {
-			signed++
+			signed.Add(1)
 			return fmt.Sprintf("%s of %s %s", s.Name, a.Name, a.UID), nil
 		}))
 		own := secret("own", "robot", string(robot.UID))
@@ -64,8 +65,8 @@ func TestSecrets(t *testing.T) {
 		}
 		rt.Mutate(t, c, early, "", func(s *corev1.Secret) { delete(s.Data, "ca.crt") })
 		expect("early CA ns 3", "opaque   0", "own CA elsewhere 4")
-		if signed != 2 {
-			t.Errorf("%d tokens were made", signed)
+		if n := signed.Load(); n != 2 {
+			t.Errorf("%d tokens were made", n)
 		}
 		rt.Mutate(t, c, rt.Get[*corev1.Secret](t, c, "ns", "early"), "", func(s *corev1.Secret) { delete(s.Data, "token") })
 		expect("early CA ns 3", "opaque   0", "own CA elsewhere 4")
