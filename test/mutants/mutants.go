@@ -16,7 +16,7 @@ var mutants = []mutant{
 	{"CVE-2025-31133: the null device is the host's", "oci/init/mounts.go",
 		"null, empty := &cover{fd: s.devNull}, &cover{fd: -1}\n", "theirs, nerr := linux.OpenIn(s.root, \"/dev/null\", unix.O_PATH)\n\tif nerr != nil {\n\t\treturn nerr\n\t}\n\tnull, empty := &cover{fd: theirs, attached: true}, &cover{fd: -1}\n", "./oci", "TestMaskedByTheRealDevice"},
 	{"CVE-2026-41579: links of images stay in the root", "linux/path.go",
-		"	return openat2(root, name, how)\n", "	how.Resolve = 0 // links lead out; the names themselves do not\n	return openat2(root, \"./\"+name, how)\n", "./oci", "TestNothingMadeOutside"},
+		"	return Openat2(root, name, how)\n", "	how.Resolve = 0 // links lead out; the names themselves do not\n	return Openat2(root, \"./\"+name, how)\n", "./oci", "TestNothingMadeOutside"},
 	{"the init is not dumpable", "oci/init/main.go",
 		"unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)", "unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)", "./oci", "TestInitIsNotDumpable"},
 	{"the init of a user namespace is not its root's", "linux/memfd.go", "unix.Fchmod(fd, 0o111)", "unix.Fchmod(fd, 0o777)", "./oci", "TestInitIsNotDumpable"},
