@@ -102,6 +102,9 @@ func TestHostIDs(t *testing.T) {
 			t.Errorf("%q: got %v", text, ids)
 		}
 	}
+	if err := os.WriteFile(file, []byte("kubelet:655360:655360\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := HostIDs(file, "/nobody/here", PerPod, 10); err == nil {
 		t.Error("different ids of users and groups were taken")
 	}
