@@ -143,18 +143,26 @@ func (w *world) wait(name string, ok func(*apiextensionsv1.CustomResourceDefinit
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := w.admin.Get(ctx, api.CustomResourceDefinitionKind, api.Key{Name: name}); apierrors.IsNotFound(err) && ok(nil) {
-		return nil
-	}
+	there := false
 	for e, err := range w.admin.Watch(ctx, api.CustomResourceDefinitionKind, client.Query{}, 0) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
+		if e.Op == client.Synced { // what is there has been told
+			if !there && ok(nil) {
+				return nil
+			}
+			continue
+		}
 		c, _ := e.Object.(*apiextensionsv1.CustomResourceDefinition)
+		if c.Name != name {
+			continue
+		}
+		there = true
 		if e.Op == client.Deleted {
 			c = nil
 		}
-		if e.Op != client.Synced && e.Object.GetName() == name && ok(c) {
+		if ok(c) {
 			return c
 		}
 	}
