@@ -98,3 +98,23 @@ func TestPathsStayInTheRoot(t *testing.T) {
 		})
 	}
 }
+
+func TestSpreadBelow(t *testing.T) {
+	dir, _ := host(t)
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	before, _ := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	SpreadBelow(fd)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		t.Fatal(err)
+	}
+	after, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if fs.Type == unix.EXT4_SUPER_MAGIC && (err != nil || after != before|topDir) {
+		t.Errorf("attributes are %#x, %v: they were %#x", after, err, before)
+	}
+	SpreadBelow(-1) // says nothing
+}
