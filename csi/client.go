@@ -1,0 +1,186 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// Limits of calls: upstream's for those that work on volumes.
+const (
+	operationLimit = 2 * time.Minute
+	questionLimit  = 15 * time.Second
+)
+
+// Node is what a driver does on the node, as far as the kubelet asks for it.
+type Node interface {
+	// Capabilities returns the optional calls that the driver has. They are asked for once and remembered.
+	Capabilities(ctx context.Context) (Capabilities, error)
+	// Info returns what the driver calls this node, and what it says of its place.
+	Info(ctx context.Context) (*spec.NodeGetInfoResponse, error)
+	Stage(ctx context.Context, r *spec.NodeStageVolumeRequest) error
+	Unstage(ctx context.Context, r *spec.NodeUnstageVolumeRequest) error
+	Publish(ctx context.Context, r *spec.NodePublishVolumeRequest) error
+	Unpublish(ctx context.Context, r *spec.NodeUnpublishVolumeRequest) error
+	Expand(ctx context.Context, r *spec.NodeExpandVolumeRequest) error
+	// Stats returns the use of a volume; with Health also what is wrong with it, where the driver tells.
+	Stats(ctx context.Context, r *spec.NodeGetVolumeStatsRequest) (*Stats, error)
+}
+
+// Capability is an optional call, or trait, of a driver on the node.
+type Capability = spec.NodeServiceCapability_RPC_Type
+
+// Capabilities are those of one driver. Those that this release does not know are in it too, and mean nothing.
+type Capabilities map[Capability]bool
+
+// Stats is the use of one volume and its health.
+type Stats struct {
+	Usage []*spec.VolumeUsage
+	// Health is nil where the driver does not tell, or has nothing to complain of if it is empty.
+	Health *spec.VolumeHealth
+}
+
+// Client is a Node behind a socket.
+type Client struct {
+	driver string
+	node   spec.NodeClient
+	ident  spec.IdentityClient
+	close  func() error
+
+	mu    sync.Mutex
+	known Capabilities // nil before they were asked for
+}
+
+// Dial returns a Client of the driver that serves at socket, an absolute path. It does not wait for the driver: the first call connects.
+// The caller closes the Client.
+func Dial(driver, socket string) (*Client, error) {
+	if !filepath.IsAbs(socket) {
+		return nil, fmt.Errorf("driver %s: its socket %q is not an absolute path", driver, socket)
+	}
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("driver %s: dial %s: %w", driver, socket, err)
+	}
+	c := New(driver, spec.NewIdentityClient(conn), spec.NewNodeClient(conn))
+	c.close = conn.Close
+	return c, nil
+}
+
+// New returns a Client over the services of a driver that are reached in another way.
+func New(driver string, ident spec.IdentityClient, node spec.NodeClient) *Client {
+	return &Client{driver: driver, ident: ident, node: node, close: func() error { return nil }}
+}
+
+// Close ends the connection. Calls that are under way fail.
+func (c *Client) Close() error { return c.close() }
+
+// Check asks the driver for its name, which has to be the one that it is known by.
+func (c *Client) Check(ctx context.Context) error {
+	r, err := call(ctx, c, "GetPluginInfo", questionLimit, &spec.GetPluginInfoRequest{}, c.ident.GetPluginInfo)
+	if err != nil {
+		return err
+	}
+	if r.Name != c.driver {
+		return fmt.Errorf("driver %s: GetPluginInfo answers that its name is %q: register it by the name that it has", c.driver, r.Name)
+	}
+	return nil
+}
+
+// Capabilities implements Node.
+func (c *Client) Capabilities(ctx context.Context) (Capabilities, error) {
+	c.mu.Lock()
+	known := c.known
+	c.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	r, err := call(ctx, c, "NodeGetCapabilities", questionLimit, &spec.NodeGetCapabilitiesRequest{}, c.node.NodeGetCapabilities)
+	if err != nil {
+		return nil, err
+	}
+	known = Capabilities{}
+	for _, k := range r.Capabilities {
+		known[k.GetRpc().GetType()] = true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known = known
+	return known, nil
+}
+
+// Info implements Node.
+func (c *Client) Info(ctx context.Context) (*spec.NodeGetInfoResponse, error) {
+	return call(ctx, c, "NodeGetInfo", questionLimit, &spec.NodeGetInfoRequest{}, c.node.NodeGetInfo)
+}
+
+// Stage implements Node.
+func (c *Client) Stage(ctx context.Context, r *spec.NodeStageVolumeRequest) error {
+	_, err := call(ctx, c, "NodeStageVolume", operationLimit, r, c.node.NodeStageVolume)
+	return err
+}
+
+// Unstage implements Node.
+func (c *Client) Unstage(ctx context.Context, r *spec.NodeUnstageVolumeRequest) error {
+	_, err := call(ctx, c, "NodeUnstageVolume", operationLimit, r, c.node.NodeUnstageVolume)
+	return err
+}
+
+// Publish implements Node.
+func (c *Client) Publish(ctx context.Context, r *spec.NodePublishVolumeRequest) error {
+	_, err := call(ctx, c, "NodePublishVolume", operationLimit, r, c.node.NodePublishVolume)
+	return err
+}
+
+// Unpublish implements Node.
+func (c *Client) Unpublish(ctx context.Context, r *spec.NodeUnpublishVolumeRequest) error {
+	_, err := call(ctx, c, "NodeUnpublishVolume", operationLimit, r, c.node.NodeUnpublishVolume)
+	return err
+}
+
+// Expand implements Node.
+func (c *Client) Expand(ctx context.Context, r *spec.NodeExpandVolumeRequest) error {
+	_, err := call(ctx, c, "NodeExpandVolume", operationLimit, r, c.node.NodeExpandVolume)
+	return err
+}
+
+// Stats implements Node.
+func (c *Client) Stats(ctx context.Context, r *spec.NodeGetVolumeStatsRequest) (*Stats, error) {
+	can, err := c.Capabilities(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &Stats{}
+	if can[spec.NodeServiceCapability_RPC_GET_VOLUME_STATS] {
+		got, err := call(ctx, c, "NodeGetVolumeStats", questionLimit, r, c.node.NodeGetVolumeStats)
+		if err != nil {
+			return nil, err
+		}
+		out.Usage = got.Usage
+	}
+	if can[spec.NodeServiceCapability_RPC_GET_VOLUME_HEALTH] {
+		got, err := call(ctx, c, "NodeGetVolumeHealth", questionLimit, &spec.NodeGetVolumeHealthRequest{VolumeId: r.VolumeId,
+			VolumePublishPath: r.VolumePath, StagingTargetPath: r.StagingTargetPath}, c.node.NodeGetVolumeHealth)
+		if err != nil {
+			return nil, err
+		}
+		out.Health = got.VolumeHealth
+	}
+	return out, nil
+}
+
+// call does one call within its limit and tells of a failure as an *Error.
+func call[Q, A any](ctx context.Context, c *Client, name string, limit time.Duration, q Q, f func(context.Context, Q, ...grpc.CallOption) (A, error)) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	a, err := f(ctx, q)
+	if err != nil {
+		err = newError(c.driver, name, limit, err, secretsOf(q))
+	}
+	return a, err
+}
