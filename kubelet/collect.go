@@ -26,9 +26,11 @@ const (
 	imagesEvery  = 5 * time.Minute
 	imageMinAge  = 2 * time.Minute // an image that came just now is about to be used
 	defaultGrace = 30              // seconds, for strangers that do not say
+
+	strangersFirst, strangersLast = time.Second, time.Minute // between attempts to remove them
 )
 
-// collect removes what nobody needs: strangers when the pods are known, old logs, unused images.
+// collect removes what nobody needs: old logs, unused images.
 func (k *Kubelet) collect(ctx context.Context) {
 	rotate, images := time.NewTicker(rotateEvery), time.NewTicker(imagesEvery)
 	defer rotate.Stop()
@@ -37,8 +39,6 @@ func (k *Kubelet) collect(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-k.strangers:
-			k.removeStrangers(ctx)
 		case <-rotate.C:
 			k.rotateLogs(ctx)
 		case <-images.C:
@@ -150,14 +150,34 @@ func (k *Kubelet) choose(images []*runtimeapi.Image, used map[string]bool, goal 
 	return out
 }
 
-// removeStrangers ends and removes what belongs to no pod: pods that were deleted while no kubelet ran.
-func (k *Kubelet) removeStrangers(ctx context.Context) {
+// watchStrangers removes strangers when the pods are known. What cannot be removed yet, as a driver with a volume of theirs is not there,
+// is tried again.
+func (k *Kubelet) watchStrangers(ctx context.Context) {
+	var again <-chan time.Time
+	wait := strangersFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.strangers:
+			wait = strangersFirst
+		case <-again:
+		}
+		if again = nil; !k.removeStrangers(ctx) {
+			again = time.After(wait)
+			wait = min(2*wait, strangersLast)
+		}
+	}
+}
+
+// removeStrangers ends and removes what belongs to no pod: pods that were deleted while no kubelet ran. It reports whether nothing stays.
+func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 	list, err := k.deps.CRI.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		k.log.Warn("sandboxes cannot be listed", "err", err)
-		return
+		return false
 	}
-	gone := map[types.UID]bool{}
+	gone, stays := map[types.UID]bool{}, map[types.UID]bool{}
 	for _, s := range list.Items {
 		uid := types.UID(s.Labels[spec.PodUIDLabel])
 		if uid == "" || k.pods.Has(uid) {
@@ -167,6 +187,7 @@ func (k *Kubelet) removeStrangers(ctx context.Context) {
 		k.log.Info("removing a pod that is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName(), "uid", uid)
 		if err := k.removeSandbox(ctx, s.Id); err != nil {
 			k.log.Warn("sandbox stays", "sandbox", s.Id, "err", err)
+			stays[uid] = true
 		}
 	}
 	dirs, err := k.volumes.Pods()
@@ -193,8 +214,12 @@ func (k *Kubelet) removeStrangers(ctx context.Context) {
 		groups = g.Pods()
 	}
 	for uid := range gone {
-		if err := k.volumes.Down(uid); err != nil {
+		if stays[uid] {
+			continue
+		}
+		if err := k.volumes.Down(ctx, uid); err != nil {
 			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
+			stays[uid] = true
 		}
 		logs, err := filepath.Glob(filepath.Join(k.config.LogDir, "*_"+string(uid)))
 		for _, dir := range logs {
@@ -211,6 +236,7 @@ func (k *Kubelet) removeStrangers(ctx context.Context) {
 			}
 		}
 	}
+	return len(stays) == 0
 }
 
 // removeSandbox stops the sandbox's containers with the grace that their pod gave them, then removes all.

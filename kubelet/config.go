@@ -48,6 +48,8 @@ type Config struct {
 	RegisterWithTaints []corev1.Taint    `json:"registerWithTaints"`
 	// StaticPodPath is a folder of pod manifests to run without the API; empty: none.
 	StaticPodPath string `json:"staticPodPath"`
+	// CSIDrivers takes up the CSI drivers that register by a socket in the folder plugins_registry of RootDir.
+	CSIDrivers bool `json:"csiDrivers"`
 	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize"`
 	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
@@ -102,7 +104,7 @@ func Defaults() Config {
 	return Config{
 		Address: "0.0.0.0", Port: 10250, HealthzPort: 10248,
 		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
-		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf",
+		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true,
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
 		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
 		MaxContainerRestartPeriod: Duration{5 * time.Minute}, CPUCFSQuota: true,

@@ -16,13 +16,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/drivers"
 	"github.com/yare-dev/yare/kubelet/keyring"
 	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/node"
 	"github.com/yare-dev/yare/kubelet/pod"
+	"github.com/yare-dev/yare/kubelet/registrar"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/server"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -53,6 +56,7 @@ type Kubelet struct {
 	rotation logs.Rotation
 	groups   pod.Groups
 	volumes  *volume.Volumes
+	drivers  *drivers.Set
 	facts    node.Facts
 	ids      users.IDs
 	keyring  *keyring.Keyring
@@ -106,7 +110,9 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		strangers: make(chan struct{}, 1),
 		images:    map[string]*usage{},
 	}
-	k.volumes = volume.New(k.podsDir())
+	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
+	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
+		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
 	return k, nil
 }
 
@@ -153,6 +159,11 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { k.watchPods(ctx, statics, ready); return nil })
 	part(func(ready func()) error { ready(); k.watchRuntime(ctx); return nil })
 	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
+	if k.config.CSIDrivers {
+		part(func(ready func()) error { k.drivers.Run(ctx, ready); return nil })
+		part(func(ready func()) error { return k.register(ctx, ready) })
+	}
+	part(func(ready func()) error { ready(); k.watchStrangers(ctx); return nil })
 	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
 	part(func(ready func()) error { ready(); k.limitStorage(ctx); return nil })
 	if k.config.Port != 0 {
@@ -221,6 +232,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
 		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
+		InUse: k.volumes.InUse,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll() })
 	k.pods = pod.New(pod.Config{
 		Node: spec.Node{
@@ -236,6 +248,12 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 	})
+}
+
+// register takes up the programs that offer themselves by their sockets.
+func (k *Kubelet) register(ctx context.Context, ready func()) error {
+	handlers := map[string]registrar.Handler{registerapi.CSIPlugin: k.drivers}
+	return registrar.New(filepath.Join(k.config.RootDir, "plugins_registry"), handlers, k.log).Run(ctx, ready)
 }
 
 // dns returns what pods are told about names. The host's file is read each time: DHCP clients change it.

@@ -167,6 +167,10 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 	node := k.node.Load()
 	now := time.Now()
 	want := Status(k.config, facts, rt, &node.Status, now)
+	if want.VolumesInUse, err = k.config.InUse(); err != nil {
+		k.log.Warn("volumes that are in use cannot be told", "err", err)
+		return k.backOff()
+	}
 	if differs(&want, &node.Status) || now.Sub(k.written) >= statusAtLeast {
 		if err := k.write(ctx, node, want); err != nil {
 			if ctx.Err() == nil && !apierrors.IsConflict(err) {

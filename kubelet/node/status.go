@@ -35,6 +35,8 @@ type Config struct {
 	Labels    map[string]string
 	Taints    []corev1.Taint
 	Root      string // the kubelet's folder, whose file system is the node's storage
+	// InUse returns the attached volumes that pods of the node have, or are to have.
+	InUse func() ([]corev1.UniqueVolumeName, error)
 }
 
 // Runtime is what the container runtime says.

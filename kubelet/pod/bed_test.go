@@ -67,7 +67,7 @@ func newBed(t *testing.T, objects ...api.Object) *bed {
 		b.stop()
 		entries, _ := os.ReadDir(filepath.Join(b.dir, "pods"))
 		for _, e := range entries {
-			if err := volume.New(filepath.Join(b.dir, "pods")).Down(types.UID(e.Name())); err != nil {
+			if err := volume.New(filepath.Join(b.dir, "pods"), volume.Disks{}).Down(context.Background(), types.UID(e.Name())); err != nil {
 				t.Error(err)
 			}
 		}
@@ -83,7 +83,7 @@ func (b *bed) start() {
 		RuntimeName: "books", MaxRestartDelay: 5 * time.Minute, MaxParallelPulls: 5, HostsFile: filepath.Join(b.dir, "hosts"),
 	}, Deps{
 		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups,
-		Volumes: volume.New(filepath.Join(b.dir, "pods")), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Volumes: volume.New(filepath.Join(b.dir, "pods"), volume.Disks{}), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Node: func() *corev1.Node { return b.node }, HostIPs: func() []string { return []string{"192.168.0.1"} },
 		DNS: func() spec.DNS { return spec.DNS{Servers: []string{"10.96.0.10"}, Domain: "cluster.local"} },
 	})

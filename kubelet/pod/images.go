@@ -193,11 +193,11 @@ func (w *worker) account(pod *corev1.Pod) *keyring.Account {
 		},
 		Token: func(ctx context.Context, audience string) (string, error) {
 			seconds := int64(3600)
-			token, _, err := w.tokens.get(ctx, pod, authenticationv1.TokenRequestSpec{
+			status, _, err := w.tokens.get(ctx, pod, authenticationv1.TokenRequestSpec{
 				Audiences: []string{audience}, ExpirationSeconds: &seconds,
 				BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID},
 			})
-			return token, err
+			return status.Token, err
 		},
 	}
 }

@@ -66,6 +66,18 @@ func (j *jobs) forget(key string) {
 	}
 }
 
+// stop cancels the job and reports whether it has ended, or there is none; who waits is woken when it does.
+func (j *jobs) stop(key string) (ended bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	have := j.all[key]
+	if have == nil || have.done {
+		return true
+	}
+	have.cancel()
+	return false
+}
+
 // close cancels all jobs and waits for them.
 func (j *jobs) close() {
 	j.mu.Lock()

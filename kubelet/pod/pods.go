@@ -184,6 +184,15 @@ func (p *Pods) referenceChanged(uid types.UID) {
 	}
 }
 
+// RefreshAll makes all workers look again at once, also those that wait after a failure: what they wait for may be there now.
+func (p *Pods) RefreshAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.workers {
+		w.refresh()
+	}
+}
+
 // WakeAll makes all workers look again.
 func (p *Pods) WakeAll() {
 	p.mu.Lock()

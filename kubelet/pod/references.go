@@ -9,6 +9,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -204,8 +205,8 @@ type tokenKey struct {
 }
 
 type token struct {
-	text  string
-	renew time.Time
+	status authenticationv1.TokenRequestStatus
+	renew  time.Time
 }
 
 func newTokens(c client.Writer) *tokens {
@@ -213,7 +214,7 @@ func newTokens(c client.Writer) *tokens {
 }
 
 // get returns a token, a new one when the last has lived four fifths of its life or a day.
-func (t *tokens) get(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error) {
+func (t *tokens) get(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (authenticationv1.TokenRequestStatus, time.Time, error) {
 	key := tokenKey{account: pod.Spec.ServiceAccountName, seconds: *req.ExpirationSeconds}
 	if key.account == "" {
 		key.account = "default"
@@ -226,24 +227,24 @@ func (t *tokens) get(ctx context.Context, pod *corev1.Pod, req authenticationv1.
 	t.mu.Unlock()
 	now := time.Now()
 	if ok && now.Before(have.renew) {
-		return have.text, have.renew, nil
+		return have.status, have.renew, nil
 	}
 	body := api.TokenRequestKind.New().(*authenticationv1.TokenRequest)
 	body.Spec = req
 	got, err := t.client.Post(ctx, api.ServiceAccountKind, api.Key{Namespace: pod.Namespace, Name: key.account}, "token", body)
 	if err != nil {
-		return "", time.Time{}, err
+		return authenticationv1.TokenRequestStatus{}, time.Time{}, err
 	}
 	status := got.(*authenticationv1.TokenRequest).Status
 	life := status.ExpirationTimestamp.Sub(now)
-	have = token{status.Token, now.Add(min(life*4/5, 24*time.Hour))}
+	have = token{status, now.Add(min(life*4/5, 24*time.Hour))}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byPod[pod.UID] == nil {
 		t.byPod[pod.UID] = map[tokenKey]token{}
 	}
 	t.byPod[pod.UID][key] = have
-	return have.text, have.renew, nil
+	return have.status, have.renew, nil
 }
 
 func (t *tokens) forget(uid types.UID) {
@@ -279,7 +280,7 @@ func referred[T api.Object](s source, what, name string) (T, error) {
 	return o, err
 }
 
-func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error) {
+func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (authenticationv1.TokenRequestStatus, time.Time, error) {
 	return s.tokens.get(ctx, pod, req)
 }
 
@@ -303,6 +304,18 @@ func (s source) Claim(name string) (*corev1.PersistentVolumeClaim, error) {
 
 func (s source) Volume(name string) (*corev1.PersistentVolume, error) {
 	return client.Get[*corev1.PersistentVolume](s.ctx, s.Client, api.Key{Name: name})
+}
+
+func (s source) CSIDriver(name string) (*storagev1.CSIDriver, error) {
+	return client.Get[*storagev1.CSIDriver](s.ctx, s.Client, api.Key{Name: name})
+}
+
+func (s source) Attachment(name string) (*storagev1.VolumeAttachment, error) {
+	return client.Get[*storagev1.VolumeAttachment](s.ctx, s.Client, api.Key{Name: name})
+}
+
+func (s source) SecretIn(namespace, name string) (*corev1.Secret, error) {
+	return client.Get[*corev1.Secret](s.ctx, s.Client, api.Key{Namespace: namespace, Name: name})
 }
 
 func (s source) Node() *corev1.Node { return s.worker.Node() }

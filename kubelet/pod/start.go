@@ -160,11 +160,15 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if mounts, err = w.ownMounts(pod, s, v, mounts); err != nil {
 		return "", err
 	}
+	devices, err := w.Volumes.Devices(pod, c)
+	if err != nil {
+		return "", err
+	}
 	users, err := w.users(pod, handler)
 	if err != nil {
 		return "", err
 	}
-	parts := spec.Parts{Users: users, Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts}
+	parts := spec.Parts{Users: users, Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts, Devices: devices}
 	if s.Kind == spec.Ephemeral {
 		parts.TargetID = w.target(pod, c.Name, v)
 	}

@@ -106,8 +106,20 @@ func (w *worker) foldersUp(_ context.Context, pod *corev1.Pod, _ *View) (bool, e
 	return true, nil
 }
 
-func (w *worker) foldersDown(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
-	return true, w.Volumes.Down(pod.UID)
+// foldersDown waits for drivers to take their volumes back, beside the worker: they are still mounting where a pod ends early.
+func (w *worker) foldersDown(ctx context.Context, pod *corev1.Pod, _ *View) (bool, error) {
+	if !w.jobs.stop(mountJob) {
+		return false, nil
+	}
+	if slow, err := w.Volumes.Slow(pod.UID); err != nil || !slow {
+		return true, errors.Join(err, w.Volumes.Down(ctx, pod.UID))
+	}
+	const unmountJob = "unmount"
+	done, err := w.jobs.do(ctx, unmountJob, func(ctx context.Context) error { return w.Volumes.Down(ctx, pod.UID) })
+	if done {
+		w.jobs.forget(unmountJob)
+	}
+	return done, err
 }
 
 func (w *worker) cgroupUp(_ context.Context, pod *corev1.Pod, _ *View) (bool, error) {
@@ -143,8 +155,9 @@ func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 	w.refs.set(pod.UID, referencesOf(pod, w.config.Node.Name))
 	again, err := w.Volumes.Up(ctx, pod, w.source(ctx, pod), w.fields(pod, v))
 	w.at(again)
-	if err == nil {
-		return true, nil
+	mounted, mountErr := w.mount(ctx, pod)
+	if err = errors.Join(err, mountErr); err == nil {
+		return mounted, nil
 	}
 	for _, one := range unjoin(err) {
 		var bad *volume.Error
@@ -161,9 +174,45 @@ func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 	return false, err
 }
 
-func unjoin(err error) []error {
+// mountJob is the job that brings up the pod's volumes of claims and drivers.
+const mountJob = "mount"
+
+// mount has the pod's volumes of claims and drivers brought up, and looked after, beside the worker. It reports whether all are up.
+func (w *worker) mount(ctx context.Context, pod *corev1.Pod) (bool, error) {
+	exists, done, err := w.jobs.state(mountJob)
+	switch {
+	case exists && !done:
+		return w.Volumes.Mounted(pod), nil
+	case done:
+		w.jobs.forget(mountJob)
+	}
+	if err != nil && !slices.ContainsFunc(unjoin(err), func(e error) bool { return !errors.Is(e, volume.ErrWaiting) }) {
+		w.log.Debug("volumes are not attached yet", "err", err)
+		w.at(w.now().Add(attachLook)) // the Node tells too
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	next := w.Volumes.Next(pod)
+	if next.After(w.now()) || next.IsZero() {
+		w.at(next)
+		return true, nil
+	}
+	w.jobs.do(ctx, mountJob, func(ctx context.Context) error { return w.Volumes.Mount(ctx, pod, w.source(ctx, pod)) })
+	return w.Volumes.Mounted(pod), nil
+}
+
+// attachLook is how long a pod waits for the Node to change before it looks itself whether a volume is attached.
+const attachLook = time.Second
+
+// unjoin returns the errors that were joined.
+func unjoin(err error) (all []error) {
 	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		return j.Unwrap()
+		for _, e := range j.Unwrap() {
+			all = append(all, unjoin(e)...)
+		}
+		return all
 	}
 	return []error{err}
 }

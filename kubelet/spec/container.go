@@ -19,6 +19,7 @@ type Parts struct {
 	ImageRef string
 	Env      []*runtimeapi.KeyValue
 	Mounts   []*runtimeapi.Mount
+	Devices  []*runtimeapi.Device
 	// TargetID is the container whose PID namespace an ephemeral container enters, or empty.
 	TargetID string
 	// Users is the user namespace of a pod that has one of its own.
@@ -67,6 +68,7 @@ func Container(pod *corev1.Pod, c *corev1.Container, parts Parts, n Node) (*runt
 		WorkingDir:  c.WorkingDir,
 		Envs:        parts.Env,
 		Mounts:      parts.Mounts,
+		Devices:     parts.Devices,
 		Labels:      containerLabels(pod, c),
 		Annotations: annotations,
 		LogPath:     LogPath(c.Name, parts.Attempt),

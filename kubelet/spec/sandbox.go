@@ -213,9 +213,6 @@ func Unsupported(pod *corev1.Pod) string {
 		note("spec.resourceClaims")
 	}
 	Each(pod, func(c *corev1.Container, _ Kind) {
-		if len(c.VolumeDevices) > 0 {
-			note("volumeDevices of container %s", c.Name)
-		}
 		for _, r := range c.RestartPolicyRules {
 			if r.Action != corev1.ContainerRestartRuleActionRestart {
 				note("restartPolicyRules action %s of container %s", r.Action, c.Name)

@@ -372,9 +372,6 @@ func TestUnsupported(t *testing.T) {
 		"":                      func(*corev1.Pod) {},
 		"spec.os.name: windows": func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} },
 		"spec.resourceClaims":   func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} },
-		"volumeDevices of container c": func(p *corev1.Pod) {
-			p.Spec.Containers = []corev1.Container{{Name: "c", VolumeDevices: []corev1.VolumeDevice{{}}}}
-		},
 		"restartPolicyRules action RestartAllContainers of container c": func(p *corev1.Pod) {
 			p.Spec.Containers = []corev1.Container{{Name: "c", RestartPolicyRules: []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestartAllContainers}}}}
 		},

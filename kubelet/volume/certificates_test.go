@@ -90,7 +90,7 @@ func TestTrustBundles(t *testing.T) {
 		if changed, err := v.Up(t.Context(), p, o, field.Runtime{NodeName: "n"}); err != nil || !changed.IsZero() || strings.TrimPrefix(tree(t, v, p, 0), "f=") != text {
 			t.Errorf("case %d: the order of anchors is not kept: %v %v", i, changed, err)
 		}
-		if err := v.Down(p.UID); err != nil {
+		if err := v.Down(t.Context(), p.UID); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -6,14 +6,16 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api/claim"
 )
 
-// Storage is where claims lead. Errors are API errors.
+// Storage is where claims and volumes of drivers lead. Errors are API errors.
 type Storage interface {
 	// Claim returns the claim of that name in the pod's namespace.
 	Claim(name string) (*corev1.PersistentVolumeClaim, error)
@@ -23,19 +25,78 @@ type Storage interface {
 	Node() *corev1.Node
 	// Warn tells the pod's user of something that does not hold the pod up.
 	Warn(reason, message string)
+	// CSIDriver returns what the cluster says of a driver.
+	CSIDriver(name string) (*storagev1.CSIDriver, error)
+	// Attachment returns the VolumeAttachment of that name.
+	Attachment(name string) (*storagev1.VolumeAttachment, error)
+	// SecretIn returns a Secret that a volume names.
+	SecretIn(namespace, name string) (*corev1.Secret, error)
 }
 
 // groupAnnotation of a volume names the group that its files belong to: containers that use it are in it.
 const groupAnnotation = "pv.beta.kubernetes.io/gid"
 
-// claimed is where the volume of a claim is.
+// claimed is where a volume is that Mount has brought up.
 type claimed struct {
 	path     string
 	readOnly bool
-	group    *int64 // that containers are to be in
+	group    *int64    // that containers are to be in
+	block    bool      // path is a device
+	disk     *disk     // of a CSI driver's volume
+	again    time.Time // when to look after it; zero: never
 }
 
-// claimed returns where the claim's volume is, nil while it is not up.
+// slow says that the volume is one of a claim or a driver: to bring it up may take long.
+func slow(vol *corev1.Volume) bool {
+	return vol.PersistentVolumeClaim != nil || vol.Ephemeral != nil || vol.CSI != nil
+}
+
+// Next returns when Mount has something to do for the pod: a time of the past where a volume is not up yet; zero: never.
+func (v *Volumes) Next(pod *corev1.Pod) (next time.Time) {
+	for i := range pod.Spec.Volumes {
+		vol := &pod.Spec.Volumes[i]
+		if !slow(vol) {
+			continue
+		}
+		c := v.claimed(pod, vol)
+		if c == nil {
+			return time.Unix(0, 0)
+		}
+		if !c.again.IsZero() && (next.IsZero() || c.again.Before(next)) {
+			next = c.again
+		}
+	}
+	return next
+}
+
+// Mounted reports whether all that Mount makes for the pod is up.
+func (v *Volumes) Mounted(pod *corev1.Pod) bool {
+	for i := range pod.Spec.Volumes {
+		if vol := &pod.Spec.Volumes[i]; slow(vol) && v.claimed(pod, vol) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Mount brings up the pod's volumes of claims and drivers, and looks after those that are up. It may take long: a driver is asked, files
+// are given to a group. It must not be called for a pod while Down is. The error joins one *Error for each volume that cannot be; where it is
+// ErrWaiting, the volume only has to be attached first.
+func (v *Volumes) Mount(ctx context.Context, pod *corev1.Pod, src Source) error {
+	var errs []error
+	for i := range pod.Spec.Volumes {
+		vol := &pod.Spec.Volumes[i]
+		if !slow(vol) {
+			continue
+		}
+		if err := v.claim(ctx, pod, vol, src); err != nil {
+			errs = append(errs, &Error{vol.Name, err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// claimed returns where the volume is, nil while it is not up.
 func (v *Volumes) claimed(pod *corev1.Pod, vol *corev1.Volume) *claimed {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -52,18 +113,14 @@ func (v *Volumes) Groups(pod *corev1.Pod) (gids []int64) {
 	return gids
 }
 
-// claim makes the volume of a claim. One that was up stays: what becomes of its claim does not concern pods that have it.
-func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Storage) error {
-	if v.claimed(pod, vol) != nil {
+// claim brings one volume up. One that is up stays: what becomes of its claim does not concern pods that have it.
+func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Source) error {
+	if c := v.claimed(pod, vol); c != nil && (c.again.IsZero() || time.Now().Before(c.again)) {
 		return nil
 	}
-	pv, readOnly, err := boundTo(pod, vol, src)
+	c, err := v.one(ctx, pod, vol, src)
 	if err != nil {
-		return fmt.Errorf("error processing PVC %s/%s: %w", pod.Namespace, claim.Name(pod, vol), err)
-	}
-	c, err := v.persistent(ctx, pod, vol, pv, readOnly, src)
-	if err != nil {
-		return fmt.Errorf("persistentvolume %q: %w", pv.Name, err)
+		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -72,6 +129,22 @@ func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume
 	}
 	v.claims[pod.UID][vol.Name] = c
 	return nil
+}
+
+// one brings one volume up, or looks after it.
+func (v *Volumes) one(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Source) (*claimed, error) {
+	if vol.CSI != nil {
+		return v.ownDisk(ctx, pod, vol, src)
+	}
+	pv, readOnly, err := boundTo(pod, vol, src)
+	if err != nil {
+		return nil, fmt.Errorf("error processing PVC %s/%s: %w", pod.Namespace, claim.Name(pod, vol), err)
+	}
+	c, err := v.persistent(ctx, pod, vol, pv, readOnly, src)
+	if err != nil {
+		return nil, fmt.Errorf("persistentvolume %q: %w", pv.Name, err)
+	}
+	return c, nil
 }
 
 // boundTo returns the PersistentVolume that the pod's volume is, and whether the pod or the claim want it only to be read.
@@ -110,10 +183,7 @@ func onlyRead(modes []corev1.PersistentVolumeAccessMode) bool {
 }
 
 // persistent makes what pv has appear for the pod.
-func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, pv *corev1.PersistentVolume, readOnly bool, src Storage) (*claimed, error) {
-	if m := pv.Spec.VolumeMode; m != nil && *m != corev1.PersistentVolumeFilesystem {
-		return nil, fmt.Errorf("spec.volumeMode: %s is not supported by this node", *m)
-	}
+func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, pv *corev1.PersistentVolume, readOnly bool, src Source) (*claimed, error) {
 	n := src.Node()
 	if n == nil {
 		return nil, errors.New("this node is not registered yet")
@@ -130,7 +200,19 @@ func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.V
 		c.group = &gid
 	}
 	options := mountOptions(pv)
+	block := pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock
 	switch {
+	case pv.Spec.CSI != nil:
+		up, err := v.claimedDisk(ctx, pod, pv, readOnly, src)
+		if up != nil {
+			up.group = c.group
+		}
+		return up, err
+	case block && pv.Spec.Local != nil:
+		c.path, c.block = pv.Spec.Local.Path, true
+		return c, hostDevice(pv.Spec.Local.Path)
+	case block:
+		return nil, fmt.Errorf("spec.volumeMode: Block is not supported by this node for %s volumes", typeName(pv.Spec.PersistentVolumeSource))
 	case pv.Spec.HostPath != nil:
 		if len(options) > 0 {
 			return nil, fmt.Errorf("spec.mountOptions: hostPath volumes, which are not mounted, have none, not %s", strings.Join(options, ","))

@@ -12,12 +12,12 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api/claim"
-	"github.com/yare-dev/yare/kubelet/field"
 )
 
 func (o *objects) Claim(name string) (*corev1.PersistentVolumeClaim, error) {
@@ -36,6 +36,24 @@ func (o *objects) Volume(name string) (*corev1.PersistentVolume, error) {
 }
 
 func (o *objects) Node() *corev1.Node { return o.node }
+
+func (o *objects) CSIDriver(name string) (*storagev1.CSIDriver, error) {
+	if d := o.drivers[name]; d != nil {
+		return d, nil
+	}
+	return nil, apierrors.NewNotFound(storagev1.Resource("csidrivers"), name)
+}
+
+func (o *objects) Attachment(name string) (*storagev1.VolumeAttachment, error) {
+	if a := o.attached[name]; a != nil {
+		return a, nil
+	}
+	return nil, apierrors.NewNotFound(storagev1.Resource("volumeattachments"), name)
+}
+
+func (o *objects) SecretIn(namespace, name string) (*corev1.Secret, error) {
+	return o.Secret(namespace + "/" + name)
+}
 
 func (o *objects) Warn(reason, message string) { o.warnings = append(o.warnings, reason+" "+message) }
 
@@ -102,8 +120,8 @@ func TestClaimsThatHoldUp(t *testing.T) {
 		}},
 		"no volume":        {change: func(b bed) { b.o.volumes = nil }, want: `persistentvolumes "pv-c" not found`},
 		"another's volume": {change: func(b bed) { b.v.Spec.ClaimRef.UID = "before" }, want: `persistentvolume "pv-c": spec.claimRef does not name this claim, of UID uid-c`},
-		"block":            {change: func(b bed) { b.v.Spec.VolumeMode = &block }, want: `persistentvolume "pv-c": spec.volumeMode: Block is not supported by this node`},
-		"other source":     {source: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{}}, want: `persistentvolume "pv-c": csi volumes are not supported by this node`},
+		"block":            {change: func(b bed) { b.v.Spec.VolumeMode = &block }, want: `persistentvolume "pv-c": spec.volumeMode: Block is not supported by this node for hostPath volumes`},
+		"other source":     {source: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}, want: `persistentvolume "pv-c": nfs volumes are not supported by this node`},
 		"elsewhere": {change: func(b bed) {
 			b.v.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "kubernetes.io/hostname", Operator: corev1.NodeSelectorOpIn, Values: []string{"other"}}}}}}}
@@ -124,7 +142,7 @@ func TestClaimsThatHoldUp(t *testing.T) {
 		}, want: `persistentvolumeclaim "p-c" not found`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := New(t.TempDir())
+			v := New(t.TempDir(), Disks{})
 			if c.source == (corev1.PersistentVolumeSource{}) {
 				c.source = hostAt(dir, corev1.HostPathDirectory)
 			}
@@ -132,7 +150,7 @@ func TestClaimsThatHoldUp(t *testing.T) {
 			if c.change != nil {
 				c.change(bed{o, o.claims["c"], o.volumes["pv-c"], p})
 			}
-			_, err := v.Up(t.Context(), p, o, field.Runtime{})
+			err := v.Mount(t.Context(), p, o)
 			if err == nil && c.want == "" {
 				return
 			}
@@ -212,7 +230,7 @@ func TestClaimsMounts(t *testing.T) {
 	if o.asked != asked {
 		t.Error("claims of volumes that are up were asked for again")
 	}
-	up(t, New(v.root), p, o) // as after a restart of the kubelet
+	up(t, New(v.root, Disks{}), p, o) // as after a restart of the kubelet
 	if below, err := mountsBelow(v.PodDir("u1")); err != nil || len(below) != 4 {
 		t.Error("after a restart:", below, err)
 	}
@@ -238,7 +256,7 @@ func TestDownKeepsVolumes(t *testing.T) {
 		if got := tree(t, v, p, 1); got != "precious=x" {
 			t.Error(got)
 		}
-		if err := v.Down(uid); err != nil {
+		if err := v.Down(t.Context(), uid); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(v.PodDir(uid)); !errors.Is(err, fs.ErrNotExist) {
@@ -302,7 +320,7 @@ func TestGroupOfVolumes(t *testing.T) {
 	if want := "AlreadyMountedVolume The requested fsGroup is 3000, but the volume pv-d has GID 2000. The volume may not be shareable."; !slices.Equal(o.warnings, []string{want}) {
 		t.Error(o.warnings)
 	}
-	if err := errors.Join(v.Down("u1"), v.Down("u2")); err != nil {
+	if err := errors.Join(v.Down(t.Context(), "u1"), v.Down(t.Context(), "u2")); err != nil {
 		t.Fatal(err)
 	}
 	// A root that is the group's is enough where the pod says so.
@@ -322,7 +340,7 @@ func TestGroupOfVolumes(t *testing.T) {
 		if _, group := modeOf(t, filepath.Join(disk, "later")); group != c.want {
 			t.Errorf("fsGroup %d: %d", c.gid, group)
 		}
-		if err := v.Down(first.UID); err != nil {
+		if err := v.Down(t.Context(), first.UID); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -340,7 +358,7 @@ func TestGroupOfVolumes(t *testing.T) {
 	}
 	p.UID = "u5"
 	p.Spec.Volumes[1].PersistentVolumeClaim.ReadOnly = false
-	if err := v.Down("u2"); err != nil {
+	if err := v.Down(t.Context(), "u2"); err != nil {
 		t.Fatal(err)
 	}
 	up(t, v, p, o)
@@ -378,7 +396,7 @@ func TestGroupOfWhatCannotBeChanged(t *testing.T) {
 	p.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: &gid}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := v.Up(ctx, p, o, field.Runtime{}); !errors.Is(err, context.Canceled) {
+	if err := v.Mount(ctx, p, o); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	o.warnings = nil

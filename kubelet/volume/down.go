@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,8 +16,9 @@ import (
 	"github.com/yare-dev/yare/linux"
 )
 
-// Down removes everything that a pod has below the root. It is not an error if there is nothing.
-func (v *Volumes) Down(uid types.UID) error {
+// Down takes the volumes of drivers from a pod and removes everything that it has below the root. It is not an error if there is nothing. It
+// may take long, and be repeated.
+func (v *Volumes) Down(ctx context.Context, uid types.UID) error {
 	dir := v.PodDir(uid)
 	if uid == "" || filepath.Base(dir) != string(uid) {
 		return fmt.Errorf("remove volumes of pod %q: not a UID", uid)
@@ -27,23 +29,51 @@ func (v *Volumes) Down(uid types.UID) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	below, err := mountsBelow(dir)
+	// subPaths of a driver's volume are mounts of it, which it could not be taken back with.
+	if err := unmountBelow(filepath.Join(dir, "volume-subpaths")); err != nil {
+		return err
+	}
+	disks, err := v.disksOf(uid)
 	if err != nil {
 		return err
 	}
-	// Later mounts may lie on earlier ones.
-	for i := len(below) - 1; i >= 0; i-- {
-		if err := unix.Unmount(below[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
-			return fmt.Errorf("unmount %s: %w", below[i], err)
+	var errs []error
+	for _, d := range disks {
+		if err := v.undo(ctx, uid, d); err != nil {
+			errs = append(errs, fmt.Errorf("take volume %s from pod: %w", d.Name, err))
 		}
 	}
-	if below, err = mountsBelow(dir); err != nil {
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	below, err := mountsBelow(dir)
+	if err != nil {
 		return err
 	}
 	if len(below) > 0 {
 		return fmt.Errorf("remove %s: %s is still mounted", dir, below[0])
 	}
 	return os.RemoveAll(dir)
+}
+
+// unmountBelow detaches all that is mounted at and below dir, which need not be there.
+func unmountBelow(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	below, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	for _, point := range slices.Backward(below) { // later mounts may lie on earlier ones
+		if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	return nil
 }
 
 // Pods returns the UIDs that have something below the root.

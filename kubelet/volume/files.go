@@ -23,7 +23,7 @@ type Source interface {
 	spec.Objects
 	Storage
 	// Token returns a token of the pod's service account and when it should be replaced.
-	Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (token string, renew time.Time, err error)
+	Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (token authenticationv1.TokenRequestStatus, renew time.Time, err error)
 	// Bundle returns the ClusterTrustBundle of that name.
 	Bundle(name string) (*certificatesv1.ClusterTrustBundle, error)
 	// Bundles returns the signer's ClusterTrustBundles that the selector matches.
@@ -190,7 +190,7 @@ func (c *contents) token(ctx context.Context, pod *corev1.Pod, p *corev1.Service
 		return fmt.Errorf("request token of service account %s/%s: %w", pod.Namespace, pod.Spec.ServiceAccountName, err)
 	}
 	c.until(renew)
-	c.addOwn(pod, p.Path, []byte(token), mode, p.User, user)
+	c.addOwn(pod, p.Path, []byte(token.Token), mode, p.User, user)
 	return nil
 }
 

@@ -97,6 +97,18 @@ func openLocal(path string) (fd int, st unix.Stat_t, err error) {
 	return -1, st, err
 }
 
+// hostDevice checks the device of a local volume that is one.
+func hostDevice(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("spec.local.path: %w", err)
+	}
+	if info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+		return fmt.Errorf("spec.local.path: %s is not a block device, as spec.volumeMode Block says", path)
+	}
+	return nil
+}
+
 // giveLocal makes the files of tree those of the pod's group. What another pod has stays as it is, and who asked is told where the
 // groups differ.
 func (v *Volumes) giveLocal(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, tree int, st unix.Stat_t, src Storage) error {
@@ -116,6 +128,12 @@ func (v *Volumes) giveLocal(ctx context.Context, pod *corev1.Pod, pv *corev1.Per
 		return err
 	}
 	defer root.Close()
+	return giveRoot(ctx, root, pod, pv.Name, src)
+}
+
+// giveRoot makes all files of a volume those of the pod's group; with the policy OnRootMismatch only where the root is not.
+func giveRoot(ctx context.Context, root *os.Root, pod *corev1.Pod, name string, src Storage) error {
+	gid := int(*fsGroup(pod))
 	if p := pod.Spec.SecurityContext.FSGroupChangePolicy; p != nil && *p == corev1.FSGroupChangeOnRootMismatch {
 		if given, err := belongs(root, gid); given || err != nil {
 			return err
@@ -123,7 +141,7 @@ func (v *Volumes) giveLocal(ctx context.Context, pod *corev1.Pod, pv *corev1.Per
 	}
 	kept, err := giveTree(ctx, root, gid)
 	if kept != nil {
-		src.Warn("FailedFSGroup", fmt.Sprintf("fsGroup %d was not given to all files of volume %s: %v", gid, pv.Name, kept))
+		src.Warn("FailedFSGroup", fmt.Sprintf("fsGroup %d was not given to all files of volume %s: %v", gid, name, kept))
 	}
 	return err
 }

@@ -74,14 +74,42 @@ func (v *Volumes) mount(r Request, index int) (*runtimeapi.Mount, error) {
 	if vol.ConfigMap != nil || vol.Secret != nil || vol.DownwardAPI != nil || vol.Projected != nil {
 		m.Readonly = true
 	}
-	if c := v.claimed(r.Pod, vol); c != nil && c.readOnly {
-		m.Readonly = true
+	if c := v.claimed(r.Pod, vol); c != nil {
+		if c.block {
+			return nil, fmt.Errorf("volume %s has volumeMode Block, but is specified in volumeMounts", vol.Name)
+		}
+		m.Readonly = m.Readonly || c.readOnly
 	}
 	if sub == "" {
 		return m, nil
 	}
 	m.HostPath, err = v.bindSubPath(r, vol.Name, m.HostPath, sub, index)
 	return m, err
+}
+
+// Devices returns the CRI devices of the container's volumeDevices, in order. The volumes must be Up. Mistakes of the pod are
+// spec.ConfigError.
+func (v *Volumes) Devices(pod *corev1.Pod, c *corev1.Container) ([]*runtimeapi.Device, error) {
+	var out []*runtimeapi.Device
+	for _, d := range c.VolumeDevices {
+		i := slices.IndexFunc(pod.Spec.Volumes, func(x corev1.Volume) bool { return x.Name == d.Name })
+		if i < 0 {
+			return nil, spec.ConfigError{Err: fmt.Errorf("device %s of container %s: no such volume", d.Name, c.Name)}
+		}
+		up := v.claimed(pod, &pod.Spec.Volumes[i])
+		switch {
+		case up == nil:
+			return nil, fmt.Errorf("device %s of container %s: the volume is not mounted", d.Name, c.Name)
+		case !up.block:
+			return nil, fmt.Errorf("volume %s has volumeMode Filesystem, but is specified in volumeDevices", d.Name)
+		}
+		access := "rwm"
+		if up.readOnly {
+			access = "rm"
+		}
+		out = append(out, &runtimeapi.Device{HostPath: up.path, ContainerPath: d.DevicePath, Permissions: access})
+	}
+	return out, nil
 }
 
 func setAttributes(m *runtimeapi.Mount, vm *corev1.VolumeMount, recursive bool) error {

@@ -28,15 +28,19 @@ type Volumes struct {
 	// plainDirs replaces tmpfs by directories, where mounting is not permitted.
 	plainDirs bool
 
-	locals sync.Map // of a *sync.Mutex for each folder (inode) that was a local volume
+	disks Disks
 
-	mu     sync.Mutex
-	claims map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
+	locals sync.Map // of a *sync.Mutex for each folder (inode) that was a local volume, and each volume of a driver
+
+	mu      sync.Mutex
+	claims  map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
+	written map[held]*disk                    // the disks that are written down; nil before they were read
+	told    []corev1.UniqueVolumeName         // of InUse, last
 }
 
 // New returns Volumes below root (/var/lib/kubelet/pods).
-func New(root string) *Volumes {
-	return &Volumes{root: root, claims: map[types.UID]map[string]*claimed{}}
+func New(root string, d Disks) *Volumes {
+	return &Volumes{root: root, disks: d, claims: map[types.UID]map[string]*claimed{}}
 }
 
 // Error is one volume's failure.
@@ -51,8 +55,8 @@ func (e *Error) Unwrap() error { return e.Err }
 // PodDir is the folder of a pod below the root.
 func (v *Volumes) PodDir(uid types.UID) string { return filepath.Join(v.root, string(uid)) }
 
-// Up makes the pod's volumes and brings their files up to date. It returns when it should be called again although nothing
-// changed (a token has to be renewed); zero: never. The error joins one *Error for each volume that cannot be.
+// Up makes the pod's volumes and brings their files up to date, all but those that Mount makes. It returns when it should be called again
+// although nothing changed (a token has to be renewed); zero: never. The error joins one *Error for each volume that cannot be.
 func (v *Volumes) Up(ctx context.Context, pod *corev1.Pod, src Source, rt field.Runtime) (time.Time, error) {
 	var again time.Time
 	var errs []error
@@ -78,8 +82,8 @@ func (v *Volumes) up(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, s
 		return none, hostPath(vol.HostPath)
 	case vol.Image != nil:
 		return none, nil // mounted by the runtime
-	case vol.PersistentVolumeClaim != nil, vol.Ephemeral != nil:
-		return none, v.claim(ctx, pod, vol, src)
+	case slow(vol):
+		return none, nil // Mount's
 	case vol.ConfigMap != nil, vol.Secret != nil, vol.DownwardAPI != nil, vol.Projected != nil:
 		c, err := collect(ctx, pod, vol, src, rt)
 		if err != nil {
@@ -117,11 +121,11 @@ func (v *Volumes) path(pod *corev1.Pod, vol *corev1.Volume) (string, error) {
 	switch {
 	case vol.HostPath != nil:
 		return vol.HostPath.Path, nil
-	case vol.PersistentVolumeClaim != nil, vol.Ephemeral != nil:
+	case slow(vol):
 		if c := v.claimed(pod, vol); c != nil {
 			return c.path, nil
 		}
-		return "", errors.New("the claim's volume is not mounted")
+		return "", errors.New("the volume is not mounted")
 	}
 	kind := map[string]string{"emptyDir": "empty-dir", "configMap": "configmap", "secret": "secret",
 		"downwardAPI": "downward-api", "projected": "projected"}[typeName(vol.VolumeSource)]

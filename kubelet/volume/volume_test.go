@@ -17,6 +17,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,6 +40,8 @@ type objects struct {
 	claims   map[string]*corev1.PersistentVolumeClaim
 	volumes  map[string]*corev1.PersistentVolume
 	node     *corev1.Node
+	drivers  map[string]*storagev1.CSIDriver
+	attached map[string]*storagev1.VolumeAttachment
 	warnings []string
 	asked    int // for claims
 }
@@ -57,8 +60,8 @@ func (o *objects) Secret(name string) (*corev1.Secret, error) {
 	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, name)
 }
 
-func (o *objects) Token(context.Context, *corev1.Pod, authenticationv1.TokenRequestSpec) (string, time.Time, error) {
-	return o.token, o.renew, nil
+func (o *objects) Token(context.Context, *corev1.Pod, authenticationv1.TokenRequestSpec) (authenticationv1.TokenRequestStatus, time.Time, error) {
+	return authenticationv1.TokenRequestStatus{Token: o.token}, o.renew, nil
 }
 
 func (o *objects) Bundle(name string) (*certificatesv1.ClusterTrustBundle, error) {
@@ -90,14 +93,14 @@ func newVolumes(t *testing.T) *Volumes {
 		t.Skip("mounting needs root")
 	}
 	root := t.TempDir()
-	v := New(root)
+	v := New(root, Disks{})
 	t.Cleanup(func() {
 		uids, err := v.Pods()
 		if err != nil {
 			t.Error(err)
 		}
 		for _, uid := range uids {
-			if err := v.Down(uid); err != nil {
+			if err := v.Down(t.Context(), uid); err != nil {
 				t.Error(err)
 			}
 		}
@@ -120,7 +123,7 @@ func podWith(sources ...corev1.VolumeSource) *corev1.Pod {
 func up(t *testing.T, v *Volumes, p *corev1.Pod, o *objects) time.Time {
 	t.Helper()
 	again, err := v.Up(t.Context(), p, o, field.Runtime{NodeName: "n"})
-	if err != nil {
+	if err = errors.Join(err, v.Mount(t.Context(), p, o)); err != nil {
 		t.Fatal(err)
 	}
 	return again
@@ -376,9 +379,9 @@ func TestHostPath(t *testing.T) {
 }
 
 func TestOtherTypesAreRefusedByName(t *testing.T) {
-	v := New(t.TempDir())
-	_, err := v.Up(t.Context(), podWith(corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}, corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}}), nil, field.Runtime{})
-	if err == nil || !strings.Contains(err.Error(), "nfs volumes are not supported") || !strings.Contains(err.Error(), "csi volumes are not supported") {
+	v := New(t.TempDir(), Disks{})
+	_, err := v.Up(t.Context(), podWith(corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}, corev1.VolumeSource{RBD: &corev1.RBDVolumeSource{}}), nil, field.Runtime{})
+	if err == nil || !strings.Contains(err.Error(), "nfs volumes are not supported") || !strings.Contains(err.Error(), "rbd volumes are not supported") {
 		t.Error(err)
 	}
 	var one *Error
@@ -495,7 +498,7 @@ func TestDownKeepsWhatIsNotItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second finds nothing
-		if err := v.Down("u1"); err != nil {
+		if err := v.Down(t.Context(), "u1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -506,7 +509,7 @@ func TestDownKeepsWhatIsNotItsOwn(t *testing.T) {
 		t.Error(err)
 	}
 	for _, uid := range []string{"", "..", "a/b"} {
-		if err := v.Down(types.UID(uid)); err == nil {
+		if err := v.Down(t.Context(), types.UID(uid)); err == nil {
 			t.Errorf("Down(%q) did something", uid)
 		}
 	}

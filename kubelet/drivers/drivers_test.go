@@ -1,0 +1,198 @@
+package drivers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/csi/csitest"
+	"github.com/yare-dev/yare/kubelet/kubelettest"
+	"github.com/yare-dev/yare/kubelet/registrar"
+)
+
+// bed is a node with an API.
+type bed struct {
+	t       *testing.T
+	api     *kubelettest.API
+	set     *Set
+	changed chan struct{}
+}
+
+func newBed(t *testing.T) *bed {
+	n := api.NodeKind.New().(*corev1.Node)
+	n.Name, n.UID, n.Labels = "n1", "node-uid", map[string]string{"zone": "z1"}
+	b := &bed{t: t, api: kubelettest.NewAPI(n), changed: make(chan struct{}, 10)}
+	b.start()
+	return b
+}
+
+// start makes the Set, as after a restart.
+func (b *bed) start() {
+	b.set = New("n1", b.node, b.api, slog.New(slog.NewTextHandler(b.t.Output(), nil)), func() { b.changed <- struct{}{} })
+}
+
+func (b *bed) node() *corev1.Node {
+	n, err := client.Get[*corev1.Node](b.t.Context(), b.api, api.Key{Name: "n1"})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+// written is what the API has of the drivers.
+func (b *bed) written() string {
+	b.t.Helper()
+	c, err := client.Get[*storagev1.CSINode](b.t.Context(), b.api, api.Key{Name: "n1"})
+	if err != nil {
+		return err.Error()
+	}
+	if len(c.OwnerReferences) != 1 || c.OwnerReferences[0].UID != b.node().UID {
+		b.t.Error("owner of the CSINode:", c.OwnerReferences)
+	}
+	text, _ := json.Marshal(c.Spec.Drivers)
+	return string(text) + " " + b.node().Annotations[idAnnotation]
+}
+
+// serve registers a driver, and returns how to end that.
+func (b *bed) serve(r registrar.Registration) (end func(why error), err error) {
+	ctx, cancel := context.WithCancelCause(b.t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- b.set.Serve(ctx, r, func() { close(ready) }) }()
+	end = func(why error) {
+		cancel(why)
+		<-done
+	}
+	select {
+	case <-ready:
+		return end, nil
+	case err := <-done:
+		cancel(nil)
+		return nil, err
+	}
+}
+
+func serveDriver(t *testing.T, d *csitest.Driver) registrar.Registration {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	stop, err := d.Serve(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return registrar.Registration{Name: d.Name, Socket: socket, Versions: []string{"1.0.0"}}
+}
+
+func TestLife(t *testing.T) {
+	b := newBed(t)
+	d := csitest.New("disk.example.com", t.TempDir())
+	d.Node = &spec.NodeGetInfoResponse{NodeId: "i-7", MaxVolumesPerNode: 1 << 40, AccessibleTopology: &spec.Topology{Segments: map[string]string{"zone": "z1", "rack": "r2"}}}
+	r := serveDriver(t, d)
+	end, err := b.serve(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-b.changed
+	const both = `[{"name":"disk.example.com","nodeID":"i-7","topologyKeys":["rack","zone"],"allocatable":{"count":2147483647}}] {"disk.example.com":"i-7"}`
+	if got := b.written(); got != both {
+		t.Error(got)
+	}
+	if l := b.node().Labels; l["rack"] != "r2" {
+		t.Error(l)
+	}
+	if _, err := b.set.Driver("disk.example.com"); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.set.Driver("other"); err == nil || !strings.Contains(err.Error(), "driver name other not found in the list of registered CSI drivers") {
+		t.Error(err)
+	}
+	// A restart of the kubelet, or another socket in the place of this one, leaves all as it is and writes nothing.
+	b.api.Writes()
+	for _, why := range []error{context.Canceled, registrar.ErrRenewed} {
+		end(why)
+		b.start()
+		if end, err = b.serve(r); err != nil {
+			t.Fatal(err)
+		}
+		<-b.changed
+	}
+	if w := b.api.Writes(); len(w) > 0 || b.written() != both {
+		t.Error(w, b.written())
+	}
+	end(registrar.ErrGone)
+	<-b.changed
+	if got := b.written(); got != "[] " {
+		t.Error(got)
+	}
+	if _, err := b.set.Driver("disk.example.com"); err == nil {
+		t.Error("a driver without a socket is used")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	b := newBed(t)
+	d := csitest.New("d", t.TempDir())
+	r := serveDriver(t, d)
+	for want, change := range map[string]func(r *registrar.Registration){
+		"supports versions 0.3, 2.0.0 of CSI, and this node 1": func(r *registrar.Registration) { r.Versions = []string{"0.3", "2.0.0"} },
+		`name "a/b" is not that of a CSI driver`:               func(r *registrar.Registration) { r.Name = "a/b" },
+		"is not an absolute path":                              func(r *registrar.Registration) { r.Socket = "s" },
+		"driver d: NodeGetInfo: Unavailable":                   func(r *registrar.Registration) { r.Socket = filepath.Join(t.TempDir(), "none") },
+		"the driver has no name for this node":                 func(*registrar.Registration) { d.Node = &spec.NodeGetInfoResponse{} },
+		"says that this node is at zone=z2, and its label says z1": func(*registrar.Registration) {
+			d.Node = &spec.NodeGetInfoResponse{NodeId: "n", AccessibleTopology: &spec.Topology{Segments: map[string]string{"zone": "z2"}}}
+		},
+	} {
+		wrong := r
+		change(&wrong)
+		if _, err := b.serve(wrong); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if _, err := b.set.Driver("d"); err == nil {
+			t.Errorf("%s: it is used", want)
+		}
+	}
+}
+
+// How many volumes a driver can attach is asked again as often as its CSIDriver says.
+func TestPeriod(t *testing.T) {
+	b := newBed(t)
+	o := api.CSIDriverKind.New().(*storagev1.CSIDriver)
+	o.Name = "d"
+	if p := b.set.period(t.Context(), "d"); p != forever {
+		t.Error(p)
+	}
+	o.Spec.NodeAllocatableUpdatePeriodSeconds = new(int64(60))
+	b.api.Put(o)
+	if p := b.set.period(t.Context(), "d"); p != time.Minute {
+		t.Error(p)
+	}
+}
+
+// A CSINode is made without drivers too, and is always this Node's.
+func TestKeep(t *testing.T) {
+	b := newBed(t)
+	if err := b.set.keep(t.Context()); err != nil || b.written() != "[] " {
+		t.Error(err, b.written())
+	}
+	n := b.node().DeepCopy()
+	n.UID = "another"
+	b.api.Put(n)
+	if err := b.set.keep(t.Context()); err != nil || b.written() != "[] " {
+		t.Error(err, b.written())
+	}
+	b.set.object = func() *corev1.Node { return nil }
+	if err := b.set.keep(t.Context()); !errors.Is(err, errNoNode) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,336 @@
+package volume
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/csi"
+)
+
+// Disks is what volumes of CSI drivers need; the zero Disks has no driver.
+type Disks struct {
+	// Dir is where volumes are staged: <root>/plugins/kubernetes.io/csi.
+	Dir string
+	// Node is the Node's name.
+	Node string
+	// Boot tells this boot of the machine from others: mounts do not outlive it.
+	Boot    string
+	Drivers Drivers
+	// Changed is called when InUse has changed.
+	Changed func()
+}
+
+// Drivers are the CSI drivers of the node.
+type Drivers interface {
+	// Driver returns the driver of that name; the error says that there is none.
+	Driver(name string) (csi.Node, error)
+}
+
+// recordFile is where a disk is written down.
+const recordFile = "vol_data.json"
+
+// disk is a CSI volume as one pod has it. It is written down before the driver hears of it, and stays so until all is undone: nothing else is
+// needed for that, not the pod, nor the objects of the API. The names in the file are upstream's, as far as it has them.
+type disk struct {
+	Name       string `json:"specVolID"` // the PersistentVolume's, or the pod's for its own volume
+	Handle     string `json:"volumeHandle"`
+	Driver     string `json:"driverName"`
+	Node       string `json:"nodeName"`
+	Attachment string `json:"attachmentID"`
+	Lifecycle  string `json:"volumeLifecycleMode"`
+
+	Block    bool `json:"block,omitempty"`
+	Attached bool `json:"attachRequired,omitempty"`
+	// Called says that the driver may have been asked to do something.
+	Called bool `json:"called,omitempty"`
+	// Published is the boot in which the pod's volume was made ready.
+	Published string `json:"published,omitempty"`
+}
+
+// held is a disk by the pod that has it.
+type held struct {
+	uid  types.UID
+	name string
+}
+
+// staging is what is written down beside a staged volume.
+type staging struct {
+	Driver string `json:"driverName"`
+	Handle string `json:"volumeHandle"`
+	Name   string `json:"specVolID"`
+	Block  bool   `json:"block,omitempty"`
+	// Staged is the boot in which it was; empty while it is not known.
+	Staged string `json:"staged,omitempty"`
+}
+
+// uniqueName is what Nodes call the volume.
+func (d *disk) uniqueName() corev1.UniqueVolumeName {
+	return corev1.UniqueVolumeName("kubernetes.io/csi/" + d.Driver + "^" + d.Handle)
+}
+
+// attachmentName is that of the volume's VolumeAttachment to the node, by upstream's rule.
+func attachmentName(handle, driver, node string) string {
+	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(handle+driver+node)))
+}
+
+// ownHandle is that of a pod's own volume, by upstream's rule.
+func ownHandle(uid types.UID, name string) string {
+	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(uid)+name)))
+}
+
+// diskDir is the pod's folder of the disk; its target is in it, but for a block volume.
+func (v *Volumes) diskDir(uid types.UID, name string) string {
+	return filepath.Join(v.PodDir(uid), "volumes", "kubernetes.io~csi", name)
+}
+
+// target is where the driver is asked to show the volume to the pod: a folder, or a device node.
+func (v *Volumes) target(uid types.UID, d *disk) string {
+	if d.Block {
+		return filepath.Join(v.disks.Dir, "volumeDevices", "publish", d.Name, string(uid))
+	}
+	return filepath.Join(v.diskDir(uid, d.Name), "mount")
+}
+
+// staging returns where the volume is staged and where that is written down.
+func (v *Volumes) staging(d *disk) (path, record string) {
+	if d.Block {
+		all := filepath.Join(v.disks.Dir, "volumeDevices")
+		return filepath.Join(all, "staging", d.Name), filepath.Join(all, d.Name, "data", recordFile)
+	}
+	dir := filepath.Join(v.disks.Dir, d.Driver, fmt.Sprintf("%x", sha256.Sum256([]byte(d.Handle))))
+	return filepath.Join(dir, "globalmount"), filepath.Join(dir, recordFile)
+}
+
+// lock lets one at a time work on a volume.
+func (v *Volumes) lock(d *disk) (unlock func()) {
+	one, _ := v.locals.LoadOrStore(d.uniqueName(), &sync.Mutex{})
+	one.(*sync.Mutex).Lock()
+	return one.(*sync.Mutex).Unlock
+}
+
+// known returns all disks that are written down. Preconditions: v.mu is held.
+func (v *Volumes) known() (map[held]*disk, error) {
+	if v.written != nil {
+		return v.written, nil
+	}
+	files, err := filepath.Glob(filepath.Join(v.root, "*", "volumes", "kubernetes.io~csi", "*", recordFile))
+	if err != nil {
+		return nil, err
+	}
+	all := map[held]*disk{}
+	for _, file := range files {
+		d := &disk{}
+		if err := readJSON(file, d); err != nil {
+			return nil, err
+		}
+		rel, err := filepath.Rel(v.root, file)
+		if err != nil {
+			return nil, err
+		}
+		uid, _, _ := strings.Cut(rel, "/")
+		all[held{types.UID(uid), d.Name}] = d
+	}
+	v.written = all
+	return all, nil
+}
+
+// disksOf returns the pod's disks, by name.
+func (v *Volumes) disksOf(uid types.UID) ([]*disk, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all, err := v.known()
+	var own []*disk
+	for h, d := range all {
+		if h.uid == uid {
+			own = append(own, d)
+		}
+	}
+	slices.SortFunc(own, func(a, b *disk) int { return strings.Compare(a.Name, b.Name) })
+	return own, err
+}
+
+// Slow reports whether a driver has to be asked before the pod's volumes are down.
+func (v *Volumes) Slow(uid types.UID) (bool, error) {
+	disks, err := v.disksOf(uid)
+	return len(disks) > 0, err
+}
+
+// diskOf returns what is written down of the pod's disk, nil when nothing is.
+func (v *Volumes) diskOf(uid types.UID, name string) (*disk, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all, err := v.known()
+	return all[held{uid, name}], err
+}
+
+// others reports whether another pod has a disk that same says is the same.
+func (v *Volumes) others(uid types.UID, same func(*disk) bool) (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all, err := v.known()
+	for h, d := range all {
+		if h.uid != uid && same(d) {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// save writes the pod's disk down. It takes a copy.
+func (v *Volumes) save(uid types.UID, d *disk) error {
+	if err := writeJSON(filepath.Join(v.diskDir(uid, d.Name), recordFile), d); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	all, err := v.known()
+	if err == nil {
+		copied := *d
+		all[held{uid, d.Name}] = &copied
+	}
+	v.mu.Unlock()
+	v.tellInUse()
+	return err
+}
+
+// strike forgets a disk of which nothing is left.
+func (v *Volumes) strike(uid types.UID, d *disk) error {
+	if err := remove(filepath.Join(v.diskDir(uid, d.Name), recordFile)); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	all, err := v.known()
+	delete(all, held{uid, d.Name})
+	v.mu.Unlock()
+	v.tellInUse()
+	return errors.Join(err, remove(v.diskDir(uid, d.Name)))
+}
+
+// InUse returns the volumes that are attached for pods of this node, or are to be: they must not be detached. A volume is in it before
+// a driver of the node hears of it, until it is unstaged.
+func (v *Volumes) InUse() ([]corev1.UniqueVolumeName, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all, err := v.known()
+	var names []corev1.UniqueVolumeName
+	for _, d := range all {
+		if d.Attached && !slices.Contains(names, d.uniqueName()) {
+			names = append(names, d.uniqueName())
+		}
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+// tellInUse tells who publishes InUse that it has changed.
+func (v *Volumes) tellInUse() {
+	now, err := v.InUse()
+	if err != nil || v.disks.Changed == nil {
+		return
+	}
+	v.mu.Lock()
+	changed := !slices.Equal(now, v.told)
+	v.told = now
+	v.mu.Unlock()
+	if changed {
+		v.disks.Changed()
+	}
+}
+
+// undo takes the disk from the pod, and unstages it when no other pod of the node has it. It may be repeated after a failure at any point.
+func (v *Volumes) undo(ctx context.Context, uid types.UID, d *disk) error {
+	defer v.lock(d)()
+	if d.Called {
+		n, err := v.driver(d.Driver)
+		if err != nil {
+			return err
+		}
+		if err := v.unpublish(ctx, n, uid, d); err != nil {
+			return err
+		}
+		path, _ := v.staging(d)
+		used, err := v.others(uid, func(o *disk) bool { p, _ := v.staging(o); return p == path && o.Called })
+		if err != nil {
+			return err
+		}
+		if !used {
+			if err := v.unstage(ctx, n, d); err != nil {
+				return err
+			}
+		}
+	}
+	return v.strike(uid, d)
+}
+
+func (v *Volumes) driver(name string) (csi.Node, error) {
+	if v.disks.Drivers == nil {
+		return nil, fmt.Errorf("driver name %s not found: this node has no CSI drivers", name)
+	}
+	return v.disks.Drivers.Driver(name)
+}
+
+// supports checks that the driver serves volumes of that life.
+func supports(o *storagev1.CSIDriver, driver string, mode storagev1.VolumeLifecycleMode) error {
+	modes := []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent}
+	if o != nil && len(o.Spec.VolumeLifecycleModes) > 0 {
+		modes = o.Spec.VolumeLifecycleModes
+	}
+	if slices.Contains(modes, mode) {
+		return nil
+	}
+	return fmt.Errorf("volume mode %q not supported by driver %s: the volumeLifecycleModes of its CSIDriver lack it", mode, driver)
+}
+
+func readJSON(file string, into any) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("read %s: %w: remove it when nothing is mounted beside it", file, err)
+	}
+	return nil
+}
+
+// writeJSON replaces a file so that after a crash it is the old or the new one. It makes the file's folder.
+func writeJSON(file string, value any) error {
+	b, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), ".new-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// remove removes a file or an empty folder, which need not be there.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
