@@ -162,6 +162,12 @@ cri-peers: build ## the suite of CRI against containerd, Debian's package, and c
 	@scripts/setup peers
 	go test -C test/cripeers -count=1 -timeout 30m -v .
 
+# Upstream's CSI driver for tests: a folder with its source (git clone https://github.com/kubernetes-csi/csi-driver-host-path).
+.PHONY: csi-peers
+csi-peers: build ## the kubelet with upstream's csi-driver-host-path: SOURCE=folder of its source
+	@test -n '$(SOURCE)' || { echo 'csi-peers: name the source of csi-driver-host-path by SOURCE='; exit 1; }
+	go test -C test/csipeers -count=1 -timeout 20m -v . -driver-source '$(abspath $(SOURCE))'
+
 .PHONY: mutants
 mutants: init setup ## take protections out one by one: the tests of security classes must be red
 	go run -C test/mutants .

@@ -1,0 +1,158 @@
+package csipeers
+
+import (
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// What a driver and the kubelet are to each other, on a cluster.
+func TestDriver(t *testing.T) {
+	b := newBed(t)
+	b.driverInfo("attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Persistent, Ephemeral], fsGroupPolicy: File")
+	node := strings.TrimSpace(b.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
+	b.wait("the-node topology.hostpath.csi/node", "csinode", node, "-o", "jsonpath={.spec.drivers[0].nodeID} {.spec.drivers[0].topologyKeys[0]}")
+	b.wait("the-node", "node", node, "-o", `jsonpath={.metadata.labels.topology\.hostpath\.csi/node}`)
+	t.Run("files", func(t *testing.T) { b.at(t).files() })
+	t.Run("block", func(t *testing.T) { b.at(t).block() })
+	t.Run("own", func(t *testing.T) { b.at(t).own() })
+	t.Run("killed", func(t *testing.T) { b.at(t).killed() })
+	t.Run("driver restarted", func(t *testing.T) { b.at(t).restarted() })
+}
+
+// at is the bed in a part of its test.
+func (b *bed) at(t *testing.T) *bed {
+	part := *b
+	part.t = t
+	return &part
+}
+
+const mountAt = "volumeMounts: [{name: v, mountPath: /data}]"
+
+// Two pods have one volume, one a part of it; what is written stays.
+func (b *bed) files() {
+	b.persistent("files", b.volume("files", 16<<20, files()), "")
+	b.pod("one", claim("files"), mountAt)
+	b.running("one")
+	b.box("one", "write", "/data/f", "hello")
+	b.pod("two", claim("files"), "volumeMounts: [{name: v, mountPath: /data}, {name: v, mountPath: /sub, subPath: part}]")
+	b.running("two")
+	if got := b.box("two", "read", "/data/f"); got != "hello" {
+		b.t.Errorf("another pod reads %q", got)
+	}
+	b.box("two", "write", "/sub/g", "below")
+	b.kubectl("delete", "pod", "one")
+	if got := b.box("two", "read", "/data/part/g"); got != "below" {
+		b.t.Errorf("a subPath has %q", got)
+	}
+	b.kubectl("delete", "pod", "two")
+	b.wantNothingLeft()
+	b.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: three}
+spec:
+  terminationGracePeriodSeconds: 2
+  securityContext: {fsGroup: 2000, runAsUser: 1000}
+  containers: [{name: box, image: "box:1", volumeMounts: [{name: v, mountPath: /data}]}]
+  volumes: [{name: v, persistentVolumeClaim: {claimName: files}}]
+`)
+	b.running("three")
+	if got := b.box("three", "stat", "/data/f"); got != "-rw-rw---- 2000" && got != "-rw-rw-r-- 2000" {
+		b.t.Errorf("a file of the pod's group is %q", got)
+	}
+	if got := b.box("three", "read", "/data/f"); got != "hello" {
+		b.t.Errorf("a later pod reads %q", got)
+	}
+	b.kubectl("delete", "pod", "three")
+	b.wantNothingLeft()
+}
+
+func (b *bed) block() {
+	b.persistent("block", b.volume("block", 16<<20, block()), "  volumeMode: Block")
+	b.pod("disk", claim("block"), "volumeDevices: [{name: v, devicePath: /dev/disk}]")
+	b.running("disk")
+	b.box("disk", "write", "/dev/disk", "blocks")
+	if got := b.box("disk", "read", "/dev/disk"); got != "blocks" {
+		b.t.Errorf("the device has %q", got)
+	}
+	b.kubectl("delete", "pod", "disk")
+	b.wantNothingLeft()
+}
+
+// A pod's own volume comes and goes with it.
+func (b *bed) own() {
+	b.pod("own", fmt.Sprintf("csi: {driver: %s, volumeAttributes: {size: 1Mi}}", driverName), mountAt)
+	b.running("own")
+	b.box("own", "write", "/data/f", "mine")
+	b.kubectl("delete", "pod", "own")
+	b.wantNothingLeft()
+}
+
+// server is the process that serves the cluster.
+func (b *bed) server() int {
+	b.t.Helper()
+	out := b.run(b.yare, "status", "--name", *clusterName)
+	for _, w := range strings.Fields(strings.NewReplacer(",", " ", "(", " ", ")", " ").Replace(out)) {
+		if n, err := strconv.Atoi(w); err == nil && n > 1 {
+			return n
+		}
+	}
+	b.t.Fatalf("no process in %q", out)
+	return 0
+}
+
+// The server is killed while pods come and go: the next one completes or undoes what it finds, whatever the API has by then.
+func (b *bed) killed() {
+	b.persistent("killed", b.volume("killed", 16<<20, files()), "")
+	b.pod("stays", claim("killed"), mountAt)
+	b.running("stays")
+	b.box("stays", "write", "/data/f", "kept")
+	for i := range 5 {
+		name := fmt.Sprint("k", i)
+		b.pod(name, claim("killed"), mountAt)
+		b.run("kill", "-9", strconv.Itoa(b.server()))
+		b.run(b.yare, "up", "--name", *clusterName)
+		b.running(name)
+		if got := b.box(name, "read", "/data/f"); got != "kept" {
+			b.t.Errorf("after a kill: %q", got)
+		}
+		b.kubectl("delete", "pod", name, "--wait=false")
+		b.run("kill", "-9", strconv.Itoa(b.server()))
+		b.run(b.yare, "up", "--name", *clusterName)
+	}
+	b.running("stays")
+	b.kubectl("delete", "pod", "stays", "--grace-period=0", "--force")
+	b.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s")
+	b.wantNothingLeft()
+}
+
+// A driver may be away while pods come and go: they wait for it.
+func (b *bed) restarted() {
+	b.persistent("away", b.volume("away", 16<<20, files()), "")
+	b.pod("before", claim("away"), mountAt)
+	b.running("before")
+	b.stopDriver()
+	b.kubectl("delete", "pod", "before", "--wait=false")
+	b.pod("after", claim("away"), mountAt)
+	b.waitEvent("after", "not found in the list of registered CSI drivers")
+	b.startDriver()
+	b.running("after")
+	b.wait("", "pod", "before", "--ignore-not-found")
+	b.kubectl("delete", "pod", "after")
+	b.wantNothingLeft()
+}
+
+// waitEvent waits until an Event of the pod says text.
+func (b *bed) waitEvent(pod, text string) {
+	b.t.Helper()
+	for range 300 {
+		out, err := exec.Command(b.yare, "kubectl", "events", "--for", "pod/"+pod).CombinedOutput()
+		if err == nil && strings.Contains(string(out), text) {
+			return
+		}
+	}
+	b.t.Fatalf("no Event of pod %s says %q", pod, text)
+}
