@@ -320,6 +320,10 @@ func (s source) SecretIn(namespace, name string) (*corev1.Secret, error) {
 
 func (s source) Node() *corev1.Node { return s.worker.Node() }
 
-func (s source) Warn(reason, message string) {
-	s.say(s.pod, corev1.EventTypeWarning, reason, "%s", message)
+func (s source) SetClaim(c *corev1.PersistentVolumeClaim, change func(*corev1.PersistentVolumeClaimStatus)) (*corev1.PersistentVolumeClaim, error) {
+	return client.Mutate(s.ctx, s.Client, c, "status", func(c *corev1.PersistentVolumeClaim) { change(&c.Status) })
+}
+
+func (s source) Say(o api.Object, kind, reason, message string) {
+	s.Events.EventAt(o, "", kind, reason, message)
 }

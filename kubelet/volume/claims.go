@@ -12,6 +12,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/claim"
 )
 
@@ -23,8 +24,10 @@ type Storage interface {
 	Volume(name string) (*corev1.PersistentVolume, error)
 	// Node returns this node, nil before it is registered.
 	Node() *corev1.Node
-	// Warn tells the pod's user of something that does not hold the pod up.
-	Warn(reason, message string)
+	// SetClaim changes the status of a claim, and returns what it is then.
+	SetClaim(c *corev1.PersistentVolumeClaim, change func(*corev1.PersistentVolumeClaimStatus)) (*corev1.PersistentVolumeClaim, error)
+	// Say tells users, by an Event of that type about o, of something that does not hold the pod up.
+	Say(o api.Object, kind, reason, message string)
 	// CSIDriver returns what the cluster says of a driver.
 	CSIDriver(name string) (*storagev1.CSIDriver, error)
 	// Attachment returns the VolumeAttachment of that name.
@@ -40,10 +43,12 @@ const groupAnnotation = "pv.beta.kubernetes.io/gid"
 type claimed struct {
 	path     string
 	readOnly bool
-	group    *int64    // that containers are to be in
-	block    bool      // path is a device
-	disk     *disk     // of a CSI driver's volume
-	again    time.Time // when to look after it; zero: never
+	group    *int64 // that containers are to be in
+	block    bool   // path is a device
+	disk     *disk  // of a CSI driver's volume
+
+	published time.Time // when its driver was asked to publish last; zero: it was not by this kubelet
+	again     time.Time // when to look after it; zero: never
 }
 
 // slow says that the volume is one of a claim or a driver: to bring it up may take long.
@@ -136,40 +141,46 @@ func (v *Volumes) one(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, 
 	if vol.CSI != nil {
 		return v.ownDisk(ctx, pod, vol, src)
 	}
-	pv, readOnly, err := boundTo(pod, vol, src)
+	b, err := boundTo(pod, vol, src)
 	if err != nil {
 		return nil, fmt.Errorf("error processing PVC %s/%s: %w", pod.Namespace, claim.Name(pod, vol), err)
 	}
-	c, err := v.persistent(ctx, pod, vol, pv, readOnly, src)
+	c, err := v.persistent(ctx, pod, vol, b, src)
 	if err != nil {
-		return nil, fmt.Errorf("persistentvolume %q: %w", pv.Name, err)
+		return nil, fmt.Errorf("persistentvolume %q: %w", b.volume.Name, err)
 	}
 	return c, nil
 }
 
-// boundTo returns the PersistentVolume that the pod's volume is, and whether the pod or the claim want it only to be read.
-// Its texts are those of upstream's kubelet, which users look for.
-func boundTo(pod *corev1.Pod, vol *corev1.Volume, src Storage) (*corev1.PersistentVolume, bool, error) {
+// bound is what a pod's volume of a claim is.
+type bound struct {
+	claim    *corev1.PersistentVolumeClaim
+	volume   *corev1.PersistentVolume
+	readOnly bool // the pod or the claim want it only to be read
+}
+
+// boundTo returns what the pod's volume is. Its texts are those of upstream's kubelet, which users look for.
+func boundTo(pod *corev1.Pod, vol *corev1.Volume, src Storage) (none bound, err error) {
 	c, err := src.Claim(claim.Name(pod, vol))
 	switch {
 	case err != nil:
-		return nil, false, err
+		return none, err
 	case vol.Ephemeral != nil && !metav1.IsControlledBy(c, pod):
-		return nil, false, fmt.Errorf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", c.Namespace, c.Name, pod.Namespace, pod.Name)
+		return none, fmt.Errorf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", c.Namespace, c.Name, pod.Namespace, pod.Name)
 	case c.DeletionTimestamp != nil && pod.Status.Phase != corev1.PodRunning: // a pod that has run keeps its claim
-		return nil, false, errors.New("PVC is being deleted")
+		return none, errors.New("PVC is being deleted")
 	case !claim.Bound(c):
-		return nil, false, errors.New("PVC is not bound")
+		return none, errors.New("PVC is not bound")
 	}
 	pv, err := src.Volume(c.Spec.VolumeName)
 	if err != nil {
-		return nil, false, err
+		return none, err
 	}
 	if r := pv.Spec.ClaimRef; r == nil || r.UID != c.UID {
-		return nil, false, fmt.Errorf("persistentvolume %q: spec.claimRef does not name this claim, of UID %s", pv.Name, c.UID)
+		return none, fmt.Errorf("persistentvolume %q: spec.claimRef does not name this claim, of UID %s", pv.Name, c.UID)
 	}
 	readOnly := vol.PersistentVolumeClaim != nil && vol.PersistentVolumeClaim.ReadOnly
-	return pv, readOnly || onlyRead(c.Spec.AccessModes), nil
+	return bound{c, pv, readOnly || onlyRead(c.Spec.AccessModes)}, nil
 }
 
 // onlyRead says whether a claim asks for reading alone.
@@ -183,7 +194,8 @@ func onlyRead(modes []corev1.PersistentVolumeAccessMode) bool {
 }
 
 // persistent makes what pv has appear for the pod.
-func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, pv *corev1.PersistentVolume, readOnly bool, src Source) (*claimed, error) {
+func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, b bound, src Source) (*claimed, error) {
+	pv, readOnly := b.volume, b.readOnly
 	n := src.Node()
 	if n == nil {
 		return nil, errors.New("this node is not registered yet")
@@ -203,7 +215,7 @@ func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.V
 	block := pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock
 	switch {
 	case pv.Spec.CSI != nil:
-		up, err := v.claimedDisk(ctx, pod, pv, readOnly, src)
+		up, err := v.claimedDisk(ctx, pod, vol, b, src)
 		if up != nil {
 			up.group = c.group
 		}

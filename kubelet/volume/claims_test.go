@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/claim"
 )
 
@@ -55,7 +56,16 @@ func (o *objects) SecretIn(namespace, name string) (*corev1.Secret, error) {
 	return o.Secret(namespace + "/" + name)
 }
 
-func (o *objects) Warn(reason, message string) { o.warnings = append(o.warnings, reason+" "+message) }
+func (o *objects) Say(_ api.Object, _, reason, message string) {
+	o.warnings = append(o.warnings, reason+" "+message)
+}
+
+func (o *objects) SetClaim(c *corev1.PersistentVolumeClaim, change func(*corev1.PersistentVolumeClaimStatus)) (*corev1.PersistentVolumeClaim, error) {
+	c = c.DeepCopy()
+	change(&c.Status)
+	o.claims[c.Name] = c
+	return c, nil
+}
 
 // bind returns a Source with a node and with claims c, d, e ... that are bound to the volumes, and a pod of all of them.
 func bind(sources ...corev1.PersistentVolumeSource) (*objects, *corev1.Pod) {

@@ -58,6 +58,8 @@ type disk struct {
 	Called bool `json:"called,omitempty"`
 	// Published is the boot in which the pod's volume was made ready.
 	Published string `json:"published,omitempty"`
+	// Size is that of the PersistentVolume, in bytes, with which the node has the volume; 0 where it is not known.
+	Size int64 `json:"size,omitempty"`
 }
 
 // held is a disk by the pod that has it.

@@ -36,24 +36,29 @@ const (
 // publishEvery is how often a volume is published again whose driver wants that; upstream's pods are looked after as often.
 const publishEvery = time.Minute
 
+// growEvery is how often it is looked whether a volume has grown: a kubelet may not watch claims.
+const growEvery = 20 * time.Second
+
 // mounting is one attempt to bring a disk up, or to publish it again.
 type mounting struct {
 	pod *corev1.Pod
 	src Source
-	pv  *corev1.PersistentVolume // nil for a pod's own volume
-	own *corev1.CSIVolumeSource  // nil for a claim's
+	own *corev1.CSIVolumeSource // nil for a claim's
+
+	claim *corev1.PersistentVolumeClaim // nil for a pod's own volume, as is pv
+	pv    *corev1.PersistentVolume
 
 	readOnly bool
+	last     time.Time            // when the driver was asked to publish last; zero: it was not by this kubelet
 	object   *storagev1.CSIDriver // nil where there is none
 	node     csi.Node
 	can      csi.Capabilities
 	publish  map[string]string // context of the volume's attachment
-	renew    time.Time         // when a token that the driver was given should be another; zero: never
 }
 
 // ownDisk brings a pod's own CSI volume up.
 func (v *Volumes) ownDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Source) (*claimed, error) {
-	m := &mounting{pod: pod, src: src, own: vol.CSI, readOnly: vol.CSI.ReadOnly != nil && *vol.CSI.ReadOnly}
+	m := &mounting{pod: pod, src: src, own: vol.CSI, readOnly: vol.CSI.ReadOnly != nil && *vol.CSI.ReadOnly, last: v.publishedAt(pod, vol)}
 	if _, err := v.folder(pod, vol, "csi"); err != nil { // the name becomes a path's
 		return nil, err
 	}
@@ -62,9 +67,9 @@ func (v *Volumes) ownDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.Volu
 }
 
 // claimedDisk brings up the CSI volume that a claim is bound to.
-func (v *Volumes) claimedDisk(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, readOnly bool, src Source) (*claimed, error) {
-	s := pv.Spec.CSI
-	m := &mounting{pod: pod, src: src, pv: pv, readOnly: readOnly}
+func (v *Volumes) claimedDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, b bound, src Source) (*claimed, error) {
+	pv, s := b.volume, b.volume.Spec.CSI
+	m := &mounting{pod: pod, src: src, claim: b.claim, pv: pv, readOnly: b.readOnly, last: v.publishedAt(pod, vol)}
 	return v.mountDisk(ctx, m, disk{Name: pv.Name, Handle: s.VolumeHandle, Driver: s.Driver, Node: v.disks.Node,
 		Attachment: attachmentName(s.VolumeHandle, s.Driver, v.disks.Node), Lifecycle: string(storagev1.VolumeLifecyclePersistent),
 		Block: pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock})
@@ -87,27 +92,43 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 		return nil, err
 	}
 	if have != nil {
-		d.Called, d.Published = have.Called, have.Published
+		d.Called, d.Published, d.Size = have.Called, have.Published, have.Size
 	}
 	if have == nil || *have != d {
 		if err := v.save(m.pod.UID, &d); err != nil {
 			return nil, err
 		}
 	}
-	up := &claimed{path: v.target(m.pod.UID, &d), readOnly: m.readOnly, block: d.Block, disk: &d}
-	if d.Published == v.disks.Boot && !m.republishes() {
-		return up, nil // before this kubelet was started
-	}
-	if d.Attached {
-		if m.publish, err = m.attachment(&d); err != nil {
+	up := &claimed{path: v.target(m.pod.UID, &d), readOnly: m.readOnly, block: d.Block, disk: &d, published: m.last}
+	if now := time.Now(); d.Published != v.disks.Boot || m.due(now) {
+		if d.Attached {
+			if m.publish, err = m.attachment(&d); err != nil {
+				return nil, err
+			}
+		}
+		if err := v.perform(ctx, m, &d); err != nil {
 			return nil, err
 		}
+		up.published = now
 	}
-	if err := v.perform(ctx, m, &d); err != nil {
+	if err := v.grow(ctx, m, &d); err != nil {
 		return nil, err
 	}
 	up.again = m.again(time.Now())
 	return up, nil
+}
+
+// publishedAt returns when this kubelet had the pod's volume published last.
+func (v *Volumes) publishedAt(pod *corev1.Pod, vol *corev1.Volume) time.Time {
+	if c := v.claimed(pod, vol); c != nil {
+		return c.published
+	}
+	return time.Time{}
+}
+
+// stages reports whether the volume is staged before it is published.
+func (m *mounting) stages() bool {
+	return m.pv != nil && m.can[spec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME]
 }
 
 // ask finds the driver, and what is known of it.
@@ -174,9 +195,8 @@ func (v *Volumes) perform(ctx context.Context, m *mounting, d *disk) error {
 			return err
 		}
 	}
-	stages := m.pv != nil && m.can[spec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME]
 	path := ""
-	if stages {
+	if m.stages() {
 		path, _ = v.staging(d)
 		if err := v.stage(ctx, m, d); err != nil {
 			return err
@@ -292,12 +312,9 @@ func (m *mounting) tokens(ctx context.Context) (string, error) {
 		if t.Audience != "" {
 			req.Audiences = []string{t.Audience}
 		}
-		status, renew, err := m.src.Token(ctx, m.pod, req)
+		status, _, err := m.src.Token(ctx, m.pod, req)
 		if err != nil {
 			return "", err
-		}
-		if m.renew.IsZero() || renew.Before(m.renew) {
-			m.renew = renew
 		}
 		all[t.Audience] = status
 	}
@@ -310,16 +327,20 @@ func (m *mounting) republishes() bool {
 	return m.object != nil && m.object.Spec.RequiresRepublish != nil && *m.object.Spec.RequiresRepublish
 }
 
-// again is when to publish again; zero: never.
+// due reports whether the volume, which was published, has to be so again. Tokens live ten minutes at least: the driver gets another in time.
+func (m *mounting) due(now time.Time) bool {
+	return m.republishes() && (m.last.IsZero() || !now.Before(m.last.Add(publishEvery)))
+}
+
+// again is when to look after the volume next; zero: never.
 func (m *mounting) again(now time.Time) time.Time {
-	if !m.republishes() {
-		return time.Time{}
+	switch {
+	case m.pv != nil && !m.readOnly && m.can[spec.NodeServiceCapability_RPC_EXPAND_VOLUME]:
+		return now.Add(growEvery)
+	case m.republishes():
+		return now.Add(publishEvery)
 	}
-	next := now.Add(publishEvery)
-	if !m.renew.IsZero() && m.renew.Before(next) {
-		next = m.renew
-	}
-	return next
+	return time.Time{}
 }
 
 // secrets returns what is in a Secret that the volume names; nil where it names none.

@@ -119,7 +119,7 @@ func (v *Volumes) giveLocal(ctx context.Context, pod *corev1.Pod, pv *corev1.Per
 	}
 	if used {
 		if int(st.Gid) != gid {
-			src.Warn("AlreadyMountedVolume", fmt.Sprintf("The requested fsGroup is %d, but the volume %s has GID %d. The volume may not be shareable.", gid, pv.Name, st.Gid))
+			src.Say(pod, corev1.EventTypeWarning, "AlreadyMountedVolume", fmt.Sprintf("The requested fsGroup is %d, but the volume %s has GID %d. The volume may not be shareable.", gid, pv.Name, st.Gid))
 		}
 		return nil
 	}
@@ -141,7 +141,7 @@ func giveRoot(ctx context.Context, root *os.Root, pod *corev1.Pod, name string, 
 	}
 	kept, err := giveTree(ctx, root, gid)
 	if kept != nil {
-		src.Warn("FailedFSGroup", fmt.Sprintf("fsGroup %d was not given to all files of volume %s: %v", gid, name, kept))
+		src.Say(pod, corev1.EventTypeWarning, "FailedFSGroup", fmt.Sprintf("fsGroup %d was not given to all files of volume %s: %v", gid, name, kept))
 	}
 	return err
 }
