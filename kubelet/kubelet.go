@@ -267,10 +267,15 @@ func (k *Kubelet) dns() spec.DNS {
 
 // serve runs the server.
 func (k *Kubelet) serve(ctx context.Context, ready func()) error {
-	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All}
+	volumes := &stats.Volumes{Measure: k.volumes.Stats, Pods: k.pods.All, Failed: func(p *corev1.Pod, err error) {
+		k.log.Warn("volume is not measured", "pod", p.Namespace+"/"+p.Name, "err", err)
+	}}
+	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All, Volumes: volumes}
 	registry := prometheus.NewRegistry()
-	if err := registry.Register(stats.NewRunning(k.pods.All)); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
+	for _, c := range []prometheus.Collector{stats.NewRunning(k.pods.All), stats.NewClaims(ctx, volumes)} {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
 	}
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
 		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: server.NewReviews(k.deps.Client, k.config.NodeName), Stats: reader.Summary,

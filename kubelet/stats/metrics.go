@@ -32,7 +32,7 @@ func (c *resource) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
 	defer cancel()
 	failed := desc("resource_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise")
-	sum, err := c.reader.Summary(ctx)
+	sum, err := c.reader.running(ctx)
 	if err != nil {
 		out <- prometheus.MustNewConstMetric(failed, prometheus.GaugeValue, 1)
 		return

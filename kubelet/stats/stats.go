@@ -1,7 +1,7 @@
 // Package stats says what the node and its pods use: the summary API (stats/v1alpha1) and the resource metrics. It
 // replaces upstream's kubelet/server/stats and cAdvisor; pods' figures are the runtime's.
 //
-// Nothing is sampled in the background: each request reads, and rates (usageNanoCores) are the runtime's where it gives
+// Nothing is sampled in the background: each request reads, volumes at most once a minute, and rates (usageNanoCores) are the runtime's where it gives
 // them, else the difference from the request before.
 package stats
 
@@ -18,6 +18,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
@@ -32,6 +33,8 @@ type Reader struct {
 	Node string
 	Root string // the kubelet's folder
 	Pods func() []*corev1.Pod
+	// Volumes measures pods' volumes.
+	Volumes *Volumes
 
 	mu   sync.Mutex
 	last cpuSample
@@ -42,8 +45,21 @@ type cpuSample struct {
 	used uint64 // nanoseconds of all cpus
 }
 
-// Summary returns the node's and its pods' figures.
+// Summary returns the node's, its pods' and their volumes' figures.
 func (r *Reader) Summary(ctx context.Context) (*statsapi.Summary, error) {
+	sum, err := r.running(ctx)
+	if err != nil {
+		return nil, err
+	}
+	volumes := r.Volumes.All(ctx)
+	for i := range sum.Pods {
+		sum.Pods[i].VolumeStats = summary(volumes[types.UID(sum.Pods[i].PodRef.UID)])
+	}
+	return sum, nil
+}
+
+// running returns the node's and its pods' figures, without their volumes.
+func (r *Reader) running(ctx context.Context) (*statsapi.Summary, error) {
 	n, err := r.node()
 	if err != nil {
 		return nil, err
