@@ -6,6 +6,7 @@
 //	/var/lib/yare/clusters/<name>.json   the Record: written once at the first start, removed by the last step of Remove
 //	<data>/                              etcd, pki, images, pods, logs (default /var/lib/yare/<name>)
 //	<data>/settings.yaml                 the settings that it was last up with, where it was given any; the next start has the same
+//	/var/lib/kubelet                     a link to the kubelet's folder in <data> of the first cluster, where nothing else is
 //	/run/yare/<name>/                    sockets, the server's lock, shims' state and network namespaces; gone after a reboot
 //
 // Everything that a cluster makes on the host carries its name: cgroups are below <hierarchy>/yare/<name>, the nft
@@ -39,6 +40,8 @@ import (
 type Host struct {
 	VarDir string // /var/lib/yare
 	RunDir string // /run/yare
+	// UsualKubelet is where everybody looks for a node's kubelet, /var/lib/kubelet.
+	UsualKubelet string
 }
 
 // Record is what a cluster chose when it was first started. It never changes afterwards.

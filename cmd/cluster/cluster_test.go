@@ -19,7 +19,7 @@ import (
 
 func host(t *testing.T) Host {
 	d := t.TempDir()
-	return Host{VarDir: filepath.Join(d, "var"), RunDir: filepath.Join(d, "run")}
+	return Host{VarDir: filepath.Join(d, "var"), RunDir: filepath.Join(d, "run"), UsualKubelet: filepath.Join(d, "kubelet")}
 }
 
 func claim(t *testing.T, h Host, w Wish) *Record {

@@ -48,6 +48,7 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		{"remove the Services' rules", removeServices},
 		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
 		{"remove cgroups", removeCgroups},
+		{"remove the link to the kubelet", h.removeKubeletLink},
 		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},
 	}
 	if !keepData {

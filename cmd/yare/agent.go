@@ -140,7 +140,11 @@ func (a *agent) nodeKubelet(runtime *cri.Client) (run.Component, error) {
 	c := kubelet.Defaults()
 	a.join.complete(&c)
 	c.Port, c.HealthzPort = int32(a.record.KubeletPort), int32(a.record.HealthzPort)
-	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
+	var err error
+	if c.RootDir, err = kubeletDir(a.record, a.log); err != nil {
+		return nil, err
+	}
+	c.LogDir = filepath.Join(data, "pods")
 	c.CgroupRoot, c.MaxPods = a.record.Cgroup(), int64(a.config.MaxPods)
 	c.StaticPodPath = filepath.Join(data, "manifests")
 	c.ImageCredentialProviderConfig, c.ImageCredentialProviderBinDir = a.config.ImageCredentialProviderConfig, a.config.ImageCredentialProviderBinDir

@@ -161,7 +161,7 @@ func (p *peer) kubelet(cfg *rest.Config, c kubelet.Config, serving *tls.Config, 
 	access, err := p.dial(cfg, "kubelet",
 		remote.Watched{Kind: api.PodKind, Query: client.Query{Fields: fields.OneTermEqualSelector("spec.nodeName", c.NodeName)}},
 		remote.Watched{Kind: api.NodeKind, Query: client.Query{Fields: fields.OneTermEqualSelector("metadata.name", c.NodeName)}},
-		remote.Watched{Kind: api.ServiceKind})
+		remote.Watched{Kind: api.ServiceKind}, remote.Watched{Kind: api.CSIDriverKind})
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/client/events"
+	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/cri/criserver"
 	"github.com/yare-dev/yare/dns"
@@ -50,7 +52,11 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	c := kubelet.Defaults()
 	c.NodeName, c.NodeIPs = s.config.NodeName, []string{s.address.String()}
 	c.Port, c.HealthzPort = int32(s.record.KubeletPort), int32(s.record.HealthzPort)
-	c.RootDir, c.LogDir = filepath.Join(data, "kubelet"), filepath.Join(data, "pods")
+	var err error
+	if c.RootDir, err = kubeletDir(s.record, s.log); err != nil {
+		return nil, err
+	}
+	c.LogDir = filepath.Join(data, "pods")
 	c.CgroupRoot = s.record.Cgroup()
 	c.ClusterDNS = []string{s.record.DNSAddress().String()}
 	c.MaxPods = int64(s.config.MaxPods)
@@ -67,6 +73,15 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 		return nil, err
 	}
 	return run.Together("kubelet", k, recorder), nil
+}
+
+// kubeletDir is the folder of the cluster's kubelet. Where that is not the usual one, the log says what follows from it.
+func kubeletDir(r *cluster.Record, log *slog.Logger) (string, error) {
+	dir, note, err := cluster.Host{}.KubeletDir(r)
+	if note != "" {
+		log.Warn("the kubelet is not where everybody looks for it", "note", note)
+	}
+	return dir, err
 }
 
 // nodeReady becomes ready when this host's Node is Ready and the cluster's DNS answers at its Service address: what `yare up`
