@@ -230,6 +230,11 @@ func TestDiskDriverGone(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.v.PodDir("u1"), "volumes", "kubernetes.io~csi", "pv-c", recordFile)); err != nil {
 		t.Error(err)
 	}
+	s.restart() // a kubelet that comes before the driver
+	s.mustMount("u1")
+	if next := s.v.Next(s.pod("u1")); next.IsZero() {
+		t.Error("the driver is not looked for again")
+	}
 	s.on.gone = false
 	s.mustDown("u1")
 	s.wantNothing()

@@ -78,6 +78,10 @@ func (v *Volumes) claimedDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.
 // mountDisk goes from nothing, or from wherever an earlier attempt came to, to a published volume.
 func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed, error) {
 	if err := m.ask(ctx, v, &d); err != nil {
+		// A driver that is away takes no volume from the pods that have it.
+		if have, herr := v.diskOf(m.pod.UID, d.Name); herr == nil && have != nil && have.Published == v.disks.Boot {
+			return &claimed{path: v.target(m.pod.UID, have), readOnly: m.readOnly, block: have.Block, disk: have, published: m.last, again: time.Now().Add(growEvery)}, nil
+		}
 		return nil, err
 	}
 	defer v.lock(&d)()

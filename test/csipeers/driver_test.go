@@ -1,11 +1,16 @@
 package csipeers
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
 )
 
 // What a driver and the kubelet are to each other, on a cluster.
@@ -18,6 +23,7 @@ func TestDriver(t *testing.T) {
 	t.Run("files", func(t *testing.T) { b.at(t).files() })
 	t.Run("block", func(t *testing.T) { b.at(t).block() })
 	t.Run("own", func(t *testing.T) { b.at(t).own() })
+	t.Run("stats and growth", func(t *testing.T) { b.at(t).grows(node) })
 	t.Run("killed", func(t *testing.T) { b.at(t).killed() })
 	t.Run("driver restarted", func(t *testing.T) { b.at(t).restarted() })
 }
@@ -91,6 +97,47 @@ func (b *bed) own() {
 	b.wantNothingLeft()
 }
 
+// The driver measures its volume, and makes it larger while a pod has it.
+func (b *bed) grows(node string) {
+	v := b.volume("grows", 16<<20, files())
+	b.persistent("grows", v, "")
+	b.pod("grows", claim("grows"), mountAt)
+	b.running("grows")
+	summary := b.kubectl("get", "--raw", "/api/v1/nodes/"+node+"/proxy/stats/summary")
+	if !strings.Contains(summary, `"pvcRef":{"name":"grows","namespace":"default"}`) && !strings.Contains(summary, `"pvcRef": {`) {
+		b.t.Error("no volume in the summary: ", summary)
+	}
+	metrics := b.kubectl("get", "--raw", "/api/v1/nodes/"+node+"/proxy/metrics")
+	if !strings.Contains(metrics, `kubelet_volume_stats_capacity_bytes{namespace="default",persistentvolumeclaim="grows"}`) {
+		b.t.Error("no volume in the metrics")
+	}
+	if _, err := b.control.ControllerExpandVolume(b.context(), &spec.ControllerExpandVolumeRequest{VolumeId: v.VolumeId,
+		CapacityRange: &spec.CapacityRange{RequiredBytes: 32 << 20}, VolumeCapability: writer(files())}); err != nil {
+		b.t.Fatal(err)
+	}
+	b.kubectl("patch", "pv", "grows", "-p", `{"spec": {"capacity": {"storage": "32Mi"}}}`)
+	b.kubectl("patch", "pvc", "grows", "--subresource=status", "-p", `{"status": {"allocatedResourceStatuses": {"storage": "NodeResizePending"}, "allocatedResources": {"storage": "32Mi"}}}`)
+	b.wait("32Mi ", "pvc", "grows", "-o", "jsonpath={.status.capacity.storage} {.status.allocatedResourceStatuses.storage}")
+	b.kubectl("delete", "pod", "grows")
+	b.wantNothingLeft()
+}
+
+// kill kills the server and waits for its end.
+func (b *bed) kill() {
+	b.t.Helper()
+	pid := b.server()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		b.t.Fatal(err)
+	}
+	for range 1000 {
+		if syscall.Kill(pid, 0) != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	b.t.Fatal("the server does not end")
+}
+
 // server is the process that serves the cluster.
 func (b *bed) server() int {
 	b.t.Helper()
@@ -113,14 +160,14 @@ func (b *bed) killed() {
 	for i := range 5 {
 		name := fmt.Sprint("k", i)
 		b.pod(name, claim("killed"), mountAt)
-		b.run("kill", "-9", strconv.Itoa(b.server()))
+		b.kill()
 		b.run(b.yare, "up", "--name", *clusterName)
 		b.running(name)
 		if got := b.box(name, "read", "/data/f"); got != "kept" {
 			b.t.Errorf("after a kill: %q", got)
 		}
 		b.kubectl("delete", "pod", name, "--wait=false")
-		b.run("kill", "-9", strconv.Itoa(b.server()))
+		b.kill()
 		b.run(b.yare, "up", "--name", *clusterName)
 	}
 	b.running("stays")
@@ -155,4 +202,41 @@ func (b *bed) waitEvent(pod, text string) {
 		}
 	}
 	b.t.Fatalf("no Event of pod %s says %q", pod, text)
+}
+
+// A volume that has to be attached is in use, by the Node's word, from before it is mounted until it is unstaged; the pod waits until it is
+// attached. The test is the attacher.
+func TestAttached(t *testing.T) {
+	b := newBed(t, "--enable-attach")
+	b.driverInfo("attachRequired: true")
+	node := strings.TrimSpace(b.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
+	v := b.volume("attached", 16<<20, files())
+	b.persistent("attached", v, "")
+	b.pod("waits", claim("attached"), mountAt)
+	unique := "kubernetes.io/csi/" + driverName + "^" + v.VolumeId
+	b.wait(unique, "node", node, "-o", "jsonpath={.status.volumesInUse[*]}")
+	name := fmt.Sprintf("csi-%x", sha256.Sum256([]byte(v.VolumeId+driverName+node)))
+	b.apply(fmt.Sprintf("{apiVersion: storage.k8s.io/v1, kind: VolumeAttachment, metadata: {name: %s}, spec: {attacher: %s, nodeName: %s, source: {persistentVolumeName: attached}}}",
+		name, driverName, node))
+	published, err := b.control.ControllerPublishVolume(b.context(), &spec.ControllerPublishVolumeRequest{VolumeId: v.VolumeId, NodeId: "the-node",
+		VolumeCapability: writer(files())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log("publish context:", published.PublishContext)
+	if phase := b.kubectl("get", "pod", "waits", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
+		t.Error("a pod whose volume is not attached is ", phase)
+	}
+	b.kubectl("patch", "volumeattachment", name, "--subresource=status", "--type=merge", "-p", `{"status": {"attached": true}}`)
+	b.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"volumesAttached": [{"name": %q, "devicePath": ""}]}}`, unique))
+	b.running("waits")
+	b.kill()
+	b.run(b.yare, "up", "--name", *clusterName)
+	b.wait(unique, "node", node, "-o", "jsonpath={.status.volumesInUse[*]}")
+	b.kubectl("delete", "pod", "waits")
+	b.wait("", "node", node, "-o", "jsonpath={.status.volumesInUse[*]}")
+	b.wantNothingLeft()
+	if _, err := b.control.ControllerUnpublishVolume(b.context(), &spec.ControllerUnpublishVolumeRequest{VolumeId: v.VolumeId, NodeId: "the-node"}); err != nil {
+		t.Error(err)
+	}
 }

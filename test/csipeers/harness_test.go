@@ -36,7 +36,12 @@ type bed struct {
 	work     string
 	yare     string
 	root     string // the kubelet's folder
-	driver   *exec.Cmd
+	*process        // the driver's, shared by the parts of a test
+}
+
+// process is the driver's.
+type process struct {
+	driver   *exec.Cmd // nil while it is away
 	register *registration
 	control  spec.ControllerClient
 }
@@ -47,7 +52,7 @@ func newBed(t *testing.T, args ...string) *bed {
 	if os.Getuid() != 0 {
 		t.Skip("a cluster needs root")
 	}
-	b := &bed{t: t, work: t.TempDir(), yare: *yareProgram}
+	b := &bed{t: t, work: t.TempDir(), yare: *yareProgram, process: &process{}}
 	if b.yare == "" {
 		b.yare = "../../bin/yare"
 	}
@@ -210,8 +215,9 @@ func (b *bed) stopDriver() {
 	}
 	b.register.stop()
 	_ = b.driver.Process.Signal(syscall.SIGTERM)
-	time.AfterFunc(5*time.Second, func() { _ = b.driver.Process.Kill() })
+	kill := time.AfterFunc(5*time.Second, func(p *os.Process) func() { return func() { _ = p.Kill() } }(b.driver.Process))
 	_ = b.driver.Wait()
+	kill.Stop()
 	b.driver = nil
 }
 
@@ -266,9 +272,8 @@ func (b *bed) registerDriver() *registration {
 // volume makes a volume by the driver's controller service, as a provisioner does.
 func (b *bed) volume(name string, bytes int64, c *spec.VolumeCapability) *spec.Volume {
 	b.t.Helper()
-	c.AccessMode = &spec.VolumeCapability_AccessMode{Mode: spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}
 	r, err := b.control.CreateVolume(b.context(), &spec.CreateVolumeRequest{Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: bytes},
-		VolumeCapabilities: []*spec.VolumeCapability{c}})
+		VolumeCapabilities: []*spec.VolumeCapability{writer(c)}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -278,6 +283,12 @@ func (b *bed) volume(name string, bytes int64, c *spec.VolumeCapability) *spec.V
 		}
 	})
 	return r.Volume
+}
+
+// writer is the access of one node that writes.
+func writer(c *spec.VolumeCapability) *spec.VolumeCapability {
+	c.AccessMode = &spec.VolumeCapability_AccessMode{Mode: spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}
+	return c
 }
 
 func files() *spec.VolumeCapability {
