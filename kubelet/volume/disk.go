@@ -145,7 +145,7 @@ func (v *Volumes) known() (map[held]*disk, error) {
 		uid, _, _ := strings.Cut(rel, "/")
 		all[held{types.UID(uid), d.Name}] = d
 	}
-	v.written = all
+	v.written, v.told = all, inUse(all)
 	return all, nil
 }
 
@@ -226,14 +226,17 @@ func (v *Volumes) InUse() ([]corev1.UniqueVolumeName, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	all, err := v.known()
-	var names []corev1.UniqueVolumeName
+	return inUse(all), err
+}
+
+func inUse(all map[held]*disk) (names []corev1.UniqueVolumeName) {
 	for _, d := range all {
 		if d.Attached && !slices.Contains(names, d.uniqueName()) {
 			names = append(names, d.uniqueName())
 		}
 	}
 	slices.Sort(names)
-	return names, err
+	return names
 }
 
 // tellInUse tells who publishes InUse that it has changed.

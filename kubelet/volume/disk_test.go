@@ -285,10 +285,14 @@ func TestDiskAttachment(t *testing.T) {
 		t.Error(got)
 	}
 	s.restart()
+	s.v.disks.Changed = func() { changed++ }
 	if used, err := s.v.InUse(); err != nil || len(used) != 1 {
 		t.Error("after a restart:", used, err)
 	}
 	s.mustDown("u1")
+	if changed != 2 {
+		t.Error("it is not told that the volume is in use no longer")
+	}
 	s.wantNothing()
 }
 
