@@ -83,13 +83,17 @@ func limitsHugepages(g *cgroup.Group) bool {
 	return err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 }
 
-// hostDevices looks up the devices that a container asks for. A host path may
-// be a directory, which stands for all devices in it.
+// hostDevices looks up the devices that a container asks for, and where it is
+// privileged all of the host besides. A host path may be a directory, which
+// stands for all devices in it.
 func hostDevices(c *runtimeapi.ContainerConfig) ([]hostDevice, error) {
-	if c.GetLinux().GetSecurityContext().GetPrivileged() {
-		return devicesBelow("/dev", "/dev", "rwm", true)
-	}
 	var all []hostDevice
+	if c.GetLinux().GetSecurityContext().GetPrivileged() {
+		var err error
+		if all, err = devicesBelow("/dev", "/dev", "rwm", true); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range c.GetDevices() {
 		if strings.Trim(d.Permissions, "rwm") != "" {
 			return nil, fmt.Errorf("device %s: permissions %q", d.HostPath, d.Permissions)
@@ -105,7 +109,10 @@ func hostDevices(c *runtimeapi.ContainerConfig) ([]hostDevice, error) {
 		if len(found) == 0 {
 			return nil, fmt.Errorf("device %s: no device node", d.HostPath)
 		}
-		all = append(all, found...)
+		for _, d := range found {
+			all = slices.DeleteFunc(all, func(o hostDevice) bool { return o.Path == d.Path })
+			all = append(all, d)
+		}
 	}
 	return all, nil
 }

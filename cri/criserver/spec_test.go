@@ -219,3 +219,27 @@ func TestSignals(t *testing.T) {
 		}
 	}
 }
+
+// A container gets the devices that it asks for, also a privileged one, which has those of the host besides: each path is one device.
+func TestHostDevices(t *testing.T) {
+	ask := []*runtimeapi.Device{{HostPath: "/dev/null", ContainerPath: "/dev/mine", Permissions: "rm"}, {HostPath: "/dev/null", ContainerPath: "/dev/zero", Permissions: "rwm"}}
+	for _, privileged := range []bool{false, true} {
+		all, err := hostDevices(&runtimeapi.ContainerConfig{Devices: ask, Linux: &runtimeapi.LinuxContainerConfig{
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: privileged}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string][]hostDevice{}
+		for _, d := range all {
+			found[d.Path] = append(found[d.Path], d)
+		}
+		if (len(found["/dev/full"]) > 0) != privileged {
+			t.Error("devices of the host, privileged:", privileged, found["/dev/full"])
+		}
+		for path, access := range map[string]string{"/dev/mine": "rm", "/dev/zero": "rwm"} {
+			if d := found[path]; len(d) != 1 || d[0].Major != 1 || d[0].Minor != 3 || d[0].Access != access {
+				t.Errorf("%s: %+v", path, d)
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +55,9 @@ type bed struct {
 	runtime *kubelettest.Runtime
 	groups  *groups
 	dir     string
-	node    *corev1.Node
+	node    *corev1.Node                // set before there are pods
+	later   atomic.Pointer[corev1.Node] // what has become of it since
+	disks   volume.Disks
 	pods    *Pods
 	stop    func()
 }
@@ -67,7 +71,7 @@ func newBed(t *testing.T, objects ...api.Object) *bed {
 		b.stop()
 		entries, _ := os.ReadDir(filepath.Join(b.dir, "pods"))
 		for _, e := range entries {
-			if err := volume.New(filepath.Join(b.dir, "pods"), volume.Disks{}).Down(context.Background(), types.UID(e.Name())); err != nil {
+			if err := volume.New(filepath.Join(b.dir, "pods"), b.disks).Down(context.Background(), types.UID(e.Name())); err != nil {
 				t.Error(err)
 			}
 		}
@@ -83,8 +87,8 @@ func (b *bed) start() {
 		RuntimeName: "books", MaxRestartDelay: 5 * time.Minute, MaxParallelPulls: 5, HostsFile: filepath.Join(b.dir, "hosts"),
 	}, Deps{
 		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups,
-		Volumes: volume.New(filepath.Join(b.dir, "pods"), volume.Disks{}), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Node: func() *corev1.Node { return b.node }, HostIPs: func() []string { return []string{"192.168.0.1"} },
+		Volumes: volume.New(filepath.Join(b.dir, "pods"), b.disks), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Node: func() *corev1.Node { return cmp.Or(b.later.Load(), b.node) }, HostIPs: func() []string { return []string{"192.168.0.1"} },
 		DNS: func() spec.DNS { return spec.DNS{Servers: []string{"10.96.0.10"}, Domain: "cluster.local"} },
 	})
 	b.pods.Open(ctx)
