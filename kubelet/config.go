@@ -48,7 +48,8 @@ type Config struct {
 	RegisterWithTaints []corev1.Taint    `json:"registerWithTaints"`
 	// StaticPodPath is a folder of pod manifests to run without the API; empty: none.
 	StaticPodPath string `json:"staticPodPath"`
-	// CSIDrivers takes up the CSI drivers that register by a socket in the folder plugins_registry of RootDir.
+	// CSIDrivers takes up the CSI drivers that register by a socket in the folder plugins_registry of RootDir, which becomes a shared mount
+	// where it is not on one: what drivers in pods mount in it has to be seen.
 	CSIDrivers bool `json:"csiDrivers"`
 	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize"`

@@ -132,6 +132,11 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(k.config.RootDir, 0o750); err != nil {
 		return fmt.Errorf("make root folder: %w", err)
 	}
+	if k.config.CSIDrivers { // before anything is mounted
+		if err := volume.Share(k.config.RootDir); err != nil {
+			k.log.Warn("what drivers in pods mount is not seen", "err", err)
+		}
+	}
 	if err := k.makeGroups(); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -171,4 +172,31 @@ func MountPoints() ([]string, error) {
 		}
 	}
 	return points, nil
+}
+
+// Shared reports whether the mount that path is on is shared: what is mounted below it is seen by all who have a copy of it, and the other way
+// round.
+func Shared(path string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return false, wrap("stat", path, err)
+	}
+	b, err := ReadFile(unix.AT_FDCWD, "/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	id := strconv.FormatUint(st.Mnt_id, 10)
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 6 && f[0] == id {
+			for _, option := range f[6:] {
+				if option == "-" {
+					break
+				}
+				if strings.HasPrefix(option, "shared:") {
+					return true, nil
+				}
+			}
+		}
+	}
+	return false, nil
 }

@@ -42,7 +42,8 @@ var (
 
 // Pauses after failures.
 const (
-	firstPause = 500 * time.Millisecond
+	firstPause = 20 * time.Millisecond  // a socket is there before it is listened to
+	quietPause = 500 * time.Millisecond // up to which nothing is said of them
 	lastPause  = 30 * time.Second
 	callLimit  = 10 * time.Second
 )
@@ -183,19 +184,14 @@ func sockets(dir string) (map[string]identity, error) {
 // serve offers the program to its handler until it is taken up, and then until ctx ends.
 func (r *Registrar) serve(ctx context.Context, path string) {
 	log := r.log.With("socket", path)
-	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		log.Warn("program cannot be asked what it is", "err", err)
-		return
-	}
-	defer conn.Close()
-	client := registerapi.NewRegistrationClient(conn)
 	for wait := firstPause; ; wait = min(2*wait, lastPause) {
-		again, err := r.offer(ctx, client, log)
+		again, err := r.offer(ctx, path, log)
 		if ctx.Err() != nil || !again {
 			return
 		}
-		log.Warn("program is not registered yet", "err", err)
+		if wait > quietPause {
+			log.Warn("program is not registered yet", "err", err)
+		}
 		if run.Pause(ctx, wait) != nil {
 			return
 		}
@@ -203,7 +199,13 @@ func (r *Registrar) serve(ctx context.Context, path string) {
 }
 
 // offer goes once through the protocol. It returns when ctx ends, or with an error, and whether it makes sense to try again.
-func (r *Registrar) offer(ctx context.Context, client registerapi.RegistrationClient, log *slog.Logger) (again bool, err error) {
+func (r *Registrar) offer(ctx context.Context, path string, log *slog.Logger) (again bool, err error) {
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	client := registerapi.NewRegistrationClient(conn)
 	limited, cancel := context.WithTimeout(ctx, callLimit)
 	info, err := client.GetInfo(limited, &registerapi.InfoRequest{})
 	cancel()

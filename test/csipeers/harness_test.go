@@ -49,6 +49,14 @@ type process struct {
 // newBed starts all, and checks at the end of the test that nothing is left.
 func newBed(t *testing.T, args ...string) *bed {
 	t.Helper()
+	b := newCluster(t)
+	b.startDriver(args...)
+	return b
+}
+
+// newCluster starts a cluster without a driver.
+func newCluster(t *testing.T) *bed {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("a cluster needs root")
 	}
@@ -82,7 +90,6 @@ func newBed(t *testing.T, args ...string) *bed {
 		b.root = filepath.Join(b.work, "data", "kubelet")
 	}
 	b.image()
-	b.startDriver(args...)
 	return b
 }
 

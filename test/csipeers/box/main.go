@@ -22,9 +22,11 @@ func main() {
 	}
 }
 
-// do reads or writes what is at path: a file, or a device from its beginning.
+// do reads or writes what is at path: a file, or a device from its beginning. The verb register offers a driver to the kubelet.
 func do(verb, path, text string) error {
 	switch verb {
+	case "register":
+		return register(path, text)
 	case "read":
 		f, err := os.Open(path)
 		if err != nil {
