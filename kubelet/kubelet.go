@@ -237,7 +237,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
 		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
-		InUse: k.volumes.InUse,
+		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll() })
 	k.pods = pod.New(pod.Config{
 		Node: spec.Node{

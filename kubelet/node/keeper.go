@@ -173,13 +173,14 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 	}
 	if differs(&want, &node.Status) || now.Sub(k.written) >= statusAtLeast {
 		if err := k.write(ctx, node, want); err != nil {
-			if ctx.Err() == nil && !apierrors.IsConflict(err) {
+			if ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // watch registers it again
 				k.log.Warn("node status is not written", "err", err)
 			}
 			return k.backOff()
 		}
 		k.written = now
 	}
+	k.config.Reported(want.VolumesInUse)
 	if NotReady(rt) != "" {
 		return k.backOff() // the runtime has no event for becoming ready
 	}
@@ -195,9 +196,6 @@ func (k *Keeper) backOff() time.Duration {
 
 func (k *Keeper) write(ctx context.Context, node *corev1.Node, want corev1.NodeStatus) error {
 	got, err := client.Mutate(ctx, k.client, node, "status", func(n *corev1.Node) { n.Status = want })
-	if apierrors.IsNotFound(err) {
-		return nil // watch registers it again
-	}
 	if apierrors.IsConflict(err) {
 		fresh, gerr := client.Get[*corev1.Node](ctx, k.client, api.KeyOf(node))
 		if gerr != nil {

@@ -35,8 +35,9 @@ type Config struct {
 	Labels    map[string]string
 	Taints    []corev1.Taint
 	Root      string // the kubelet's folder, whose file system is the node's storage
-	// InUse returns the attached volumes that pods of the node have, or are to have.
-	InUse func() ([]corev1.UniqueVolumeName, error)
+	// InUse returns the attached volumes that pods of the node have, or are to have; Reported is told when the Node has them.
+	InUse    func() ([]corev1.UniqueVolumeName, error)
+	Reported func([]corev1.UniqueVolumeName)
 }
 
 // Runtime is what the container runtime says.

@@ -150,7 +150,8 @@ func TestDiskIsAttached(t *testing.T) {
 		a.Name, a.Status.Attached = "csi-8e3bb36fda804646cae96ea9b03b4b77d9b692e45ea0ddda23cccc30a6b1c3fe", true // by volume, driver and node
 		b.api.Put(a)
 		n := b.node.DeepCopy()
-		n.Status.VolumesInUse, n.Status.VolumesAttached = used, []corev1.AttachedVolume{{Name: used[0]}}
+		b.pods.Volumes.Reported(used)
+		n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: used[0]}}
 		b.later.Store(n)
 		time.Sleep(time.Second)
 		b.wantRunning("app")

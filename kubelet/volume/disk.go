@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -239,17 +240,40 @@ func inUse(all map[held]*disk) (names []corev1.UniqueVolumeName) {
 	return names
 }
 
+// Reported takes note that the Node has names as the volumes that are in use, by a write that was made after InUse returned them, or by none
+// being needed. A volume is not touched before it is among them: whoever detaches looks at the Node.
+func (v *Volumes) Reported(names []corev1.UniqueVolumeName) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, name := range names {
+		v.reported[name] = true
+	}
+	v.keepReported(v.told)
+}
+
+// keepReported forgets those that are in use no longer: should they be so again, that has to be told again. Preconditions: v.mu is held.
+func (v *Volumes) keepReported(now []corev1.UniqueVolumeName) {
+	maps.DeleteFunc(v.reported, func(name corev1.UniqueVolumeName, _ bool) bool { return !slices.Contains(now, name) })
+}
+
+func (v *Volumes) isReported(name corev1.UniqueVolumeName) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.reported[name]
+}
+
 // tellInUse tells who publishes InUse that it has changed.
 func (v *Volumes) tellInUse() {
 	now, err := v.InUse()
-	if err != nil || v.disks.Changed == nil {
+	if err != nil {
 		return
 	}
 	v.mu.Lock()
 	changed := !slices.Equal(now, v.told)
 	v.told = now
+	v.keepReported(now)
 	v.mu.Unlock()
-	if changed {
+	if changed && v.disks.Changed != nil {
 		v.disks.Changed()
 	}
 }

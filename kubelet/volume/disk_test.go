@@ -258,7 +258,9 @@ func TestDiskAttachment(t *testing.T) {
 	if want := []corev1.UniqueVolumeName{"kubernetes.io/csi/d^h"}; err != nil || !slices.Equal(used, want) || changed != 1 {
 		t.Error(used, changed, err)
 	}
-	s.o.node.Status.VolumesInUse = used
+	s.v.Reported([]corev1.UniqueVolumeName{"another"})
+	waiting("does not say yet that the volume is in use")
+	s.v.Reported(used)
 	waiting("does not say yet that the volume is attached")
 	s.o.node.Status.VolumesAttached = []corev1.AttachedVolume{{Name: used[0]}}
 	if err := s.mount("u1"); err == nil || !strings.Contains(err.Error(), "VolumeAttachment csi-") {
@@ -289,8 +291,9 @@ func TestDiskAttachment(t *testing.T) {
 	if used, err := s.v.InUse(); err != nil || len(used) != 1 {
 		t.Error("after a restart:", used, err)
 	}
+	s.v.Reported(used)
 	s.mustDown("u1")
-	if changed != 2 {
+	if changed != 2 || s.v.isReported(used[0]) {
 		t.Error("it is not told that the volume is in use no longer")
 	}
 	s.wantNothing()

@@ -106,6 +106,9 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 	up := &claimed{path: v.target(m.pod.UID, &d), readOnly: m.readOnly, block: d.Block, disk: &d, published: m.last}
 	if now := time.Now(); d.Published != v.disks.Boot || m.due(now) {
 		if d.Attached {
+			if !v.isReported(d.uniqueName()) {
+				return nil, fmt.Errorf("%w: the Node does not say yet that the volume is in use", ErrWaiting)
+			}
 			if m.publish, err = m.attachment(&d); err != nil {
 				return nil, err
 			}
@@ -170,9 +173,6 @@ func (m *mounting) attachment(d *disk) (map[string]string, error) {
 	n := m.src.Node()
 	if n == nil {
 		return nil, errors.New("this node is not registered yet")
-	}
-	if !slices.Contains(n.Status.VolumesInUse, d.uniqueName()) {
-		return nil, fmt.Errorf("%w: the Node does not say yet that the volume is in use", ErrWaiting)
 	}
 	if !slices.ContainsFunc(n.Status.VolumesAttached, func(a corev1.AttachedVolume) bool { return a.Name == d.uniqueName() }) {
 		return nil, fmt.Errorf("%w: the Node does not say yet that the volume is attached", ErrWaiting)

@@ -36,11 +36,14 @@ type Volumes struct {
 	claims  map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
 	written map[held]*disk                    // the disks that are written down; nil before they were read
 	told    []corev1.UniqueVolumeName         // of InUse, last
+	// reported are those of told that the Node has.
+	reported map[corev1.UniqueVolumeName]bool
 }
 
 // New returns Volumes below root (/var/lib/kubelet/pods).
 func New(root string, d Disks) *Volumes {
-	return &Volumes{root: root, disks: d, claims: map[types.UID]map[string]*claimed{}}
+	return &Volumes{root: root, disks: d, claims: map[types.UID]map[string]*claimed{},
+		reported: map[corev1.UniqueVolumeName]bool{}}
 }
 
 // Error is one volume's failure.
