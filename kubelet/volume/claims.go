@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/claim"
@@ -44,6 +46,8 @@ type claimed struct {
 	path     string
 	readOnly bool
 	group    *int64 // that containers are to be in
+	volume   string // name of the PersistentVolume; empty for a pod's own volume
+	alone    bool   // only one pod may have it
 	block    bool   // path is a device
 	disk     *disk  // of a CSI driver's volume
 
@@ -129,11 +133,34 @@ func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if c.alone && v.hasAnother(pod.UID, c.volume) {
+		return errNotAlone
+	}
 	if v.claims[pod.UID] == nil {
 		v.claims[pod.UID] = map[string]*claimed{}
 	}
 	v.claims[pod.UID][vol.Name] = c
 	return nil
+}
+
+// errNotAlone refuses a second pod on a volume that only one may have, in upstream's words.
+var errNotAlone = errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod")
+
+// isAlone reports whether only one pod may have the volume.
+func isAlone(pv *corev1.PersistentVolume) bool {
+	return slices.Equal(pv.Spec.AccessModes, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod})
+}
+
+// hasAnother reports whether another pod has the PersistentVolume. Preconditions: v.mu is held.
+func (v *Volumes) hasAnother(uid types.UID, volume string) bool {
+	for other, all := range v.claims {
+		for _, c := range all {
+			if other != uid && c.volume == volume {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // one brings one volume up, or looks after it.
@@ -149,6 +176,7 @@ func (v *Volumes) one(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, 
 	if err != nil {
 		return nil, fmt.Errorf("persistentvolume %q: %w", b.volume.Name, err)
 	}
+	c.volume, c.alone = b.volume.Name, isAlone(b.volume)
 	return c, nil
 }
 

@@ -128,10 +128,12 @@ func TestClaimsThatHoldUp(t *testing.T) {
 		"going after": {change: func(b bed) {
 			b.c.DeletionTimestamp, b.p.Status.Phase = &now, corev1.PodRunning
 		}},
-		"no volume":        {change: func(b bed) { b.o.volumes = nil }, want: `persistentvolumes "pv-c" not found`},
-		"another's volume": {change: func(b bed) { b.v.Spec.ClaimRef.UID = "before" }, want: `persistentvolume "pv-c": spec.claimRef does not name this claim, of UID uid-c`},
-		"block":            {change: func(b bed) { b.v.Spec.VolumeMode = &block }, want: `persistentvolume "pv-c": spec.volumeMode: Block is not supported by this node for hostPath volumes`},
-		"other source":     {source: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}, want: `persistentvolume "pv-c": nfs volumes are not supported by this node`},
+		"no volume":           {change: func(b bed) { b.o.volumes = nil }, want: `persistentvolumes "pv-c" not found`},
+		"another's volume":    {change: func(b bed) { b.v.Spec.ClaimRef.UID = "before" }, want: `persistentvolume "pv-c": spec.claimRef does not name this claim, of UID uid-c`},
+		"block":               {change: func(b bed) { b.v.Spec.VolumeMode = &block }, want: `persistentvolume "pv-c": spec.volumeMode: Block is not supported by this node for hostPath volumes`},
+		"block device as one": {source: localAt(disk), change: func(b bed) { b.v.Spec.VolumeMode = &block }},
+		"folder as a device":  {source: localAt(dir), change: func(b bed) { b.v.Spec.VolumeMode = &block }, want: dir + " is not a block device, as spec.volumeMode Block says"},
+		"other source":        {source: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}, want: `persistentvolume "pv-c": nfs volumes are not supported by this node`},
 		"elsewhere": {change: func(b bed) {
 			b.v.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "kubernetes.io/hostname", Operator: corev1.NodeSelectorOpIn, Values: []string{"other"}}}}}}}

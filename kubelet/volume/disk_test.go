@@ -373,6 +373,15 @@ func TestDiskAlone(t *testing.T) {
 	}
 	s.mustDown("u1")
 	s.mustMount("u2")
+	s.mustDown("u2")
+	// So is one of no driver.
+	s.pv.Spec.PersistentVolumeSource = hostAt(t.TempDir(), corev1.HostPathUnset)
+	s.mustMount("u1")
+	if err := s.mount("u2"); !errors.Is(err, errNotAlone) {
+		t.Error(err)
+	}
+	s.mustDown("u1")
+	s.mustMount("u2")
 }
 
 // Drivers that want it get tokens, where they want them, and are asked again before these expire.

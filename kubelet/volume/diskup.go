@@ -156,14 +156,14 @@ func (m *mounting) ask(ctx context.Context, v *Volumes, d *disk) (err error) {
 	return err
 }
 
-// alone refuses a second pod on a volume that only one may have.
+// alone refuses a second pod on a volume that only one may have, also before that one has it.
 func (v *Volumes) alone(m *mounting, d *disk) error {
-	if m.pv == nil || !slices.Equal(m.pv.Spec.AccessModes, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}) {
+	if m.pv == nil || !isAlone(m.pv) {
 		return nil
 	}
 	used, err := v.others(m.pod.UID, func(o *disk) bool { return o.uniqueName() == d.uniqueName() })
 	if used {
-		return errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod")
+		return errNotAlone
 	}
 	return err
 }

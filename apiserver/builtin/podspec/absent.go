@@ -11,8 +11,8 @@ import (
 // the pod as something else than was asked for.
 const notHere = "not supported by this release"
 
-// absent refuses, by name, fields whose behaviour does not exist. Volumes that wait for a storage object
-// (claims, CSI, NFS) are not here: their pods stay Pending and an event says why, as without the claim upstream.
+// absent refuses, by name, fields whose behaviour does not exist. Volumes that a node cannot serve (NFS, others of old) are not here: their
+// pods stay Pending and an event says why, as without the claim upstream.
 func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	refuse := func(set bool, at *field.Path) {
 		if set {
