@@ -61,6 +61,9 @@ type Record struct {
 	KubeletPort int `json:"kubeletPort"`
 	// HealthzPort tells everybody on this host whether the kubelet lives. Clusters of older releases have none, 0.
 	HealthzPort int `json:"healthzPort,omitempty"`
+	// KubeletDir is the path that the cluster's kubelet is known by: the usual one, a link, or its own folder's. Clusters of older releases have
+	// none, and mean the latter.
+	KubeletDir string `json:"kubeletDir,omitempty"`
 	// Ephemeral clusters do not sync to disk.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Made is the outermost folder that had to be created for DataDir; empty if DataDir was there (then it was empty).
@@ -312,6 +315,7 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 			return nil, fmt.Errorf("data folder %s is used by cluster %q (%s): choose another --data-dir", r.DataDir, o.Name, o.DataDir)
 		}
 	}
+	r.KubeletDir = h.chooseKubeletDir(r, others)
 	if err := checkEmpty(r.DataDir); err != nil {
 		return nil, err
 	}

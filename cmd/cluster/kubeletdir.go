@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 func (h Host) usualKubelet() string {
@@ -16,33 +17,41 @@ func (h Host) usualKubelet() string {
 	return h.UsualKubelet
 }
 
-// kubeletDir is where the cluster's kubelet keeps its files.
-func (r *Record) kubeletDir() string { return filepath.Join(r.DataDir, "kubelet") }
+// ownKubelet is where the cluster's kubelet keeps its files.
+func (r *Record) ownKubelet() string { return filepath.Join(r.DataDir, "kubelet") }
 
-// KubeletDir makes the folder of the cluster's kubelet and returns the path that it is to be known by. What is made for nodes, above all
-// drivers of storage, looks for the kubelet in /var/lib/kubelet: where nothing is, a link leads from there to the first cluster of the host, and
-// that is the path. Otherwise it is the folder below the cluster's own, and note says what to do about it.
-func (h Host) KubeletDir(r *Record) (dir, note string, err error) {
-	own, usual := r.kubeletDir(), h.usualKubelet()
+// chooseKubeletDir returns the path that the kubelet of a new cluster is known by: the usual one where nobody has it.
+func (h Host) chooseKubeletDir(r *Record, others []*Record) string {
+	usual := h.usualKubelet()
+	taken := slices.ContainsFunc(others, func(o *Record) bool { return o.KubeletDir == usual })
+	if _, err := os.Lstat(usual); taken || !errors.Is(err, fs.ErrNotExist) {
+		return r.ownKubelet()
+	}
+	return usual
+}
+
+// MakeKubeletDir makes the folder of the cluster's kubelet and the link to it, if it is to have one, and returns the path that it is known by.
+// Drivers of storage remember this path, so it never changes. Where it is not the usual one, note says what to do about that.
+func (h Host) MakeKubeletDir(r *Record) (dir, note string, err error) {
+	own, usual := r.ownKubelet(), h.usualKubelet()
 	if err := os.MkdirAll(own, 0o750); err != nil {
 		return "", "", err
 	}
-	err = os.Symlink(own, usual)
-	switch to, _ := os.Readlink(usual); {
-	case to == own:
-		return usual, "", nil
-	case err != nil && !errors.Is(err, fs.ErrExist):
-		return own, fmt.Sprintf("%v; tell drivers of storage that the kubelet's folder is %s", err, own), nil
-	case to != "":
-		return own, fmt.Sprintf("%s leads to %s: tell drivers of storage that this cluster's kubelet has its folder in %s", usual, to, own), nil
+	if r.KubeletDir != usual {
+		return own, fmt.Sprintf("%s was another's when the cluster was made: tell drivers of storage that this cluster's kubelet has its folder in %s", usual, own), nil
 	}
-	return own, fmt.Sprintf("%s belongs to somebody else: tell drivers of storage that this cluster's kubelet has its folder in %s, "+
-		"or move it away and start the cluster again", usual, own), nil
+	if err := os.Symlink(own, usual); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", "", err
+	}
+	if to, err := os.Readlink(usual); err != nil || to != own {
+		return "", "", fmt.Errorf("%s has to lead to %s, the folder of this cluster's kubelet, and somebody else has put something there: move it away", usual, own)
+	}
+	return usual, "", nil
 }
 
 // removeKubeletLink removes the link that leads to the cluster's kubelet.
 func (h Host) removeKubeletLink(_ context.Context, r *Record) error {
-	if to, err := os.Readlink(h.usualKubelet()); err != nil || to != r.kubeletDir() {
+	if to, err := os.Readlink(h.usualKubelet()); err != nil || to != r.ownKubelet() {
 		return nil // there is none, or it is not ours
 	}
 	if err := os.Remove(h.usualKubelet()); err != nil && !errors.Is(err, fs.ErrNotExist) {

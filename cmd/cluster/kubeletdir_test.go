@@ -4,19 +4,16 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
 
-// The first cluster has the usual path, until it is removed; what somebody else has there stays.
+// The first cluster has the usual path for as long as it is, and no other gets it meanwhile; what somebody else has there stays.
 func TestKubeletDir(t *testing.T) {
 	h := host(t)
-	h.UsualKubelet = filepath.Join(t.TempDir(), "kubelet")
-	a, b := claim(t, h, Wish{Name: "a"}), claim(t, h, Wish{Name: "b"})
 	want := func(r *Record, dir, text string) {
 		t.Helper()
-		got, note, err := h.KubeletDir(r)
+		got, note, err := h.MakeKubeletDir(r)
 		if err != nil || got != dir || (note == "") != (text == "") || !strings.Contains(note, text) {
 			t.Errorf("%s, %q, %v; want %s, %q", got, note, err, dir, text)
 		}
@@ -26,29 +23,35 @@ func TestKubeletDir(t *testing.T) {
 	}
 	remove := func(r *Record) {
 		t.Helper()
-		if err := h.removeKubeletLink(t.Context(), r); err != nil {
+		if err := errors.Join(h.removeKubeletLink(t.Context(), r), h.forget(t.Context(), r)); err != nil {
 			t.Error(err)
 		}
 	}
+	a, b := claim(t, h, Wish{Name: "a"}), claim(t, h, Wish{Name: "b"})
 	for range 2 { // the second is after a restart
 		want(a, h.UsualKubelet, "")
-		want(b, b.kubeletDir(), "leads to "+a.kubeletDir()+": tell drivers")
+		want(b, b.ownKubelet(), "was another's when the cluster was made: tell drivers of storage that this cluster's kubelet has its folder in "+b.DataDir)
 	}
-	remove(b)
-	want(a, h.UsualKubelet, "")
 	remove(a)
 	if _, err := os.Lstat(h.UsualKubelet); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the link is left:", err)
 	}
-	remove(a)
+	want(b, b.ownKubelet(), "was another's") // drivers know it by this path
+	remove(b)
 	if err := os.Mkdir(h.UsualKubelet, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	want(a, a.kubeletDir(), "belongs to somebody else")
-	remove(a)
-	if _, err := os.Lstat(h.UsualKubelet); err != nil {
+	c := claim(t, h, Wish{Name: "c"})
+	want(c, c.ownKubelet(), "was another's")
+	remove(c)
+	if err := os.Remove(h.UsualKubelet); err != nil {
 		t.Error("somebody else's folder was removed:", err)
 	}
-	h.UsualKubelet = filepath.Join(t.TempDir(), "no", "such", "folder")
-	want(a, a.kubeletDir(), "no such file or directory; tell drivers")
+	d := claim(t, h, Wish{Name: "d"})
+	if err := os.Mkdir(h.UsualKubelet, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := h.MakeKubeletDir(d); err == nil || !strings.Contains(err.Error(), "somebody else has put something there: move it away") {
+		t.Error(err)
+	}
 }

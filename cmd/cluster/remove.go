@@ -48,12 +48,12 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		{"remove the Services' rules", removeServices},
 		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
 		{"remove cgroups", removeCgroups},
-		{"remove the link to the kubelet", h.removeKubeletLink},
 		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},
 	}
 	if !keepData {
 		steps = append(steps,
 			step{"remove the kubeconfig context", removeContext},
+			step{"remove the link to the kubelet", h.removeKubeletLink},
 			step{"remove " + r.DataDir, removeData},
 			step{"restore the host's settings", h.restoreForwarding},
 			step{"forget the cluster", h.forget})

@@ -77,7 +77,7 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 
 // kubeletDir is the folder of the cluster's kubelet. Where that is not the usual one, the log says what follows from it.
 func kubeletDir(r *cluster.Record, log *slog.Logger) (string, error) {
-	dir, note, err := cluster.Host{}.KubeletDir(r)
+	dir, note, err := cluster.Host{}.MakeKubeletDir(r)
 	if note != "" {
 		log.Warn("the kubelet is not where everybody looks for it", "note", note)
 	}

@@ -72,9 +72,13 @@ func TestDiskOfPod(t *testing.T) {
 		b := diskBed(t, on, false)
 		b.api.Put(newPod("a", withClaim))
 		b.settle()
-		time.Sleep(20 * time.Minute) // it is tried at the longest intervals by then
+		time.Sleep(20 * time.Minute)
 		b.wantRunning()
-		if e := strings.Join(b.api.Events(), "\n"); !strings.Contains(e, `FailedMount: MountVolume.SetUp failed for volume "v" : persistentvolume "pv": driver name d not found`) {
+		e := b.api.Events()
+		if len(e) < 40 || len(e) > 50 {
+			t.Error("tries in twenty minutes, the longest thirty seconds apart:", len(e))
+		}
+		if e := strings.Join(e, "\n"); !strings.Contains(e, `FailedMount: MountVolume.SetUp failed for volume "v" : persistentvolume "pv": driver name d not found`) {
 			t.Error(e)
 		}
 		on.d = csitest.New("d", t.TempDir())

@@ -102,10 +102,10 @@ func (w *worker) down(ctx context.Context, pod *corev1.Pod, v *View) bool {
 			}
 			return false
 		}
-		w.retries.reset("end " + s.name)
-		if !gone {
+		if !gone { // what it has begun may fail yet
 			return false
 		}
+		w.retries.reset("end " + s.name)
 	}
 	return true
 }

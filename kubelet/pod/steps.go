@@ -60,10 +60,10 @@ func (w *worker) up(ctx context.Context, pod *corev1.Pod, v *View) {
 			}
 			return
 		}
-		w.retries.reset(s.name)
-		if !next {
+		if !next { // what it has begun may fail yet
 			return
 		}
+		w.retries.reset(s.name)
 	}
 }
 

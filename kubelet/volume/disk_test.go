@@ -14,6 +14,8 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -212,6 +214,17 @@ func TestDiskKilled(t *testing.T) {
 			s.mustDown("u1")
 			s.wantNothing()
 		}
+	}
+}
+
+// A driver that knows a volume no longer, which was deleted behind its pods' back, does not keep them.
+func TestDiskUnknown(t *testing.T) {
+	s := newDisks(t)
+	s.mustMount("u1")
+	s.d.Hook = func(string, string, bool) error { return status.Error(codes.NotFound, "no such volume") }
+	s.mustDown("u1")
+	if left, err := mountsBelow(s.dir); err != nil || len(left) > 0 {
+		t.Error(left, err)
 	}
 }
 

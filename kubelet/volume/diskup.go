@@ -14,6 +14,7 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -480,9 +481,14 @@ func (v *Volumes) unstage(ctx context.Context, n csi.Node, d *disk) error {
 	return nil
 }
 
-// settled is the outcome of a call that undoes: a driver that knows nothing of the volume has nothing to undo, and one that
-// says that it is done has nothing mounted there any more.
+// settled is the outcome of a call that undoes: a driver that knows nothing of the volume has nothing to undo, and what it has mounted is
+// unmounted here; one that says that it is done has nothing mounted there any more.
 func settled(err error, path string) error {
+	if csi.Code(err) == codes.NotFound && mounted(path) {
+		if uerr := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); uerr != nil {
+			return fmt.Errorf("%w; unmount %s: %w", err, path, uerr)
+		}
+	}
 	if mounted(path) {
 		if err == nil {
 			err = fmt.Errorf("the driver says that it is done, and %s is still mounted", path)

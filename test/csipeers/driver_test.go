@@ -3,7 +3,9 @@ package csipeers
 import (
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -11,17 +13,23 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/yare-dev/yare/csi"
+	"github.com/yare-dev/yare/csi/csitest"
 )
 
 // What a driver and the kubelet are to each other, on a cluster.
 func TestDriver(t *testing.T) {
 	b := newBed(t)
-	b.driverInfo("attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Persistent, Ephemeral], fsGroupPolicy: File")
+	b.driverInfo("attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Persistent, Ephemeral], fsGroupPolicy: File, " +
+		"tokenRequests: [{audience: vault, expirationSeconds: 600}]")
 	node := strings.TrimSpace(b.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
 	b.wait("the-node topology.hostpath.csi/node", "csinode", node, "-o", "jsonpath={.spec.drivers[0].nodeID} {.spec.drivers[0].topologyKeys[0]}")
 	b.wait("the-node", "node", node, "-o", `jsonpath={.metadata.labels.topology\.hostpath\.csi/node}`)
 	t.Run("files", func(t *testing.T) { b.at(t).files() })
 	t.Run("block", func(t *testing.T) { b.at(t).block() })
+	t.Run("local device", func(t *testing.T) { b.at(t).device(node) })
+	t.Run("suite", func(t *testing.T) { b.at(t).suite() })
 	t.Run("own", func(t *testing.T) { b.at(t).own() })
 	t.Run("stats and growth", func(t *testing.T) { b.at(t).grows(node) })
 	t.Run("killed", func(t *testing.T) { b.at(t).killed() })
@@ -86,6 +94,60 @@ func (b *bed) block() {
 	}
 	b.kubectl("delete", "pod", "disk")
 	b.wantNothingLeft()
+}
+
+// A device of the node is a local volume.
+func (b *bed) device(node string) {
+	file := filepath.Join(b.work, "disk")
+	if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	loop := strings.TrimSpace(b.run("losetup", "--find", "--show", file))
+	b.t.Cleanup(func() { b.run("losetup", "--detach", loop) })
+	b.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: device}
+spec:
+  capacity: {storage: 1Mi}
+  accessModes: [ReadWriteOnce]
+  volumeMode: Block
+  storageClassName: ""
+  claimRef: {namespace: default, name: device}
+  local: {path: %s}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: device}
+spec:
+  accessModes: [ReadWriteOnce]
+  volumeMode: Block
+  storageClassName: ""
+  volumeName: device
+  resources: {requests: {storage: 1Mi}}
+`, loop, node))
+	b.pod("device", claim("device"), "securityContext: {privileged: true}, volumeDevices: [{name: v, devicePath: /dev/mine}]")
+	b.running("device")
+	b.box("device", "write", "/dev/mine", "local")
+	if got := b.box("device", "read", "/dev/mine"); got != "local" {
+		b.t.Errorf("the device has %q", got)
+	}
+	b.kubectl("delete", "pod", "device")
+}
+
+// The driver keeps to the suite that ours is held to.
+func (b *bed) suite() {
+	v := b.volume("suite", 16<<20, files())
+	c, err := csi.Dial(driverName, b.socket())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Check(b.context()); err != nil {
+		b.t.Error(err)
+	}
+	csitest.Suite(b.t, c, csitest.Volume{Handle: v.VolumeId})
 }
 
 // A pod's own volume comes and goes with it.

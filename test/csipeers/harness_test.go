@@ -3,7 +3,6 @@ package csipeers
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -69,6 +68,7 @@ func newCluster(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	t.Setenv("KUBECONFIG", filepath.Join(b.work, "kubeconfig"))
+	own := b.ownRoot()
 	b.run(b.yare, "up", "--name", *clusterName, "--data-dir", filepath.Join(b.work, "data"))
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -81,16 +81,27 @@ func newCluster(t *testing.T) *bed {
 		if left := b.mounts(); len(left) > 0 {
 			t.Error("mounts left: ", left)
 		}
-		if _, err := os.Lstat("/var/lib/kubelet"); !errors.Is(err, os.ErrNotExist) {
-			t.Error("/var/lib/kubelet is left")
+		if to, _ := os.Readlink(usual); to == own {
+			t.Error(usual, " is left")
 		}
 	})
-	b.root = "/var/lib/kubelet"
-	if _, err := os.Stat(b.root); err != nil {
-		b.root = filepath.Join(b.work, "data", "kubelet")
+	if b.root = usual; !b.isUsual() {
+		b.root = own // another cluster of this host is at the usual place
 	}
 	b.image()
+	b.apply("{apiVersion: v1, kind: Secret, metadata: {namespace: kube-system, name: disks}, stringData: {user: somebody}}")
 	return b
+}
+
+// usual is where everybody looks for a kubelet.
+const usual = "/var/lib/kubelet"
+
+func (b *bed) ownRoot() string { return filepath.Join(b.work, "data", "kubelet") }
+
+// isUsual reports whether the cluster's kubelet is where everybody looks for it.
+func (b *bed) isUsual() bool {
+	to, err := os.Readlink(usual)
+	return err == nil && to == b.ownRoot()
 }
 
 // mounts lists those of the cluster and of the driver.
@@ -176,7 +187,7 @@ func (b *bed) program() string {
 		b.t.Skip("no driver: name its source (git clone https://github.com/kubernetes-csi/csi-driver-host-path) by -driver-source, or its program by -driver")
 	}
 	program := filepath.Join(b.work, "hostpathplugin")
-	c := exec.Command("go", "build", "-o", program, "./cmd/hostpathplugin")
+	c := exec.Command("go", "build", "-ldflags=-X main.version=test", "-o", program, "./cmd/hostpathplugin")
 	c.Dir, c.Env = *driverSource, append(os.Environ(), "GOFLAGS=-mod=vendor", "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		b.t.Fatalf("build the driver: %v\n%s", err, out)
@@ -220,7 +231,9 @@ func (b *bed) stopDriver() {
 	if b.driver == nil {
 		return
 	}
-	b.register.stop()
+	if b.register != nil {
+		b.register.stop()
+	}
 	_ = b.driver.Process.Signal(syscall.SIGTERM)
 	kill := time.AfterFunc(5*time.Second, func(p *os.Process) func() { return func() { _ = p.Kill() } }(b.driver.Process))
 	_ = b.driver.Wait()
@@ -319,7 +332,13 @@ spec:
   persistentVolumeReclaimPolicy: Retain
   storageClassName: ""
   claimRef: {namespace: default, name: %[1]s}
-  csi: {driver: %[2]s, volumeHandle: %[3]q, fsType: ext4}
+  csi:
+    driver: %[2]s
+    volumeHandle: %[3]q
+    fsType: ext4
+    nodeStageSecretRef: {namespace: kube-system, name: disks}
+    nodePublishSecretRef: {namespace: kube-system, name: disks}
+    nodeExpandSecretRef: {namespace: kube-system, name: disks}
 %[4]s
 ---
 apiVersion: v1
