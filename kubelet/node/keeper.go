@@ -167,9 +167,10 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 	node := k.node.Load()
 	now := time.Now()
 	want := Status(k.config, facts, rt, &node.Status, now)
-	if want.VolumesInUse, err = k.config.InUse(); err != nil {
-		k.log.Warn("volumes that are in use cannot be told", "err", err)
-		return k.backOff()
+	used, notKnown := k.config.InUse()
+	if want.VolumesInUse = used; notKnown != nil {
+		k.log.Warn("volumes that are in use are not known: none is given back", "err", notKnown)
+		want.VolumesInUse = node.Status.VolumesInUse
 	}
 	if differs(&want, &node.Status) || now.Sub(k.written) >= statusAtLeast {
 		if err := k.write(ctx, node, want); err != nil {
@@ -180,7 +181,9 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 		}
 		k.written = now
 	}
-	k.config.Reported(want.VolumesInUse)
+	if notKnown == nil {
+		k.config.Reported(used)
+	}
 	if NotReady(rt) != "" {
 		return k.backOff() // the runtime has no event for becoming ready
 	}

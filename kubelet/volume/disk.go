@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -115,13 +114,6 @@ func (v *Volumes) staging(d *disk) (path, record string) {
 	}
 	dir := filepath.Join(v.disks.Dir, d.Driver, fmt.Sprintf("%x", sha256.Sum256([]byte(d.Handle))))
 	return filepath.Join(dir, "globalmount"), filepath.Join(dir, recordFile)
-}
-
-// lock lets one at a time work on a volume.
-func (v *Volumes) lock(d *disk) (unlock func()) {
-	one, _ := v.locals.LoadOrStore(d.uniqueName(), &sync.Mutex{})
-	one.(*sync.Mutex).Lock()
-	return one.(*sync.Mutex).Unlock
 }
 
 // known returns all disks that are written down. Preconditions: v.mu is held.
@@ -280,7 +272,7 @@ func (v *Volumes) tellInUse() {
 
 // undo takes the disk from the pod, and unstages it when no other pod of the node has it. It may be repeated after a failure at any point.
 func (v *Volumes) undo(ctx context.Context, uid types.UID, d *disk) error {
-	defer v.lock(d)()
+	defer v.locks.lock(d.uniqueName())()
 	if d.Called {
 		n, err := v.driver(d.Driver)
 		if err != nil {

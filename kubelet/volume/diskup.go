@@ -85,7 +85,7 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 		}
 		return nil, err
 	}
-	defer v.lock(&d)()
+	defer v.locks.lock(d.uniqueName())()       // one call at a time is made about a volume
 	if err := context.Cause(ctx); err != nil { // the pod may have ended while another worked on the volume
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 		}
 		up.published = now
 	}
-	if err := v.grow(ctx, m, &d); err != nil {
+	if err := v.grow(ctx, m, &d); err != nil && !apierrors.IsConflict(err) { // the controller has written to the claim too
 		return nil, err
 	}
 	up.again = m.again(time.Now())

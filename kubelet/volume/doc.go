@@ -16,7 +16,7 @@
 //
 // They live on tmpfs, so that secrets reach no disk.
 //
-// What a claim is bound to is asked for until its volume is up, and not again. A hostPath volume is used where it is; the folder of a
+// What a claim is bound to is asked for until its volume is up, and not again but for CSI volumes that may grow. A hostPath volume is used where it is; the folder of a
 // local volume is mounted anew for each pod that has it, read-only and with the volume's mount options where it is to be. The first
 // pod on the node makes a local volume's files those of its fsGroup, before it can be seen below the root: so a mount that is there is
 // done with. The content of both is never removed.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -51,9 +50,7 @@ func (v *Volumes) local(ctx context.Context, pod *corev1.Pod, pv *corev1.Persist
 	}
 	defer unix.Close(source)
 	id := inode{st.Dev, st.Ino}
-	one, _ := v.locals.LoadOrStore(id, &sync.Mutex{})
-	one.(*sync.Mutex).Lock() // pods that come later find files that are all of the group
-	defer one.(*sync.Mutex).Unlock()
+	defer v.locks.lock(id)() // pods that come later find files that are all of the group
 	tree, err := linux.CloneTree(source, "", false)
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ type Volumes struct {
 
 	disks Disks
 
-	locals sync.Map // of a *sync.Mutex for each folder (inode) that was a local volume, and each volume of a driver
+	locks locks // of folders (inodes) that are local volumes, and of drivers' volumes
 
 	mu      sync.Mutex
 	claims  map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
