@@ -132,9 +132,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err := os.MkdirAll(k.config.RootDir, 0o750); err != nil {
 		return fmt.Errorf("make root folder: %w", err)
 	}
-	if k.config.CSIDrivers { // before anything is mounted
-		if err := volume.Share(k.config.RootDir); err != nil {
-			k.log.Warn("what drivers in pods mount is not seen", "err", err)
+	if k.config.CSIDrivers {
+		if err := k.expectDrivers(); err != nil {
+			return err
 		}
 	}
 	if err := k.makeGroups(); err != nil {
@@ -253,6 +253,19 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 	})
+}
+
+// expectDrivers makes what drivers in pods mount of the kubelet's folder. It comes before anything is mounted there.
+func (k *Kubelet) expectDrivers() error {
+	if err := volume.Share(k.config.RootDir); err != nil {
+		k.log.Warn("what drivers in pods mount is not seen", "err", err)
+	}
+	for _, dir := range []string{k.podsDir(), filepath.Join(k.config.RootDir, "plugins")} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return fmt.Errorf("make folder for drivers: %w", err)
+		}
+	}
+	return nil
 }
 
 // register takes up the programs that offer themselves by their sockets.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ func (h Host) usualKubelet() string {
 
 // ownKubelet is where the cluster's kubelet keeps its files.
 func (r *Record) ownKubelet() string { return filepath.Join(r.DataDir, "kubelet") }
+
+// KubeletPath is the path that the cluster's kubelet is known by.
+func (r *Record) KubeletPath() string { return cmp.Or(r.KubeletDir, r.ownKubelet()) }
 
 // chooseKubeletDir returns the path that the kubelet of a new cluster is known by: the usual one where nobody has it.
 func (h Host) chooseKubeletDir(r *Record, others []*Record) string {

@@ -14,7 +14,7 @@ func TestKubeletDir(t *testing.T) {
 	want := func(r *Record, dir, text string) {
 		t.Helper()
 		got, note, err := h.MakeKubeletDir(r)
-		if err != nil || got != dir || (note == "") != (text == "") || !strings.Contains(note, text) {
+		if err != nil || got != dir || r.KubeletPath() != dir || (note == "") != (text == "") || !strings.Contains(note, text) {
 			t.Errorf("%s, %q, %v; want %s, %q", got, note, err, dir, text)
 		}
 		if info, err := os.Stat(got); err != nil || !info.IsDir() {

@@ -36,6 +36,7 @@ type status struct {
 	Services   string            `json:"serviceCIDR"`
 	DNS        string            `json:"dns"`
 	DataDir    string            `json:"dataDir"`
+	KubeletDir string            `json:"kubeletDir"` // that drivers of storage have to know
 	Ephemeral  bool              `json:"ephemeral"`
 	Components []componentStatus `json:"components,omitempty"`
 	Processes  []processStatus   `json:"processes,omitempty"`
@@ -129,7 +130,7 @@ func apiURL(r *cluster.Record) string { return fmt.Sprintf("https://127.0.0.1:%d
 func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 	s := &status{
 		Name: r.Name, Version: version, Kubernetes: kubernetesVersion, API: apiURL(r), Context: r.Context(),
-		PodCIDR: r.PodCIDR.String(), Services: r.ServiceNet.String(), DNS: r.DNSAddress().String(), DataDir: r.DataDir, Ephemeral: r.Ephemeral,
+		PodCIDR: r.PodCIDR.String(), Services: r.ServiceNet.String(), DNS: r.DNSAddress().String(), DataDir: r.DataDir, KubeletDir: r.KubeletPath(), Ephemeral: r.Ephemeral,
 	}
 	if s.PID, s.Running = r.Server(); !s.Running {
 		return s, nil
@@ -262,7 +263,7 @@ func (s *status) print(w io.Writer) error {
 	for _, row := range [][2]string{
 		{"cluster", s.Name + ", " + state}, {"version", s.Version + ", Kubernetes " + s.Kubernetes},
 		{"api", s.API + " (context " + s.Context + ")"},
-		{"addresses", "pods " + s.PodCIDR + ", Services " + s.Services + ", DNS " + s.DNS}, {"data", s.DataDir},
+		{"addresses", "pods " + s.PodCIDR + ", Services " + s.Services + ", DNS " + s.DNS}, {"data", s.DataDir}, {"kubelet", s.KubeletDir},
 	} {
 		fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
 	}
