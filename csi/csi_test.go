@@ -61,7 +61,8 @@ func TestErrors(t *testing.T) {
 	var fail error
 	d.Hook = func(string, string, bool) error { return fail }
 	publish := func() error {
-		return d.Client().Publish(t.Context(), &spec.NodePublishVolumeRequest{Secrets: map[string]string{"user": "me", "password": "me and you", "none": ""}})
+		return d.Client().Publish(t.Context(), &spec.NodePublishVolumeRequest{Secrets: map[string]string{"user": "me", "password": "me and you", "none": ""},
+			VolumeContext: map[string]string{csi.Tokens: `{"vault":{"token":"t-1","expirationTimestamp":null}}`, "size": "1"}})
 	}
 	for _, c := range []struct {
 		err  error
@@ -71,6 +72,7 @@ func TestErrors(t *testing.T) {
 		{status.Error(codes.Internal, "no disk"), "driver disk.example.com: NodePublishVolume: Internal: no disk", codes.Internal},
 		{status.Error(codes.Unavailable, "x"), "driver disk.example.com: NodePublishVolume: Unavailable: x: is the driver running on this node?", codes.Unavailable},
 		{status.Error(codes.Unauthenticated, "user=me password=me and you"), "Unauthenticated: user=*** password=***: look at the Secrets", codes.Unauthenticated},
+		{status.Error(codes.Internal, "size=1 token=t-1"), "Internal: size=1 token=***", codes.Internal},
 		{context.DeadlineExceeded, "did not answer within 2m0s", codes.DeadlineExceeded},
 		{errors.New("plain"), "Unknown: plain", codes.Unknown},
 	} {

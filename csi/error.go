@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -63,18 +64,12 @@ func Infeasible(err error) bool {
 // hidden stands in place of a secret.
 const hidden = "***"
 
-func newError(driver, call string, limit time.Duration, err error, secrets map[string]string) error {
+func newError(driver, call string, limit time.Duration, err error, values []string) error {
 	s, ok := status.FromError(err)
 	if !ok {
 		s = status.FromContextError(err)
 	}
 	text := s.Message()
-	var values []string
-	for _, v := range secrets {
-		if v != "" {
-			values = append(values, v)
-		}
-	}
 	slices.SortFunc(values, func(a, b string) int { return len(b) - len(a) }) // one may be part of another
 	for _, v := range values {
 		text = strings.ReplaceAll(text, v, hidden)
@@ -82,10 +77,33 @@ func newError(driver, call string, limit time.Duration, err error, secrets map[s
 	return &Error{Driver: driver, Call: call, Code: s.Code(), Text: text, Limit: limit}
 }
 
-// secretsOf returns the secrets in a request, nil where it has none.
-func secretsOf(request any) map[string]string {
-	if r, ok := request.(interface{ GetSecrets() map[string]string }); ok {
-		return r.GetSecrets()
+// Tokens is where a volume's context, or its secrets, have the tokens of the pod's service account: a JSON object by audience.
+const Tokens = "csi.storage.k8s.io/serviceAccount.tokens"
+
+// secretsOf returns the secrets in a request: the values of its Secrets, and tokens wherever they are.
+func secretsOf(request any) (values []string) {
+	add := func(all map[string]string, whole bool) {
+		for key, value := range all {
+			if whole && value != "" {
+				values = append(values, value)
+			}
+			if key != Tokens {
+				continue
+			}
+			var tokens map[string]struct{ Token string }
+			_ = json.Unmarshal([]byte(value), &tokens) // else there are none
+			for _, t := range tokens {
+				if t.Token != "" {
+					values = append(values, t.Token)
+				}
+			}
+		}
 	}
-	return nil
+	if r, ok := request.(interface{ GetSecrets() map[string]string }); ok {
+		add(r.GetSecrets(), true)
+	}
+	if r, ok := request.(interface{ GetVolumeContext() map[string]string }); ok {
+		add(r.GetVolumeContext(), false)
+	}
+	return values
 }

@@ -104,6 +104,9 @@ func (s *Set) Serve(ctx context.Context, r registrar.Registration, ready func())
 	if err := s.ask(ctx, d); err != nil {
 		return err
 	}
+	if err := s.collides(r.Name, d.info); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.drivers[r.Name] = d
 	s.mu.Unlock()

@@ -99,15 +99,26 @@ func entryOf(name string, info *spec.NodeGetInfoResponse) storagev1.CSINodeDrive
 	return d
 }
 
-// labelNode gives the Node the labels of its place, and notes what the drivers call it. A label that says otherwise is refused: volumes may
-// be where it says.
+// collides refuses a driver that says that the node is elsewhere than a label has it: volumes may be where that says.
+func (s *Set) collides(name string, info *spec.NodeGetInfoResponse) error {
+	n := s.object()
+	if n == nil {
+		return errNoNode
+	}
+	for key, value := range info.GetAccessibleTopology().GetSegments() {
+		if have, ok := n.Labels[key]; ok && have != value {
+			return fmt.Errorf("driver %s says that this node is at %s=%s, and its label says %s: remove the label if it is wrong", name, key, value, have)
+		}
+	}
+	return nil
+}
+
+// labelNode gives the Node the labels of its place that it lacks, and notes what the drivers call it.
 func (s *Set) labelNode(ctx context.Context, infos map[string]*spec.NodeGetInfoResponse) error {
-	var collision error
-	err := s.mutateNode(ctx, func(n *corev1.Node) {
+	return s.mutateNode(ctx, func(n *corev1.Node) {
 		for _, name := range slices.Sorted(maps.Keys(infos)) {
 			for key, value := range infos[name].GetAccessibleTopology().GetSegments() {
-				if have, ok := n.Labels[key]; ok && have != value {
-					collision = fmt.Errorf("driver %s says that this node is at %s=%s, and its label says %s: remove the label if it is wrong", name, key, value, have)
+				if _, ok := n.Labels[key]; ok {
 					continue
 				}
 				if n.Labels == nil {
@@ -118,7 +129,6 @@ func (s *Set) labelNode(ctx context.Context, infos map[string]*spec.NodeGetInfoR
 			noteID(n, name, infos[name].NodeId)
 		}
 	})
-	return errors.Join(err, collision)
 }
 
 func (s *Set) mutateNode(ctx context.Context, change func(*corev1.Node)) error {

@@ -404,7 +404,7 @@ func TestDiskTokens(t *testing.T) {
 	s.drive.Spec.TokenRequests = []storagev1.TokenRequest{{Audience: "vault"}, {}}
 	s.drive.Spec.RequiresRepublish = new(true)
 	s.mustMount("u1")
-	in := s.d.Last("Publish").(*spec.NodePublishVolumeRequest).VolumeContext[podTokens]
+	in := s.d.Last("Publish").(*spec.NodePublishVolumeRequest).VolumeContext[csi.Tokens]
 	var got map[string]authenticationv1.TokenRequestStatus
 	if err := json.Unmarshal([]byte(in), &got); err != nil || got["vault"].Token != "tok" || got[""].Token != "tok" {
 		t.Error(in, err)
@@ -417,7 +417,7 @@ func TestDiskTokens(t *testing.T) {
 	s.d.Calls()
 	s.mustMount("u1")
 	s.wantCalls("Publish h")
-	if r := s.d.Last("Publish").(*spec.NodePublishVolumeRequest); r.Secrets[podTokens] == "" || r.VolumeContext[podTokens] != "" {
+	if r := s.d.Last("Publish").(*spec.NodePublishVolumeRequest); r.Secrets[csi.Tokens] == "" || r.VolumeContext[csi.Tokens] != "" {
 		t.Error(r)
 	}
 	s.mustMount("u1")

@@ -28,11 +28,8 @@ import (
 // ErrWaiting is why a volume is not up that only has to be attached first; the Node changes when it is.
 var ErrWaiting = errors.New("waiting for attachment")
 
-// What is told drivers about pods, by the names of the contract.
-const (
-	podInfo   = "csi.storage.k8s.io/"
-	podTokens = "csi.storage.k8s.io/serviceAccount.tokens"
-)
+// podInfo opens the names of what is told drivers about pods, in a volume's context.
+const podInfo = "csi.storage.k8s.io/"
 
 // publishEvery is how often a volume is published again whose driver wants that; upstream's pods are looked after as often.
 const publishEvery = time.Minute
@@ -297,9 +294,9 @@ func (m *mounting) tellPod(ctx context.Context, d *disk, r *spec.NodePublishVolu
 	}
 	if in := m.object.Spec.ServiceAccountTokenInSecrets; in != nil && *in {
 		r.Secrets = maps.Clone(r.Secrets)
-		add(&r.Secrets, podTokens, text)
+		add(&r.Secrets, csi.Tokens, text)
 	} else {
-		add(&r.VolumeContext, podTokens, text)
+		add(&r.VolumeContext, csi.Tokens, text)
 	}
 	return nil
 }

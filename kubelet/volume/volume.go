@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +43,9 @@ type Volumes struct {
 
 // New returns Volumes below root (/var/lib/kubelet/pods).
 func New(root string, d Disks) *Volumes {
+	if d.Boot == "" { // a boot that is not known is another each time
+		d.Boot = rand.Text()
+	}
 	return &Volumes{root: root, disks: d, claims: map[types.UID]map[string]*claimed{},
 		reported: map[corev1.UniqueVolumeName]bool{}}
 }
