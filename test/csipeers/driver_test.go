@@ -33,6 +33,7 @@ func TestDriver(t *testing.T) {
 	t.Run("own", func(t *testing.T) { b.at(t).own() })
 	t.Run("stats and growth", func(t *testing.T) { b.at(t).grows(node) })
 	t.Run("killed", func(t *testing.T) { b.at(t).killed() })
+	t.Run("killed midway", func(t *testing.T) { b.at(t).killedMidway() })
 	t.Run("driver restarted", func(t *testing.T) { b.at(t).restarted() })
 }
 
@@ -236,6 +237,52 @@ func (b *bed) killed() {
 	b.kubectl("delete", "pod", "stays", "--grace-period=0", "--force")
 	b.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s")
 	b.wantNothingLeft()
+}
+
+// The server is killed while it waits for the driver's answer, which carries the call out afterwards.
+func (b *bed) killedMidway() {
+	b.persistent("midway", b.volume("midway", 16<<20, files()), "")
+	b.pod("first", claim("midway"), mountAt)
+	b.running("first") // so this server knows the driver
+	signal := func(s syscall.Signal) {
+		b.t.Helper()
+		if err := b.driver.Process.Signal(s); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	restart := func() {
+		b.t.Helper()
+		b.kill()
+		signal(syscall.SIGCONT)
+		b.run(b.yare, "up", "--name", *clusterName)
+	}
+	signal(syscall.SIGSTOP)
+	b.pod("second", claim("midway"), mountAt)
+	b.waitCalled("second", "midway")
+	restart()
+	b.running("second")
+	signal(syscall.SIGSTOP)
+	b.kubectl("delete", "pod", "second", "--wait=false")
+	b.wait("Completed", "pod", "second", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
+	restart()
+	b.wait("", "pod", "second", "--ignore-not-found")
+	b.running("first")
+	b.kubectl("delete", "pod", "first")
+	b.wantNothingLeft()
+}
+
+// waitCalled waits until the driver was asked for the pod's volume.
+func (b *bed) waitCalled(pod, volume string) {
+	b.t.Helper()
+	uid := b.kubectl("get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
+	for range 600 {
+		text, err := os.ReadFile(filepath.Join(b.root, "pods", uid, "volumes", "kubernetes.io~csi", volume, "vol_data.json"))
+		if err == nil && strings.Contains(string(text), `"called":true`) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	b.t.Fatalf("the driver was not asked for volume %s of pod %s", volume, pod)
 }
 
 // A driver may be away while pods come and go: they wait for it.
