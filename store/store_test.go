@@ -398,3 +398,19 @@ func TestKeep(t *testing.T) {
 		isErr(t, "list at a revision of long ago", err, store.ErrCompacted)
 	})
 }
+
+// An object that a writer in this process left in memory is the one that others read: to the second.
+func TestTimes(t *testing.T) {
+	bubble(t, fresh, store.Options{}, func(t *testing.T, s *store.Store) {
+		p := pod("ns", "a", "")
+		at := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC))
+		p.Status.StartTime = &at
+		e, err := s.Create(t.Context(), api.PodKind, p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := e.Object.(*corev1.Pod).Status.StartTime; got.Nanosecond() != 0 || at.Nanosecond() == 0 {
+			t.Errorf("started %v, written as %v", got.Time, at.Time)
+		}
+	})
+}

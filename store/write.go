@@ -45,6 +45,7 @@ func (s *Store) put(ctx context.Context, verb string, k *api.Kind, o api.Object,
 	if _, err := s.table(k); err != nil {
 		return nil, err
 	}
+	api.TruncateTimes(o)
 	data, err := stored(k, o)
 	if err != nil {
 		return nil, err
