@@ -12,8 +12,7 @@
 // for it: its victims, who are deleted gracefully; it is promised their node (status.nominatedNodeName) and tried again
 // when they are gone.
 //
-// Not built yet, and not pretended: extenders, claims of other resources than volumes, and volumes that only one pod may use (such
-// pods stay pending and say why); how much a provisioner has left.
+// Not built yet, and not pretended: extenders, and claims of other resources than volumes (such pods stay pending and say why).
 package scheduler
 
 import (
@@ -95,8 +94,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer s.wg.Wait()
 	defer cancel(nil)
-	kinds := []*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.StorageClassKind, api.PersistentVolumeKind,
-		api.PersistentVolumeClaimKind, api.PodKind}
+	kinds := append([]*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.PodKind}, storageKinds()...)
 	for _, k := range kinds {
 		s.wg.Go(func() {
 			if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {

@@ -67,7 +67,13 @@ func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plug
 	})
 }
 
-// takeStorage takes in a change of a claim, a volume or a storage class.
+// storageKinds are the kinds that takeStorage takes in.
+func storageKinds() []*api.Kind {
+	return []*api.Kind{api.StorageClassKind, api.PersistentVolumeKind, api.PersistentVolumeClaimKind, api.CSIDriverKind, api.CSINodeKind,
+		api.VolumeAttachmentKind, api.CSIStorageCapacityKind}
+}
+
+// takeStorage takes in a change of what volumes are made of.
 func (s *Scheduler) takeStorage(o api.Object, deleted bool) plugins.Change {
 	switch o := o.(type) {
 	case *corev1.PersistentVolumeClaim:
@@ -76,6 +82,21 @@ func (s *Scheduler) takeStorage(o api.Object, deleted bool) plugins.Change {
 		put(s.cluster.Volumes, o.Name, o, deleted)
 	case *storagev1.StorageClass:
 		put(s.cluster.Classes, o.Name, o, deleted)
+	case *storagev1.CSIDriver:
+		put(s.cluster.Drivers, o.Name, o, deleted)
+		return plugins.Capacities | plugins.Attachments
+	case *storagev1.CSINode:
+		put(s.cluster.DriversOn, o.Name, o, deleted)
+		return plugins.Attachments
+	case *storagev1.VolumeAttachment:
+		putIn(s.cluster.Attached, o.Spec.NodeName, o.Name, o, deleted)
+		if !deleted {
+			return 0 // takes room, and makes none
+		}
+		return plugins.Attachments
+	case *storagev1.CSIStorageCapacity:
+		putIn(s.cluster.Capacities, o.StorageClassName, api.KeyOf(o), o, deleted)
+		return plugins.Capacities
 	}
 	return plugins.Volumes
 }
@@ -85,5 +106,15 @@ func put[K comparable, V any](m map[K]V, k K, v V, deleted bool) {
 		delete(m, k)
 	} else {
 		m[k] = v
+	}
+}
+
+// putIn is put for maps by two keys, of which the first never changes of a v.
+func putIn[J, K comparable, V any](m map[J]map[K]V, j J, k K, v V, deleted bool) {
+	if m[j] == nil {
+		m[j] = map[K]V{}
+	}
+	if put(m[j], k, v, deleted); len(m[j]) == 0 {
+		delete(m, j)
 	}
 }

@@ -53,7 +53,7 @@ type Cluster struct {
 	ImageNodes map[string]int
 	// Changed counts changes of a node or of the pods on it, by slot.
 	Changed []uint64
-	// Persistent is kept by the scheduler.
+	// Persistent is kept by the scheduler, but for Claimed.
 	Persistent
 
 	slots     map[string]int // by node name
@@ -276,6 +276,7 @@ func (c *Cluster) SetPod(p *Pod, node string) {
 		c.onNode[node] = on
 	}
 	on[p.UID] = p
+	c.claimed(p, 1)
 	if slot, ok := c.slots[node]; ok {
 		c.attach(p, slot)
 	}
@@ -288,6 +289,7 @@ func (c *Cluster) RemovePod(uid types.UID) bool {
 		return false
 	}
 	delete(c.pods, uid)
+	c.claimed(p, -1)
 	on := c.onNode[p.node]
 	if delete(on, uid); len(on) == 0 {
 		delete(c.onNode, p.node)

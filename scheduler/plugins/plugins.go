@@ -26,7 +26,9 @@ const (
 	PodAdded             // a pod was placed, or the labels of a placed one changed
 	PodRemoved           // a placed pod is gone, or uses less
 	NamespaceLabels
-	Volumes // a claim, a volume or a storage class came or changed
+	Volumes     // a claim, a volume or a storage class came or changed
+	Attachments // a volume was detached, or a node's drivers changed
+	Capacities  // what a driver has left, or whether it says so
 )
 
 // Filter says which nodes can take a pod.
@@ -82,7 +84,8 @@ type Score struct {
 // Filters in the order in which they are asked: the first that fails gives the reason.
 func Filters() []Filter {
 	return []Filter{
-		nodeUnschedulable, taintToleration, nodeAffinity, nodePorts, nodeResourcesFit, volumes, podTopologySpread, interPodAffinity,
+		nodeUnschedulable, taintToleration, nodeAffinity, nodePorts, nodeResourcesFit,
+		volumeRestrictions, nodeVolumeLimits, volumes, volumeZone, podTopologySpread, interPodAffinity,
 	}
 }
 

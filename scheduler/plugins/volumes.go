@@ -19,12 +19,13 @@ import (
 const (
 	unreachable = "node(s) didn't match PersistentVolume's node affinity"
 	noVolume    = "node(s) didn't find available persistent volumes to bind"
+	noSpace     = "node(s) did not have enough free storage"
 )
 
 // volumes keeps a pod where its volumes can be: those of its claims, and those that claims which wait for their first pod can get.
 var volumes = Filter{
 	Name:  "VolumeBinding",
-	Wakes: NodeAdded | NodeLabels | Volumes,
+	Wakes: NodeAdded | NodeLabels | Volumes | Capacities,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		for i := range p.Spec.ResourceClaims {
 			return nil, fmt.Errorf("resourceclaim %q: pods with claims are not supported by this release", p.Spec.ResourceClaims[i].Name)
@@ -68,6 +69,7 @@ type waitingClaim struct {
 	*corev1.PersistentVolumeClaim
 	class   *storagev1.StorageClass
 	volumes []*corev1.PersistentVolume // that it may get, the best first
+	space   *space                     // for one that is made for it
 }
 
 // wantsOf returns what p's claims want, nil when it has none. An error says why no node will do.
@@ -102,7 +104,7 @@ func wantsOf(c *cluster.Cluster, p *cluster.Pod) (*wantedVolumes, error) {
 		if all == nil {
 			all = slices.Collect(maps.Values(c.Volumes))
 		}
-		w.waiting = append(w.waiting, waitingClaim{pvc, class, claim.Candidates(pvc, all)})
+		w.waiting = append(w.waiting, waitingClaim{pvc, class, claim.Candidates(pvc, all), spaceFor(c, class, pvc)})
 	}
 	if immediate {
 		return nil, errors.New("pod has unbound immediate PersistentVolumeClaims")
@@ -135,8 +137,6 @@ func claimOf(c *cluster.Cluster, p *cluster.Pod, v *corev1.Volume) (*corev1.Pers
 		return nil, fmt.Errorf("persistentvolumeclaim %q bound to non-existent persistentvolume %q", name, pvc.Spec.VolumeName)
 	case pvc.DeletionTimestamp != nil:
 		return nil, fmt.Errorf("persistentvolumeclaim %q is being deleted", name)
-	case slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteOncePod):
-		return nil, fmt.Errorf("persistentvolumeclaim %q: access mode %s is not supported by this release", name, corev1.ReadWriteOncePod)
 	}
 	return pvc, nil
 }
@@ -152,32 +152,41 @@ func (w *wantedVolumes) on(n *corev1.Node) (*Binding, []string) {
 		}
 	}
 	for _, c := range w.waiting {
-		if !c.on(n, b) {
-			return nil, append(why, noVolume)
+		if reason := c.on(n, b); reason != "" {
+			return nil, append(why, reason)
 		}
 	}
 	return b, why
 }
 
-// on adds to b what the claim needs on n, or returns false.
-func (c waitingClaim) on(n *corev1.Node, b *Binding) bool {
+// on adds to b what the claim needs on n, or returns why it cannot be had there.
+func (c waitingClaim) on(n *corev1.Node, b *Binding) string {
 	if selected := c.Annotations[claim.SelectedNode]; selected != "" {
-		return selected == n.Name
+		if selected != n.Name {
+			return noVolume
+		}
+		return "" // whether there was space for it is the provisioner's to say now
 	}
-	if len(c.volumes) > 0 && c.volumes[0].Spec.ClaimRef != nil {
-		return claim.Reaches(n, c.volumes[0]) // reserved for it
+	if len(c.volumes) > 0 && c.volumes[0].Spec.ClaimRef != nil { // reserved for it
+		if !claim.Reaches(n, c.volumes[0]) {
+			return noVolume
+		}
+		return ""
 	}
 	for _, v := range c.volumes {
 		if _, taken := b.Reserve[v]; !taken && claim.Reaches(n, v) {
 			b.Reserve[v] = c.PersistentVolumeClaim
-			return true
+			return ""
 		}
 	}
-	if c.class.Provisioner == claim.Unprovisioned || !offered(n, c.class.AllowedTopologies) {
-		return false
+	switch {
+	case c.class.Provisioner == claim.Unprovisioned || !offered(n, c.class.AllowedTopologies):
+		return noVolume
+	case !c.space.on(n):
+		return noSpace
 	}
 	b.Select = append(b.Select, c.PersistentVolumeClaim)
-	return true
+	return ""
 }
 
 // offered says whether a class makes volumes for n.
