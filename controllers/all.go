@@ -4,6 +4,7 @@ package controllers
 
 import (
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/controllers/attachdetach"
 	"github.com/yare-dev/yare/controllers/certificates"
 	"github.com/yare-dev/yare/controllers/clusterroleaggregation"
 	"github.com/yare-dev/yare/controllers/cronjob"
@@ -35,6 +36,7 @@ import (
 	"github.com/yare-dev/yare/controllers/ttlafterfinished"
 	"github.com/yare-dev/yare/controllers/vacprotection"
 	"github.com/yare-dev/yare/controllers/volumebinder"
+	"github.com/yare-dev/yare/controllers/volumeexpander"
 	"github.com/yare-dev/yare/reconcile"
 	"github.com/yare-dev/yare/run"
 )
@@ -104,6 +106,8 @@ func List(d Deps) []*reconcile.Controller {
 		nodelifecycle.New(d.Deps),
 		tainteviction.New(d.Deps),
 		volumebinder.New(d.Deps),
+		attachdetach.New(d.Deps),
+		volumeexpander.New(d.Deps),
 		clusterroleaggregation.New(d.Deps),
 		pvcprotection.New(d.Deps),
 		pvprotection.New(d.Deps),

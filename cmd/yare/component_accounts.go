@@ -104,6 +104,10 @@ func accountOf(controller string) string {
 		return "pv-protection-controller"
 	case "persistentvolume-binder-controller":
 		return "persistent-volume-binder"
+	case "persistentvolume-attach-detach-controller":
+		return "attachdetach-controller"
+	case "persistentvolume-expander-controller":
+		return "expand-controller"
 	case "replicationcontroller-controller":
 		return "replication-controller"
 	case "horizontal-pod-autoscaler-controller":

@@ -1,0 +1,161 @@
+package attachdetach
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
+	"github.com/yare-dev/yare/client"
+)
+
+// world is what there is.
+type world struct {
+	pods        []*corev1.Pod // with a node and not ended, the oldest first
+	claims      map[api.Key]*corev1.PersistentVolumeClaim
+	volumes     map[string]*corev1.PersistentVolume
+	nodes       []*corev1.Node
+	drivers     map[string]*storagev1.CSIDriver
+	attachments []*storagev1.VolumeAttachment // ours and others', of CSI volumes that are there
+	since       map[types.UID]time.Time       // of attachments that nobody wants
+}
+
+// look reads the world; nil when there is nothing in it for us.
+func look(ctx context.Context, c client.Client) (*world, error) {
+	w := &world{claims: map[api.Key]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{}, drivers: map[string]*storagev1.CSIDriver{}}
+	volumes, err := client.List[*corev1.PersistentVolume](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	for _, v := range volumes {
+		if v.Spec.CSI != nil {
+			w.volumes[v.Name] = v
+		}
+	}
+	nodes, err := client.List[*corev1.Node](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	if w.nodes = nodes; len(w.volumes) == 0 && !slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return len(n.Status.VolumesAttached) > 0 }) {
+		return nil, nil
+	}
+	attachments, err := client.List[*storagev1.VolumeAttachment](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list volume attachments: %w", err)
+	}
+	for _, a := range attachments {
+		if name := a.Spec.Source.PersistentVolumeName; name != nil && w.volumes[*name] != nil {
+			w.attachments = append(w.attachments, a)
+		}
+	}
+	drivers, err := client.List[*storagev1.CSIDriver](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list drivers: %w", err)
+	}
+	for _, d := range drivers {
+		w.drivers[d.Name] = d
+	}
+	claims, err := client.List[*corev1.PersistentVolumeClaim](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list claims: %w", err)
+	}
+	for _, o := range claims {
+		w.claims[api.KeyOf(o)] = o
+	}
+	pods, err := client.List[*corev1.Pod](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods {
+		if p.Spec.NodeName != "" && !api.PodTerminal(p) {
+			w.pods = append(w.pods, p)
+		}
+	}
+	slices.SortStableFunc(w.pods, func(a, b *corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	return w, nil
+}
+
+// place is a CSI volume on a node. Several PersistentVolumes of one handle are one volume.
+type place struct{ driver, handle, node string }
+
+// anywhere is the volume itself.
+func (p place) anywhere() place { return place{driver: p.driver, handle: p.handle} }
+
+// want is a place with the pods that want it.
+type want struct {
+	place
+	volume *corev1.PersistentVolume
+	pods   []*corev1.Pod
+}
+
+// wants returns what pods want to be attached, in the order of the oldest pod of each.
+func (w *world) wants() []*want {
+	var out []*want
+	at := map[place]*want{}
+	for _, p := range w.pods {
+		for i := range p.Spec.Volumes {
+			v := w.volumeOf(p, &p.Spec.Volumes[i])
+			if v == nil || !w.needsAttaching(v.Spec.CSI.Driver) {
+				continue
+			}
+			where := place{v.Spec.CSI.Driver, v.Spec.CSI.VolumeHandle, p.Spec.NodeName}
+			if at[where] == nil {
+				at[where] = &want{place: where, volume: v}
+				out = append(out, at[where])
+			}
+			if pods := at[where].pods; !slices.Contains(pods, p) {
+				at[where].pods = append(pods, p)
+			}
+		}
+	}
+	return out
+}
+
+// volumeOf returns the CSI volume that a volume of p's is bound to for good, nil when there is none.
+func (w *world) volumeOf(p *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolume {
+	name := claim.Name(p, v)
+	c := w.claims[api.Key{Namespace: p.Namespace, Name: name}]
+	if name == "" || c == nil || c.Status.Phase != corev1.ClaimBound || v.Ephemeral != nil && !metav1.IsControlledBy(c, p) {
+		return nil
+	}
+	pv := w.volumes[c.Spec.VolumeName]
+	if pv == nil || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != c.UID {
+		return nil
+	}
+	return pv
+}
+
+// needsAttaching says whether volumes of a driver are attached before they are mounted: unless its CSIDriver denies it.
+func (w *world) needsAttaching(driver string) bool {
+	d := w.drivers[driver]
+	return d == nil || d.Spec.AttachRequired == nil || *d.Spec.AttachRequired
+}
+
+// placeOf returns where an attachment is.
+func (w *world) placeOf(a *storagev1.VolumeAttachment) place {
+	return place{a.Spec.Attacher, w.volumes[*a.Spec.Source.PersistentVolumeName].Spec.CSI.VolumeHandle, a.Spec.NodeName}
+}
+
+// ours says whether an attachment is one that this controller makes.
+func (w *world) ours(a *storagev1.VolumeAttachment) bool {
+	at := w.placeOf(a)
+	return a.Name == claim.AttachmentName(at.handle, at.driver, at.node)
+}
+
+// shared says whether several nodes may have a volume at once. One that does not say how it may be used is not restricted.
+func shared(v *corev1.PersistentVolume) bool {
+	modes := v.Spec.AccessModes
+	return len(modes) == 0 || slices.Contains(modes, corev1.ReadWriteMany) || slices.Contains(modes, corev1.ReadOnlyMany)
+}
+
+func comparePods(a, b *corev1.Pod) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
