@@ -11,7 +11,6 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
@@ -51,18 +50,18 @@ func localManager(user string) string {
 
 // request checks that the user may, and returns what the pipeline needs.
 func (l *local) request(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string) (context.Context, *rest.Request, error) {
-	return l.selecting(ctx, verb, k, key, sub, nil)
+	return l.selecting(ctx, verb, k, key, sub, client.Query{})
 }
 
-// selecting is request for a list or watch, whose field selector may decide what is allowed: a kubelet sees its own pods.
-func (l *local) selecting(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string, sel fields.Selector) (context.Context, *rest.Request, error) {
+// selecting is request for a list or watch, whose selectors may decide what is allowed: a kubelet sees its own pods.
+func (l *local) selecting(ctx context.Context, verb string, k *api.Kind, key api.Key, sub string, q client.Query) (context.Context, *rest.Request, error) {
 	a, at, err := l.find(verb, k, key, sub)
 	if err != nil {
 		return ctx, nil, err
 	}
-	if sel != nil {
-		at.Fields = sel
-		at.Name, _ = sel.RequiresExactMatch("metadata.name")
+	if at.Labels = q.Labels; q.Fields != nil {
+		at.Fields = q.Fields
+		at.Name, _ = q.Fields.RequiresExactMatch("metadata.name")
 	}
 	ctx = authn.WithUser(ctx, l.user)
 	if err := l.s.authorize(ctx, at); err != nil {
@@ -107,7 +106,7 @@ func object(e *store.Entry, err error) (api.Object, error) {
 }
 
 func (l *local) List(ctx context.Context, k *api.Kind, q client.Query) ([]api.Object, api.Revision, error) {
-	ctx, r, err := l.selecting(ctx, "list", k, api.Key{Namespace: q.Namespace}, "", q.Fields)
+	ctx, r, err := l.selecting(ctx, "list", k, api.Key{Namespace: q.Namespace}, "", q)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -131,7 +130,7 @@ func selection(q client.Query) rest.Selection {
 // ends with an error.
 func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
 	return func(yield func(client.Event, error) bool) {
-		ctx, r, err := l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q.Fields)
+		ctx, r, err := l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q)
 		if err != nil {
 			yield(client.Event{}, err)
 			return
@@ -151,7 +150,7 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 			}
 			err = follow(ctx, w, yield)
 			if errors.Is(err, io.EOF) { // the kind has become another, or is no more
-				if _, r, err = l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q.Fields); err != nil {
+				if _, r, err = l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q); err != nil {
 					yield(client.Event{}, err)
 					return
 				}

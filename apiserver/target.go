@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/validation/path"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -119,6 +120,9 @@ func (t *target) attributes(u *authn.User, q url.Values) *authz.Attributes {
 			if name, ok := sel.RequiresExactMatch("metadata.name"); ok && t.verb != "deletecollection" && len(path.IsValidPathSegmentName(name)) == 0 {
 				a.Name = name
 			}
+		}
+		if sel, err := labels.Parse(q.Get("labelSelector")); err == nil {
+			a.Labels = sel
 		}
 	}
 	return a

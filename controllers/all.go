@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/controllers/garbagecollector"
 	"github.com/yare-dev/yare/controllers/horizontalpodautoscaler"
 	"github.com/yare-dev/yare/controllers/job"
+	"github.com/yare-dev/yare/controllers/localvolume"
 	"github.com/yare-dev/yare/controllers/namespace"
 	"github.com/yare-dev/yare/controllers/nodeipam"
 	"github.com/yare-dev/yare/controllers/nodelifecycle"
@@ -51,6 +52,8 @@ type Deps struct {
 	SecretToken serviceaccounttoken.Sign
 	// SignCertificate signs approved requests. Nil: none are.
 	SignCertificate certificates.Sign
+	// LocalVolumes: nodes have the built-in local storage (csi/localdriver).
+	LocalVolumes bool
 	// Aggregated reaches the custom and external metrics that other API servers serve. Nil: there are none.
 	Aggregated horizontalpodautoscaler.Aggregated
 }
@@ -117,6 +120,9 @@ func List(d Deps) []*reconcile.Controller {
 	)
 	if len(d.RootCA) > 0 {
 		list = append(list, servingtrust.New(d.Deps, d.RootCA))
+	}
+	if d.LocalVolumes {
+		list = append(list, localvolume.New(d.Deps))
 	}
 	return append(list, ephemeralvolume.New(d.Deps))
 }

@@ -24,6 +24,11 @@ const (
 	// SelectedNode is the annotation that tells provisioners for which node a claim's volume is to be made. A provisioner that
 	// cannot takes it away again.
 	SelectedNode = "volume.kubernetes.io/selected-node"
+	// ProvisionedBy is the annotation of a volume that names the provisioner which made it, and which therefore deletes it.
+	ProvisionedBy = "pv.kubernetes.io/provisioned-by"
+	// DefaultClass is the annotation of the StorageClass of claims that name none; DefaultClassBeta was its name once.
+	DefaultClass     = "storageclass.kubernetes.io/is-default-class"
+	DefaultClassBeta = "storageclass.beta.kubernetes.io/is-default-class"
 	// Unprovisioned is the provisioner of classes whose volumes people make.
 	Unprovisioned = "kubernetes.io/no-provisioner"
 )
@@ -45,6 +50,27 @@ func VolumeClass(v *corev1.PersistentVolume) string {
 		return class
 	}
 	return v.Spec.StorageClassName
+}
+
+// provisioner and its elder are the annotations by which provisioners know their claims.
+const (
+	provisioner     = "volume.kubernetes.io/storage-provisioner"
+	provisionerBeta = "volume.beta.kubernetes.io/storage-provisioner"
+)
+
+// Provisioner returns who was asked to make c's volume; "" when nobody was.
+func Provisioner(c *corev1.PersistentVolumeClaim) string {
+	if name, ok := c.Annotations[provisioner]; ok {
+		return name
+	}
+	return c.Annotations[provisionerBeta]
+}
+
+// Ask names the provisioner that is to make c's volume.
+func Ask(c *corev1.PersistentVolumeClaim, name string) {
+	for _, a := range []string{provisioner, provisionerBeta} {
+		metav1.SetMetaDataAnnotation(&c.ObjectMeta, a, name)
+	}
 }
 
 // Waits says whether volumes of a class, which may be nil, wait for the node of the first pod that uses them.

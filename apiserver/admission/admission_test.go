@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/apiserver/admission"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -386,6 +387,46 @@ func TestNodeRestriction(t *testing.T) {
 			tc.a.Key = api.KeyOf(tc.a.Old)
 		}
 		refused(t, tc.what, c.ask(&tc.a), tc.want)
+	}
+}
+
+// A kubelet lets go of a deleted volume of its local storage, and changes nothing else of it.
+func TestNodeVolume(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	volume := func(node, driver string, deleted bool) *corev1.PersistentVolume {
+		v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "v", ResourceVersion: "7", Finalizers: []string{"a/b", claim.LocalData}}}
+		v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: driver, VolumeAttributes: map[string]string{claim.LocalNode: node}}
+		if deleted {
+			v.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+		}
+		return v
+	}
+	goes := func(v *corev1.PersistentVolume) { v.Finalizers = []string{"a/b"} }
+	for _, tc := range []struct {
+		what   string
+		old    *corev1.PersistentVolume
+		change func(*corev1.PersistentVolume)
+		want   string
+	}{
+		{"its own", volume("n1", claim.LocalDriver, true), goes, ""},
+		{"another node's", volume("n2", claim.LocalDriver, true), goes, "its own local storage"},
+		{"another driver's", volume("n1", "disk", true), goes, "its own local storage"},
+		{"one that lives", volume("n1", claim.LocalDriver, false), goes, "its own local storage"},
+		{"another finalizer", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) { v.Finalizers = nil }, "may only take the finalizer"},
+		{"the policy too", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) {
+			goes(v)
+			v.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+		}, "may only take the finalizer"},
+		{"a label too", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) {
+			goes(v)
+			v.Labels = map[string]string{"a": "b"}
+		}, "may only take the finalizer"},
+	} {
+		now := tc.old.DeepCopy()
+		tc.change(now)
+		refused(t, tc.what, c.ask(&rest.Admitting{User: &authn.User{Name: "system:node:n1", Groups: []string{authn.Nodes}}, Operation: rest.OpUpdate,
+			Key: api.KeyOf(now), Object: now, Old: tc.old}), tc.want)
 	}
 }
 

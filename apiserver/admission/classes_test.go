@@ -33,7 +33,7 @@ func TestDefaultClasses(t *testing.T) {
 		return m
 	}
 	asked := func() *corev1.PersistentVolumeClaim {
-		pvc := claim("1Gi", "")
+		pvc := pvc("1Gi", "")
 		pvc.Spec.StorageClassName = nil
 		refused(t, "claim", c.ask(&rest.Admitting{Operation: rest.OpCreate, Kind: api.PersistentVolumeClaimKind, Object: pvc}), "")
 		return pvc
@@ -49,7 +49,7 @@ func TestDefaultClasses(t *testing.T) {
 	if pvc := asked(); *pvc.Spec.StorageClassName != "c" || pvc.Finalizers[0] != "kubernetes.io/pvc-protection" {
 		t.Errorf("class %q, finalizers %v", *pvc.Spec.StorageClassName, pvc.Finalizers)
 	}
-	none := claim("1Gi", "")
+	none := pvc("1Gi", "")
 	refused(t, "none", c.ask(&rest.Admitting{Operation: rest.OpCreate, Kind: api.PersistentVolumeClaimKind, Object: none}), "")
 	if *none.Spec.StorageClassName != "" {
 		t.Errorf("none became %q", *none.Spec.StorageClassName)
@@ -82,7 +82,7 @@ func TestClaimResize(t *testing.T) {
 		"fixed":    {"1Gi", "2Gi", "fixed", corev1.ClaimBound, "only dynamically provisioned pvc can be resized"},
 		"no class": {"1Gi", "2Gi", "", corev1.ClaimBound, "only dynamically provisioned pvc can be resized"},
 	} {
-		old, now := claim(tc.from, tc.class), claim(tc.to, tc.class)
+		old, now := pvc(tc.from, tc.class), pvc(tc.to, tc.class)
 		old.Status.Phase = tc.phase
 		refused(t, what, c.ask(&rest.Admitting{Operation: rest.OpUpdate, Kind: api.PersistentVolumeClaimKind, Object: now, Old: old}), tc.want)
 	}

@@ -7,17 +7,13 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/store"
 )
 
-const (
-	// defaultStorage marks the StorageClass of claims that name none; defaultStorageBeta was its name once.
-	defaultStorage     = "storageclass.kubernetes.io/is-default-class"
-	defaultStorageBeta = "storageclass.beta.kubernetes.io/is-default-class"
-	// ingressClass named an Ingress' class before there was a field for it.
-	ingressClass = "kubernetes.io/ingress.class"
-)
+// ingressClass named an Ingress' class before there was a field for it.
+const ingressClass = "kubernetes.io/ingress.class"
 
 // defaultStorageClass names the default class in claims that name none. A claim with an empty name wants none.
 func defaultStorageClass(s *store.Store) rest.Admission {
@@ -29,7 +25,7 @@ func defaultStorageClass(s *store.Store) rest.Admission {
 		if _, named := c.Annotations[corev1.BetaStorageClassAnnotation]; named {
 			return nil
 		}
-		name, err := newest(ctx, s, api.StorageClassKind, defaultStorage, defaultStorageBeta)
+		name, err := newest(ctx, s, api.StorageClassKind, claim.DefaultClass, claim.DefaultClassBeta)
 		c.Spec.StorageClassName = name
 		return err
 	})

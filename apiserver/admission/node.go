@@ -40,6 +40,8 @@ func nodeRestriction(get authn.Getter, access authz.Authorizer) rest.Admission {
 			}
 		case api.PersistentVolumeClaimKind:
 			return nodeClaim(a, node)
+		case api.PersistentVolumeKind:
+			return nodeVolume(a, node)
 		case api.CSINodeKind:
 			return nodeCSI(a, node)
 		case api.ResourceSliceKind:

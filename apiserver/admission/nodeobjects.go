@@ -3,6 +3,7 @@ package admission
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -14,6 +15,7 @@ import (
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
@@ -37,6 +39,25 @@ func nodeClaim(a *rest.Admitting, node string) error {
 	}
 	if !equality.Semantic.DeepEqual(bare(old), bare(now)) {
 		return forbidden(a, "node %q is not allowed to update fields other than status.quantity and status.conditions", node)
+	}
+	return nil
+}
+
+// nodeVolume lets a node say that the data of a deleted volume of its local storage is gone: take the finalizer away, and no more.
+func nodeVolume(a *rest.Admitting, node string) error {
+	old, ok := a.Old.(*corev1.PersistentVolume)
+	now, is := a.Object.(*corev1.PersistentVolume)
+	if !ok || !is || a.Operation != rest.OpUpdate || a.Sub != "" || claim.OfLocal(old) != node || old.DeletionTimestamp == nil {
+		return forbidden(a, "may only update deleted volumes of its own local storage")
+	}
+	want := old.DeepCopy()
+	want.Finalizers = slices.DeleteFunc(want.Finalizers, func(f string) bool { return f == claim.LocalData })
+	now = now.DeepCopy()
+	for _, v := range []*corev1.PersistentVolume{want, now} {
+		v.ResourceVersion, v.ManagedFields = "", nil
+	}
+	if !equality.Semantic.DeepEqual(want, now) {
+		return forbidden(a, "node %q may only take the finalizer %s away", node, claim.LocalData)
 	}
 	return nil
 }

@@ -63,12 +63,12 @@ func TestLimitRanges(t *testing.T) {
 	resized := rest.Admitting{Operation: rest.OpUpdate, Sub: "resize", Object: sized("cpu=1", "cpu=3 memory=1"), Old: sized("cpu=1", "cpu=1")}
 	refused(t, "resize", c.ask(&resized), "maximum cpu usage")
 	for size, want := range map[string]string{"2Gi": "", "1Mi": "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 1Mi", "11Gi": "maximum storage usage per PersistentVolumeClaim is 10Gi, but request is 11Gi"} {
-		claim := claim(size, "")
+		claim := pvc(size, "")
 		refused(t, size, c.ask(&rest.Admitting{Operation: rest.OpCreate, Kind: api.PersistentVolumeClaimKind, Object: claim}), want)
 	}
 }
 
-func claim(size, class string) *corev1.PersistentVolumeClaim {
+func pvc(size, class string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}, Spec: corev1.PersistentVolumeClaimSpec{
 		StorageClassName: &class, Resources: corev1.VolumeResourceRequirements{Requests: list("storage=" + size)}}}
 }

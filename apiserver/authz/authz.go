@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/yare-dev/yare/apiserver/authn"
 )
@@ -24,6 +25,8 @@ type Attributes struct {
 	Path        string // set for requests outside the API, without the query
 	// Fields is the field selector of a list or watch; nil when there is none, or none that can be read.
 	Fields fields.Selector
+	// Labels is the label selector, as Fields.
+	Labels labels.Selector
 }
 
 // Authorizer decides. A refusal has a reason for the person who reads it.

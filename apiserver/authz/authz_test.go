@@ -14,8 +14,10 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/apiserver/authz"
@@ -211,6 +213,51 @@ func TestKubelets(t *testing.T) {
 	}
 	if decide(t, n, user("system:node:n1"), "get nodes n1") || decide(t, n, user("n1", authn.Nodes), "get nodes n1") {
 		t.Error("a user who is no kubelet")
+	}
+}
+
+// A kubelet sees the volumes of its node's local storage, and may write them, no others'.
+func TestLocalVolumes(t *testing.T) {
+	t.Parallel()
+	s := servertest.Store(t)
+	for name, node := range map[string]string{"mine": "n1", "theirs": "n2"} {
+		v := &corev1.PersistentVolume{ObjectMeta: meta("", name)}
+		v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: claim.LocalDriver, VolumeAttributes: map[string]string{claim.LocalNode: node}}
+		other := v.DeepCopy()
+		other.Name, other.Spec.CSI.Driver = "other-"+name, "disk"
+		servertest.PutAs(t, s, api.PersistentVolumeKind, v, other)
+	}
+	n, kubelet := authz.NewNode(s), user("system:node:n1", authn.Nodes)
+	for what, want := range map[string]bool{
+		"get persistentvolumes mine": true, "get persistentvolumes theirs": false, "get persistentvolumes other-mine": false,
+		"update persistentvolumes mine": true, "update persistentvolumes theirs": false, "update persistentvolumes other-mine": false, "update persistentvolumes gone": false,
+		"update persistentvolumes/status mine": false, "patch persistentvolumes mine": false, "delete persistentvolumes mine": false, "create persistentvolumes": false,
+	} {
+		if got := decide(t, n, kubelet, what); got != want {
+			t.Errorf("%s: got %v", what, got)
+		}
+	}
+	for selector, want := range map[string]bool{
+		claim.LocalNode + "=n1": true, claim.LocalNode + "=n1,a=b": true, claim.LocalNode + "=n2": false, claim.LocalNode + " in (n1, n2)": false,
+		claim.LocalNode + "!=n2": false, claim.LocalNode: false, "": false, "x=n1": false,
+	} {
+		sel, err := labels.Parse(selector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, verb := range []string{"list", "watch"} {
+			a := ask(kubelet, verb+" persistentvolumes")
+			a.Labels = sel
+			if got, _, err := n.Authorize(t.Context(), a); err != nil || got != want {
+				t.Errorf("%s of %q: got %v %v", verb, selector, got, err)
+			}
+		}
+		a := ask(kubelet, "deletecollection persistentvolumes")
+		if a.Labels = sel; selector == claim.LocalNode+"=n1" {
+			if got, _, _ := n.Authorize(t.Context(), a); got {
+				t.Error("may delete them all")
+			}
+		}
 	}
 }
 

@@ -1,7 +1,7 @@
 package authz
 
 // controllerRoleTable are the rules of the controllers, each bound to the service account in kube-system that bears its name, for
-// controllers that run by themselves with upstream's credentials per controller.
+// controllers that run by themselves with upstream's credentials per controller. They are upstream's, but for local-volume-controller.
 const controllerRoleTable = `
 attachdetach-controller
 	list,watch - persistentvolumeclaims,persistentvolumes
@@ -114,6 +114,14 @@ kube-apiserver-serving-clustertrustbundle-publisher
 legacy-service-account-token-cleaner
 	get - configmaps kube-apiserver-legacy-service-account-token-tracking
 	delete,patch - secrets
+local-volume-controller
+	create,delete,get,list,update,watch - persistentvolumes
+	get,list,update,watch - persistentvolumeclaims
+	update - persistentvolumeclaims/status
+	get,list,watch - nodes
+	create,get,list,watch storage.k8s.io storageclasses
+	create,get,list,update,watch storage.k8s.io csidrivers
+	create,patch,update -,events.k8s.io events
 namespace-controller
 	delete,get,list,watch - namespaces
 	update - namespaces/finalize,namespaces/status

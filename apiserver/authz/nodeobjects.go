@@ -113,6 +113,10 @@ func (n *Node) objects(ctx context.Context, a *Attributes, node string) (bool, s
 		}
 		return true, "", nil
 	}
+	if a.Resource == "persistentvolumes" && a.Subresource == "" && a.Verb != "get" {
+		ok, reason := n.localVolumes(a, node)
+		return ok, reason, nil
+	}
 	status := a.Resource == "persistentvolumeclaims" && a.Subresource == "status"
 	switch {
 	case status && a.Verb != "update" && a.Verb != "patch":
@@ -127,13 +131,34 @@ func (n *Node) objects(ctx context.Context, a *Attributes, node string) (bool, s
 		return related(n.usesClaim(node, key))
 	case "persistentvolumes":
 		v, ok := lookup[*corev1.PersistentVolume](n, api.PersistentVolumeKind, key)
-		return related(ok && n.usesVolume(node, v))
+		return related(ok && (n.usesVolume(node, v) || claim.OfLocal(v) == node))
 	case "volumeattachments":
 		v, ok := lookup[*storagev1.VolumeAttachment](n, api.VolumeAttachmentKind, key)
 		return related(ok && v.Spec.NodeName == node)
 	default: // resourceclaims
 		return related(n.usesDevices(node, key))
 	}
+}
+
+// localVolumes lets a node see which volumes of the built-in local storage are on it, and let go of those that are deleted. Admission
+// sees what it writes.
+func (n *Node) localVolumes(a *Attributes, node string) (bool, string) {
+	switch a.Verb {
+	case "list", "watch":
+		if a.Labels != nil {
+			if on, ok := a.Labels.RequiresExactMatch(claim.LocalNode); ok && on == node {
+				return true, ""
+			}
+		}
+		return false, fmt.Sprintf("can only list/watch persistentvolumes with the label selector %s=%s", claim.LocalNode, node)
+	case "update":
+		v, ok := lookup[*corev1.PersistentVolume](n, api.PersistentVolumeKind, api.Key{Name: a.Name})
+		if ok && claim.OfLocal(v) == node {
+			return true, ""
+		}
+		return false, none(node)
+	}
+	return false, "can only get individual resources of this type"
 }
 
 func lookup[T api.Object](n *Node, k *api.Kind, key api.Key) (o T, ok bool) {

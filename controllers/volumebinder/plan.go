@@ -12,9 +12,6 @@ import (
 	"github.com/yare-dev/yare/api/claim"
 )
 
-// provisioners are the annotations, the present one and its elder, by which provisioners outside know their claims.
-var provisioners = []string{"volume.kubernetes.io/storage-provisioner", "volume.beta.kubernetes.io/storage-provisioner"}
-
 // verdict is what is true of a claim.
 type verdict struct {
 	volume  *corev1.PersistentVolume // to bind to
@@ -79,13 +76,6 @@ func seek(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, c
 			"administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
 	}
 	return out
-}
-
-// ask names the provisioner that is to make c's volume.
-func ask(c *corev1.PersistentVolumeClaim, provisioner string) {
-	for _, a := range provisioners {
-		metav1.SetMetaDataAnnotation(&c.ObjectMeta, a, provisioner)
-	}
 }
 
 // take makes c point to v.

@@ -30,9 +30,6 @@ import (
 	"github.com/yare-dev/yare/reconcile"
 )
 
-// provisioner marks a volume that a program outside made.
-const provisioner = "pv.kubernetes.io/provisioned-by"
-
 type controller struct{ reconcile.Deps }
 
 // New returns the controller.
@@ -138,7 +135,7 @@ func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) er
 		c.Events.Event(pvc, kind, j.reason, j.message)
 	}
 	if j.maker != "" {
-		if pvc, err = client.Mutate(ctx, c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) { ask(o, j.maker) }); err != nil {
+		if pvc, err = client.Mutate(ctx, c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) { claim.Ask(o, j.maker) }); err != nil {
 			return fmt.Errorf("ask the provisioner: %w", err)
 		}
 	}
@@ -216,7 +213,7 @@ func (c controller) volume(ctx context.Context, key api.Key) error {
 	}
 	message := ""
 	policy := v.Spec.PersistentVolumeReclaimPolicy
-	if phase == corev1.VolumeReleased && policy != corev1.PersistentVolumeReclaimRetain && policy != "" && v.Annotations[provisioner] == "" {
+	if phase == corev1.VolumeReleased && policy != corev1.PersistentVolumeReclaimRetain && policy != "" && v.Annotations[claim.ProvisionedBy] == "" {
 		phase, message = corev1.VolumeFailed, fmt.Sprintf("nobody carries out the policy %s for a volume that no provisioner has made", policy)
 		c.Events.Event(v, corev1.EventTypeWarning, "VolumeFailedDelete", message)
 	}

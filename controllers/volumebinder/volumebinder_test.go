@@ -178,7 +178,7 @@ func TestWaits(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			c := rt.Get[*corev1.PersistentVolumeClaim](t, c, "ns", name)
-			if got := fmt.Sprintf("%s %s %s", c.Status.Phase, c.Spec.VolumeName, c.Annotations[provisioners[0]]); got != want {
+			if got := fmt.Sprintf("%s %s %s", c.Status.Phase, c.Spec.VolumeName, claim.Provisioner(c)); got != want {
 				t.Errorf("claim %s: %q, want %q", name, got, want)
 			}
 		}
@@ -202,7 +202,7 @@ func TestPolicyDelete(t *testing.T) {
 			v.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 		}
 		rt.Create(t, c, volume("hand", "1Gi", "", remove, forClaim("gone", "other")))
-		rt.Create(t, c, volume("made", "1Gi", "", remove, forClaim("gone", "other"), func(v *corev1.PersistentVolume) { v.Annotations = map[string]string{provisioner: "csi"} }))
+		rt.Create(t, c, volume("made", "1Gi", "", remove, forClaim("gone", "other"), func(v *corev1.PersistentVolume) { v.Annotations = map[string]string{claim.ProvisionedBy: "csi"} }))
 		synctest.Wait()
 		for name, want := range map[string]corev1.PersistentVolumePhase{"hand": corev1.VolumeFailed, "made": corev1.VolumeReleased} {
 			if got := rt.Get[*corev1.PersistentVolume](t, c, "", name).Status; got.Phase != want {

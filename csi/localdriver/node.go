@@ -1,0 +1,149 @@
+package localdriver
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/yare-dev/yare/api/claim"
+	"github.com/yare-dev/yare/linux"
+)
+
+// GetPluginInfo is part of spec.IdentityServer.
+func (d *Driver) GetPluginInfo(context.Context, *spec.GetPluginInfoRequest) (*spec.GetPluginInfoResponse, error) {
+	return &spec.GetPluginInfoResponse{Name: claim.LocalDriver, VendorVersion: "1"}, nil
+}
+
+// GetPluginCapabilities is part of spec.IdentityServer: there is no controller service.
+func (d *Driver) GetPluginCapabilities(context.Context, *spec.GetPluginCapabilitiesRequest) (*spec.GetPluginCapabilitiesResponse, error) {
+	return &spec.GetPluginCapabilitiesResponse{}, nil
+}
+
+// Probe is part of spec.IdentityServer.
+func (d *Driver) Probe(context.Context, *spec.ProbeRequest) (*spec.ProbeResponse, error) {
+	return &spec.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
+}
+
+// NodeGetCapabilities is part of spec.NodeServer: there is nothing to stage, to count or to enlarge.
+func (d *Driver) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesRequest) (*spec.NodeGetCapabilitiesResponse, error) {
+	return &spec.NodeGetCapabilitiesResponse{}, nil
+}
+
+// NodeGetInfo is part of spec.NodeServer.
+func (d *Driver) NodeGetInfo(context.Context, *spec.NodeGetInfoRequest) (*spec.NodeGetInfoResponse, error) {
+	return &spec.NodeGetInfoResponse{NodeId: d.c.NodeName}, nil
+}
+
+// NodePublishVolume is part of spec.NodeServer. It mounts the volume's folder on the target.
+func (d *Driver) NodePublishVolume(_ context.Context, r *spec.NodePublishVolumeRequest) (*spec.NodePublishVolumeResponse, error) {
+	attr, err := d.checkPublish(r)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := d.publish(r.VolumeId, r.TargetPath, attr); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &spec.NodePublishVolumeResponse{}, nil
+}
+
+// checkPublish returns how the mount is to be, or what is wrong with the request.
+func (d *Driver) checkPublish(r *spec.NodePublishVolumeRequest) (attr unix.MountAttr, err error) {
+	m := r.GetVolumeCapability().GetMount()
+	switch node := r.VolumeContext[claim.LocalNode]; {
+	case !filepath.IsAbs(r.TargetPath):
+		return attr, errors.New("target_path is not an absolute path")
+	case node != "" && node != d.c.NodeName:
+		return attr, errors.New("the volume is on node " + node + ", this is " + d.c.NodeName)
+	case m == nil:
+		return attr, errors.New("local volumes are folders: volumeMode Block is not supported")
+	case m.FsType != "":
+		return attr, errors.New("local volumes are folders and have no file system of their own: leave fsType " + m.FsType + " out")
+	}
+	flags := m.MountFlags
+	if r.Readonly {
+		flags = append(flags[:len(flags):len(flags)], "ro")
+	}
+	for _, o := range flags {
+		a, ok := linux.MountAttribute(o)
+		if !ok {
+			return attr, errors.New("mount option " + o + " is a file system's: a local volume has none of its own")
+		}
+		attr.Attr_set = attr.Attr_set&^a.Attr_clr | a.Attr_set
+		attr.Attr_clr |= a.Attr_clr
+	}
+	return attr, checkHandle(r.VolumeId)
+}
+
+func (d *Driver) publish(handle, target string, attr unix.MountAttr) error {
+	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if mounted, err := isMount(target); mounted || err != nil {
+		return err
+	}
+	from, err := d.data.open(handle)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	mount, err := linux.CloneTree(int(from.Fd()), "", false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	if attr != (unix.MountAttr{}) {
+		if err := linux.SetMountAttr(mount, false, attr, target); err != nil {
+			return err
+		}
+	}
+	at, err := unix.Open(target, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return linux.Wrap("open", target, err)
+	}
+	defer unix.Close(at)
+	return linux.Attach(mount, at, target)
+}
+
+// NodeUnpublishVolume is part of spec.NodeServer.
+func (d *Driver) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
+	if r.VolumeId == "" || !filepath.IsAbs(r.TargetPath) {
+		return nil, status.Error(codes.InvalidArgument, "volume_id or target_path is missing, or no absolute path")
+	}
+	for {
+		mounted, err := isMount(r.TargetPath)
+		if errors.Is(err, fs.ErrNotExist) {
+			return &spec.NodeUnpublishVolumeResponse{}, nil
+		}
+		if err == nil && !mounted {
+			err = os.Remove(r.TargetPath)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				return &spec.NodeUnpublishVolumeResponse{}, nil
+			}
+		} else if err == nil {
+			err = linux.Wrap("unmount", r.TargetPath, unix.Unmount(r.TargetPath, unix.UMOUNT_NOFOLLOW))
+		}
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	}
+}
+
+// isMount says whether something is mounted at path.
+func isMount(path string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return false, linux.Wrap("stat", path, err)
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return false, linux.Wrap("tell what is mounted at", path, unix.ENOTSUP)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
