@@ -73,6 +73,25 @@ func Ask(c *corev1.PersistentVolumeClaim, name string) {
 	}
 }
 
+// Default returns the class of claims that name none, the youngest where several are marked; nil when none is.
+func Default(classes []*storagev1.StorageClass) (found *storagev1.StorageClass) {
+	for _, c := range classes {
+		if c.Annotations[DefaultClass] != "true" && c.Annotations[DefaultClassBeta] != "true" {
+			continue
+		}
+		if found == nil || cmp.Or(found.CreationTimestamp.Compare(c.CreationTimestamp.Time), cmp.Compare(c.Name, found.Name)) < 0 {
+			found = c
+		}
+	}
+	return found
+}
+
+// Classless says that c neither names a class nor says that it wants none: it gets the default one.
+func Classless(c *corev1.PersistentVolumeClaim) bool {
+	_, annotated := c.Annotations[corev1.BetaStorageClassAnnotation]
+	return !annotated && c.Spec.StorageClassName == nil
+}
+
 // Waits says whether volumes of a class, which may be nil, wait for the node of the first pod that uses them.
 func Waits(class *storagev1.StorageClass) bool {
 	return class != nil && class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer

@@ -50,6 +50,7 @@ func New(d reconcile.Deps) *reconcile.Controller {
 				return []api.Key{api.KeyOf(v)}
 			}),
 			reconcile.MappedBy(waiting, api.PersistentVolumeClaimKind),
+			reconcile.Changed(left, api.PersistentVolumeKind),
 			reconcile.Mapped(func(d *storagev1.CSIDriver) []api.Key {
 				if d.Name != claim.LocalDriver {
 					return nil
@@ -57,7 +58,6 @@ func New(d reconcile.Deps) *reconcile.Controller {
 				return []api.Key{driverKey}
 			}),
 		},
-		Read: []*api.Kind{api.NodeKind},
 		Write: reconcile.Writes{
 			api.PersistentVolumeKind:      {"create", "update", "delete"},
 			api.PersistentVolumeClaimKind: {"update", "update/status"},
@@ -83,6 +83,24 @@ func waiting(ctx context.Context, d reconcile.Deps, class *storagev1.StorageClas
 	for _, o := range claims {
 		if o.Spec.VolumeName == "" && claim.Class(o) == class.Name {
 			keys = append(keys, api.KeyOf(o))
+		}
+	}
+	return keys
+}
+
+// left returns the volumes of a node that is gone.
+func left(ctx context.Context, d reconcile.Deps, before, after *corev1.Node) (keys []api.Key) {
+	if before == nil || after != nil {
+		return nil
+	}
+	volumes, err := client.List[*corev1.PersistentVolume](ctx, d.Client, client.Query{})
+	if err != nil {
+		d.Log.Warn("list volumes", "err", err)
+		return nil
+	}
+	for _, v := range volumes {
+		if claim.OfLocal(v) == before.Name {
+			keys = append(keys, api.KeyOf(v))
 		}
 	}
 	return keys
@@ -125,7 +143,7 @@ func (c controller) driver(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list storage classes: %w", err)
 	}
-	first := class(!slices.ContainsFunc(classes, isDefault))
+	first := class(claim.Default(classes) == nil)
 	if _, err := client.Create(ctx, c.Client, first); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("make storage class %s: %w", claim.LocalClass, err)
 	}
@@ -224,6 +242,16 @@ func (c controller) volume(ctx context.Context, log *slog.Logger, key api.Key) e
 		if err := c.Client.Delete(ctx, v, client.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("delete volume: %w", err)
 		}
+		return nil
 	}
+	if v.DeletionTimestamp == nil || !slices.Contains(v.Finalizers, claim.LocalData) {
+		return nil
+	}
+	node := claim.OfLocal(v)
+	if _, err = client.Get[*corev1.Node](ctx, c.Client, api.Key{Name: node}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	c.Events.Event(v, corev1.EventTypeWarning, "VolumeFailedDelete", fmt.Sprintf("node %s, which has the data, is gone: the volume is deleted when it is back. "+
+		"If it will not come back, take the finalizer %s away.", node, claim.LocalData))
 	return nil
 }

@@ -219,6 +219,27 @@ func TestDeletes(t *testing.T) {
 	})
 }
 
+// A volume whose node is gone waits for it, and says so.
+func TestNodeGone(t *testing.T) {
+	bubble(t, nil, func(b *bench) {
+		synctest.Wait()
+		rt.Create(b, b, pvc("c", "n1", withUID))
+		synctest.Wait()
+		v := b.volume()
+		rt.Delete(b, b, v, client.DeleteOptions{})
+		b.expect(made + "true")
+		if got := b.heard(v.Name); got != "" {
+			b.Error(got)
+		}
+		rt.Delete(b, b, rt.Get[*corev1.Node](b, b, "", "n1"), client.DeleteOptions{})
+		b.expect(made + "true")
+		if got := b.heard(v.Name); got != "Warning VolumeFailedDelete: node n1, which has the data, is gone: the volume is deleted when it is back. "+
+			"If it will not come back, take the finalizer local.csi.yare.dev/data away." {
+			b.Error(got)
+		}
+	})
+}
+
 // Who changes his mind about a volume's data has his way, as long as it is there.
 func TestRetains(t *testing.T) {
 	bubble(t, nil, func(b *bench) {
@@ -258,7 +279,7 @@ func TestDriver(t *testing.T) {
 	classes := func(b *bench) (names []string) {
 		synctest.Wait()
 		for _, c := range rt.List[*storagev1.StorageClass](b, b) {
-			names = append(names, fmt.Sprintf("%s %v", c.Name, isDefault(c)))
+			names = append(names, fmt.Sprintf("%s %v", c.Name, claim.Default([]*storagev1.StorageClass{c}) != nil))
 		}
 		return names
 	}

@@ -37,10 +37,6 @@ func class(isDefault bool) *storagev1.StorageClass {
 	return c
 }
 
-func isDefault(c *storagev1.StorageClass) bool {
-	return c.Annotations[claim.DefaultClass] == "true" || c.Annotations[claim.DefaultClassBeta] == "true"
-}
-
 // refuse says what a claim and its class ask for that a folder cannot give.
 func refuse(c *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (errs []error) {
 	if !claim.Waits(class) {

@@ -14,12 +14,14 @@ import (
 
 // verdict is what is true of a claim.
 type verdict struct {
-	volume  *corev1.PersistentVolume // to bind to
-	maker   string                   // who is asked to make one
-	phase   corev1.PersistentVolumeClaimPhase
-	warning bool
-	reason  string // of an event, when there is something to tell
-	message string
+	volume *corev1.PersistentVolume // to bind to
+	maker  string                   // who is asked to make one
+	// classless: it is to get the default class, if there is one.
+	classless bool
+	phase     corev1.PersistentVolumeClaimPhase
+	warning   bool
+	reason    string // of an event, when there is something to tell
+	message   string
 }
 
 // judge decides about a claim, whose class is nil when there is none.
@@ -65,6 +67,7 @@ func seek(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, c
 	case waits:
 		out.reason, out.message = "WaitForFirstConsumer", "waiting for first consumer to be created before binding"
 	case claim.Class(c) == "":
+		out.classless = claim.Classless(c)
 		out.reason, out.message = "FailedBinding", "no persistent volumes available for this claim and no storage class is set"
 	case class == nil:
 		out.warning, out.reason, out.message = true, "ProvisioningFailed", fmt.Sprintf("storageclass.storage.k8s.io %q not found", claim.Class(c))

@@ -48,7 +48,10 @@ func New(d reconcile.Deps) *reconcile.Controller {
 			}),
 			reconcile.Changed(wokenBy, api.PersistentVolumeClaimKind),
 			reconcile.MappedBy(func(ctx context.Context, d reconcile.Deps, class *storagev1.StorageClass) []api.Key {
-				return waiting(ctx, d, func(c *corev1.PersistentVolumeClaim) bool { return claim.Class(c) == class.Name })
+				isDefault := claim.Default([]*storagev1.StorageClass{class}) != nil
+				return waiting(ctx, d, func(c *corev1.PersistentVolumeClaim) bool {
+					return claim.Class(c) == class.Name || isDefault && claim.Classless(c)
+				})
 			}, api.PersistentVolumeClaimKind),
 		},
 		Write: reconcile.Writes{
@@ -127,6 +130,11 @@ func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) er
 		}
 		return c.bind(ctx, pvc, j.volume)
 	}
+	if j.classless {
+		if done, err := c.assignClass(ctx, pvc); done || err != nil {
+			return err
+		}
+	}
 	if j.reason != "" && (pvc.Status.Phase != j.phase || j.phase == corev1.ClaimPending) {
 		kind := corev1.EventTypeNormal
 		if j.warning {
@@ -145,6 +153,22 @@ func (c controller) claim(ctx context.Context, log *slog.Logger, key api.Key) er
 		}
 	})
 	return err
+}
+
+// assignClass gives a claim the class that has become the default since it was made, and says whether there is one (KEP-3333).
+func (c controller) assignClass(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (bool, error) {
+	classes, err := client.List[*storagev1.StorageClass](ctx, c.Client, client.Query{})
+	if err != nil {
+		return false, fmt.Errorf("list storage classes: %w", err)
+	}
+	class := claim.Default(classes)
+	if class == nil {
+		return false, nil
+	}
+	if _, err := client.Mutate(ctx, c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) { o.Spec.StorageClassName = &class.Name }); err != nil {
+		return false, fmt.Errorf("assign the default storage class: %w", err)
+	}
+	return true, nil // which wakes us
 }
 
 // class returns the storage class, nil when there is none of the name.

@@ -193,6 +193,41 @@ func TestWaits(t *testing.T) {
 	})
 }
 
+// A claim that names no class gets the one that becomes the default, unless it has a volume already or wants no class.
+func TestDefaultClass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, c)
+		rt.Start(t, d, New(d))
+		none := func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = nil }
+		rt.Create(t, c, volume("v", "1Gi", ""))
+		rt.Create(t, c, pvc("bound", "1Gi", "", none))
+		synctest.Wait()
+		rt.Create(t, c, pvc("late", "1Gi", "", none))
+		rt.Create(t, c, pvc("empty", "1Gi", ""))
+		rt.Create(t, c, pvc("beta", "1Gi", "", none, func(c *corev1.PersistentVolumeClaim) {
+			c.Annotations = map[string]string{corev1.BetaStorageClassAnnotation: ""}
+		}))
+		synctest.Wait()
+		rt.Create(t, c, class("plain", "csi.example.com", storagev1.VolumeBindingImmediate))
+		first := class("made", "csi.example.com", storagev1.VolumeBindingImmediate)
+		first.Annotations = map[string]string{claim.DefaultClass: "true"}
+		rt.Create(t, c, first)
+		synctest.Wait()
+		got := ""
+		for _, c := range rt.List[*corev1.PersistentVolumeClaim](t, c) {
+			class := "<none>"
+			if n := c.Spec.StorageClassName; n != nil {
+				class = *n
+			}
+			got += fmt.Sprintf("%s %s %s;", c.Name, class, claim.Provisioner(c))
+		}
+		if want := "beta <none> ;bound <none> ;empty  ;late made csi.example.com;"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	})
+}
+
 func TestPolicyDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rt.New(t)
