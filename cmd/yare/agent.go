@@ -156,7 +156,15 @@ func (a *agent) nodeKubelet(runtime *cri.Client) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.kubelet(cfg, c, serving, runtime)
+	k, err := a.kubelet(cfg, c, serving, runtime)
+	if err != nil {
+		return nil, err
+	}
+	access, err := a.dial(cfg, "yare-local-storage")
+	if err != nil {
+		return nil, err
+	}
+	return run.Together("kubelet", k, run.InOrder("storage", access, localStorage(c, data, access, a.log))), nil
 }
 
 // podRanges makes the Node where there is none, and waits until the cluster has given it its range of pod addresses. The kubelet

@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/cri/criserver"
+	"github.com/yare-dev/yare/csi/localdriver"
 	"github.com/yare-dev/yare/dns"
 	"github.com/yare-dev/yare/kubelet"
 	"github.com/yare-dev/yare/proxy"
@@ -72,7 +73,12 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	return run.Together("kubelet", k, recorder), nil
+	return run.Together("kubelet", k, recorder, localStorage(c, data, access, s.log)), nil
+}
+
+// localStorage is the built-in storage driver, which the kubelet finds as any other. Its volumes are in the cluster's data, and go with it.
+func localStorage(c kubelet.Config, data string, access client.Client, log *slog.Logger) run.Component {
+	return localdriver.New(localdriver.Config{NodeName: c.NodeName, Dir: filepath.Join(data, "volumes"), KubeletDir: c.RootDir, Client: access, Log: log})
 }
 
 // kubeletDir is the folder of the cluster's kubelet. Where that is not the usual one, the log says what follows from it.
