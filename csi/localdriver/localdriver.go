@@ -127,7 +127,7 @@ func (r registration) GetInfo(context.Context, *registerapi.InfoRequest) (*regis
 // NotifyRegistrationStatus is part of registerapi.RegistrationServer.
 func (r registration) NotifyRegistrationStatus(_ context.Context, s *registerapi.RegistrationStatus) (*registerapi.RegistrationStatusResponse, error) {
 	if !s.PluginRegistered {
-		r.log.Warn("the kubelet does not take local storage", "err", s.Error)
+		r.log.Debug("the kubelet does not take local storage yet", "err", s.Error) // it warns itself, and tries again
 	}
 	return &registerapi.RegistrationStatusResponse{}, nil
 }
