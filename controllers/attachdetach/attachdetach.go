@@ -41,7 +41,7 @@ import (
 
 const (
 	// least is the time between two looks, so that a storm of pods is looked at once.
-	least = 20 * time.Millisecond
+	least = 50 * time.Millisecond
 	// patience is how long a node that is not ready may claim to use a volume that nobody wants there.
 	patience = 6 * time.Minute
 	// attachTime is after how long without a word from its attacher a volume's pods are told.

@@ -19,7 +19,7 @@ import (
 
 // world is what there is.
 type world struct {
-	pods        []*corev1.Pod // with a node and not ended, the oldest first
+	pods        []*corev1.Pod // with a node and claims, and not ended; the oldest first
 	claims      map[api.Key]*corev1.PersistentVolumeClaim
 	volumes     map[string]*corev1.PersistentVolume
 	nodes       []*corev1.Node
@@ -28,24 +28,26 @@ type world struct {
 	since       map[types.UID]time.Time       // of attachments that nobody wants
 }
 
-// look reads the world; nil when there is nothing in it for us.
+// look reads the world; nil when there is nothing in it for us: no volume that is attached, or would be.
 func look(ctx context.Context, c client.Client) (*world, error) {
 	w := &world{claims: map[api.Key]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{}, drivers: map[string]*storagev1.CSIDriver{}}
+	drivers, err := client.List[*storagev1.CSIDriver](ctx, c, client.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("list drivers: %w", err)
+	}
+	for _, d := range drivers {
+		w.drivers[d.Name] = d
+	}
 	volumes, err := client.List[*corev1.PersistentVolume](ctx, c, client.Query{})
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
+	some := false
 	for _, v := range volumes {
 		if v.Spec.CSI != nil {
 			w.volumes[v.Name] = v
+			some = some || w.needsAttaching(v.Spec.CSI.Driver)
 		}
-	}
-	nodes, err := client.List[*corev1.Node](ctx, c, client.Query{})
-	if err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
-	}
-	if w.nodes = nodes; len(w.volumes) == 0 && !slices.ContainsFunc(nodes, func(n *corev1.Node) bool { return len(n.Status.VolumesAttached) > 0 }) {
-		return nil, nil
 	}
 	attachments, err := client.List[*storagev1.VolumeAttachment](ctx, c, client.Query{})
 	if err != nil {
@@ -56,12 +58,12 @@ func look(ctx context.Context, c client.Client) (*world, error) {
 			w.attachments = append(w.attachments, a)
 		}
 	}
-	drivers, err := client.List[*storagev1.CSIDriver](ctx, c, client.Query{})
-	if err != nil {
-		return nil, fmt.Errorf("list drivers: %w", err)
+	if w.nodes, err = client.List[*corev1.Node](ctx, c, client.Query{}); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
 	}
-	for _, d := range drivers {
-		w.drivers[d.Name] = d
+	some = some || len(w.attachments) > 0 || slices.ContainsFunc(w.nodes, func(n *corev1.Node) bool { return len(n.Status.VolumesAttached) > 0 })
+	if !some {
+		return nil, nil
 	}
 	claims, err := client.List[*corev1.PersistentVolumeClaim](ctx, c, client.Query{})
 	if err != nil {
@@ -75,12 +77,22 @@ func look(ctx context.Context, c client.Client) (*world, error) {
 		return nil, fmt.Errorf("list pods: %w", err)
 	}
 	for _, p := range pods {
-		if p.Spec.NodeName != "" && !api.PodTerminal(p) {
+		if p.Spec.NodeName != "" && !api.PodTerminal(p) && hasClaims(p) {
 			w.pods = append(w.pods, p)
 		}
 	}
 	slices.SortStableFunc(w.pods, func(a, b *corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
 	return w, nil
+}
+
+// hasClaims says whether a pod has volumes of claims.
+func hasClaims(p *corev1.Pod) bool {
+	for i := range p.Spec.Volumes {
+		if claim.Name(p, &p.Spec.Volumes[i]) != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // place is a CSI volume on a node. Several PersistentVolumes of one handle are one volume.

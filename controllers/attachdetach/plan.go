@@ -72,13 +72,13 @@ func (w *world) plan(now time.Time) *plan {
 		x.hold(at)
 	}
 	x.planNodes()
-	nodes := map[string]bool{}
+	nodes := map[string]*corev1.Node{}
 	for _, n := range w.nodes {
-		nodes[n.Name] = true
+		nodes[n.Name] = n
 	}
 	for _, want := range wants {
-		if nodes[want.node] {
-			x.planWant(want)
+		if n := nodes[want.node]; n != nil {
+			x.planWant(want, n)
 		}
 	}
 	return x.plan
@@ -153,8 +153,8 @@ func (x *planner) mayDetach(a *storagev1.VolumeAttachment, n *corev1.Node) (forc
 	return true, left <= 0
 }
 
-// planWant decides about a volume that pods want on a node that is there.
-func (x *planner) planWant(w *want) {
+// planWant decides about a volume that pods want on n.
+func (x *planner) planWant(w *want, n *corev1.Node) {
 	a := x.have[w.place]
 	switch {
 	case a == nil && x.held[w.anywhere()] && !shared(w.volume):
@@ -166,7 +166,7 @@ func (x *planner) planWant(w *want) {
 	case a.DeletionTimestamp != nil: // when it is gone it is made anew
 		x.tell(w, "", "")
 	case a.Status.Attached:
-		x.planAttached(w)
+		x.planAttached(w, n)
 	case a.Status.AttachError != nil:
 		x.tell(w, failedAttach, fmt.Sprintf("AttachVolume.Attach failed for volume %q : %s", w.volume.Name, a.Status.AttachError.Message))
 	default:
@@ -192,14 +192,13 @@ func (x *planner) planExclusive(w *want) {
 }
 
 // planAttached tells the pods that wait when their node is told.
-func (x *planner) planAttached(w *want) {
-	for _, n := range x.nodes {
-		if n.Name == w.node && !slices.ContainsFunc(n.Status.VolumesAttached, func(v corev1.AttachedVolume) bool { return v.Name == claim.OnNode(w.driver, w.handle) }) {
-			x.tell(w, attached, fmt.Sprintf("AttachVolume.Attach succeeded for volume %q ", w.volume.Name))
-			return
-		}
+func (x *planner) planAttached(w *want, n *corev1.Node) {
+	name := claim.OnNode(w.driver, w.handle)
+	if slices.ContainsFunc(n.Status.VolumesAttached, func(v corev1.AttachedVolume) bool { return v.Name == name }) {
+		x.tell(w, "", "")
+		return
 	}
-	x.tell(w, "", "")
+	x.tell(w, attached, fmt.Sprintf("AttachVolume.Attach succeeded for volume %q ", w.volume.Name))
 }
 
 func (x *planner) tell(w *want, reason, message string) {
