@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -49,10 +50,7 @@ func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plug
 	}
 	for _, pvc := range b.Select {
 		writes = append(writes, func() error {
-			_, err := client.Mutate(ctx, s.c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) {
-				metav1.SetMetaDataAnnotation(&o.ObjectMeta, claim.SelectedNode, node)
-			})
-			if err != nil {
+			if err := s.selectNode(ctx, pvc, node); err != nil {
 				return fmt.Errorf("select the node of claim %s: %w", api.KeyOf(pvc), err)
 			}
 			return nil
@@ -65,6 +63,27 @@ func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plug
 		}
 		return errors.Join(append(errs, s.status(ctx, pod, func(p *corev1.Pod) { p.Status.NominatedNodeName = node }))...)
 	})
+}
+
+// selectNode tells the provisioner of a claim for which node it is, whatever was written to the claim meanwhile, unless it has its volume
+// or is gone by now.
+func (s *Scheduler) selectNode(ctx context.Context, pvc *corev1.PersistentVolumeClaim, node string) error {
+	for {
+		_, err := client.Mutate(ctx, s.c.Client, pvc, "", func(o *corev1.PersistentVolumeClaim) {
+			metav1.SetMetaDataAnnotation(&o.ObjectMeta, claim.SelectedNode, node)
+		})
+		if !apierrors.IsConflict(err) {
+			return err
+		}
+		now, err := client.Get[*corev1.PersistentVolumeClaim](ctx, s.c.Client, api.KeyOf(pvc))
+		if apierrors.IsNotFound(err) || err == nil && (now.UID != pvc.UID || now.Spec.VolumeName != "") {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		pvc = now
+	}
 }
 
 // storageKinds are the kinds that takeStorage takes in.

@@ -194,6 +194,42 @@ func TestProvisionedVolumes(t *testing.T) {
 	})
 }
 
+// busy writes to a claim in the moment before the scheduler does, some times.
+type busy struct {
+	client.Client
+	left int
+}
+
+func (b *busy) Update(ctx context.Context, o api.Object, sub string) (api.Object, error) {
+	if c, ok := o.(*corev1.PersistentVolumeClaim); ok && b.left > 0 {
+		b.left--
+		now, err := client.Get[*corev1.PersistentVolumeClaim](ctx, b.Client, api.KeyOf(c))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := client.Mutate(ctx, b.Client, now, "", func(c *corev1.PersistentVolumeClaim) { c.Labels = map[string]string{"n": fmt.Sprint(b.left)} }); err != nil {
+			return nil, err
+		}
+	}
+	return b.Client.Update(ctx, o, sub)
+}
+
+// Others that write to a claim do not keep its provisioner from being told the node.
+func TestClaimIsBusy(t *testing.T) {
+	t.Parallel()
+	x := &busy{left: 3}
+	bubble(t, func(c client.Client) client.Client { x.Client = c; return x }, func(b *bench) {
+		b.late("made", "csi.example.com")
+		b.node(makeNode("n1"))
+		b.claim("a", "made")
+		b.create(makePod("a", usesClaim("a")))
+		time.Sleep(time.Second)
+		if got := b.pvc("a"); got.Annotations[claim.SelectedNode] != "n1" || got.Labels["n"] != "0" {
+			t.Errorf("claim %+v", got.ObjectMeta)
+		}
+	})
+}
+
 // refusing refuses some updates of volumes.
 type refusing struct {
 	client.Client
