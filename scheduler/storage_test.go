@@ -217,7 +217,7 @@ func (b *busy) Update(ctx context.Context, o api.Object, sub string) (api.Object
 // Others that write to a claim do not keep its provisioner from being told the node.
 func TestClaimIsBusy(t *testing.T) {
 	t.Parallel()
-	x := &busy{left: 3}
+	x := &busy{left: 12}
 	bubble(t, func(c client.Client) client.Client { x.Client = c; return x }, func(b *bench) {
 		b.late("made", "csi.example.com")
 		b.node(makeNode("n1"))
