@@ -164,7 +164,7 @@ cri-peers: build ## the suite of CRI against containerd, Debian's package, and c
 
 # Upstream's CSI driver for tests: a folder with its source (git clone https://github.com/kubernetes-csi/csi-driver-host-path).
 .PHONY: csi-peers
-csi-peers: build ## the kubelet with upstream's csi-driver-host-path: SOURCE=folder of its source
+csi-peers: build ## upstream's csi-driver-host-path, provisioner, attacher and resizer: SOURCE=folder of the driver's source
 	@test -n '$(SOURCE)' || { echo 'csi-peers: name the source of csi-driver-host-path by SOURCE='; exit 1; }
 	go test -C test/csipeers -count=1 -timeout 20m -v . -driver-source '$(abspath $(SOURCE))'
 

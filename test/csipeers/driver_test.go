@@ -24,7 +24,7 @@ func TestDriver(t *testing.T) {
 	b.driverInfo("attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Persistent, Ephemeral], fsGroupPolicy: File, " +
 		"tokenRequests: [{audience: vault, expirationSeconds: 600}]")
 	node := strings.TrimSpace(b.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
-	b.wait("the-node topology.hostpath.csi/node", "csinode", node, "-o", "jsonpath={.spec.drivers[0].nodeID} {.spec.drivers[0].topologyKeys[0]}")
+	b.wait("the-node topology.hostpath.csi/node", "csinode", node, "-o", "jsonpath={.spec."+ofDriver+".nodeID} {.spec."+ofDriver+".topologyKeys[0]}")
 	b.wait("the-node", "node", node, "-o", `jsonpath={.metadata.labels.topology\.hostpath\.csi/node}`)
 	t.Run("files", func(t *testing.T) { b.at(t).files() })
 	t.Run("block", func(t *testing.T) { b.at(t).block() })
@@ -43,6 +43,9 @@ func (b *bed) at(t *testing.T) *bed {
 	part.t = t
 	return &part
 }
+
+// ofDriver finds the driver in a CSINode, where the cluster's own storage is too.
+const ofDriver = `drivers[?(@.name=="` + driverName + `")]`
 
 const mountAt = "volumeMounts: [{name: v, mountPath: /data}]"
 

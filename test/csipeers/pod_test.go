@@ -19,7 +19,7 @@ func TestDriverPod(t *testing.T) {
 	b.driverInfo("attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Persistent, Ephemeral]")
 	b.driverImage()
 	b.apply(driverSet)
-	b.wait(driverName, "csinodes", "-o", "jsonpath={.items[0].spec.drivers[0].name}")
+	b.wait(driverName, "csinodes", "-o", "jsonpath={.items[0].spec."+ofDriver+".name}")
 	b.pod("own", fmt.Sprintf("csi: {driver: %s}", driverName), mountAt)
 	b.running("own")
 	b.box("own", "write", "/data/f", "mine")
@@ -31,11 +31,11 @@ func TestDriverPod(t *testing.T) {
 		t.Errorf("without the driver: %q", got)
 	}
 	b.wait("True", "pods", "-l", "app=driver", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-	b.wait(driverName, "csinodes", "-o", "jsonpath={.items[0].spec.drivers[0].name}")
+	b.wait(driverName, "csinodes", "-o", "jsonpath={.items[0].spec."+ofDriver+".name}")
 	b.kubectl("delete", "pod", "own")
 	b.wantNothingLeft()
 	b.kubectl("delete", "daemonset", "driver", "--wait")
-	b.wait("", "csinodes", "-o", "jsonpath={.items[0].spec.drivers[*].name}")
+	b.wait("", "csinodes", "-o", "jsonpath={.items[0].spec."+ofDriver+".name}")
 	b.apply(driverSet)
 	b.pod("last", fmt.Sprintf("csi: {driver: %s}", driverName), mountAt) // which goes with the cluster
 	b.running("last")
