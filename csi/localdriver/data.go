@@ -6,9 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // The folders below Dir.
@@ -24,22 +28,24 @@ const anyone = 0o777
 // data are the volumes' folders.
 type data struct {
 	root *os.Root
+	path string     // of root, without links
 	mu   sync.Mutex // of making and removing, which takes several steps
 }
 
-// openData opens the folder, and removes what was being made or removed when the last process ended.
+// openData opens the folder, which is made where it is missing.
 func openData(dir string) (*data, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(dir)
+	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, err
 	}
-	d := &data{root: root}
-	for _, name := range []string{making, removed} {
-		err = errors.Join(err, root.RemoveAll(name))
+	root, err := os.OpenRoot(real)
+	if err != nil {
+		return nil, err
 	}
+	d := &data{root: root, path: real}
 	for _, name := range []string{contents, making, removed} {
 		err = errors.Join(err, root.MkdirAll(name, 0o700))
 	}
@@ -48,6 +54,35 @@ func openData(dir string) (*data, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// sweep removes what was being made or removed when the last process ended.
+func (d *data) sweep() (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, dir := range []string{making, removed} {
+		names, e := d.names(dir)
+		err = errors.Join(err, e)
+		for _, name := range names {
+			err = errors.Join(err, d.removeTree(path.Join(dir, name)))
+		}
+	}
+	return err
+}
+
+// removeTree removes a folder, but never through a mount: whatever a pod has mounted in its volume, and left there, is not ours to delete.
+func (d *data) removeTree(name string) error {
+	points, err := linux.MountPoints()
+	if err != nil {
+		return err
+	}
+	below := filepath.Join(d.path, name) + "/"
+	for _, p := range points {
+		if strings.HasPrefix(p, below) {
+			return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", p)
+		}
+	}
+	return d.root.RemoveAll(name)
 }
 
 func (d *data) close() { _ = d.root.Close() }
@@ -93,18 +128,20 @@ func (d *data) remove(handle string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := path.Join(removed, handle)
-	if err := d.root.RemoveAll(at); err != nil { // left by an attempt that failed
+	if err := d.removeTree(at); err != nil { // left by an attempt that failed
 		return err
 	}
 	if err := d.root.Rename(path.Join(contents, handle), at); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return d.root.RemoveAll(at)
+	return d.removeTree(at)
 }
 
 // handles returns the volumes that have a folder.
-func (d *data) handles() ([]string, error) {
-	f, err := d.root.Open(contents)
+func (d *data) handles() ([]string, error) { return d.names(contents) }
+
+func (d *data) names(dir string) ([]string, error) {
+	f, err := d.root.Open(dir)
 	if err != nil {
 		return nil, err
 	}

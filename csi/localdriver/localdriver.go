@@ -15,7 +15,7 @@
 //   - A volume's folder is made when it is first published, and removed only when its PersistentVolume is being deleted, has the policy
 //     Delete, and nobody but us holds it back any more. What no PersistentVolume asks to remove is left alone, and told in the log.
 //   - The finalizer goes after the data. So a volume whose node is away waits for it, and no kill leaves data behind or takes it early.
-//   - Nothing outside Dir is reached through a handle: handles are names, and resolved below an open folder.
+//   - Nothing outside Dir is reached through a handle: handles are names, and resolved below an open folder. Nothing is removed through a mount.
 //
 // A volume's size is not enforced: a folder can grow until its disk is full.
 package localdriver
@@ -74,6 +74,9 @@ func (d *Driver) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("folder of local volumes: %w", err)
 	}
 	defer d.data.close()
+	if err := d.data.sweep(); err != nil {
+		d.c.Log.Warn("what a process before has left of local volumes could not be removed", "err", err)
+	}
 	socket := filepath.Join(d.c.KubeletDir, "plugins", claim.LocalDriver, "csi.sock")
 	return run.InOrder(d.Name(),
 		serve("csi", socket, func(s *grpc.Server) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -196,6 +197,9 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.close()
+	if err := d.sweep(); err != nil {
+		t.Error(err)
+	}
 	if got := tree(t, dir); !slices.Equal(got, []string{"data", "data/kept", "data/kept/f", "making", "removed"}) {
 		t.Error(got)
 	}
@@ -230,6 +234,62 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	if got := tree(t, dir); !slices.Equal(got, []string{"data", "data/kept", "data/kept/f", "making", "removed"}) {
+		t.Error(got)
+	}
+}
+
+// What a pod has mounted in its volume is not removed with it.
+func TestMountedInVolume(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	d, err := openData(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	f, err := d.open("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	other := t.TempDir()
+	for _, path := range []string{filepath.Join(other, "precious"), filepath.Join(d.path, contents, "v", "own")} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := filepath.Join(d.path, contents, "v", "mnt")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(other, at, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	moved := filepath.Join(d.path, removed, "v", "mnt")
+	t.Cleanup(func() {
+		for _, path := range []string{at, moved} {
+			_ = unix.Unmount(path, unix.MNT_DETACH)
+		}
+	})
+	for range 2 {
+		if err := d.remove("v"); err == nil || !strings.Contains(err.Error(), "is mounted in it") {
+			t.Error(err)
+		}
+		if err := d.sweep(); err == nil || !strings.Contains(err.Error(), "is mounted in it") {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(other, "precious")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(moved, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.remove("v"); err != nil {
+		t.Error(err)
+	}
+	if got := tree(t, d.path); !slices.Equal(got, []string{"data", "making", "removed"}) {
 		t.Error(got)
 	}
 }
