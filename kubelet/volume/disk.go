@@ -17,6 +17,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
 )
 
@@ -80,12 +81,7 @@ type staging struct {
 
 // uniqueName is what Nodes call the volume.
 func (d *disk) uniqueName() corev1.UniqueVolumeName {
-	return corev1.UniqueVolumeName("kubernetes.io/csi/" + d.Driver + "^" + d.Handle)
-}
-
-// attachmentName is that of the volume's VolumeAttachment to the node, by upstream's rule.
-func attachmentName(handle, driver, node string) string {
-	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(handle+driver+node)))
+	return claim.OnNode(d.Driver, d.Handle)
 }
 
 // ownHandle is that of a pod's own volume, by upstream's rule.

@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
 	"github.com/yare-dev/yare/csi/csitest"
 )
@@ -279,7 +280,7 @@ func TestDiskAttachment(t *testing.T) {
 	if err := s.mount("u1"); err == nil || !strings.Contains(err.Error(), "VolumeAttachment csi-") {
 		t.Error(err)
 	}
-	name := attachmentName("h", "d", "n")
+	name := claim.AttachmentName("h", "d", "n")
 	if name != "csi-9072ed11cc1acb5fa433a877ff339b6311d013f33bddd1d0092711a8ace5b16d" {
 		t.Error(name)
 	}

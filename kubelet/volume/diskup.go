@@ -22,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
 )
 
@@ -69,7 +70,7 @@ func (v *Volumes) claimedDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.
 	pv, s := b.volume, b.volume.Spec.CSI
 	m := &mounting{pod: pod, src: src, claim: b.claim, pv: pv, readOnly: b.readOnly, last: v.publishedAt(pod, vol)}
 	return v.mountDisk(ctx, m, disk{Name: pv.Name, Handle: s.VolumeHandle, Driver: s.Driver, Node: v.disks.Node,
-		Attachment: attachmentName(s.VolumeHandle, s.Driver, v.disks.Node), Lifecycle: string(storagev1.VolumeLifecyclePersistent),
+		Attachment: claim.AttachmentName(s.VolumeHandle, s.Driver, v.disks.Node), Lifecycle: string(storagev1.VolumeLifecyclePersistent),
 		Block: pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock})
 }
 
