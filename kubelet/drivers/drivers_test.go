@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -176,6 +177,44 @@ func TestPeriod(t *testing.T) {
 	b.api.Put(o)
 	if p := b.set.period(t.Context(), "d"); p != time.Minute {
 		t.Error(p)
+	}
+}
+
+// busy writes to the Node in the moment before the Set does, some times.
+type busy struct {
+	*kubelettest.API
+	left int
+}
+
+func (b *busy) Update(ctx context.Context, o api.Object, sub string) (api.Object, error) {
+	if n, ok := o.(*corev1.Node); ok && b.left > 0 {
+		b.left--
+		other, err := client.Get[*corev1.Node](ctx, b.API, api.KeyOf(n))
+		if err != nil {
+			return nil, err
+		}
+		other = other.DeepCopy()
+		other.Labels["n"] = fmt.Sprint(b.left)
+		if _, err := b.API.Update(ctx, other, ""); err != nil {
+			return nil, err
+		}
+	}
+	return b.API.Update(ctx, o, sub)
+}
+
+// Others that write to the Node, as at its start, do not keep a driver from being registered at once.
+func TestNodeIsBusy(t *testing.T) {
+	b := newBed(t)
+	b.set.client = &busy{b.api, 3}
+	d := csitest.New("disk.example.com", t.TempDir())
+	d.Node = &spec.NodeGetInfoResponse{NodeId: "i-7"}
+	end, err := b.serve(serveDriver(t, d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end(nil)
+	if n := b.node(); n.Labels["n"] != "0" || n.Annotations[idAnnotation] == "" {
+		t.Errorf("node %+v", n.ObjectMeta)
 	}
 }
 

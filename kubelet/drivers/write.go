@@ -131,13 +131,18 @@ func (s *Set) labelNode(ctx context.Context, infos map[string]*spec.NodeGetInfoR
 	})
 }
 
+// mutateNode changes the Node, whatever others write to it meanwhile: at a kubelet's start everybody does.
 func (s *Set) mutateNode(ctx context.Context, change func(*corev1.Node)) error {
-	n, err := client.Get[*corev1.Node](ctx, s.client, api.Key{Name: s.node})
-	if err != nil {
-		return err
+	for {
+		n, err := client.Get[*corev1.Node](ctx, s.client, api.Key{Name: s.node})
+		if err != nil {
+			return err
+		}
+		if _, err = client.Mutate(ctx, s.client, n, "", change); !apierrors.IsConflict(err) {
+			return err
+		}
+		ctx = client.Live(ctx) // what is remembered here is too old
 	}
-	_, err = client.Mutate(ctx, s.client, n, "", change)
-	return err
 }
 
 // noteID notes what the driver calls the node; "" takes it out.
