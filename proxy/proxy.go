@@ -116,23 +116,12 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	}{{api.ServiceKind, client.Query{}}, {api.EndpointSliceKind, client.Query{}}, {api.NodeKind, node}} {
 		wg.Go(func() { errs <- watch(ctx, p.d.Client, w.kind, w.query, events) })
 	}
-	wg.Go(func() { errs <- k.watch(ctx) })
+	wg.Go(func() { errs <- k.mon.Signal(ctx, k.foreign) })
 	return l.run(ctx, events, errs)
 }
 
 // Remove removes the table, and with it every trace of the proxy.
-func Remove(table string) error {
-	c, err := nft.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	have, err := c.Read(table)
-	if err != nil || have == nil {
-		return err
-	}
-	return c.Commit(nft.Diff(have, nil))
-}
+func Remove(table string) error { return nft.Remove(table) }
 
 // change is an event of one of the watches.
 type change struct {
@@ -362,29 +351,11 @@ func (k *kernel) close() {
 	_, _ = k.mon.Close(), k.conn.Close() // nothing is in flight
 }
 
-// watch notes when somebody else changed the table.
-func (k *kernel) watch(ctx context.Context) error {
-	for {
-		if err := k.mon.Next(ctx); err != nil {
-			return err
-		}
-		select {
-		case k.foreign <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// makeWhole makes the kernel's table equal to want, whatever it was. What is right
-// already is not touched.
+// makeWhole makes the kernel's table equal to want, whatever it was.
 func (k *kernel) makeWhole(want *nft.Table) error {
-	have, err := k.conn.Read(k.table)
-	if err == nil {
-		if err = k.conn.Commit(nft.Diff(have, want)); err == nil {
-			return nil
-		}
+	because, err := k.conn.MakeWhole(k.table, want)
+	if because != nil {
+		k.log.Warn("replaced the whole table", "table", k.table, "err", because)
 	}
-	// Somebody changed it between the two, or made something that Diff cannot undo.
-	k.log.Warn("replacing the whole table", "table", k.table, "err", err)
-	return k.conn.Commit(nft.Replace(want))
+	return err
 }

@@ -82,6 +82,36 @@ func (c *Conn) Commit(b *Batch) error {
 	return c.acknowledged(b)
 }
 
+// MakeWhole makes the table of that name equal to want, whatever it was; a nil want is a table that must not be. What is right already is
+// not touched, unless somebody changed the table between the look and the change, or made something that Diff cannot undo: then the
+// table is replaced as a whole, and because says why.
+func (c *Conn) MakeWhole(name string, want *Table) (because, err error) {
+	have, because := c.Read(name)
+	if because == nil {
+		if because = c.Commit(Diff(have, want)); because == nil {
+			return nil, nil
+		}
+	}
+	if want == nil {
+		return because, c.Commit(Diff(NewTable(name), nil))
+	}
+	return because, c.Commit(Replace(want))
+}
+
+// Remove removes the table of that name, if there is one, in the network namespace of the calling thread.
+func Remove(name string) error {
+	c, err := Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	have, err := c.Read(name)
+	if err != nil || have == nil {
+		return err
+	}
+	return c.Commit(Diff(have, nil))
+}
+
 // room makes the send buffer large enough for a batch of n bytes: the kernel takes
 // a transaction in one piece. Half of a buffer is for the kernel's own use.
 func (c *Conn) room(n int) error {

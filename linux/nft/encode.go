@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -162,6 +163,9 @@ func (b *Batch) addSet(table, name string, s *Set) {
 		if s.Dynamic {
 			flags |= setFlagEval | unix.NFT_SET_TIMEOUT
 		}
+		if s.Ranges {
+			flags |= unix.NFT_SET_INTERVAL
+		}
 		a.u32(unix.NFTA_SET_FLAGS, flags)
 		switch {
 		case s.Verdicts:
@@ -210,6 +214,10 @@ func (b *Batch) elements(typ uint16, table, name string, s *Set, keys []string, 
 }
 
 func (b *Batch) element(a *attrs, s *Set, key string, data map[string]string) {
+	if s.Ranges {
+		b.bounds(a, key)
+		return
+	}
 	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
 		a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, []byte(key)) })
 		if data == nil || !s.IsMap() {
@@ -231,6 +239,22 @@ func (b *Batch) element(a *attrs, s *Set, key string, data map[string]string) {
 				}
 			})
 		})
+	})
+}
+
+// bounds writes a range as the kernel has it: its first address, and the one after its last, where there is one.
+func (b *Batch) bounds(a *attrs, key string) {
+	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
+		a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, []byte(key[:len(key)/2])) })
+	})
+	last, _ := netip.AddrFromSlice([]byte(key[len(key)/2:]))
+	end := last.Next()
+	if !end.IsValid() {
+		return
+	}
+	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
+		a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, end.AsSlice()) })
+		a.u32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
 	})
 }
 

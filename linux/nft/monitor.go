@@ -68,6 +68,19 @@ func (m *Monitor) Next(ctx context.Context) error {
 	}
 }
 
+// Signal leaves a note in to, which has room for one, whenever somebody else changed the table or might have. It returns Next's error.
+func (m *Monitor) Signal(ctx context.Context, to chan<- struct{}) error {
+	for {
+		if err := m.Next(ctx); err != nil {
+			return err
+		}
+		select {
+		case to <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // foreign reports whether a notification is somebody else's change of the table.
 // NEWGEN, which follows every transaction, names no table.
 func (m *Monitor) foreign(msg message) bool {

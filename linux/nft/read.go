@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,15 +81,25 @@ func (c *Conn) readSets(t *Table) error {
 			a.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
 			a.text(unix.NFTA_SET_ELEM_LIST_SET, name)
 		}
+		var firsts, ends []string // of ranges
 		err := c.dump(unix.NFT_MSG_GETSETELEM, "elements", ask, func(as []attr) error {
 			for _, e := range parseAttrs(find(as, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
-				s.parseElement(parseAttrs(e.data))
+				as := parseAttrs(e.data)
+				switch {
+				case !s.Ranges:
+					s.parseElement(as)
+				case find32(as, unix.NFTA_SET_ELEM_FLAGS)&unix.NFT_SET_ELEM_INTERVAL_END != 0:
+					ends = append(ends, elementKey(as))
+				default:
+					firsts = append(firsts, elementKey(as))
+				}
 			}
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+		s.pair(firsts, ends)
 	}
 	return nil
 }
@@ -164,7 +177,8 @@ func parseChain(as []attr) *Chain {
 
 func parseSet(as []attr) *Set {
 	flags := find32(as, unix.NFTA_SET_FLAGS)
-	s := &Set{Key: typesOf(find32(as, unix.NFTA_SET_KEY_TYPE)), Dynamic: flags&setFlagEval != 0, Elems: map[string]string{}}
+	s := &Set{Key: typesOf(find32(as, unix.NFTA_SET_KEY_TYPE)), Dynamic: flags&setFlagEval != 0,
+		Ranges: flags&unix.NFT_SET_INTERVAL != 0, Elems: map[string]string{}}
 	if flags&unix.NFT_SET_MAP != 0 {
 		if typ := find32(as, unix.NFTA_SET_DATA_TYPE); typ == 0xffffff00 {
 			s.Verdicts = true
@@ -195,8 +209,30 @@ func typesOf(id uint32) []Type {
 	return ts
 }
 
+// pair makes ranges of their first addresses and of those after their last ones. A range without an end goes on to the last address.
+func (s *Set) pair(firsts, ends []string) {
+	slices.Sort(firsts)
+	slices.Sort(ends)
+	for _, first := range firsts {
+		i, exact := slices.BinarySearch(ends, first)
+		if exact {
+			i++
+		}
+		last := strings.Repeat("\xff", len(first))
+		if i < len(ends) {
+			end, _ := netip.AddrFromSlice([]byte(ends[i]))
+			last = string(end.Prev().AsSlice())
+		}
+		s.Elems[first+last] = ""
+	}
+}
+
+func elementKey(as []attr) string {
+	return string(find(parseAttrs(find(as, unix.NFTA_SET_ELEM_KEY)), unix.NFTA_DATA_VALUE))
+}
+
 func (s *Set) parseElement(as []attr) {
-	key := string(find(parseAttrs(find(as, unix.NFTA_SET_ELEM_KEY)), unix.NFTA_DATA_VALUE))
+	key := elementKey(as)
 	data := parseAttrs(find(as, unix.NFTA_SET_ELEM_DATA))
 	if !s.Verdicts {
 		s.Elems[key] = string(find(data, unix.NFTA_DATA_VALUE))

@@ -229,6 +229,75 @@ func New() Stmt {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}}
 }
 
+// Stray matches packets that conntrack follows no connection for: those that it finds invalid, and those that it was told not to follow.
+func Stray() Stmt {
+	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
+	return Stmt{"ct state invalid,untracked", []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}}
+}
+
+// The directions of a connection, as conntrack numbers them.
+const (
+	original byte = iota
+	reply
+)
+
+// ctLoad loads a part of a connection's addresses, some of which the library cannot spell with their direction. What it embeds is nil: encode
+// knows it.
+type ctLoad struct {
+	expr.Any
+	key, reg  uint32
+	direction byte
+}
+
+func (c *ctLoad) encode(b *attrs) {
+	b.text(unix.NFTA_EXPR_NAME, "ct")
+	b.nest(unix.NFTA_EXPR_DATA, func(a *attrs) {
+		a.u32(unix.NFTA_CT_KEY, c.key)
+		a.u32(unix.NFTA_CT_DREG, c.reg)
+		a.put(unix.NFTA_CT_DIRECTION, []byte{c.direction})
+	})
+}
+
+// tracked is what conntrack knows of the connection that a packet belongs to: the same for its packets of both directions, and for
+// errors about it.
+func tracked(text string, key uint32, direction byte) Field {
+	return Field{text, 4, func(reg uint32) []expr.Any { return []expr.Any{&ctLoad{key: key, direction: direction, reg: reg}} }}
+}
+
+// CtClient is the IPv4 address that opened the connection, before its source is rewritten; CtServer and CtServerPort are where it leads,
+// after its destination is rewritten; CtTarget and CtTargetPort are where it was opened to. A packet without a connection, or with one
+// of IPv6, matches no rule with the addresses.
+func CtClient() Field { return tracked("ct original ip saddr", unix.NFT_CT_SRC_IP, original) }
+
+// CtServer is described at CtClient.
+func CtServer() Field { return tracked("ct reply ip saddr", unix.NFT_CT_SRC_IP, reply) }
+
+// CtServerPort is described at CtClient.
+func CtServerPort() Field { return tracked("ct reply proto-src", unix.NFT_CT_PROTO_SRC, reply) }
+
+// CtTarget is described at CtClient.
+func CtTarget() Field { return tracked("ct original ip daddr", unix.NFT_CT_DST_IP, original) }
+
+// CtTargetPort is described at CtClient.
+func CtTargetPort() Field {
+	return tracked("ct original proto-dst", unix.NFT_CT_PROTO_DST, original)
+}
+
+// CtProto is the transport protocol of the connection.
+func CtProto() Field { return tracked("ct protocol", unix.NFT_CT_PROTOCOL, original) }
+
+// CtServerPortIn matches connections of a protocol to a port from first to last.
+func CtServerPortIn(proto uint8, first, last uint16) Stmt {
+	exprs := append(CtProto().load(1), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})
+	exprs = append(exprs, CtServerPort().load(1)...)
+	exprs = append(exprs, &expr.Range{Op: expr.CmpOpEq, Register: 1,
+		FromData: binary.BigEndian.AppendUint16(nil, first), ToData: binary.BigEndian.AppendUint16(nil, last)})
+	return Stmt{fmt.Sprintf("ct protocol %s ct reply proto-src %d-%d", ProtoName(proto), first, last), exprs}
+}
+
 // SetMark sets the bits of mark on the packet.
 func SetMark(mark uint32) Stmt {
 	return Stmt{fmt.Sprintf("meta mark set mark or %#x", mark), marked(
@@ -267,6 +336,12 @@ func Goto(chain string) Stmt {
 	return Stmt{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
 }
 
+// Accept ends the packet's way through this chain's hook.
+func Accept() Stmt { return Stmt{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}} }
+
+// Return goes on after the jump that led here.
+func Return() Stmt { return Stmt{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}} }
+
 // Drop drops the packet.
 func Drop() Stmt { return Stmt{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}} }
 
@@ -300,6 +375,10 @@ func (r Rule) encode() ([]byte, error) {
 	var b attrs
 	for _, s := range r {
 		for _, e := range s.Exprs {
+			if c, ok := e.(*ctLoad); ok {
+				b.nest(unix.NFTA_LIST_ELEM, c.encode)
+				continue
+			}
 			m, err := expr.Marshal(unix.NFPROTO_INET, e)
 			if err != nil {
 				return nil, fmt.Errorf("encode rule %q: %w", r.Text(), err)

@@ -99,6 +99,9 @@ type Set struct {
 	Timeout time.Duration
 	// Size limits the number of elements; 0 is no limit. Needed for Dynamic.
 	Size uint32
+	// Ranges says that an element is all addresses from a first to a last one, both in its key: Pack(first, last). The
+	// key is one address, the set no map. Ranges must not touch each other: see Merge.
+	Ranges bool
 	// Elems maps keys to data, both as made by Pack; a verdict is its text, for
 	// example "goto lb-3" or "drop"; an element of a plain set has "".
 	Elems map[string]string
@@ -110,7 +113,7 @@ func (s *Set) IsMap() bool { return s.Verdicts || len(s.Data) > 0 }
 // same reports whether a and b differ in elements only.
 func (s *Set) same(o *Set) bool {
 	return slices.Equal(s.Key, o.Key) && slices.Equal(s.Data, o.Data) && s.Verdicts == o.Verdicts &&
-		s.Dynamic == o.Dynamic && s.Timeout == o.Timeout && s.Size == o.Size
+		s.Dynamic == o.Dynamic && s.Timeout == o.Timeout && s.Size == o.Size && s.Ranges == o.Ranges
 }
 
 // Width returns the bytes that fields take in registers.
@@ -211,6 +214,9 @@ func (s *Set) print(b *strings.Builder, name string) {
 	if s.Dynamic {
 		fmt.Fprintf(b, "\tsize %d\n\tflags dynamic,timeout\n", s.Size)
 	}
+	if s.Ranges {
+		b.WriteString("\tflags interval\n")
+	}
 	for _, k := range slices.Sorted(maps.Keys(s.Elems)) {
 		fmt.Fprintf(b, "\t%s\n", s.elem(k))
 	}
@@ -219,6 +225,10 @@ func (s *Set) print(b *strings.Builder, name string) {
 
 // elem prints one element.
 func (s *Set) elem(key string) string {
+	if s.Ranges {
+		at := len(key) / 2
+		return fieldsText(s.Key, key[:at]) + "-" + fieldsText(s.Key, key[at:])
+	}
 	text := fieldsText(s.Key, key)
 	switch data := s.Elems[key]; {
 	case s.Verdicts:
