@@ -22,6 +22,7 @@ type attachment struct {
 	Pod       string            `json:"pod"`
 	Namespace string            `json:"namespace,omitempty"`
 	Name      string            `json:"name,omitempty"`
+	UID       string            `json:"uid,omitempty"`
 	NetNS     string            `json:"netns"`
 	Interface string            `json:"interface"`
 	HostLink  string            `json:"hostLink"`
@@ -98,9 +99,29 @@ func (n *Network) records() ([]*attachment, error) {
 	return out, nil
 }
 
+func (a *attachment) attached() Attached {
+	return Attached{Sandbox: a.Pod, Namespace: a.Namespace, Name: a.Name, UID: a.UID, Addrs: a.Addrs}
+}
+
+// Attached lists the pods that have addresses now.
+func (n *Network) Attached() ([]Attached, error) {
+	if _, err := n.host(); err != nil {
+		return nil, err
+	}
+	records, err := n.records()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Attached, len(records))
+	for i, a := range records {
+		list[i] = a.attached()
+	}
+	return list, nil
+}
+
 // Setup implements cni.Network.
 func (n *Network) Setup(ctx context.Context, p cni.Pod) (*cni.Result, error) {
-	result, err := n.setup(p)
+	result, err := n.setup(ctx, p)
 	n.askRefill()
 	if err != nil {
 		err = errors.Join(err, n.Teardown(context.WithoutCancel(ctx), p))
@@ -109,7 +130,7 @@ func (n *Network) Setup(ctx context.Context, p cni.Pod) (*cni.Result, error) {
 	return result, nil
 }
 
-func (n *Network) setup(p cni.Pod) (*cni.Result, error) {
+func (n *Network) setup(ctx context.Context, p cni.Pod) (*cni.Result, error) {
 	h, err := n.host()
 	if err != nil {
 		return nil, err
@@ -142,13 +163,16 @@ func (n *Network) setup(p cni.Pod) (*cni.Result, error) {
 	// The socket inside would keep the namespace alive.
 	defer r.close()
 	addrs, err := n.addrs.take(p.ID, had, p.IPs)
-	a := &attachment{Pod: p.ID, Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS, Interface: ifname,
+	a := &attachment{Pod: p.ID, Namespace: p.Namespace, Name: p.Name, UID: p.UID, NetNS: p.NetNS, Interface: ifname,
 		HostLink: r.link, MAC: r.mac.String(), Addrs: addrs, Ports: mapped(p.PortMappings)}
 	if err == nil {
 		_, err = part(n.c, a) // are the ports possible?
 	}
 	if err == nil {
 		err = n.save(a)
+	}
+	if err == nil && n.c.Guard != nil {
+		err = n.c.Guard.Attach(ctx, a.attached())
 	}
 	if err != nil {
 		return nil, errors.Join(err, link.Delete(h.links, r.link))
@@ -282,6 +306,9 @@ func (n *Network) detach(h *host, a *attachment) error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
+	}
+	if n.c.Guard != nil {
+		n.c.Guard.Detach(a.Pod)
 	}
 	if err := n.addrs.free(a.Addrs); err != nil {
 		return err

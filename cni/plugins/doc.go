@@ -19,6 +19,8 @@
 // Host ports and masquerading are in an nftables table of the network's own. A host port is
 // matched on the destination address: an address of this host, or the given one (CVE-2025-67499).
 //
+// Who judges packets (network policies) is told of a pod's addresses before they lead to it, and when they do not any more: see Guard.
+//
 // Several clusters share a host: the table's name is the configuration's, links begin with a hash
 // of it, and pod ranges must not overlap.
 //

@@ -42,6 +42,24 @@ type Config struct {
 	MTU int
 	// Pool is the number of namespaces kept ready; 0 means none.
 	Pool int
+	// Guard is told of pods' addresses; nil: nobody is.
+	Guard Guard
+}
+
+// Guard is told which pods have which addresses in time to do something about their packets.
+type Guard interface {
+	// Attach is called before the pod's addresses lead anywhere, again if it is set up again. With an error the pod gets no network.
+	Attach(ctx context.Context, p Attached) error
+	// Detach is called when the addresses of a sandbox lead nowhere any more, before another can have them; also for one that Attach was
+	// not called for. It may be called again.
+	Detach(sandbox string)
+}
+
+// Attached is a pod with its addresses.
+type Attached struct {
+	Sandbox              string // its ID
+	Namespace, Name, UID string // the pod's; UID is empty where it is not known
+	Addrs                []netip.Addr
 }
 
 func (c Config) withDefaults() Config {

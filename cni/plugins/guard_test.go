@@ -1,0 +1,112 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/linux/netns"
+)
+
+// witness is a Guard that notes what is true when it is told.
+type witness struct {
+	w      *world
+	n      *Network
+	refuse error
+	notes  []string
+}
+
+// state says whether the host leads packets to the address by a link of the network's, and whether the address is taken.
+func (g *witness) state(a netip.Addr) string {
+	routed := false
+	_ = netns.Do(g.w.host, func() error {
+		h, err := g.n.host()
+		if err != nil {
+			return err
+		}
+		routes, err := h.links.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 {
+			return err
+		}
+		l, err := h.links.LinkByIndex(routes[0].LinkIndex)
+		routed = err == nil && l.Attrs().Name != "eth0"
+		return err
+	})
+	held, err := g.n.addrs.all()
+	return fmt.Sprintf("routed %v, held %v", routed, err == nil && held[a] != "")
+}
+
+func (g *witness) Attach(_ context.Context, p Attached) error {
+	g.notes = append(g.notes, fmt.Sprintf("attach %s %s/%s %s: %s", p.Sandbox, p.Namespace, p.Name, p.UID, g.state(p.Addrs[0])))
+	return g.refuse
+}
+
+func (g *witness) Detach(sandbox string) {
+	g.notes = append(g.notes, fmt.Sprintf("detach %s: %s", sandbox, g.state(netip.MustParseAddr("10.42.0.1"))))
+}
+
+// TestGuard checks that a guard is told before an address leads anywhere, and after it did but before another may have it, also when the
+// guard refuses and when a pod is gone without having been torn down.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	g := &witness{w: w}
+	g.n = w.network(t, func(c *Config) { c.Guard = g })
+	expect := func(want ...string) {
+		t.Helper()
+		if fmt.Sprint(g.notes) != fmt.Sprint(want) {
+			t.Errorf("told %q, want %q", g.notes, want)
+		}
+		g.notes = nil
+	}
+	w.in(t, w.host, func() error {
+		p, _ := attach(t, g.n, cni.Pod{ID: "p", UID: "u1"})
+		expect("attach p default/p u1: routed false, held true")
+		if all, err := g.n.Attached(); err != nil || len(all) != 1 || all[0].UID != "u1" || all[0].Sandbox != "p" || len(all[0].Addrs) != 1 {
+			t.Errorf("attached: %v, %v", all, err)
+		}
+		if err := g.n.Teardown(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+		expect("detach p: routed false, held true")
+		if err := g.n.DeleteNamespace(t.Context(), p.NetNS); err != nil {
+			t.Error(err)
+		}
+
+		g.refuse = errors.New("not in force")
+		ns, err := g.n.NewNamespace(t.Context())
+		if err != nil {
+			return err
+		}
+		if _, err := g.n.Setup(t.Context(), cni.Pod{ID: "q", NetNS: ns}); !errors.Is(err, g.refuse) {
+			t.Errorf("set up although the guard refused: %v", err)
+		}
+		if held, err := g.n.addrs.all(); len(held) > 0 || err != nil {
+			t.Errorf("kept: %v, %v", held, err)
+		}
+		if len(g.notes) != 2 {
+			t.Errorf("told %q", g.notes)
+		}
+		g.refuse, g.notes = nil, nil
+		if err := g.n.DeleteNamespace(t.Context(), ns); err != nil {
+			t.Error(err)
+		}
+
+		attach(t, g.n, cni.Pod{ID: "r"})
+		g.notes = nil
+		if err := g.n.Prune(t.Context(), nil); err != nil {
+			t.Error(err)
+		}
+		if len(g.notes) != 1 {
+			t.Errorf("told %q of a pod that is gone", g.notes)
+		}
+		return nil
+	})
+	if left, err := filepath.Glob(filepath.Join(w.state, "pods", "*")); len(left) > 0 || err != nil {
+		t.Errorf("records left: %v, %v", left, err)
+	}
+}
