@@ -1,0 +1,192 @@
+package netpol
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/yare-dev/yare/linux/nft"
+)
+
+// class is what pods may do in one direction: a chain, and the sets that its rules look into.
+type class struct {
+	chain string
+	rules []nft.Rule
+	fixed map[string]*nft.Set // whose content is in their name
+	peers map[string]peers    // which pods come to and leave, by name
+}
+
+// peers are the pods of a selector: their addresses, or with a port's name their addresses and that port of theirs.
+type peers struct {
+	selector
+	port  string
+	proto uint8
+}
+
+func (p peers) name() string {
+	name, id := "pods-", p.id()
+	if p.port != "" {
+		name, id = "named-", id+"/"+nft.ProtoName(p.proto)+"/"+p.port
+	}
+	if p.namespaces == nil {
+		name += p.namespace + "-"
+	}
+	return name + hash(id)
+}
+
+// key are the fields of the set's elements.
+func (p peers) key() []nft.Type {
+	if p.port != "" {
+		return []nft.Type{nft.IPv4, nft.Proto, nft.Service}
+	}
+	return []nft.Type{nft.IPv4}
+}
+
+// hash tells texts apart, also those that somebody chose to be mistaken.
+func hash(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:24])
+}
+
+// compile returns what the policies of a pod's namespace allow it in one direction; nil is everything.
+func compile(w way, namespace string, p *pod, policies map[string]*policy) *class {
+	c := compiler{way: w, pod: p, class: &class{fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
+	isolated := false
+	for _, policy := range policies {
+		if !policy.isolates[w] || !policy.pods.Matches(p.labels) {
+			continue
+		}
+		isolated = true
+		for _, r := range policy.rules[w] {
+			if r.anyPeer && r.anyPort {
+				return nil
+			}
+			c.allow(r)
+		}
+	}
+	if !isolated {
+		return nil
+	}
+	if len(c.rules) == 0 {
+		return nobody(w)
+	}
+	texts := slices.Sorted(maps.Keys(c.rules))
+	for _, t := range texts {
+		c.class.rules = append(c.class.rules, c.rules[t])
+	}
+	c.class.rules = append(c.class.rules, nft.Rule{nft.Goto(refused(w))})
+	c.class.chain = w.String() + "-" + namespace + "-" + hash(strings.Join(texts, "\n"))
+	return c.class
+}
+
+// nobody is the class of who may do nothing.
+func nobody(w way) *class { return &class{chain: refused(w)} }
+
+// compiler makes a class, rule by rule.
+type compiler struct {
+	way   way
+	pod   *pod
+	class *class
+	rules map[string]nft.Rule // by their text: what two policies allow is there once
+}
+
+// peer is the other side's address.
+func (c compiler) peer() nft.Field {
+	if c.way == in {
+		return nft.CtClient()
+	}
+	return nft.CtServer()
+}
+
+// allow adds what one rule of a policy allows: each of the peers with each of the ports.
+func (c compiler) allow(r rule) {
+	for _, ports := range c.ports(r) {
+		if r.anyPeer {
+			c.add(ports)
+			continue
+		}
+		for _, s := range r.pods {
+			c.add(nft.Rule{nft.In(c.peers(peers{selector: s}), c.peer())}, ports)
+		}
+		if len(r.blocks) > 0 {
+			c.add(nft.Rule{nft.In(c.blocks(r.blocks), c.peer())}, ports)
+		}
+	}
+	if c.way == out {
+		for _, p := range r.ports {
+			if p.name != "" {
+				c.named(r, p)
+			}
+		}
+	}
+}
+
+func (c compiler) add(parts ...nft.Rule) {
+	r := append(slices.Concat(parts...), nft.Return())
+	c.rules[r.Text()] = r
+}
+
+// ports are alternatives for the ports that have numbers, which those with a name have at the pod itself.
+func (c compiler) ports(r rule) (rules []nft.Rule) {
+	if r.anyPort {
+		return []nft.Rule{{}}
+	}
+	numbers := map[string]string{}
+	for _, p := range r.ports {
+		switch {
+		case p.name != "":
+			if n, ok := c.pod.ports[namedPort{p.proto, p.name}]; ok && c.way == in {
+				numbers[nft.Pack(p.proto, n)] = ""
+			}
+		case p.first == p.last:
+			numbers[nft.Pack(p.proto, p.first)] = ""
+		default:
+			rules = append(rules, nft.Rule{nft.CtServerPortIn(p.proto, p.first, p.last)})
+		}
+	}
+	if len(numbers) > 0 {
+		name := c.fixed("ports", &nft.Set{Key: []nft.Type{nft.Proto, nft.Service}, Elems: numbers})
+		rules = append(rules, nft.Rule{nft.In(name, nft.CtProto(), nft.CtServerPort())})
+	}
+	return rules
+}
+
+// named allows connections to the port that has the name at the other side, which only pods have.
+func (c compiler) named(r rule, p port) {
+	at := func(s selector) nft.Stmt {
+		return nft.In(c.peers(peers{selector: s, port: p.name, proto: p.proto}), nft.CtServer(), nft.CtProto(), nft.CtServerPort())
+	}
+	if r.anyPeer {
+		c.add(nft.Rule{at(everyPod())})
+		return
+	}
+	for _, s := range r.pods {
+		c.add(nft.Rule{at(s)})
+	}
+	if len(r.blocks) > 0 {
+		c.add(nft.Rule{nft.In(c.blocks(r.blocks), nft.CtServer()), at(everyPod())})
+	}
+}
+
+func (c compiler) peers(p peers) string {
+	name := p.name()
+	c.class.peers[name] = p
+	return name
+}
+
+func (c compiler) blocks(rs []nft.Range) string {
+	elems := map[string]string{}
+	for _, r := range rs {
+		elems[nft.Pack(r.First, r.Last)] = ""
+	}
+	return c.fixed("blocks", &nft.Set{Key: []nft.Type{nft.IPv4}, Ranges: true, Elems: elems})
+}
+
+// fixed names a set after its content.
+func (c compiler) fixed(kind string, s *nft.Set) string {
+	name := kind + "-" + hash(strings.Join(slices.Sorted(maps.Keys(s.Elems)), ""))
+	c.class.fixed[name] = s
+	return name
+}

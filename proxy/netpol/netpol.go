@@ -1,0 +1,320 @@
+package netpol
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/linux/nft"
+)
+
+// Config says whom policies are enforced on.
+type Config struct {
+	// Table is the nftables table, of the inet family and nobody else's. It distinguishes the clusters of a host.
+	Table string
+	// Ranges are those that the built-in network of this node takes pods' addresses from.
+	Ranges []netip.Prefix
+	// DNS is the address of the cluster's DNS Service, which pods reach whatever policies say; not valid: there is none.
+	DNS netip.Addr
+}
+
+// Validate returns all problems at once.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Table == "" {
+		errs = append(errs, errors.New("table: is empty"))
+	}
+	for _, r := range c.Ranges {
+		if !r.IsValid() {
+			errs = append(errs, errors.New("ranges: one is not valid"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Deps are what an Enforcer needs.
+type Deps struct {
+	Client client.Reader
+	// Attached lists the pods that the built-in network connects, as of now or a moment ago.
+	Attached func() ([]Attachment, error)
+	Log      *slog.Logger
+}
+
+// Enforcer holds this node's pods to the policies. It implements run.Component.
+type Enforcer struct {
+	c Config
+	d Deps
+
+	mu    sync.Mutex
+	queue []request // what the network told, in its order
+	wake  chan struct{}
+}
+
+// request is something that the network told.
+type request struct {
+	attach *Attachment   // or
+	detach string        // a sandbox
+	done   chan struct{} // is closed when the kernel knows of attach
+}
+
+// New returns an enforcer.
+func New(c Config, d Deps) (*Enforcer, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("network policies: %w", err)
+	}
+	return &Enforcer{c: c, d: d, wake: make(chan struct{}, 1)}, nil
+}
+
+// Name implements run.Component.
+func (e *Enforcer) Name() string { return "network-policies" }
+
+// attachLimit bounds how long a pod waits for its rules.
+const attachLimit = 10 * time.Second
+
+// Attach tells of a pod that is about to be connected, and returns when the kernel holds it to the policies. It waits for Run to
+// know these; when it gives up, with ctx's end or after ten seconds, the pod must not be connected.
+func (e *Enforcer) Attach(ctx context.Context, a Attachment) error {
+	done := make(chan struct{})
+	e.tell(request{attach: &a, done: done})
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the pod's network policies are not in force yet: %w", ctx.Err())
+	}
+}
+
+// Detach tells that a sandbox is not connected any more. It does not wait: who is given an address next waits in its Attach, which comes
+// after.
+func (e *Enforcer) Detach(sandbox string) { e.tell(request{detach: sandbox}) }
+
+func (e *Enforcer) tell(r request) {
+	e.mu.Lock()
+	e.queue = append(e.queue, r)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// told takes what was told since.
+func (e *Enforcer) told() []request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	q := e.queue
+	e.queue = nil
+	return q
+}
+
+// Run implements run.Component, in the network namespace of the calling thread. It is ready when the kernel has what all
+// policies of the start make. The table stays when it returns, and holds: Remove removes it.
+func (e *Enforcer) Run(ctx context.Context, ready func()) error {
+	conn, err := nft.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	mon, err := conn.Watch(e.c.Table)
+	if err != nil {
+		return err
+	}
+	defer mon.Close()
+	attached, err := e.d.Attached()
+	if err != nil {
+		return fmt.Errorf("list the network's pods: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	foreign := make(chan struct{}, 1)
+	l := &loop{e: e, kernel: kernel{conn, e.c.Table}, ready: ready, state: newState(Facts{Table: e.c.Table, Ranges: e.c.Ranges, DNS: e.c.DNS})}
+	for i := range attached {
+		l.state.attach(&attached[i])
+	}
+	events := make(chan change, 256)
+	errs := make(chan error, 4)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, k := range watched() {
+		wg.Go(func() { errs <- watch(ctx, e.d.Client, k, events) })
+	}
+	wg.Go(func() { errs <- mon.Signal(ctx, foreign) })
+	return l.run(ctx, events, foreign, errs)
+}
+
+// watched are the kinds that policies depend on.
+func watched() []*api.Kind {
+	return []*api.Kind{api.NetworkPolicyKind, api.NamespaceKind, api.PodKind}
+}
+
+// Remove removes the table, and with it every trace of the policies.
+func Remove(table string) error { return nft.Remove(table) }
+
+// change is an event of one of the watches.
+type change struct {
+	kind *api.Kind
+	client.Event
+}
+
+// watch passes on the events of one kind.
+func watch(ctx context.Context, c client.Reader, k *api.Kind, to chan<- change) error {
+	for e, err := range c.Watch(ctx, k, client.Query{}, 0) {
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", k.Kind, err)
+		}
+		select {
+		case to <- change{k, e}:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// kernel is where the rules go.
+type kernel struct {
+	conn interface {
+		Commit(*nft.Batch) error
+		MakeWhole(name string, want *nft.Table) (because, err error)
+	}
+	table string
+}
+
+// loop is the state of Run; only its goroutine touches it.
+type loop struct {
+	e      *Enforcer
+	kernel kernel
+	ready  func()
+	state  *state
+
+	synced  int             // kinds whose objects are all known
+	applied bool            // the kernel has had the whole table once
+	again   bool            // the table may not be what it should
+	waiting []chan struct{} // who waits for the next transaction
+}
+
+func (l *loop) run(ctx context.Context, events <-chan change, foreign <-chan struct{}, errs <-chan error) error {
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-errs:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return cmp.Or(err, errors.New("a watch ended"))
+		case c := <-events:
+			l.take(c)
+			for drained := false; !drained; {
+				select {
+				case c := <-events:
+					l.take(c)
+				default:
+					drained = true
+				}
+			}
+		case <-l.e.wake:
+		case <-foreign:
+			l.again = true
+		case <-retry.C:
+		}
+		for _, r := range l.e.told() {
+			l.hear(r)
+		}
+		if l.synced < len(watched()) {
+			continue
+		}
+		if err := l.sync(); err != nil {
+			l.e.d.Log.Error("network policies not applied, trying again", "err", err)
+			l.again = true
+			retry.Reset(time.Second)
+		}
+	}
+}
+
+// take notes what an event changes.
+func (l *loop) take(c change) {
+	if c.Op == client.Synced {
+		l.synced++
+		return
+	}
+	k, gone := api.KeyOf(c.Object), c.Op == client.Deleted
+	switch o := c.Object.(type) {
+	case *networkingv1.NetworkPolicy:
+		if gone {
+			o = nil
+		}
+		l.state.setPolicy(k, o)
+	case *corev1.Namespace:
+		now := labels.Set{}
+		if len(o.Labels) > 0 {
+			now = o.Labels
+		}
+		if gone {
+			now = nil
+		}
+		l.state.setNamespace(o.Name, now)
+	case *corev1.Pod:
+		if gone {
+			l.state.setPod(k, nil)
+		} else {
+			l.state.setPod(k, parsePod(o))
+		}
+	}
+}
+
+// hear notes what the network told.
+func (l *loop) hear(r request) {
+	if r.attach == nil {
+		l.state.detach(r.detach)
+		return
+	}
+	l.state.attach(r.attach)
+	l.waiting = append(l.waiting, r.done)
+}
+
+// sync hands what changed to the kernel in one transaction.
+func (l *loop) sync() error {
+	start := time.Now()
+	batch := l.state.update()
+	if whole := l.again || !l.applied; whole {
+		because, err := l.kernel.conn.MakeWhole(l.kernel.table, l.state.wanted())
+		if because != nil {
+			l.e.d.Log.Warn("replaced the whole table", "table", l.kernel.table, "err", because)
+		}
+		if err != nil {
+			return err
+		}
+	} else if err := l.kernel.conn.Commit(batch); err != nil {
+		return err
+	}
+	l.again = false
+	for _, done := range l.waiting {
+		close(done)
+	}
+	l.waiting = nil
+	if !l.applied {
+		l.applied = true
+		l.ready()
+	}
+	if !batch.Empty() {
+		l.e.d.Log.Debug("network policies applied", "messages", batch.Messages(), "took", time.Since(start))
+	}
+	return nil
+}

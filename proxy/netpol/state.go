@@ -1,0 +1,448 @@
+package netpol
+
+import (
+	"net/netip"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/linux/nft"
+)
+
+// Facts are what the table depends on besides objects.
+type Facts struct {
+	Table string // nftables table
+	// Ranges are the addresses that the built-in network gives to this node's pods: of these only those count that are attached.
+	Ranges []netip.Prefix
+	// DNS is the address of the cluster's DNS, which every pod reaches; not valid: none is known.
+	DNS netip.Addr
+}
+
+// state is the wanted table and what it is made of, so that a change costs what it is worth. It is told of changes by set and its
+// kin, and takes them into the table at update.
+type state struct {
+	f          Facts
+	namespaces map[string]labels.Set
+	policies   map[string]map[string]*policy // by namespace and name
+	pods       map[string]map[string]*pod    // by namespace and name
+
+	attached  map[string]*Attachment          // by sandbox
+	sandboxes map[api.Key]map[string]bool     // of a pod
+	holder    map[netip.Addr]string           // which sandbox has the address
+	claims    map[netip.Addr]map[api.Key]bool // which pods say that an address is theirs
+	claimed   map[api.Key][]netip.Addr        // the same by pod
+
+	dirtySandboxes map[string]bool
+	dirtyAddrs     map[netip.Addr]bool
+
+	table  *nft.Table
+	rights map[string][ways]*class // by sandbox; nil for who is not isolated
+	users  map[string]int          // of chains and sets
+	groups map[string]*group       // by the name of their set
+}
+
+// group is a set of peers that a chain looks into.
+type group struct {
+	peers
+	within  map[string]bool       // whether a namespace is selected, as far as it was asked
+	members map[netip.Addr]string // their elements
+}
+
+func newState(f Facts) *state {
+	return &state{f: f, namespaces: map[string]labels.Set{}, policies: map[string]map[string]*policy{}, pods: map[string]map[string]*pod{},
+		attached: map[string]*Attachment{}, sandboxes: map[api.Key]map[string]bool{}, holder: map[netip.Addr]string{},
+		claims: map[netip.Addr]map[api.Key]bool{}, claimed: map[api.Key][]netip.Addr{},
+		dirtySandboxes: map[string]bool{}, dirtyAddrs: map[netip.Addr]bool{},
+		table: skeleton(f), rights: map[string][ways]*class{}, users: map[string]int{}, groups: map[string]*group{}}
+}
+
+// setNamespace notes a namespace's labels; nil is one that is gone.
+func (s *state) setNamespace(name string, l labels.Set) {
+	old, had := s.namespaces[name]
+	if had == (l != nil) && labels.Equals(old, l) {
+		return
+	}
+	if delete(s.namespaces, name); l != nil {
+		s.namespaces[name] = l
+	}
+	for _, g := range s.groups {
+		delete(g.within, name)
+	}
+	for pod := range s.pods[name] {
+		s.touch(s.claimed[api.Key{Namespace: name, Name: pod}])
+	}
+}
+
+// setPolicy notes a policy; nil is one that is gone.
+func (s *state) setPolicy(k api.Key, o *networkingv1.NetworkPolicy) {
+	if o != nil {
+		put(s.policies, k, parsePolicy(o))
+	} else {
+		drop(s.policies, k)
+	}
+	for id, a := range s.attached {
+		if a.Namespace == k.Namespace {
+			s.dirtySandboxes[id] = true
+		}
+	}
+}
+
+// setPod notes a pod; nil is one that is gone.
+func (s *state) setPod(k api.Key, p *pod) {
+	old := s.pods[k.Namespace][k.Name]
+	if old != nil && p != nil && old.equal(p) {
+		return
+	}
+	if p != nil {
+		put(s.pods, k, p)
+	} else {
+		drop(s.pods, k)
+	}
+	for id := range s.sandboxes[k] {
+		s.dirtySandboxes[id] = true
+	}
+	s.claim(k)
+}
+
+// attach notes which addresses a pod of this node has. Whoever had them before has them no more.
+func (s *state) attach(a *Attachment) {
+	s.detach(a.Sandbox)
+	for _, ip := range a.Addrs {
+		if before, taken := s.holder[ip]; taken {
+			s.detach(before)
+		}
+		s.holder[ip] = a.Sandbox
+	}
+	s.attached[a.Sandbox] = a
+	if s.sandboxes[a.key()] == nil {
+		s.sandboxes[a.key()] = map[string]bool{}
+	}
+	s.sandboxes[a.key()][a.Sandbox] = true
+	s.dirtySandboxes[a.Sandbox] = true
+	s.claim(a.key())
+}
+
+// detach notes that a pod of this node has its addresses no more.
+func (s *state) detach(sandbox string) {
+	a := s.attached[sandbox]
+	if a == nil {
+		return
+	}
+	delete(s.attached, sandbox)
+	for _, ip := range a.Addrs {
+		delete(s.holder, ip)
+	}
+	if delete(s.sandboxes[a.key()], sandbox); len(s.sandboxes[a.key()]) == 0 {
+		delete(s.sandboxes, a.key())
+	}
+	s.dirtySandboxes[sandbox] = true
+	s.touch(a.Addrs)
+	s.claim(a.key())
+}
+
+func put[T any](m map[string]map[string]T, k api.Key, v T) {
+	if m[k.Namespace] == nil {
+		m[k.Namespace] = map[string]T{}
+	}
+	m[k.Namespace][k.Name] = v
+}
+
+func drop[T any](m map[string]map[string]T, k api.Key) {
+	if delete(m[k.Namespace], k.Name); len(m[k.Namespace]) == 0 {
+		delete(m, k.Namespace)
+	}
+}
+
+func (s *state) touch(as []netip.Addr) {
+	for _, a := range as {
+		s.dirtyAddrs[a] = true
+	}
+}
+
+// claim works out which addresses are a pod's: those that it is attached with, and those of its status that are not of this node's
+// range, where the network knows better.
+func (s *state) claim(k api.Key) {
+	var now []netip.Addr
+	if p := s.pods[k.Namespace][k.Name]; p != nil {
+		for _, a := range p.addrs {
+			if !slices.ContainsFunc(s.f.Ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+				now = append(now, a)
+			}
+		}
+		for id := range s.sandboxes[k] {
+			if a := s.attached[id]; a.is(p) {
+				now = append(now, a.Addrs...)
+			}
+		}
+	}
+	s.touch(s.claimed[k])
+	s.touch(now)
+	for _, a := range s.claimed[k] {
+		if delete(s.claims[a], k); len(s.claims[a]) == 0 {
+			delete(s.claims, a)
+		}
+	}
+	if delete(s.claimed, k); len(now) > 0 {
+		s.claimed[k] = now
+	}
+	for _, a := range now {
+		if s.claims[a] == nil {
+			s.claims[a] = map[api.Key]bool{}
+		}
+		s.claims[a][k] = true
+	}
+}
+
+// wanted is the table as of the last update, nil when nobody is isolated.
+func (s *state) wanted() *nft.Table {
+	if len(s.table.Sets["isolated"].Elems) == 0 {
+		return nil
+	}
+	return s.table
+}
+
+// update takes what was noted into the table and returns the transaction from the table before.
+func (s *state) update() *nft.Batch {
+	before := s.wanted() != nil
+	e := newEdit(s.table)
+	changed := map[netip.Addr]bool{}
+	var old [][ways]*class
+	// What is used anew comes before what is not used any more goes, so that nothing goes and comes again.
+	for id := range s.dirtySandboxes {
+		old = append(old, s.rights[id])
+		delete(s.rights, id)
+		a := s.attached[id]
+		if a == nil {
+			continue
+		}
+		r := s.rightsOf(a)
+		for w, c := range r {
+			s.use(e, way(w), c)
+		}
+		s.rights[id] = r
+		for _, ip := range a.Addrs {
+			changed[ip] = true
+		}
+	}
+	for _, r := range old {
+		for _, c := range r {
+			s.release(e, c)
+		}
+	}
+	for a := range s.dirtyAddrs {
+		changed[a] = true
+		for name, g := range s.groups {
+			s.place(e, name, g, a)
+		}
+	}
+	for a := range changed {
+		s.dispatch(e, a)
+	}
+	clear(s.dirtySandboxes)
+	clear(s.dirtyAddrs)
+	switch after := s.wanted() != nil; {
+	case !before && !after:
+		return &nft.Batch{}
+	case !after:
+		return nft.Diff(s.table, nil)
+	case !before:
+		return nft.Diff(nil, s.table)
+	}
+	b := &nft.Batch{}
+	b.Update(e.changes())
+	return b
+}
+
+// rightsOf is what the policies say of an attached pod.
+func (s *state) rightsOf(a *Attachment) (r [ways]*class) {
+	policies := s.policies[a.Namespace]
+	if len(policies) == 0 {
+		return r
+	}
+	p := s.pods[a.Namespace][a.Name]
+	for w := range ways {
+		if a.is(p) {
+			r[w] = compile(w, a.Namespace, p, policies)
+		} else {
+			r[w] = nobody(w)
+		}
+	}
+	return r
+}
+
+// use counts a user of a class, which is made for the first.
+func (s *state) use(e *edit, w way, c *class) {
+	if c == nil || c.chain == refused(w) {
+		return
+	}
+	if s.users[c.chain]++; s.users[c.chain] == 1 {
+		e.putChain(c.chain, &nft.Chain{Rules: c.rules})
+	}
+	for name, set := range c.fixed {
+		if s.users[name]++; s.users[name] == 1 {
+			e.addSet(name, set)
+		}
+	}
+	for name, p := range c.peers {
+		if s.users[name]++; s.users[name] == 1 {
+			e.addSet(name, &nft.Set{Key: p.key(), Elems: map[string]string{}})
+			s.populate(e, name, p)
+		}
+	}
+}
+
+// release is the reverse of use.
+func (s *state) release(e *edit, c *class) {
+	if c == nil || s.users[c.chain] == 0 {
+		return
+	}
+	gone := func(name string) bool {
+		if s.users[name]--; s.users[name] > 0 {
+			return false
+		}
+		delete(s.users, name)
+		return true
+	}
+	if gone(c.chain) {
+		e.putChain(c.chain, nil)
+	}
+	for name := range c.fixed {
+		if gone(name) {
+			e.removeSet(name)
+		}
+	}
+	for name := range c.peers {
+		if gone(name) {
+			e.removeSet(name)
+			delete(s.groups, name)
+		}
+	}
+}
+
+// populate fills a new group.
+func (s *state) populate(e *edit, name string, p peers) {
+	g := &group{peers: p, within: map[string]bool{}, members: map[netip.Addr]string{}}
+	s.groups[name] = g
+	for namespace, pods := range s.pods {
+		if !s.within(g, namespace) {
+			continue
+		}
+		for pod := range pods {
+			for _, a := range s.claimed[api.Key{Namespace: namespace, Name: pod}] {
+				s.place(e, name, g, a)
+			}
+		}
+	}
+}
+
+// within says whether a group takes pods of the namespace.
+func (s *state) within(g *group, namespace string) bool {
+	if g.namespaces == nil {
+		return g.namespace == namespace
+	}
+	yes, known := g.within[namespace]
+	if !known {
+		l, exists := s.namespaces[namespace]
+		yes = exists && g.namespaces.Matches(l)
+		g.within[namespace] = yes
+	}
+	return yes
+}
+
+// place brings an address into a group, or out of it. An address that several pods claim comes in when all of them would.
+func (s *state) place(e *edit, name string, g *group, a netip.Addr) {
+	want := ""
+	for k := range s.claims[a] {
+		element := s.element(g, k, a)
+		if element == "" || want != "" && element != want {
+			want = ""
+			break
+		}
+		want = element
+	}
+	if had := g.members[a]; had == want {
+		return
+	} else if had != "" {
+		e.put(name, had, "", false)
+	}
+	if delete(g.members, a); want != "" {
+		g.members[a] = want
+		e.put(name, want, "", true)
+	}
+}
+
+// element is what an address of a pod is in a group; empty when the pod does not belong there.
+func (s *state) element(g *group, k api.Key, a netip.Addr) string {
+	p := s.pods[k.Namespace][k.Name]
+	if p == nil || !s.within(g, k.Namespace) || !g.pods.Matches(p.labels) {
+		return ""
+	}
+	if g.port == "" {
+		return nft.Pack(a)
+	}
+	n, has := p.ports[namedPort{g.proto, g.port}]
+	if !has {
+		return ""
+	}
+	return nft.Pack(a, g.proto, n)
+}
+
+// dispatch leads what an address sends and is sent to the chains of the pod that has it.
+func (s *state) dispatch(e *edit, a netip.Addr) {
+	r := s.rights[s.holder[a]]
+	for w, c := range r {
+		verdict := ""
+		if c != nil {
+			verdict = "jump " + c.chain
+		}
+		e.put(dispatcher(way(w)), nft.Pack(a), verdict, c != nil)
+	}
+	isolated := r[in] != nil || r[out] != nil
+	e.put("isolated", nft.Pack(a), "", isolated)
+	e.put("self", nft.Pack(a, a), "", isolated)
+}
+
+// dispatcher is the map that leads to the chains of a direction.
+func dispatcher(w way) string { return [...]string{"ingress", "egress"}[w] }
+
+// refused is the chain for what no policy allows.
+func refused(w way) string { return [...]string{"refused", "refused-out"}[w] }
+
+// skeleton returns the table of a node without isolated pods, which the kernel never has.
+func skeleton(f Facts) *nft.Table {
+	t := nft.NewTable(f.Table)
+	set := func(name string, verdicts bool, key ...nft.Type) map[string]string {
+		elems := map[string]string{}
+		t.Sets[name] = &nft.Set{Key: key, Verdicts: verdicts, Elems: elems}
+		return elems
+	}
+	set("egress", true, nft.IPv4)
+	set("ingress", true, nft.IPv4)
+	set("isolated", false, nft.IPv4)
+	set("self", false, nft.IPv4, nft.IPv4)
+	names := set("names", false, nft.IPv4, nft.Proto, nft.Service)
+	if f.DNS.Is4() {
+		names[nft.Pack(f.DNS, nft.UDP, uint16(53))], names[nft.Pack(f.DNS, nft.TCP, uint16(53))] = "", ""
+	}
+	ip := nft.IP4
+	t.Chains["forward"] = &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Forward, Priority: 0}, Rules: []nft.Rule{
+		{nft.Stray(), nft.Goto("stray")},
+		{nft.VMap("egress", nft.CtClient())},
+		{nft.VMap("ingress", nft.CtServer())},
+	}}
+	t.Chains["stray"] = &nft.Chain{Rules: []nft.Rule{
+		{ip.Is(), nft.In("isolated", ip.Saddr()), nft.Drop()},
+		{ip.Is(), nft.In("isolated", ip.Daddr()), nft.Drop()},
+	}}
+	t.Chains["refused-out"] = &nft.Chain{Rules: []nft.Rule{
+		{nft.In("names", nft.CtTarget(), nft.CtProto(), nft.CtTargetPort()), nft.Return()},
+		{nft.Goto("refused")},
+	}}
+	t.Chains["refused"] = &nft.Chain{Rules: []nft.Rule{
+		{nft.In("self", nft.CtClient(), nft.CtServer()), nft.Accept()},
+		{nft.Drop()},
+	}}
+	return t
+}
