@@ -328,6 +328,7 @@ func TestBootstrap(t *testing.T) {
 	for who, what := range map[*authn.User]string{
 		user("system:kube-scheduler"):                             "create pods/binding a/p",
 		user("system:kube-proxy"):                                 "watch discovery.k8s.io:endpointslices",
+		user("system:kube-proxy", authn.Authenticated):            "watch networking.k8s.io:networkpolicies",
 		user("system:kube-controller-manager"):                    "list anything:things",
 		authn.ServiceAccount("kube-system", "kube-dns", ""):       "list services",
 		authn.ServiceAccount("kube-system", "job-controller", ""): "create pods a/p",

@@ -172,4 +172,7 @@ system:volume-scheduler
 	get,list,patch,update,watch - persistentvolumes
 	get,list,watch storage.k8s.io storageclasses
 	get,list,patch,update,watch - persistentvolumeclaims
+yare:network-policies
+	list,watch - namespaces,pods
+	list,watch networking.k8s.io networkpolicies
 `

@@ -150,6 +150,7 @@ func ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
 		clusterBinding("system:service-account-issuer-discovery", to(rbacv1.GroupKind, authn.ServiceAccounts)...),
 		clusterBinding("system:cluster-trust-bundle-discovery", to(rbacv1.GroupKind, authn.ServiceAccounts)...),
 		clusterBinding("system:node-proxier", to(rbacv1.UserKind, "system:kube-proxy")...),
+		clusterBinding("yare:network-policies", to(rbacv1.UserKind, "system:kube-proxy")...), // a node's rules have one identity
 		clusterBinding("system:kube-controller-manager", to(rbacv1.UserKind, "system:kube-controller-manager")...),
 		clusterBinding("system:kube-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),
 		clusterBinding("system:volume-scheduler", to(rbacv1.UserKind, "system:kube-scheduler")...),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/yare-dev/yare/cni/plugins"
 	"github.com/yare-dev/yare/proxy"
+	"github.com/yare-dev/yare/proxy/netpol"
 )
 
 // forwardingFile says whether the host passes packets on; the pod network needs it.
@@ -58,3 +59,8 @@ func removePodNetwork(ctx context.Context, r *Record) error {
 func (r *Record) ServiceTable() string { return r.Table() + "-services" }
 
 func removeServices(_ context.Context, r *Record) error { return proxy.Remove(r.ServiceTable()) }
+
+// PolicyTable is the name of the network policies' table.
+func (r *Record) PolicyTable() string { return r.Table() + "-policies" }
+
+func removePolicies(_ context.Context, r *Record) error { return netpol.Remove(r.PolicyTable()) }

@@ -46,6 +46,7 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		{"end the containers", endContainers},
 		{"remove the pod network", removePodNetwork},
 		{"remove the Services' rules", removeServices},
+		{"remove the network policies' rules", removePolicies},
 		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
 		{"remove cgroups", removeCgroups},
 		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},

@@ -109,6 +109,18 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 		images:     imageConfig(r),
 		cniConfDir: a.config.CNIConfigDir, cniBinDir: a.config.CNIBinDir, runDir: r.RunDir, log: a.log,
 	}
+	services, err := a.join.rest(a.join.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	access, err := a.dial(services, "yare-agent")
+	if err != nil {
+		return nil, err
+	}
+	policies, err := side.policies(r.PolicyTable(), a.join.DNS, access)
+	if err != nil {
+		return nil, err
+	}
 	builtin, runtime, init, err := side.open()
 	if err != nil {
 		return nil, err
@@ -118,20 +130,12 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	services, err := a.join.rest(a.join.Proxy)
-	if err != nil {
-		return nil, err
-	}
 	rules, err := a.proxy(services, proxy.Config{Table: r.ServiceTable(), NodeName: a.join.Node, ClusterCIDRs: []netip.Prefix{a.join.ClusterCIDR}})
 	if err != nil {
 		return nil, err
 	}
-	access, err := a.dial(services, "yare-agent")
-	if err != nil {
-		return nil, err
-	}
 	return run.InOrder("agent", run.InOrder("containers", builtin, runtime),
-		run.Together("node", kubelet, rules, access, newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
+		run.Together("node", kubelet, rules, policies, access, newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
 }
 
 // nodeKubelet is the kubelet as `yare server` has it, with the credentials of the file.

@@ -1,21 +1,25 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/cni/plugins"
 	"github.com/yare-dev/yare/cri/criserver"
 	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/proxy/netpol"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -27,6 +31,34 @@ type containerSide struct {
 	// cniConfDir and cniBinDir are where a CNI configuration is looked for that takes over; runDir keeps what plugins need.
 	cniConfDir, cniBinDir, runDir string
 	log                           *slog.Logger
+
+	builtin *plugins.Network // once open
+}
+
+// policies holds the built-in network's pods to the network policies. To be called before open.
+func (c *containerSide) policies(table string, dns netip.Addr, access client.Reader) (run.Component, error) {
+	e, err := netpol.New(netpol.Config{Table: table, Ranges: c.network.Ranges, DNS: dns}, netpol.Deps{Client: access, Log: c.log,
+		Attached: func() ([]netpol.Attachment, error) {
+			pods, err := c.builtin.Attached()
+			all := make([]netpol.Attachment, len(pods))
+			for i, p := range pods {
+				all[i] = netpol.Attachment(p)
+			}
+			return all, err
+		}})
+	if err != nil {
+		return nil, err
+	}
+	c.network.Guard = guard{e}
+	return e, nil
+}
+
+// guard has the built-in network tell of its pods.
+type guard struct{ *netpol.Enforcer }
+
+// Attach implements plugins.Guard.
+func (g guard) Attach(ctx context.Context, p plugins.Attached) error {
+	return g.Enforcer.Attach(ctx, netpol.Attachment(p))
 }
 
 // open makes the parts, of which the network comes first. The caller closes init when they have ended.
@@ -42,7 +74,7 @@ func (c *containerSide) open() (network run.Component, server *criserver.Server,
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		choice, network = cni.NewSelect(foreign, builtin, c.log), builtin
+		choice, network, c.builtin = cni.NewSelect(foreign, builtin, c.log), builtin, builtin
 	}
 	images, err := image.Open(c.images, c.log)
 	if err != nil {

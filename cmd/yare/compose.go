@@ -66,7 +66,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	if err := s.apiServer(); err != nil {
 		return nil, err
 	}
-	containers, runtime, err := s.containers()
+	containers, policies, runtime, err := s.containers()
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
-		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.controllers(), s.scheduler(), services, s.watch(kubelet)),
+		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.controllers(), s.scheduler(), services, s.watch(policies), s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
 }

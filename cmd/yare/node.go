@@ -28,8 +28,8 @@ import (
 	"github.com/yare-dev/yare/run"
 )
 
-// containers is everything below the CRI: network, images, runtime.
-func (s *server) containers() (run.Component, *cri.Client, error) {
+// containers is everything below the CRI: network, images, runtime; and what holds the network's pods to the policies.
+func (s *server) containers() (containers, policies run.Component, _ *cri.Client, err error) {
 	side := &containerSide{
 		network: s.record.Network(),
 		runtime: criserver.Config{
@@ -39,12 +39,15 @@ func (s *server) containers() (run.Component, *cri.Client, error) {
 		images:     imageConfig(s.record),
 		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,
 	}
+	if policies, err = side.policies(s.record.PolicyTable(), s.record.DNSAddress(), s.client("system:kube-proxy")); err != nil {
+		return nil, nil, nil, err
+	}
 	network, runtime, init, err := side.open()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	s.init = init
-	return run.InOrder("containers", s.watch(network), s.watch(runtime)), cri.InProcess(runtime), nil
+	return run.InOrder("containers", s.watch(network), s.watch(runtime)), policies, cri.InProcess(runtime), nil
 }
 
 // kubelet runs the pods of this host's Node.

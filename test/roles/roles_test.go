@@ -119,7 +119,8 @@ func TestClusterRoles(t *testing.T) {
 	want := upstream(t, "cluster-roles.yaml", clusterRoleName)
 	maps.Copy(want, upstream(t, "controller-roles.yaml", clusterRoleName))
 	extra := map[string]string{"/system:aggregated-metrics-reader": "metrics-server's: metrics.k8s.io is built in",
-		"/system:controller:local-volume-controller": "of the built-in local storage"}
+		"/system:controller:local-volume-controller": "of the built-in local storage",
+		"/yare:network-policies":                     "network policies are built in"}
 	compare(t, want, ours(authz.ClusterRoles(), clusterRoleName), extra, func(r *rbacv1.ClusterRole) any {
 		return role{r.Labels, r.Annotations, r.AggregationRule, grants(r.Rules)}
 	})
@@ -128,7 +129,9 @@ func TestClusterRoles(t *testing.T) {
 func TestClusterRoleBindings(t *testing.T) {
 	want := upstream(t, "cluster-role-bindings.yaml", clusterBindingName)
 	maps.Copy(want, upstream(t, "controller-role-bindings.yaml", clusterBindingName))
-	compare(t, want, ours(authz.ClusterRoleBindings(), clusterBindingName), map[string]string{"/system:controller:local-volume-controller": "of the built-in local storage"}, func(b *rbacv1.ClusterRoleBinding) any {
+	extra := map[string]string{"/system:controller:local-volume-controller": "of the built-in local storage",
+		"/yare:network-policies": "network policies are built in"}
+	compare(t, want, ours(authz.ClusterRoleBindings(), clusterBindingName), extra, func(b *rbacv1.ClusterRoleBinding) any {
 		return binding{b.Labels, b.Annotations, b.RoleRef, b.Subjects}
 	})
 }
