@@ -301,10 +301,17 @@ func (w *world) serve(t testing.TB, name, at string) {
 // dial connects from a namespace, within a time.
 func (w *world) dial(t testing.TB, from, proto, to string, patience time.Duration) (c net.Conn, err error) {
 	t.Helper()
-	w.in(t, from, func() error {
+	return dial(t, w.ns(from), proto, to, patience)
+}
+
+func dial(t testing.TB, netNS, proto, to string, patience time.Duration) (c net.Conn, err error) {
+	t.Helper()
+	if nserr := netns.Do(netNS, func() error {
 		c, err = net.DialTimeout(proto+"4", to, patience)
 		return nil
-	})
+	}); nserr != nil {
+		t.Error(nserr)
+	}
 	return c, err
 }
 
@@ -332,7 +339,12 @@ const (
 // ask says "yes" when the other side answers.
 func (w *world) ask(t testing.TB, from, proto, to string, patience time.Duration) string {
 	t.Helper()
-	c, err := w.dial(t, from, proto, to, patience)
+	return ask(t, w.ns(from), proto, to, patience)
+}
+
+func ask(t testing.TB, netNS, proto, to string, patience time.Duration) string {
+	t.Helper()
+	c, err := dial(t, netNS, proto, to, patience)
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return "silence"

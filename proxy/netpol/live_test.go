@@ -1,10 +1,13 @@
 package netpol
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -13,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -335,4 +339,84 @@ func BenchmarkOwnPod(b *testing.B) {
 func BenchmarkPolicy(b *testing.B) {
 	benchmarkChange(b, func(s *state, c cluster) { s.setPolicy(api.KeyOf(c.policies[7]), nil) },
 		func(s *state, c cluster) { s.setPolicy(api.KeyOf(c.policies[7]), c.policies[7]) })
+}
+
+// briefly connects a pod for as long as f takes.
+func (w *world) briefly(t *testing.T, p *corev1.Pod, f func(netNS string)) {
+	path, err := w.network.NewNamespace(t.Context())
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	c := cni.Pod{ID: "id-" + p.Name, Namespace: p.Namespace, Name: p.Name, NetNS: path}
+	if _, err := w.network.Setup(t.Context(), c); err != nil {
+		t.Error(err)
+	} else {
+		f(path)
+	}
+	if err := errors.Join(w.network.Teardown(t.Context(), c), w.network.DeleteNamespace(t.Context(), path)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestChurn has pods come and go at once while policies change, and each try at once what it may and what it may not.
+func TestChurn(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	w := newWorld(t)
+	w.put(t, namespaces+`---
+kind: NetworkPolicy
+metadata: {namespace: b, name: friends}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress]
+  ingress: [{from: [{namespaceSelector: {matchLabels: {team: red}}, podSelector: {matchLabels: {app: friend}}}]}]`)
+	w.start(t)
+	w.pod(t, "b", "server", nil)
+	at := net.JoinHostPort(w.addrs["server"].String(), "8080")
+	stop := make(chan struct{})
+	var policies sync.WaitGroup
+	policies.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+			p := deny("a") // of nobody, or of strangers
+			p.Name = fmt.Sprintf("p%d", i%5)
+			p.Spec.PodSelector.MatchLabels = map[string]string{"app": []string{"stranger", "nobody"}[i%2]}
+			w.api.Put(p)
+		}
+	})
+	var pods sync.WaitGroup
+	for worker := range 4 {
+		pods.Go(func() {
+			for i := range 25 {
+				app, want, patience := "friend", "yes", plenty
+				if (i+worker)%2 == 0 {
+					app, want, patience = "stranger", "silence", 20*time.Millisecond
+				}
+				p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: fmt.Sprintf("w%d-%d", worker, i), Labels: map[string]string{"app": app}}}
+				w.api.Put(p)
+				w.briefly(t, p, func(netNS string) {
+					for _, proto := range []string{"tcp", "udp"} {
+						if got := ask(t, netNS, proto, at, patience); got != want {
+							t.Errorf("%s %s by %s: %s", app, p.Name, proto, got)
+						}
+					}
+				})
+				w.remove(t, p)
+			}
+		})
+	}
+	pods.Wait()
+	close(stop)
+	policies.Wait()
+	until(t, "the kernel has what the objects make", func() bool { return nft.Diff(w.kernel(t), w.wanted(t)).Empty() })
+	if n := len(w.kernel(t).Sets["isolated"].Elems); n != 1 {
+		t.Errorf("%d addresses are isolated", n)
+	}
 }
