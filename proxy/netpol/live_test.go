@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -419,4 +421,98 @@ spec:
 	if n := len(w.kernel(t).Sets["isolated"].Elems); n != 1 {
 		t.Errorf("%d addresses are isolated", n)
 	}
+}
+
+// TestStray sends what conntrack follows no connection for: it does not get past the policies for that.
+func TestStray(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.put(t, namespaces)
+	w.api.Put(deny("a"))
+	w.start(t)
+	for _, p := range []struct{ namespace, name string }{{"a", "locked"}, {"b", "one"}, {"b", "two"}} {
+		w.pod(t, p.namespace, p.name, nil)
+	}
+	for _, test := range []struct {
+		from, to string
+		arrives  bool
+	}{{"one", "two", true}, {"locked", "two", false}, {"one", "locked", false}} {
+		in := w.raw(t, test.to)
+		if err := unix.Sendto(w.raw(t, test.from), strayTCP(), 0, &unix.SockaddrInet4{Addr: w.addrs[test.to].As4()}); err != nil {
+			t.Fatal(err)
+		}
+		patience := unix.NsecToTimeval(silent.Nanoseconds())
+		if test.arrives {
+			patience = unix.NsecToTimeval(plenty.Nanoseconds())
+		}
+		if err := unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := unix.Recvfrom(in, make([]byte, 100), 0)
+		if (err == nil) != test.arrives {
+			t.Errorf("from %s to %s: %v, arrives: %v", test.from, test.to, err, test.arrives)
+		}
+	}
+}
+
+// raw is a socket for TCP segments in a pod.
+func (w *world) raw(t *testing.T, name string) (fd int) {
+	t.Helper()
+	w.in(t, name, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		return err
+	})
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// strayTCP is a segment that opens and ends a connection at once, which is no connection.
+func strayTCP() []byte {
+	s := make([]byte, 20)
+	copy(s, []byte{0x30, 0x39, 0x1f, 0x90}) // from 12345 to 8080
+	s[12], s[13] = 5<<4, 0x03               // no options; SYN and FIN
+	return s
+}
+
+// BenchmarkRoundTrip measures a datagram and its answer between two pods: without policies, where they are others', and where they allow it by
+// the last of ten rules.
+func BenchmarkRoundTrip(b *testing.B) {
+	w := newWorld(b)
+	w.put(b, namespaces)
+	w.start(b)
+	w.pod(b, "a", "client", map[string]string{"app": "client"})
+	w.pod(b, "b", "server", nil)
+	w.pod(b, "b", "third", map[string]string{"app": "third"})
+	c, err := w.dial(b, "client", "udp", net.JoinHostPort(w.addrs["server"].String(), "8080"), plenty)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	trip := func(b *testing.B) {
+		buf := make([]byte, 100)
+		for b.Loop() {
+			if _, err := c.Write(buf[:10]); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := c.Read(buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("none", trip)
+	p := deny("b")
+	p.Spec.PodSelector.MatchLabels = map[string]string{"app": "third"}
+	w.api.Put(p)
+	w.isolated(b, 1)
+	b.Run("others", trip)
+	var rules []string
+	for i := range 10 {
+		rules = append(rules, fmt.Sprintf(`{from: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [x%d, client]}]}}], ports: [{port: %d, protocol: UDP}]}`, i, 8071+i))
+	}
+	p = deny("b")
+	p.Spec.PolicyTypes = p.Spec.PolicyTypes[:1]
+	p.Spec.Ingress = parseYAML("{spec: {ingress: [" + strings.Join(rules, ",") + "]}}").Spec.Ingress
+	w.api.Put(p)
+	w.isolated(b, 2)
+	b.Run("allowed", trip)
 }

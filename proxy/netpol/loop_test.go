@@ -5,9 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,20 +19,32 @@ import (
 
 // paper is a kernel that only notes what it is given.
 type paper struct {
-	whole, commits int
-	fail           error
+	mu     sync.Mutex
+	counts struct{ whole, commits int }
+	fail   error
 }
 
 func (p *paper) Commit(b *nft.Batch) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if !b.Empty() {
-		p.commits++
+		p.counts.commits++
 	}
 	return p.fail
 }
 
 func (p *paper) MakeWhole(string, *nft.Table) (because, err error) {
-	p.whole++
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.counts.whole++
 	return nil, p.fail
+}
+
+// answer has the kernel answer with err from now on.
+func (p *paper) answer(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = err
 }
 
 // rig is a loop without a kernel, in a bubble.
@@ -96,24 +108,23 @@ func TestAttachWaits(t *testing.T) {
 		if !waits(first) || r.ready {
 			t.Fatal("it does not wait for what is not known")
 		}
-		r.kernel.fail = errors.New("no")
+		r.kernel.answer(errors.New("no"))
 		r.sync()
 		if !waits(first) || r.ready {
 			t.Fatal("it does not wait for the kernel")
 		}
-		r.kernel.fail = nil
-		time.Sleep(time.Second)
-		if err := <-first; err != nil || !r.ready || r.kernel.whole != 2 {
-			t.Fatalf("%v, ready %v, %d tries", err, r.ready, r.kernel.whole)
+		r.kernel.answer(nil)
+		err := <-first
+		if waits(first); err != nil || !r.ready || r.kernel.counts.whole != 2 {
+			t.Fatalf("%v, ready %v, %d tries", err, r.ready, r.kernel.counts.whole)
 		}
 		r.e.Detach("s")
 		synctest.Wait()
-		if r.kernel.commits != 1 {
-			t.Errorf("%d transactions for the pod's end", r.kernel.commits)
+		if r.kernel.counts.commits != 1 {
+			t.Errorf("%d transactions for the pod's end", r.kernel.counts.commits)
 		}
-		r.kernel.fail = errors.New("no")
+		r.kernel.answer(errors.New("no"))
 		second := r.attach(t)
-		time.Sleep(attachLimit)
 		if err := <-second; !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("given up with %v", err)
 		}
@@ -135,19 +146,19 @@ func TestNothingToDo(t *testing.T) {
 		if err := <-r.attach(t); err != nil {
 			t.Fatal(err)
 		}
-		before := *r.kernel
+		before := r.kernel.counts
 		for range 3 {
 			p = p.DeepCopy()
 			p.Status.Message += "!"
 			r.put(p)
 			synctest.Wait()
 		}
-		if *r.kernel != before {
-			t.Errorf("from %+v to %+v", before, *r.kernel)
+		if r.kernel.counts != before {
+			t.Errorf("from %+v to %+v", before, r.kernel.counts)
 		}
 		r.foreign <- struct{}{}
 		synctest.Wait()
-		if r.kernel.whole != before.whole+1 {
+		if r.kernel.counts.whole != before.whole+1 {
 			t.Error("a foreign change stays")
 		}
 		if err := r.end(); err != nil {

@@ -406,9 +406,9 @@ func describe(c cluster, table *nft.Table) string {
 // TestAgainstDocumentation compares the tables of generated clusters with the naive reading, connection by connection.
 func TestAgainstDocumentation(t *testing.T) {
 	t.Parallel()
-	n := uint64(400)
+	n := uint64(200)
 	if testing.Short() {
-		n = 60
+		n = 30
 	}
 	denied, all := 0, 0
 	for seed := range n {
