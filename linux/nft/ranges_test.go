@@ -87,7 +87,7 @@ func TestRangeSets(t *testing.T) {
 		listed := nftList(t, path)
 		for _, want := range []string{"2.0.0.0/8, 4.0.0.0/8", "ct original ip saddr @blocks ct protocol", "ct reply proto-src 10-20 accept",
 			"ct original ip daddr @blocks return", "ct reply ip saddr . ct protocol . ct reply proto-src @ports return",
-			"ct original ip daddr . ct protocol . ct original proto-dst @ports return", "ct state invalid,untracked accept"} {
+			"ct original ip daddr . ct protocol . ct original proto-dst @ports return", "ct state invalid,related,untracked accept"} {
 			if listed != "" && !strings.Contains(listed, want) {
 				t.Errorf("nft does not print %q in\n%s", want, listed)
 			}

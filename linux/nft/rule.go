@@ -229,10 +229,11 @@ func New() Stmt {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}}
 }
 
-// Stray matches packets that conntrack follows no connection for: those that it finds invalid, and those that it was told not to follow.
+// Stray matches packets that are not simply of a connection that conntrack follows: those that it finds invalid, those that it was told
+// not to follow, and those that are about a connection, such as errors, which anybody may send.
 func Stray() Stmt {
-	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
-	return Stmt{"ct state invalid,untracked", []expr.Any{
+	bits := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID|expr.CtStateBitRELATED|expr.CtStateBitUNTRACKED)
+	return Stmt{"ct state invalid,related,untracked", []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}}
@@ -341,6 +342,11 @@ func Accept() Stmt { return Stmt{"accept", []expr.Any{&expr.Verdict{Kind: expr.V
 
 // Return goes on after the jump that led here.
 func Return() Stmt { return Stmt{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}} }
+
+// Jump goes through another chain, and on when that returns.
+func Jump(chain string) Stmt {
+	return Stmt{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
+}
 
 // Drop drops the packet.
 func Drop() Stmt { return Stmt{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}} }

@@ -9,7 +9,7 @@
 // conntrack knows it: its client before masquerading, its server behind a Service's address. Every packet is judged, in either direction:
 //
 //	forward (filter)
-//	  ct state invalid,untracked          goto stray: to and from isolated pods, dropped
+//	  ct state invalid,related,untracked  jump stray: to and from isolated pods dropped, but for errors about their own connections
 //	  ct original ip saddr vmap @egress   -> jump out-team-HASH
 //	  ct reply ip saddr vmap @ingress     -> jump in-team-HASH
 //

@@ -1,10 +1,12 @@
 package netpol
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -423,22 +425,54 @@ spec:
 	}
 }
 
-// TestStray sends what conntrack follows no connection for: it does not get past the policies for that.
+// TestStray sends what is no connection's and what is about connections of others: it does not get past the policies for that.
 func TestStray(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.put(t, namespaces)
 	w.api.Put(deny("a"))
+	// Takes what one sends it, so that it has a connection to tell errors about.
+	w.put(t, `kind: NetworkPolicy
+metadata: {namespace: b, name: halfway}
+spec: {podSelector: {matchLabels: {app: halfway}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {app: one}}}]}]}`)
 	w.start(t)
-	for _, p := range []struct{ namespace, name string }{{"a", "locked"}, {"b", "one"}, {"b", "two"}} {
-		w.pod(t, p.namespace, p.name, nil)
+	for _, p := range []struct{ namespace, name string }{{"a", "locked"}, {"b", "one"}, {"b", "two"}, {"b", "three"}, {"b", "halfway"}} {
+		w.pod(t, p.namespace, p.name, map[string]string{"app": p.name})
+	}
+	w.isolated(t, 2)
+	asked := map[string]int{} // from which port one asked
+	for _, name := range []string{"two", "halfway"} {
+		c, err := w.dial(t, "one", "udp", net.JoinHostPort(w.addrs[name].String(), "8080"), plenty)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if a := talk(c, plenty); net.ParseIP(a) == nil {
+			t.Fatalf("%s: %s", name, a)
+		}
+		asked[name] = c.LocalAddr().(*net.UDPAddr).Port
+	}
+	unreachable := func(server string) []byte {
+		return unreachable(netip.AddrPortFrom(w.addrs["one"], uint16(asked[server])), netip.AddrPortFrom(w.addrs[server], 8080))
 	}
 	for _, test := range []struct {
-		from, to string
-		arrives  bool
-	}{{"one", "two", true}, {"locked", "two", false}, {"one", "locked", false}} {
-		in := w.raw(t, test.to)
-		if err := unix.Sendto(w.raw(t, test.from), strayTCP(), 0, &unix.SockaddrInet4{Addr: w.addrs[test.to].As4()}); err != nil {
+		name, from, to string
+		proto          int
+		packet         []byte
+		arrives        bool
+	}{
+		{"no connection's", "one", "two", unix.IPPROTO_TCP, strayTCP(), true},
+		{"no connection's, of an isolated pod", "locked", "two", unix.IPPROTO_TCP, strayTCP(), false},
+		{"no connection's, to an isolated pod", "one", "locked", unix.IPPROTO_TCP, strayTCP(), false},
+		{"an error", "two", "one", unix.IPPROTO_ICMP, unreachable("two"), true},
+		{"an error about others", "three", "one", unix.IPPROTO_ICMP, unreachable("two"), true},
+		{"an error about others, of an isolated pod", "locked", "one", unix.IPPROTO_ICMP, unreachable("two"), false},
+		{"an error about its own, of an isolated pod", "halfway", "one", unix.IPPROTO_ICMP, unreachable("halfway"), true},
+		{"an error about an isolated pod's, of another", "three", "one", unix.IPPROTO_ICMP, unreachable("halfway"), true},
+		{"an error to who has no part in it", "three", "locked", unix.IPPROTO_ICMP, unreachable("two"), false},
+	} {
+		in := w.raw(t, test.to, test.proto)
+		if err := unix.Sendto(w.raw(t, test.from, test.proto), test.packet, 0, &unix.SockaddrInet4{Addr: w.addrs[test.to].As4()}); err != nil {
 			t.Fatal(err)
 		}
 		patience := unix.NsecToTimeval(silent.Nanoseconds())
@@ -450,16 +484,16 @@ func TestStray(t *testing.T) {
 		}
 		_, _, err := unix.Recvfrom(in, make([]byte, 100), 0)
 		if (err == nil) != test.arrives {
-			t.Errorf("from %s to %s: %v, arrives: %v", test.from, test.to, err, test.arrives)
+			t.Errorf("%s: %v, arrives: %v", test.name, err, test.arrives)
 		}
 	}
 }
 
-// raw is a socket for TCP segments in a pod.
-func (w *world) raw(t *testing.T, name string) (fd int) {
+// raw is a socket for packets of a protocol in a pod.
+func (w *world) raw(t *testing.T, name string, proto int) (fd int) {
 	t.Helper()
 	w.in(t, name, func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
 		return err
 	})
 	t.Cleanup(func() { unix.Close(fd) })
@@ -472,6 +506,34 @@ func strayTCP() []byte {
 	copy(s, []byte{0x30, 0x39, 0x1f, 0x90}) // from 12345 to 8080
 	s[12], s[13] = 5<<4, 0x03               // no options; SYN and FIN
 	return s
+}
+
+// unreachable is the ICMP message that a datagram reached no port.
+func unreachable(from, to netip.AddrPort) []byte {
+	m := make([]byte, 8+20+8)
+	m[0], m[1] = 3, 3
+	ip := m[8:]
+	ip[0], ip[3], ip[8], ip[9] = 0x45, 28, 64, unix.IPPROTO_UDP
+	copy(ip[12:], from.Addr().AsSlice())
+	copy(ip[16:], to.Addr().AsSlice())
+	binary.BigEndian.PutUint16(ip[10:], sum(ip[:20]))
+	binary.BigEndian.PutUint16(ip[20:], from.Port())
+	binary.BigEndian.PutUint16(ip[22:], to.Port())
+	binary.BigEndian.PutUint16(ip[24:], 8)
+	binary.BigEndian.PutUint16(m[2:], sum(m))
+	return m
+}
+
+// sum is the Internet's checksum.
+func sum(b []byte) uint16 {
+	var s uint32
+	for i := 0; i < len(b); i += 2 {
+		s += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return ^uint16(s)
 }
 
 // BenchmarkRoundTrip measures a datagram and its answer between two pods: without policies, where they are others', and where they allow it by

@@ -109,7 +109,7 @@ func statement(t testing.TB, table *nft.Table, text string, c connection) (verdi
 		return "", proto == nft.ProtoName(c.proto) && c.port >= first && c.port <= last
 	}
 	switch {
-	case text == "ct state invalid,untracked":
+	case text == "ct state invalid,related,untracked":
 		return "", false // the model's packets belong to connections
 	case text == "return", text == "accept", text == "drop", strings.HasPrefix(text, "goto "):
 		return text, false

@@ -36,8 +36,8 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("table: is empty"))
 	}
 	for _, r := range c.Ranges {
-		if !r.IsValid() {
-			errs = append(errs, errors.New("ranges: one is not valid"))
+		if !r.Addr().Is4() {
+			errs = append(errs, fmt.Errorf("ranges: %s is not of IPv4, for which alone there are policies", r))
 		}
 	}
 	return errors.Join(errs...)

@@ -428,14 +428,19 @@ func skeleton(f Facts) *nft.Table {
 	}
 	ip := nft.IP4
 	t.Chains["forward"] = &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Forward, Priority: 0}, Rules: []nft.Rule{
-		{nft.Stray(), nft.Goto("stray")},
+		{nft.Stray(), nft.Jump("stray")},
 		{nft.VMap("egress", nft.CtClient())},
 		{nft.VMap("ingress", nft.CtServer())},
 	}}
-	t.Chains["stray"] = &nft.Chain{Rules: []nft.Rule{
-		{ip.Is(), nft.In("isolated", ip.Saddr()), nft.Drop()},
-		{ip.Is(), nft.In("isolated", ip.Daddr()), nft.Drop()},
-	}}
+	stray := func(end nft.Field) []nft.Rule {
+		return []nft.Rule{
+			{ip.Is(), nft.In("self", end, nft.CtClient()), nft.Return()},
+			{ip.Is(), nft.In("self", end, nft.CtServer()), nft.Return()},
+			{ip.Is(), nft.In("isolated", end), nft.Drop()},
+		}
+	}
+	t.Chains["stray"] = &nft.Chain{Rules: append([]nft.Rule{{nft.Jump("stray-from")}}, stray(ip.Daddr())...)}
+	t.Chains["stray-from"] = &nft.Chain{Rules: stray(ip.Saddr())}
 	t.Chains["refused-out"] = &nft.Chain{Rules: []nft.Rule{
 		{nft.In("names", nft.CtTarget(), nft.CtProto(), nft.CtTargetPort()), nft.Return()},
 		{nft.Goto("refused")},
