@@ -3,7 +3,6 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -155,7 +154,7 @@ func (b *Batch) addSet(table, name string, s *Set) {
 		a.text(unix.NFTA_SET_NAME, name)
 		a.u32(unix.NFTA_SET_ID, b.sets)
 		a.u32(unix.NFTA_SET_KEY_TYPE, typeID(s.Key))
-		a.u32(unix.NFTA_SET_KEY_LEN, uint32(Width(s.Key)))
+		a.u32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLen()))
 		var flags uint32
 		if s.IsMap() {
 			flags |= unix.NFT_SET_MAP
@@ -215,7 +214,7 @@ func (b *Batch) elements(typ uint16, table, name string, s *Set, keys []string, 
 
 func (b *Batch) element(a *attrs, s *Set, key string, data map[string]string) {
 	if s.Ranges {
-		b.bounds(a, key)
+		bounds(a, key, s.keyLen())
 		return
 	}
 	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
@@ -242,20 +241,36 @@ func (b *Batch) element(a *attrs, s *Set, key string, data map[string]string) {
 	})
 }
 
-// bounds writes a range as the kernel has it: its first address, and the one after its last, where there is one.
-func (b *Batch) bounds(a *attrs, key string) {
-	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
-		a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, []byte(key[:len(key)/2])) })
-	})
-	last, _ := netip.AddrFromSlice([]byte(key[len(key)/2:]))
-	end := last.Next()
-	if !end.IsValid() {
-		return
+// bounds writes a range as the kernel has it: its first value, and the one after its last, where there is one. Values are n bytes.
+func bounds(a *attrs, key string, n int) {
+	value := func(v []byte, flags uint32) {
+		a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
+			a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, v) })
+			if flags != 0 {
+				a.u32(unix.NFTA_SET_ELEM_FLAGS, flags)
+			}
+		})
 	}
-	a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
-		a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.put(unix.NFTA_DATA_VALUE, end.AsSlice()) })
-		a.u32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
-	})
+	value([]byte(key[:n]), 0)
+	if end := []byte(key[len(key)/2:][:n]); step(end, 0xff) {
+		value(end, unix.NFT_SET_ELEM_INTERVAL_END)
+	}
+}
+
+// step makes a big-endian number the next one, or with turn 0 the one before. Turn is the digit after which it goes round; it reports false
+// where the whole number does.
+func step(n []byte, turn byte) bool {
+	by := byte(1)
+	if turn == 0 {
+		by = 0xff
+	}
+	for i := len(n) - 1; i >= 0; i-- {
+		at := n[i]
+		if n[i] += by; at != turn {
+			return true
+		}
+	}
+	return false
 }
 
 // Verdict codes of linux/netfilter.h and nf_tables.h.

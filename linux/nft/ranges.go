@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -55,6 +56,23 @@ func Merge(rs []Range) []Range {
 			}
 		}
 		out = append(out, r)
+	}
+	return out
+}
+
+// Ports is the port numbers from First to Last, both included.
+type Ports struct{ First, Last uint16 }
+
+// MergePorts is Merge for port numbers.
+func MergePorts(ps []Ports) []Ports {
+	ps = slices.SortedFunc(slices.Values(ps), func(a, b Ports) int { return cmp.Compare(a.First, b.First) })
+	var out []Ports
+	for _, p := range ps {
+		if n := len(out); n > 0 && int(p.First) <= int(out[n-1].Last)+1 {
+			out[n-1].Last = max(out[n-1].Last, p.Last)
+			continue
+		}
+		out = append(out, p)
 	}
 	return out
 }

@@ -55,9 +55,14 @@ func TestRangeSets(t *testing.T) {
 			s.Elems[Pack(r.First, r.Last)] = ""
 		}
 		t.Sets["blocks"] = s
+		numbers := map[string]string{}
+		for _, p := range MergePorts([]Ports{{443, 443}, {40000, 65535}, {30000, 50000}, {0, 79}, {80, 80}}) {
+			numbers[Pack(p.First, p.Last)] = ""
+		}
+		t.Sets["numbers"] = &Set{Key: []Type{Service}, Ranges: true, Elems: numbers}
 		t.Sets["ports"] = &Set{Key: []Type{IPv4, Proto, Service}, Elems: map[string]string{Pack(addr("192.0.2.1"), TCP, uint16(80)): ""}}
 		t.Chains["forward"] = &Chain{Hook: &Hook{"filter", Forward, 0}, Rules: []Rule{
-			{Stray(), Accept()}, {IP4.Is(), In("blocks", CtClient()), CtServerPortIn(TCP, 10, 20), Accept()},
+			{Stray(), Accept()}, {IP4.Is(), In("blocks", CtClient()), CtIs(TCP), In("numbers", CtServerPort()), Accept()},
 			{In("blocks", CtTarget()), Return()},
 			{In("ports", CtServer(), CtProto(), CtServerPort()), Return()},
 			{In("ports", CtTarget(), CtProto(), CtTargetPort()), Return()},
@@ -85,7 +90,7 @@ func TestRangeSets(t *testing.T) {
 			}
 		}
 		listed := nftList(t, path)
-		for _, want := range []string{"2.0.0.0/8, 4.0.0.0/8", "ct original ip saddr @blocks ct protocol", "ct reply proto-src 10-20 accept",
+		for _, want := range []string{"2.0.0.0/8, 4.0.0.0/8", "ct original ip saddr @blocks ct protocol tcp ct reply proto-src @numbers accept", "elements = { 0-80, 443, 30000-65535 }",
 			"ct original ip daddr @blocks return", "ct reply ip saddr . ct protocol . ct reply proto-src @ports return",
 			"ct original ip daddr . ct protocol . ct original proto-dst @ports return", "ct state invalid,related,untracked accept"} {
 			if listed != "" && !strings.Contains(listed, want) {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -209,21 +208,22 @@ func typesOf(id uint32) []Type {
 	return ts
 }
 
-// pair makes ranges of their first addresses and of those after their last ones. A range without an end goes on to the last address.
+// pair makes ranges of their first values and of those after their last ones. A range without an end goes on to the last value.
 func (s *Set) pair(firsts, ends []string) {
 	slices.Sort(firsts)
 	slices.Sort(ends)
+	padding := strings.Repeat("\x00", Width(s.Key)-s.keyLen())
 	for _, first := range firsts {
 		i, exact := slices.BinarySearch(ends, first)
 		if exact {
 			i++
 		}
-		last := strings.Repeat("\xff", len(first))
+		last := []byte(strings.Repeat("\xff", len(first)))
 		if i < len(ends) {
-			end, _ := netip.AddrFromSlice([]byte(ends[i]))
-			last = string(end.Prev().AsSlice())
+			last = []byte(ends[i])
+			step(last, 0)
 		}
-		s.Elems[first+last] = ""
+		s.Elems[first+padding+string(last)+padding] = ""
 	}
 }
 

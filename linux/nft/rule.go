@@ -290,13 +290,9 @@ func CtTargetPort() Field {
 // CtProto is the transport protocol of the connection.
 func CtProto() Field { return tracked("ct protocol", unix.NFT_CT_PROTOCOL, original) }
 
-// CtServerPortIn matches connections of a protocol to a port from first to last.
-func CtServerPortIn(proto uint8, first, last uint16) Stmt {
-	exprs := append(CtProto().load(1), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})
-	exprs = append(exprs, CtServerPort().load(1)...)
-	exprs = append(exprs, &expr.Range{Op: expr.CmpOpEq, Register: 1,
-		FromData: binary.BigEndian.AppendUint16(nil, first), ToData: binary.BigEndian.AppendUint16(nil, last)})
-	return Stmt{fmt.Sprintf("ct protocol %s ct reply proto-src %d-%d", ProtoName(proto), first, last), exprs}
+// CtIs matches connections of a transport protocol.
+func CtIs(proto uint8) Stmt {
+	return Stmt{"ct protocol " + ProtoName(proto), append(CtProto().load(1), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})}
 }
 
 // SetMark sets the bits of mark on the packet.

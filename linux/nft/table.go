@@ -99,8 +99,8 @@ type Set struct {
 	Timeout time.Duration
 	// Size limits the number of elements; 0 is no limit. Needed for Dynamic.
 	Size uint32
-	// Ranges says that an element is all addresses from a first to a last one, both in its key: Pack(first, last). The
-	// key is one address, the set no map. Ranges must not touch each other: see Merge.
+	// Ranges says that an element is all values from a first to a last one, both in its key: Pack(first, last). The key is one field in
+	// the order of the network, the set no map. Ranges must not touch each other: see Merge.
 	Ranges bool
 	// Elems maps keys to data, both as made by Pack; a verdict is its text, for
 	// example "goto lb-3" or "drop"; an element of a plain set has "".
@@ -123,6 +123,14 @@ func Width(ts []Type) int {
 		n += (t.size + 3) &^ 3
 	}
 	return n
+}
+
+// keyLen is the length of the set's keys for the kernel, which takes a single field as it is where it compares it.
+func (s *Set) keyLen() int {
+	if s.Ranges {
+		return s.Key[0].size
+	}
+	return Width(s.Key)
 }
 
 // typeID is the concatenation of the fields' numbers, six bits each.

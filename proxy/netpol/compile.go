@@ -18,27 +18,35 @@ type class struct {
 	peers map[string]peers    // which pods come to and leave, by name
 }
 
-// peers are the pods of a selector: their addresses, or with a port's name their addresses and that port of theirs.
+// peers are the pods that any of some selectors selects: their addresses, or with names of ports their addresses and those ports of theirs.
 type peers struct {
-	selector
-	port  string
-	proto uint8
+	selectors []selector
+	ports     []namedPort
 }
 
+// name is the same for peers that are told alike.
 func (p peers) name() string {
-	name, id := "pods-", p.id()
-	if p.port != "" {
-		name, id = "named-", id+"/"+nft.ProtoName(p.proto)+"/"+p.port
+	ids, of := map[string]bool{}, map[string]bool{}
+	for _, s := range p.selectors {
+		ids[s.id()] = true
+		of[s.namespace] = true
 	}
-	if p.namespaces == nil {
-		name += p.namespace + "-"
+	name, id := "pods-", strings.Join(slices.Sorted(maps.Keys(ids)), "\n")
+	if len(p.ports) > 0 {
+		name = "named-"
+	}
+	for _, port := range p.ports {
+		id += "\n" + nft.ProtoName(port.proto) + " " + port.name
+	}
+	if one := slices.Collect(maps.Keys(of)); len(one) == 1 && one[0] != "" {
+		name += one[0] + "-"
 	}
 	return name + hash(id)
 }
 
 // key are the fields of the set's elements.
 func (p peers) key() []nft.Type {
-	if p.port != "" {
+	if len(p.ports) > 0 {
 		return []nft.Type{nft.IPv4, nft.Proto, nft.Service}
 	}
 	return []nft.Type{nft.IPv4}
@@ -100,26 +108,22 @@ func (c compiler) peer() nft.Field {
 	return nft.CtServer()
 }
 
-// allow adds what one rule of a policy allows: each of the peers with each of the ports.
+// allow adds what one rule of a policy allows. However many peers and ports it lists, that is a handful of rules here.
 func (c compiler) allow(r rule) {
 	for _, ports := range c.ports(r) {
 		if r.anyPeer {
 			c.add(ports)
 			continue
 		}
-		for _, s := range r.pods {
-			c.add(nft.Rule{nft.In(c.peers(peers{selector: s}), c.peer())}, ports)
+		if len(r.pods) > 0 {
+			c.add(nft.Rule{nft.In(c.peers(peers{selectors: r.pods}), c.peer())}, ports)
 		}
 		if len(r.blocks) > 0 {
 			c.add(nft.Rule{nft.In(c.blocks(r.blocks), c.peer())}, ports)
 		}
 	}
-	if c.way == out {
-		for _, p := range r.ports {
-			if p.name != "" {
-				c.named(r, p)
-			}
-		}
+	if names := r.names(); c.way == out && len(names) > 0 {
+		c.named(r, names)
 	}
 }
 
@@ -133,18 +137,25 @@ func (c compiler) ports(r rule) (rules []nft.Rule) {
 	if r.anyPort {
 		return []nft.Rule{{}}
 	}
-	numbers := map[string]string{}
+	numbers, spans := map[string]string{}, map[uint8][]nft.Ports{}
 	for _, p := range r.ports {
 		switch {
 		case p.name != "":
 			if n, ok := c.pod.ports[namedPort{p.proto, p.name}]; ok && c.way == in {
 				numbers[nft.Pack(p.proto, n)] = ""
 			}
-		case p.first == p.last:
-			numbers[nft.Pack(p.proto, p.first)] = ""
+		case p.First == p.Last:
+			numbers[nft.Pack(p.proto, p.First)] = ""
 		default:
-			rules = append(rules, nft.Rule{nft.CtServerPortIn(p.proto, p.first, p.last)})
+			spans[p.proto] = append(spans[p.proto], p.Ports)
 		}
+	}
+	for proto, ps := range spans {
+		rule := nft.Rule{nft.CtIs(proto)}
+		if ps = nft.MergePorts(ps); ps[0] != allPorts() {
+			rule = append(rule, nft.In(c.spans(ps), nft.CtServerPort()))
+		}
+		rules = append(rules, rule)
 	}
 	if len(numbers) > 0 {
 		name := c.fixed("ports", &nft.Set{Key: []nft.Type{nft.Proto, nft.Service}, Elems: numbers})
@@ -153,17 +164,17 @@ func (c compiler) ports(r rule) (rules []nft.Rule) {
 	return rules
 }
 
-// named allows connections to the port that has the name at the other side, which only pods have.
-func (c compiler) named(r rule, p port) {
-	at := func(s selector) nft.Stmt {
-		return nft.In(c.peers(peers{selector: s, port: p.name, proto: p.proto}), nft.CtServer(), nft.CtProto(), nft.CtServerPort())
+// named allows connections to the ports that have the names at the other side, which only pods have.
+func (c compiler) named(r rule, names []namedPort) {
+	at := func(s ...selector) nft.Stmt {
+		return nft.In(c.peers(peers{selectors: s, ports: names}), nft.CtServer(), nft.CtProto(), nft.CtServerPort())
 	}
 	if r.anyPeer {
 		c.add(nft.Rule{at(everyPod())})
 		return
 	}
-	for _, s := range r.pods {
-		c.add(nft.Rule{at(s)})
+	if len(r.pods) > 0 {
+		c.add(nft.Rule{at(r.pods...)})
 	}
 	if len(r.blocks) > 0 {
 		c.add(nft.Rule{nft.In(c.blocks(r.blocks), nft.CtServer()), at(everyPod())})
@@ -174,6 +185,14 @@ func (c compiler) peers(p peers) string {
 	name := p.name()
 	c.class.peers[name] = p
 	return name
+}
+
+func (c compiler) spans(ps []nft.Ports) string {
+	elems := map[string]string{}
+	for _, p := range ps {
+		elems[nft.Pack(p.First, p.Last)] = ""
+	}
+	return c.fixed("spans", &nft.Set{Key: []nft.Type{nft.Service}, Ranges: true, Elems: elems})
 }
 
 func (c compiler) blocks(rs []nft.Range) string {

@@ -18,9 +18,9 @@
 //	  ct original ip saddr @blocks-HASH return
 //	  goto refused            a pod to itself is accepted, all else is dropped
 //
-//	set pods-team-HASH      the addresses of pods that a selector selects, shared by all policies that select alike
-//	set named-team-HASH     the same with the port that has a name in each
-//	set ports-HASH          the numbers in a list of ports
+//	set pods-team-HASH      the addresses of the pods that a rule's selectors select, shared by all rules that select alike
+//	set named-team-HASH     the same with the ports that have some names in each
+//	set ports-HASH          the numbers in a list of ports; spans-HASH its ranges
 //	set blocks-HASH         the ranges of a list of address blocks, without their exceptions
 //
 // So a pod that comes or goes is an element in some sets, and policies that change are chains beside the old ones and elements that lead to them.

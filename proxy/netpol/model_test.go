@@ -88,10 +88,9 @@ func statement(t testing.TB, table *nft.Table, text string, c connection) (verdi
 			t.Fatalf("no set %s", set)
 		}
 		if s.Ranges {
+			v := nft.Pack(values...)
 			for k := range s.Elems {
-				first, _ := netip.AddrFromSlice([]byte(k[:4]))
-				last, _ := netip.AddrFromSlice([]byte(k[4:]))
-				if a := values[0].(netip.Addr); a.Compare(first) >= 0 && a.Compare(last) <= 0 {
+				if v >= k[:4] && v <= k[4:] {
 					return "", true
 				}
 			}
@@ -103,10 +102,8 @@ func statement(t testing.TB, table *nft.Table, text string, c connection) (verdi
 		}
 		return "", there
 	}
-	var proto string
-	var first, last uint16
-	if n, _ := fmt.Sscanf(strings.Replace(text, "-", " ", 2), "ct protocol %s ct reply proto src %d %d", &proto, &first, &last); n == 3 {
-		return "", proto == nft.ProtoName(c.proto) && c.port >= first && c.port <= last
+	if proto, ok := strings.CutPrefix(text, "ct protocol "); ok {
+		return "", proto == nft.ProtoName(c.proto)
 	}
 	switch {
 	case text == "ct state invalid,related,untracked":

@@ -1,6 +1,7 @@
 package netpol
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,6 +24,10 @@ type pod struct {
 type namedPort struct {
 	proto uint8
 	name  string
+}
+
+func (p namedPort) compare(o namedPort) int {
+	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.name, o.name))
 }
 
 func parsePod(o *corev1.Pod) *pod {

@@ -45,9 +45,22 @@ type rule struct {
 
 // port is a range of numbers, or the name of a pod's port.
 type port struct {
-	proto       uint8
-	name        string
-	first, last uint16 // without a name
+	proto     uint8
+	name      string
+	nft.Ports // without a name
+}
+
+func allPorts() nft.Ports { return nft.Ports{First: 0, Last: 1<<16 - 1} }
+
+// names are the ports that have names, sorted and each once.
+func (r rule) names() (names []namedPort) {
+	for _, p := range r.ports {
+		if p.name != "" {
+			names = append(names, namedPort{p.proto, p.name})
+		}
+	}
+	slices.SortFunc(names, namedPort.compare)
+	return slices.Compact(names)
 }
 
 // selector selects pods by their labels: of a namespace, or of the namespaces that have labels too.
@@ -125,14 +138,14 @@ func parsePort(p *networkingv1.NetworkPolicyPort) port {
 	out := port{proto: protocol(p.Protocol)}
 	switch {
 	case p.Port == nil:
-		out.last = 1<<16 - 1
+		out.Ports = allPorts()
 	case p.Port.Type == intstr.String:
 		out.name = p.Port.StrVal
 	default:
-		out.first = uint16(p.Port.IntVal)
-		out.last = out.first
+		out.First = uint16(p.Port.IntVal)
+		out.Last = out.First
 		if p.EndPort != nil {
-			out.last = uint16(*p.EndPort)
+			out.Last = uint16(*p.EndPort)
 		}
 	}
 	return out

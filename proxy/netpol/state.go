@@ -3,6 +3,7 @@ package netpol
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -46,8 +47,8 @@ type state struct {
 // group is a set of peers that a chain looks into.
 type group struct {
 	peers
-	within  map[string]bool       // whether a namespace is selected, as far as it was asked
-	members map[netip.Addr]string // their elements
+	within  map[string][]labels.Selector // which pods of a namespace, as far as it was asked
+	members map[netip.Addr]string        // their elements, one after the other
 }
 
 func newState(f Facts) *state {
@@ -323,10 +324,10 @@ func (s *state) release(e *edit, c *class) {
 
 // populate fills a new group.
 func (s *state) populate(e *edit, name string, p peers) {
-	g := &group{peers: p, within: map[string]bool{}, members: map[netip.Addr]string{}}
+	g := &group{peers: p, within: map[string][]labels.Selector{}, members: map[netip.Addr]string{}}
 	s.groups[name] = g
 	for namespace, pods := range s.pods {
-		if !s.within(g, namespace) {
+		if len(s.within(g, namespace)) == 0 {
 			continue
 		}
 		for pod := range pods {
@@ -337,56 +338,65 @@ func (s *state) populate(e *edit, name string, p peers) {
 	}
 }
 
-// within says whether a group takes pods of the namespace.
-func (s *state) within(g *group, namespace string) bool {
-	if g.namespaces == nil {
-		return g.namespace == namespace
+// within returns what a group selects of the pods of a namespace: any of it.
+func (s *state) within(g *group, namespace string) []labels.Selector {
+	pods, known := g.within[namespace]
+	if known {
+		return pods
 	}
-	yes, known := g.within[namespace]
-	if !known {
-		l, exists := s.namespaces[namespace]
-		yes = exists && g.namespaces.Matches(l)
-		g.within[namespace] = yes
+	l, exists := s.namespaces[namespace]
+	for _, sel := range g.selectors {
+		if sel.namespaces == nil && sel.namespace == namespace || sel.namespaces != nil && exists && sel.namespaces.Matches(l) {
+			pods = append(pods, sel.pods)
+		}
 	}
-	return yes
+	g.within[namespace] = pods
+	return pods
 }
 
-// place brings an address into a group, or out of it. An address that several pods claim comes in when all of them would.
+// place brings an address into a group, or out of it. An address that several pods claim comes in when all of them would, alike.
 func (s *state) place(e *edit, name string, g *group, a netip.Addr) {
 	want := ""
 	for k := range s.claims[a] {
-		element := s.element(g, k, a)
-		if element == "" || want != "" && element != want {
+		elements := s.elements(g, k, a)
+		if elements == "" || want != "" && elements != want {
 			want = ""
 			break
 		}
-		want = element
+		want = elements
 	}
-	if had := g.members[a]; had == want {
+	had := g.members[a]
+	if had == want {
 		return
-	} else if had != "" {
-		e.put(name, had, "", false)
 	}
 	if delete(g.members, a); want != "" {
 		g.members[a] = want
-		e.put(name, want, "", true)
+	}
+	n := nft.Width(g.key())
+	for ; had != ""; had = had[n:] {
+		e.put(name, had[:n], "", false)
+	}
+	for ; want != ""; want = want[n:] {
+		e.put(name, want[:n], "", true)
 	}
 }
 
-// element is what an address of a pod is in a group; empty when the pod does not belong there.
-func (s *state) element(g *group, k api.Key, a netip.Addr) string {
+// elements is what an address of a pod is in a group; empty when the pod does not belong there.
+func (s *state) elements(g *group, k api.Key, a netip.Addr) string {
 	p := s.pods[k.Namespace][k.Name]
-	if p == nil || !s.within(g, k.Namespace) || !g.pods.Matches(p.labels) {
+	if p == nil || !slices.ContainsFunc(s.within(g, k.Namespace), func(sel labels.Selector) bool { return sel.Matches(p.labels) }) {
 		return ""
 	}
-	if g.port == "" {
+	if len(g.ports) == 0 {
 		return nft.Pack(a)
 	}
-	n, has := p.ports[namedPort{g.proto, g.port}]
-	if !has {
-		return ""
+	var b strings.Builder
+	for _, port := range g.ports {
+		if n, has := p.ports[port]; has {
+			b.WriteString(nft.Pack(a, port.proto, n))
+		}
 	}
-	return nft.Pack(a, g.proto, n)
+	return b.String()
 }
 
 // dispatch leads what an address sends and is sent to the chains of the pod that has it.

@@ -1,10 +1,15 @@
 package netpol
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/yare-dev/yare/api"
 )
@@ -102,5 +107,27 @@ status: {podIPs: [{ip: 10.42.2.2}]}
 		if got := verdict(t, s.wanted(), conn); got != step.opens {
 			t.Errorf("with labels %v it opens: %v", step.labels, got)
 		}
+	}
+}
+
+// TestLongLists checks that a rule that lists many peers and many ports makes no rule for each of one with each of the other.
+func TestLongLists(t *testing.T) {
+	t.Parallel()
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "long"}}
+	var peers []networkingv1.NetworkPolicyPeer
+	var ports []networkingv1.NetworkPolicyPort
+	for i := range int32(2000) {
+		selector := &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint(i)}}
+		peers = append(peers, networkingv1.NetworkPolicyPeer{PodSelector: selector}, networkingv1.NetworkPolicyPeer{NamespaceSelector: selector},
+			networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", i/200, i%200)}})
+		ports = append(ports, networkingv1.NetworkPolicyPort{Port: new(intstr.FromInt32(10 * i))},
+			networkingv1.NetworkPolicyPort{Port: new(intstr.FromInt32(10*i + 2)), EndPort: new(10*i + 5)},
+			networkingv1.NetworkPolicyPort{Port: new(intstr.FromString(fmt.Sprintf("n%d", i)))})
+	}
+	np.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers, Ports: ports}}
+	c := compile(out, "a", parsePod(&corev1.Pod{}), map[string]*policy{"long": parsePolicy(np)})
+	if len(c.rules) > 10 || len(c.fixed)+len(c.peers) > 10 {
+		t.Errorf("%d rules, %d sets", len(c.rules), len(c.fixed)+len(c.peers))
 	}
 }
