@@ -7,8 +7,12 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/linux/netns"
 )
 
@@ -108,5 +112,50 @@ func TestGuard(t *testing.T) {
 	})
 	if left, err := filepath.Glob(filepath.Join(w.state, "pods", "*")); len(left) > 0 || err != nil {
 		t.Errorf("records left: %v, %v", left, err)
+	}
+}
+
+// TestSpoofing sends with another pod's address, on a host that does not care by itself.
+func TestSpoofing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	n := w.network(t, nil)
+	w.in(t, w.host, func() error { return link.Sysctl("net/ipv4/conf/all/rp_filter", "0") })
+	addrs, paths := map[string]netip.Addr{}, map[string]string{}
+	for _, name := range []string{"sender", "receiver", "victim"} {
+		p, a := attach(t, n, cni.Pod{ID: name})
+		addrs[name], paths[name] = a, p.NetNS
+		t.Cleanup(func() { detach(t, n, p) })
+	}
+	raw := func(pod string, proto int) (fd int) {
+		w.in(t, paths[pod], func() (err error) {
+			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
+			return err
+		})
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	in, out := raw("receiver", unix.IPPROTO_UDP), raw("sender", unix.IPPROTO_RAW)
+	to := addrs["receiver"]
+	for _, from := range []netip.Addr{addrs["victim"], netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), addrs["sender"]} {
+		packet := make([]byte, 20+8)
+		packet[0], packet[8], packet[9] = 0x45, 64, unix.IPPROTO_UDP
+		copy(packet[12:], from.AsSlice())
+		copy(packet[16:], to.AsSlice())
+		packet[25] = 8
+		if err := unix.Sendto(out, packet, 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	patience := unix.NsecToTimeval((10 * time.Second).Nanoseconds())
+	if err := unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if _, _, err := unix.Recvfrom(in, b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if from := netip.AddrFrom4([4]byte(b[12:16])); from != addrs["sender"] {
+		t.Errorf("%s sent as %s", addrs["sender"], from)
 	}
 }
