@@ -32,6 +32,8 @@
 // and before another can have its address (Detach). Pods that another network set up are its business, on the node; as peers of
 // ours they count.
 //
+// All of it is for IPv4, as pods are.
+//
 // Invariants: a pod that is attached is held to what the policies say from its first packet on; one that the API does not know, in a namespace with
 // policies, may do nothing. An address counts as a peer only as long as every pod that claims it would count, and an address of this
 // node's range only while it is attached. Nothing depends on what conntrack remembers having let through. A table that a

@@ -36,8 +36,8 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("table: is empty"))
 	}
 	for _, r := range c.Ranges {
-		if !r.Addr().Is4() {
-			errs = append(errs, fmt.Errorf("ranges: %s is not of IPv4, for which alone there are policies", r))
+		if !r.IsValid() {
+			errs = append(errs, errors.New("ranges: one is not valid"))
 		}
 	}
 	return errors.Join(errs...)
@@ -133,6 +133,11 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer mon.Close()
+	for _, r := range e.c.Ranges {
+		if r.Addr().Is6() {
+			e.d.Log.Warn("network policies are not for IPv6: pods are reached by it whatever they say", "range", r)
+		}
+	}
 	attached, err := e.d.Attached()
 	if err != nil {
 		return fmt.Errorf("list the network's pods: %w", err)

@@ -110,6 +110,7 @@ func (s *state) setPod(k api.Key, p *pod) {
 // attach notes which addresses a pod of this node has. Whoever had them before has them no more.
 func (s *state) attach(a *Attachment) {
 	s.detach(a.Sandbox)
+	a.Addrs = slices.DeleteFunc(slices.Clone(a.Addrs), netip.Addr.Is6)
 	for _, ip := range a.Addrs {
 		if before, taken := s.holder[ip]; taken {
 			s.detach(before)

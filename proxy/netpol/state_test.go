@@ -63,6 +63,11 @@ metadata: {namespace: a, name: stranger, uid: u2, labels: {app: stranger}}
 		{"a stranger has it before the friend is gone", func() { s.attach(as("4", "stranger", "u2")) }, false, true},
 		{"and goes", func() { s.detach("4") }, false, false},
 		{"known by name only", func() { s.attach(as("5", "friend", "")) }, true, false},
+		{"with an address of IPv6 too", func() {
+			a := as("5", "friend", "")
+			a.Addrs = append(a.Addrs, netip.MustParseAddr("fd00::3"))
+			s.attach(a)
+		}, true, false},
 		{"its object goes", func() { s.setPod(api.Key{Namespace: "a", Name: "friend"}, nil) }, false, true},
 		{"and comes", func() { s.setPod(api.Key{Namespace: "a", Name: "friend"}, parsePod(c.pods[1])) }, true, false},
 	} {
