@@ -239,6 +239,21 @@ func (w *world) attach(t testing.TB, namespace, name string, ports ...cni.PortMa
 		t.Fatal(err)
 	}
 	w.pods[name], w.addrs[name] = c, res.Addrs()[0]
+	w.carries(t, "host", res.Interfaces[0].Name)
+	w.carries(t, name, "eth0")
+}
+
+// carries waits for a link that was made just now: what is sent by it before the kernel has noticed that it is up is lost.
+func (w *world) carries(t testing.TB, namespace, name string) {
+	t.Helper()
+	until(t, "the link is up", func() (up bool) {
+		w.in(t, namespace, func() error {
+			l, err := netlink.LinkByName(name)
+			up = err == nil && l.Attrs().OperState == netlink.OperUp
+			return err
+		})
+		return up
+	})
 }
 
 func (w *world) disconnect(t testing.TB, name string) {

@@ -406,6 +406,7 @@ spec:
 				p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: fmt.Sprintf("w%d-%d", worker, i), Labels: map[string]string{"app": app}}}
 				w.api.Put(p)
 				w.briefly(t, p, func(netNS string) {
+					// TCP says it again when it is lost on a link that has only just come up; then UDP finds it up.
 					for _, proto := range []string{"tcp", "udp"} {
 						if got := ask(t, netNS, proto, at, patience); got != want {
 							t.Errorf("%s %s by %s: %s", app, p.Name, proto, got)

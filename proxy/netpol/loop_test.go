@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -104,6 +105,7 @@ func TestAttachWaits(t *testing.T) {
 		r := newRig(t)
 		r.put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 		r.put(deny("a"))
+		r.put(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}})
 		first := r.attach(t)
 		if !waits(first) || r.ready {
 			t.Fatal("it does not wait for what is not known")
@@ -127,6 +129,41 @@ func TestAttachWaits(t *testing.T) {
 		second := r.attach(t)
 		if err := <-second; !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("given up with %v", err)
+		}
+		if err := r.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestUnknownWaits checks that a pod that the API shows late waits for that, and one that it does not show, a second.
+func TestUnknownWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.sync()
+		if err := <-r.attach(t); err != nil { // without policies nobody needs to know
+			t.Fatal(err)
+		}
+		r.put(deny("a"))
+		second := r.attach(t)
+		time.Sleep(knownLimit / 2)
+		if !waits(second) {
+			t.Error("it does not wait")
+		}
+		r.put(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}})
+		if waits(second) {
+			t.Error("it waits although it is known")
+		}
+		r.events <- change{api.PodKind, client.Event{Op: client.Deleted, Object: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}}}}
+		start := time.Now()
+		if err := <-r.attach(t); err != nil || time.Since(start) != knownLimit {
+			t.Errorf("waited %v, %v", time.Since(start), err)
+		}
+		fourth := r.attach(t)
+		r.e.Detach("s")
+		if waits(fourth) {
+			t.Error("it waits although it is gone")
 		}
 		if err := r.end(); err != nil {
 			t.Error(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,9 +64,10 @@ type Enforcer struct {
 
 // request is something that the network told.
 type request struct {
-	attach *Attachment   // or
-	detach string        // a sandbox
-	done   chan struct{} // is closed when the kernel knows of attach
+	detach string // a sandbox, or
+	attach *Attachment
+	// inForce is closed when the kernel knows of attach, known when that is by what the policies say of the pod.
+	inForce, known chan struct{}
 }
 
 // New returns an enforcer.
@@ -79,22 +81,34 @@ func New(c Config, d Deps) (*Enforcer, error) {
 // Name implements run.Component.
 func (e *Enforcer) Name() string { return "network-policies" }
 
-// attachLimit bounds how long a pod waits for its rules.
-const attachLimit = 10 * time.Second
+// attachLimit bounds how long a pod waits for its rules, knownLimit how long then for the API to show it.
+const (
+	attachLimit = 10 * time.Second
+	knownLimit  = time.Second
+)
 
 // Attach tells of a pod that is about to be connected, and returns when the kernel holds it to the policies. It waits for Run to
-// know these; when it gives up, with ctx's end or after ten seconds, the pod must not be connected.
+// know these; when it gives up, with ctx's end or after ten seconds, the pod must not be connected. A pod that the API does not
+// show is isolated if its namespace has policies; since it most likely will in a moment, that is waited for too, for a second.
 func (e *Enforcer) Attach(ctx context.Context, a Attachment) error {
-	done := make(chan struct{})
-	e.tell(request{attach: &a, done: done})
+	r := request{attach: &a, inForce: make(chan struct{}), known: make(chan struct{})}
+	e.tell(r)
 	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
 	select {
-	case <-done:
-		return nil
+	case <-r.inForce:
 	case <-ctx.Done():
 		return fmt.Errorf("the pod's network policies are not in force yet: %w", ctx.Err())
 	}
+	late := time.NewTimer(knownLimit)
+	defer late.Stop()
+	select {
+	case <-r.known:
+	case <-late.C:
+		e.d.Log.Warn("a pod that the API does not show is isolated", "pod", a.key())
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // Detach tells that a sandbox is not connected any more. It does not wait: who is given an address next waits in its Attach, which comes
@@ -206,10 +220,11 @@ type loop struct {
 	ready  func()
 	state  *state
 
-	synced  int             // kinds whose objects are all known
-	applied bool            // the kernel has had the whole table once
-	again   bool            // the table may not be what it should
-	waiting []chan struct{} // who waits for the next transaction
+	synced  int       // kinds whose objects are all known
+	applied bool      // the kernel has had the whole table once
+	again   bool      // the table may not be what it should
+	waiting []request // for the next transaction
+	unknown []request // in the kernel, but the API does not show them
 }
 
 func (l *loop) run(ctx context.Context, events <-chan change, foreign <-chan struct{}, errs <-chan error) error {
@@ -291,7 +306,22 @@ func (l *loop) hear(r request) {
 		return
 	}
 	l.state.attach(r.attach)
-	l.waiting = append(l.waiting, r.done)
+	l.waiting = append(l.waiting, r)
+}
+
+// answer tells those whom they wait for that pods are in the kernel, and are known.
+func (l *loop) answer() {
+	for _, r := range l.waiting {
+		close(r.inForce)
+	}
+	l.unknown = slices.DeleteFunc(append(l.unknown, l.waiting...), func(r request) bool {
+		wait := l.state.attached[r.attach.Sandbox] == r.attach && l.state.isStranger(r.attach)
+		if !wait {
+			close(r.known)
+		}
+		return !wait
+	})
+	l.waiting = nil
 }
 
 // sync hands what changed to the kernel in one transaction.
@@ -310,10 +340,7 @@ func (l *loop) sync() error {
 		return err
 	}
 	l.again = false
-	for _, done := range l.waiting {
-		close(done)
-	}
-	l.waiting = nil
+	l.answer()
 	if !l.applied {
 		l.applied = true
 		l.ready()

@@ -263,15 +263,19 @@ func (s *state) rightsOf(a *Attachment) (r [ways]*class) {
 	if len(policies) == 0 {
 		return r
 	}
-	p := s.pods[a.Namespace][a.Name]
 	for w := range ways {
-		if a.is(p) {
-			r[w] = compile(w, a.Namespace, p, policies)
-		} else {
+		if s.isStranger(a) {
 			r[w] = nobody(w)
+		} else {
+			r[w] = compile(w, a.Namespace, s.pods[a.Namespace][a.Name], policies)
 		}
 	}
 	return r
+}
+
+// isStranger says that nothing is known of a pod in a namespace with policies.
+func (s *state) isStranger(a *Attachment) bool {
+	return len(s.policies[a.Namespace]) > 0 && !a.is(s.pods[a.Namespace][a.Name])
 }
 
 // use counts a user of a class, which is made for the first.
