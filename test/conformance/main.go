@@ -36,6 +36,7 @@ type wish struct {
 	focus      string
 	skip       string
 	names      string
+	beside     bool
 	procs      int
 	timeout    time.Duration
 	kubeconfig string
@@ -65,6 +66,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.StringVar(&w.focus, "focus", "", "run the tests whose names match this expression")
 	f.StringVar(&w.skip, "skip", "", "but not those whose names match this one")
 	f.StringVar(&w.names, "names", "", "run the tests named in this file")
+	f.BoolVar(&w.beside, "beside", false, "choose among the program's tests beside the suite; what they show is not kept")
 	f.IntVar(&w.procs, "procs", 4, "tests at a time, but for the serial ones")
 	f.DurationVar(&w.timeout, "timeout", 90*time.Minute, "end the run after this long")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "test this cluster instead of a fresh one")
@@ -109,7 +111,13 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	names, err := choose(program.Names, w)
+	all := program.Names
+	if w.beside {
+		if all, err = program.Beside(ctx); err != nil {
+			return err
+		}
+	}
+	names, err := choose(all, w)
 	if err != nil {
 		return err
 	}
@@ -117,7 +125,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "", Procs: w.procs, Version: "another cluster"}
+	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "", Beside: w.beside, Procs: w.procs, Version: "another cluster"}
 	dir := filepath.Join(cache, "runs", r.Began.UTC().Format("20060102-150405"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -80,7 +80,11 @@ func judge(r *report.Run, ratchet *report.Ratchet, cache, dir string, out io.Wri
 	if err != nil {
 		return err
 	}
-	for _, path := range []string{filepath.Join(dir, "results.json"), lastRun(cache)} {
+	paths := []string{filepath.Join(dir, "results.json")}
+	if !r.Beside {
+		paths = append(paths, lastRun(cache)) // for accept
+	}
+	for _, path := range paths {
 		if err := os.WriteFile(path, raw, 0o644); err != nil {
 			return err
 		}
@@ -95,7 +99,7 @@ func judge(r *report.Run, ratchet *report.Ratchet, cache, dir string, out io.Wri
 	if err := report.Summary(both, r); err != nil {
 		return err
 	}
-	if r.Foreign { // the ratchet is of what Yare passes
+	if r.Foreign || r.Beside { // the ratchet is of what Yare passes of the suite
 		return nil
 	}
 	if fresh := ratchet.New(r.Results); len(fresh) > 0 {

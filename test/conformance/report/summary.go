@@ -22,6 +22,7 @@ type Run struct {
 	Took    time.Duration  `json:"took"`
 	Version string         `json:"version"`
 	Foreign bool           `json:"foreign,omitempty"` // of a cluster that is not ours
+	Beside  bool           `json:"beside,omitempty"`  // of tests that are not of the suite
 	Procs   int            `json:"procs"`
 	Results []suite.Result `json:"results"`
 }

@@ -64,7 +64,7 @@ func Build(ctx context.Context, module, cache string, out io.Writer) (*Program, 
 	}
 	// The list comes last: its file says that the folder is complete.
 	if err := p.list(ctx, dir); err != nil {
-		return nil, fmt.Errorf("list tests: %w", err)
+		return nil, err
 	}
 	p.Names, err = readNames(dir)
 	return p, err
@@ -82,24 +82,38 @@ func Go(ctx context.Context, dir string, out io.Writer, args ...string) (string,
 	return string(printed), nil
 }
 
-var listed = regexp.MustCompile(`^\s+\S+\.go:\d+: (.*\[Conformance\].*)$`)
+// tag is what the tests of the conformance suite have in their names.
+const tag = "[Conformance]"
 
-// list asks the program for its tests and keeps the names of those of the conformance suite.
-func (p *Program) list(ctx context.Context, dir string) error {
+var listed = regexp.MustCompile(`^\s+\S+\.go:\d+: (.*)$`)
+
+// tests asks the program for the names of its tests: those of the conformance suite, or those beside it.
+func (p *Program) tests(ctx context.Context, tagged bool) (names []string, err error) {
 	c := exec.CommandContext(ctx, p.Tests, "-list-tests")
-	c.Dir = dir
+	c.Dir = filepath.Dir(p.Tests)
 	text, err := c.Output()
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("list tests: %w", err)
 	}
-	var names []string
 	for line := range strings.Lines(string(text)) {
-		if m := listed.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil {
+		if m := listed.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil && strings.Contains(m[1], tag) == tagged {
 			names = append(names, m[1])
 		}
 	}
+	return names, nil
+}
+
+// Beside returns the names of the program's other tests.
+func (p *Program) Beside(ctx context.Context) ([]string, error) { return p.tests(ctx, false) }
+
+// list writes down the names of the tests of the conformance suite.
+func (p *Program) list(ctx context.Context, dir string) error {
+	names, err := p.tests(ctx, true)
+	if err != nil {
+		return err
+	}
 	if len(names) == 0 {
-		return errors.New("the program names no test tagged [Conformance]")
+		return errors.New("the program names no test tagged " + tag)
 	}
 	part := filepath.Join(dir, "names.part")
 	if err := os.WriteFile(part, []byte(strings.Join(names, "\n")+"\n"), 0o644); err != nil {
