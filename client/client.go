@@ -13,6 +13,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"iter"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -154,6 +155,21 @@ func List[T api.Object](ctx context.Context, r Reader, q Query) ([]T, error) {
 		ts[i] = o.(T)
 	}
 	return ts, nil
+}
+
+// Follow sends what a Watch from the beginning yields to a channel. It returns when ctx ends, or the error with which the watch did.
+func Follow(ctx context.Context, r Reader, k *api.Kind, q Query, to chan<- Event) error {
+	for e, err := range r.Watch(ctx, k, q, 0) {
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", k.Plural, err)
+		}
+		select {
+		case to <- e:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
 }
 
 // Create stores o, which it owns from then on, and returns what was stored.

@@ -296,9 +296,9 @@ func BenchmarkOneMore(b *testing.B) {
 	f.Table = "yare-test"
 	l := &loop{p: &Proxy{d: Deps{Log: slog.New(slog.DiscardHandler)}}, kernel: k, ready: func() {}, health: newHealth(nil, nil), state: newState(f),
 		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}}
-	for kind, os := range w.feed.objects {
+	for _, os := range w.feed.objects {
 		for _, o := range os {
-			l.take(change{kind, client.Event{Op: client.Added, Object: o}})
+			l.take(client.Event{Op: client.Added, Object: o})
 		}
 	}
 	if err := l.sync(); err != nil {
@@ -310,7 +310,7 @@ func BenchmarkOneMore(b *testing.B) {
 		if i%2 == 1 {
 			op = client.Added
 		}
-		l.take(change{api.ServiceKind, client.Event{Op: op, Object: svc}})
+		l.take(client.Event{Op: op, Object: svc})
 		if err := l.sync(); err != nil {
 			b.Fatal(err)
 		}

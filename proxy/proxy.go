@@ -104,7 +104,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	l.state = newState(Facts{Table: p.c.Table, NodeName: p.c.NodeName, PodCIDRs: p.c.ClusterCIDRs,
 		NodePortAddresses: p.c.NodePortAddresses, Mark: p.c.MasqueradeMark})
 	defer l.health.close()
-	events := make(chan change, 256)
+	events := make(chan client.Event, 256)
 	errs := make(chan error, 4)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -114,7 +114,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 		kind  *api.Kind
 		query client.Query
 	}{{api.ServiceKind, client.Query{}}, {api.EndpointSliceKind, client.Query{}}, {api.NodeKind, node}} {
-		wg.Go(func() { errs <- watch(ctx, p.d.Client, w.kind, w.query, events) })
+		wg.Go(func() { errs <- client.Follow(ctx, p.d.Client, w.kind, w.query, events) })
 	}
 	wg.Go(func() { errs <- k.mon.Signal(ctx, k.foreign) })
 	return l.run(ctx, events, errs)
@@ -122,27 +122,6 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 
 // Remove removes the table, and with it every trace of the proxy.
 func Remove(table string) error { return nft.Remove(table) }
-
-// change is an event of one of the watches.
-type change struct {
-	kind *api.Kind
-	client.Event
-}
-
-// watch passes on the events of one kind.
-func watch(ctx context.Context, c client.Reader, k *api.Kind, q client.Query, to chan<- change) error {
-	for e, err := range c.Watch(ctx, k, q, 0) {
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", k.Kind, err)
-		}
-		select {
-		case to <- change{k, e}:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
-}
 
 // loop is the state of Run; only its goroutine touches it.
 type loop struct {
@@ -160,7 +139,7 @@ type loop struct {
 	again    bool // the last transaction failed
 }
 
-func (l *loop) run(ctx context.Context, events <-chan change, errs <-chan error) error {
+func (l *loop) run(ctx context.Context, events <-chan client.Event, errs <-chan error) error {
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	for {
@@ -198,7 +177,7 @@ func (l *loop) run(ctx context.Context, events <-chan change, errs <-chan error)
 }
 
 // take notes what an event changes.
-func (l *loop) take(e change) {
+func (l *loop) take(e client.Event) {
 	if e.Op == client.Synced {
 		l.synced++
 		return

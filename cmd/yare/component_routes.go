@@ -53,7 +53,7 @@ func (r *routes) Run(ctx context.Context, ready func()) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events, failed := make(chan client.Event), make(chan error, 1)
-	go func() { failed <- r.watch(ctx, events) }()
+	go func() { failed <- client.Follow(ctx, r.client, api.NodeKind, client.Query{}, events) }()
 	defer func() { err = errors.Join(err, r.apply(nil)) }()
 	tick := time.NewTicker(routesEvery)
 	defer tick.Stop()
@@ -76,20 +76,6 @@ func (r *routes) Run(ctx context.Context, ready func()) (err error) {
 			r.sync()
 		}
 	}
-}
-
-func (r *routes) watch(ctx context.Context, events chan<- client.Event) error {
-	for e, err := range r.client.Watch(ctx, api.NodeKind, client.Query{}, 0) {
-		if err != nil {
-			return fmt.Errorf("watch nodes: %w", err)
-		}
-		select {
-		case events <- e:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
 }
 
 func (r *routes) note(e client.Event) {

@@ -187,13 +187,13 @@ func (w *world) wanted(t testing.TB) *nft.Table {
 	for _, p := range pods {
 		l.state.attach(new(Attachment(p)))
 	}
-	for _, k := range watched() {
+	for _, k := range []*api.Kind{api.NetworkPolicyKind, api.NamespaceKind, api.PodKind} {
 		all, _, err := w.api.List(t.Context(), k, client.Query{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, o := range all {
-			l.take(change{k, client.Event{Op: client.Added, Object: o}})
+			l.note(client.Event{Op: client.Added, Object: o})
 		}
 	}
 	l.state.update()

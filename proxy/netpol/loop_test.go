@@ -3,6 +3,7 @@ package netpol
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/kubelet/kubelettest"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -48,39 +50,91 @@ func (p *paper) answer(err error) {
 	p.fail = err
 }
 
+// gated is an API whose watches show nothing before they may.
+type gated struct {
+	*kubelettest.API
+	open chan struct{}
+
+	mu      sync.Mutex
+	watches map[*api.Kind]int // that are not over
+}
+
+// Watch implements client.Reader.
+func (g *gated) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
+	count := func(n int) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.watches[k] += n; g.watches[k] == 0 {
+			delete(g.watches, k)
+		}
+	}
+	return func(yield func(client.Event, error) bool) {
+		count(1)
+		defer count(-1)
+		select {
+		case <-g.open:
+			g.API.Watch(ctx, k, q, from)(yield)
+		case <-ctx.Done():
+		}
+	}
+}
+
 // rig is a loop without a kernel, in a bubble.
 type rig struct {
 	e       *Enforcer
-	events  chan change
+	api     *gated
 	foreign chan struct{}
-	errs    chan error
+	broken  chan error
 	kernel  *paper
+	state   *state // once ended
 	ready   bool
 	end     func() error
 }
 
 func newRig(t *testing.T) *rig {
-	e, err := New(Config{Table: "t"}, Deps{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
-	if err != nil {
+	r := &rig{api: &gated{API: kubelettest.NewAPI(), open: make(chan struct{}), watches: map[*api.Kind]int{}},
+		foreign: make(chan struct{}, 1), broken: make(chan error, 1), kernel: &paper{}}
+	var err error
+	if r.e, err = New(Config{Table: "t"}, Deps{Client: r.api, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{e: e, events: make(chan change, 100), foreign: make(chan struct{}, 1), errs: make(chan error, 1), kernel: &paper{}}
-	l := &loop{e: e, kernel: kernel{r.kernel, "t"}, ready: func() { r.ready = true }, state: newState(testFacts())}
+	l := &loop{e: r.e, kernel: kernel{r.kernel, "t"}, ready: func() { r.ready = true }, foreign: r.foreign, state: newState(testFacts())}
+	r.state = l.state
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- l.run(ctx, r.events, r.foreign, r.errs) }()
+	go func() {
+		ended <- l.run(ctx, func(ctx context.Context) error {
+			select {
+			case err := <-r.broken:
+				return err
+			case <-ctx.Done():
+				return nil
+			}
+		})
+	}()
 	r.end = func() error { cancel(); return <-ended }
 	return r
 }
 
+// put stores an object and waits until all is done about it.
 func (r *rig) put(o api.Object) {
-	r.events <- change{api.KindOf(o), client.Event{Op: client.Added, Object: o}}
+	r.api.Put(o)
+	synctest.Wait()
 }
 
-func (r *rig) sync() {
-	for _, k := range watched() {
-		r.events <- change{k, client.Event{Op: client.Synced}}
+func (r *rig) remove(t *testing.T, o api.Object) {
+	if err := r.api.Delete(t.Context(), o, client.DeleteOptions{}); err != nil {
+		t.Fatal(err)
 	}
+	synctest.Wait()
+}
+
+// follows says how many kinds are watched.
+func (r *rig) follows() int {
+	synctest.Wait()
+	r.api.mu.Lock()
+	defer r.api.mu.Unlock()
+	return len(r.api.watches)
 }
 
 // attach attaches in the background; the channel has what came of it.
@@ -111,7 +165,7 @@ func TestAttachWaits(t *testing.T) {
 			t.Fatal("it does not wait for what is not known")
 		}
 		r.kernel.answer(errors.New("no"))
-		r.sync()
+		close(r.api.open)
 		if !waits(first) || r.ready {
 			t.Fatal("it does not wait for the kernel")
 		}
@@ -141,7 +195,7 @@ func TestUnknownWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
-		r.sync()
+		close(r.api.open)
 		if err := <-r.attach(t); err != nil { // without policies nobody needs to know
 			t.Fatal(err)
 		}
@@ -155,7 +209,7 @@ func TestUnknownWaits(t *testing.T) {
 		if waits(second) {
 			t.Error("it waits although it is known")
 		}
-		r.events <- change{api.PodKind, client.Event{Op: client.Deleted, Object: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}}}}
+		r.remove(t, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}})
 		start := time.Now()
 		if err := <-r.attach(t); err != nil || time.Since(start) != knownLimit {
 			t.Errorf("waited %v, %v", time.Since(start), err)
@@ -177,7 +231,7 @@ func TestNothingToDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.put(deny("a"))
-		r.sync()
+		close(r.api.open)
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}}
 		r.put(p)
 		if err := <-r.attach(t); err != nil {
@@ -204,13 +258,52 @@ func TestNothingToDo(t *testing.T) {
 	})
 }
 
+// TestOnlyPolicies checks that namespaces and pods are watched while there is a policy, and are nobody's business, nor a pod's reason to wait, while
+// there is none.
+func TestOnlyPolicies(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+		r.put(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}})
+		r.api.open <- struct{}{} // of policies, which are none
+		if err := <-r.attach(t); err != nil || r.follows() != 1 || !r.ready {
+			t.Errorf("%v, %d kinds are watched, ready %v", err, r.follows(), r.ready)
+		}
+		r.put(deny("a"))
+		if waiting := r.attach(t); !waits(waiting) || r.follows() != 3 {
+			t.Error("it does not wait until all is known that there must be")
+		} else if close(r.api.open); waits(waiting) || <-waiting != nil {
+			t.Error("it waits although all is known")
+		}
+		before := r.kernel.counts
+		if r.remove(t, deny("a")); r.follows() != 1 || r.kernel.counts.commits != before.commits+1 {
+			t.Errorf("%d kinds are watched; from %+v to %+v", r.follows(), before, r.kernel.counts)
+		}
+		if err := <-r.attach(t); err != nil {
+			t.Error(err)
+		}
+		r.put(deny("a"))
+		if err := <-r.attach(t); err != nil || r.follows() != 3 {
+			t.Errorf("%v, %d kinds are watched", err, r.follows())
+		}
+		r.remove(t, deny("a"))
+		if err := r.end(); err != nil || len(r.state.namespaces)+len(r.state.pods) != 0 {
+			t.Errorf("%v, remembers %v, %v", err, r.state.namespaces, r.state.pods)
+		}
+		if r.follows() != 0 {
+			t.Error("a watch goes on")
+		}
+	})
+}
+
 // TestWatchEnds checks that an enforcer that can see no more says so.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		want := errors.New("forbidden")
-		r.errs <- want
+		r.broken <- want
 		synctest.Wait()
 		if err := r.end(); !errors.Is(err, want) {
 			t.Errorf("ended with %v", err)
@@ -222,5 +315,17 @@ func TestValidate(t *testing.T) {
 	t.Parallel()
 	if _, err := New(Config{Ranges: []netip.Prefix{{}}}, Deps{}); err == nil {
 		t.Error("no error")
+	}
+}
+
+// BenchmarkAttach measures what a pod's start waits for where there is no policy.
+func BenchmarkAttach(b *testing.B) {
+	w := newWorld(b)
+	w.start(b)
+	for b.Loop() {
+		if err := w.enforcer.Attach(b.Context(), Attachment{Sandbox: "s", Namespace: "a", Name: "p", Addrs: []netip.Addr{netip.MustParseAddr("10.42.1.2")}}); err != nil {
+			b.Fatal(err)
+		}
+		w.enforcer.Detach("s")
 	}
 }

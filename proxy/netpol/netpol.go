@@ -87,8 +87,8 @@ const (
 	knownLimit  = time.Second
 )
 
-// Attach tells of a pod that is about to be connected, and returns when the kernel holds it to the policies. It waits for Run to
-// know these; when it gives up, with ctx's end or after ten seconds, the pod must not be connected. A pod that the API does not
+// Attach tells of a pod that is about to be connected, and returns when the kernel holds it to the policies, which is at once where
+// there are none. It waits for Run to know them; when it gives up, with ctx's end or after ten seconds, the pod must not be connected. A pod that the API does not
 // show is isolated if its namespace has policies; since it most likely will in a moment, that is waited for too, for a second.
 func (e *Enforcer) Attach(ctx context.Context, a Attachment) error {
 	r := request{attach: &a, inForce: make(chan struct{}), known: make(chan struct{})}
@@ -156,53 +156,17 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("list the network's pods: %w", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	foreign := make(chan struct{}, 1)
-	l := &loop{e: e, kernel: kernel{conn, e.c.Table}, ready: ready, state: newState(Facts{Table: e.c.Table, Ranges: e.c.Ranges, DNS: e.c.DNS})}
+	l := &loop{e: e, kernel: kernel{conn, e.c.Table}, ready: ready, foreign: foreign,
+		state: newState(Facts{Table: e.c.Table, Ranges: e.c.Ranges, DNS: e.c.DNS})}
 	for i := range attached {
 		l.state.attach(&attached[i])
 	}
-	events := make(chan change, 256)
-	errs := make(chan error, 4)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	for _, k := range watched() {
-		wg.Go(func() { errs <- watch(ctx, e.d.Client, k, events) })
-	}
-	wg.Go(func() { errs <- mon.Signal(ctx, foreign) })
-	return l.run(ctx, events, foreign, errs)
-}
-
-// watched are the kinds that policies depend on.
-func watched() []*api.Kind {
-	return []*api.Kind{api.NetworkPolicyKind, api.NamespaceKind, api.PodKind}
+	return l.run(ctx, func(ctx context.Context) error { return mon.Signal(ctx, foreign) })
 }
 
 // Remove removes the table, and with it every trace of the policies.
 func Remove(table string) error { return nft.Remove(table) }
-
-// change is an event of one of the watches.
-type change struct {
-	kind *api.Kind
-	client.Event
-}
-
-// watch passes on the events of one kind.
-func watch(ctx context.Context, c client.Reader, k *api.Kind, to chan<- change) error {
-	for e, err := range c.Watch(ctx, k, client.Query{}, 0) {
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", k.Kind, err)
-		}
-		select {
-		case to <- change{k, e}:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
-}
 
 // kernel is where the rules go.
 type kernel struct {
@@ -215,49 +179,56 @@ type kernel struct {
 
 // loop is the state of Run; only its goroutine touches it.
 type loop struct {
-	e      *Enforcer
-	kernel kernel
-	ready  func()
-	state  *state
+	e       *Enforcer
+	kernel  kernel
+	ready   func()
+	foreign <-chan struct{} // somebody else changed the table
+	state   *state
 
-	synced  int       // kinds whose objects are all known
+	group    sync.WaitGroup
+	errs     chan error
+	policies chan client.Event
+	objects  chan client.Event  // of namespaces and pods; nil while nobody needs them
+	leave    context.CancelFunc // ends objects
+	missing  int                // kinds of which not all objects are known yet, but must be
+
 	applied bool      // the kernel has had the whole table once
 	again   bool      // the table may not be what it should
 	waiting []request // for the next transaction
 	unknown []request // in the kernel, but the API does not show them
 }
 
-func (l *loop) run(ctx context.Context, events <-chan change, foreign <-chan struct{}, errs <-chan error) error {
+// run does what Run says, beside what signals that somebody else changed the table.
+func (l *loop) run(ctx context.Context, signal func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer l.group.Wait()
+	defer cancel()
+	l.errs = make(chan error)
+	l.background(ctx, signal)
+	l.policies, l.missing = make(chan client.Event, 256), 1
+	l.follow(ctx, api.NetworkPolicyKind, l.policies)
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-errs:
-			if ctx.Err() != nil {
-				return nil
-			}
-			return cmp.Or(err, errors.New("a watch ended"))
-		case c := <-events:
-			l.take(c)
-			for drained := false; !drained; {
-				select {
-				case c := <-events:
-					l.take(c)
-				default:
-					drained = true
-				}
-			}
+		case err := <-l.errs:
+			return err
+		case c := <-l.policies:
+			l.take(c, l.policies)
+		case c := <-l.objects:
+			l.take(c, l.objects)
 		case <-l.e.wake:
-		case <-foreign:
+		case <-l.foreign:
 			l.again = true
 		case <-retry.C:
 		}
 		for _, r := range l.e.told() {
 			l.hear(r)
 		}
-		if l.synced < len(watched()) {
+		l.look(ctx)
+		if l.missing > 0 {
 			continue
 		}
 		if err := l.sync(); err != nil {
@@ -268,14 +239,58 @@ func (l *loop) run(ctx context.Context, events <-chan change, foreign <-chan str
 	}
 }
 
-// take notes what an event changes.
-func (l *loop) take(c change) {
-	if c.Op == client.Synced {
-		l.synced++
+// background runs what must not end before ctx.
+func (l *loop) background(ctx context.Context, f func(context.Context) error) {
+	l.group.Go(func() {
+		err := f(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case l.errs <- cmp.Or(err, errors.New("a watch ended")):
+		case <-ctx.Done():
+		}
+	})
+}
+
+func (l *loop) follow(ctx context.Context, k *api.Kind, to chan<- client.Event) {
+	l.background(ctx, func(ctx context.Context) error { return client.Follow(ctx, l.e.d.Client, k, client.Query{}, to) })
+}
+
+// look watches namespaces and pods as long as there is a policy.
+func (l *loop) look(ctx context.Context) {
+	switch needed := len(l.state.policies) > 0; {
+	case needed && l.objects == nil && l.missing == 0:
+		ctx, l.leave = context.WithCancel(ctx)
+		l.objects, l.missing = make(chan client.Event, 256), 2
+		l.follow(ctx, api.NamespaceKind, l.objects)
+		l.follow(ctx, api.PodKind, l.objects)
+	case !needed && l.objects != nil:
+		l.leave()
+		l.objects, l.missing = nil, 0
+		l.state.forget()
+	}
+}
+
+// take notes what an event changes, and those that wait behind it.
+func (l *loop) take(e client.Event, more <-chan client.Event) {
+	for {
+		l.note(e)
+		select {
+		case e = <-more:
+		default:
+			return
+		}
+	}
+}
+
+func (l *loop) note(e client.Event) {
+	if e.Op == client.Synced {
+		l.missing--
 		return
 	}
-	k, gone := api.KeyOf(c.Object), c.Op == client.Deleted
-	switch o := c.Object.(type) {
+	k, gone := api.KeyOf(e.Object), e.Op == client.Deleted
+	switch o := e.Object.(type) {
 	case *networkingv1.NetworkPolicy:
 		if gone {
 			o = nil

@@ -107,6 +107,18 @@ func (s *state) setPod(k api.Key, p *pod) {
 	s.claim(k)
 }
 
+// forget notes that no namespace and no pod is known any more.
+func (s *state) forget() {
+	for name := range s.namespaces {
+		s.setNamespace(name, nil)
+	}
+	for namespace, pods := range s.pods {
+		for name := range pods {
+			s.setPod(api.Key{Namespace: namespace, Name: name}, nil)
+		}
+	}
+}
+
 // attach notes which addresses a pod of this node has. Whoever had them before has them no more.
 func (s *state) attach(a *Attachment) {
 	s.detach(a.Sandbox)
