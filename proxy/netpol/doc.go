@@ -3,7 +3,7 @@
 //
 // What the table holds is decided by pure functions (parsePolicy, compile, state): objects in, sets and chains out. Enforcer watches, computes
 // what changed and hands it to the kernel in one transaction; nothing outside its table is touched. While no policy selects a pod of
-// this node there is no table, and a packet costs nothing.
+// this node there is no table, and a packet costs nothing; while the cluster has no policy, neither its namespaces nor its pods are watched.
 //
 // A node judges what its own pods send and what is sent to them; between pods of two nodes both do. What is judged is the connection, as
 // conntrack knows it: its client before masquerading, its server behind a Service's address. Every packet is judged, in either direction:
@@ -26,7 +26,7 @@
 // So a pod that comes or goes is an element in some sets, and policies that change are chains beside the old ones and elements that lead to them.
 //
 // Only what is forwarded is judged: what a node's own processes (the kubelet's probes, pods of the host's network) send to pods and are sent
-// by them passes, as the API's documentation wants it. The cluster's DNS counts as a part of every node.
+// by them passes, as the API's documentation wants it. The cluster's DNS counts as a part of every node, unless its Service leads to pods.
 //
 // Whom the policies hold is known by address from the built-in network, not from the API: it tells of a pod before the pod's first packet (Attach)
 // and before another can have its address (Detach). Pods that another network set up are its business, on the node; as peers of

@@ -22,10 +22,10 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // nodeRange is that of the node under test; pods with other addresses are elsewhere.
-var nodeRange = netip.MustParsePrefix("10.42.1.0/24")
+var nodeRange, clusterRange = netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("10.42.0.0/16")
 
-func testFacts() Facts {
-	return Facts{Table: "t", Ranges: []netip.Prefix{nodeRange}, DNS: netip.MustParseAddr("10.43.0.10")}
+func testConfig() Config {
+	return Config{Table: "t", Ranges: []netip.Prefix{nodeRange}, Cluster: []netip.Prefix{clusterRange}, DNS: netip.MustParseAddr("10.43.0.10")}
 }
 
 // cluster is a set of objects, each kind in order.
@@ -80,7 +80,7 @@ func attachment(p *corev1.Pod) *Attachment {
 
 // stateOf is the state of a node of the cluster, from nothing.
 func stateOf(c cluster) *state {
-	s := newState(testFacts())
+	s := newState(testConfig())
 	for _, o := range c.pods {
 		s.setPod(api.KeyOf(o), parsePod(o))
 		if a := attachment(o); a != nil {
@@ -141,10 +141,10 @@ func TestTable(t *testing.T) {
 			in, want, _ := strings.Cut(string(b), "\n----\n")
 			table := stateOf(parse(t, in)).wanted()
 			if table != nil && file != "testdata/deny-all.txt" {
-				for name := range skeleton(testFacts()).Chains {
+				for name := range skeleton(testConfig()).Chains {
 					delete(table.Chains, name)
 				}
-				for _, name := range []string{"names", "isolated", "self"} {
+				for _, name := range []string{"cluster", "names", "isolated", "self"} {
 					delete(table.Sets, name)
 				}
 			}

@@ -83,7 +83,7 @@ func newWorld(t testing.TB) *world {
 	})
 	w.in(t, "outside", func() error { return address("192.0.2.1/24", "192.0.2.2") })
 	c := plugins.Config{Name: "t", Dir: w.ns("state"), Ranges: []netip.Prefix{nodeRange},
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Guard: guard{w}}
+		ClusterCIDRs: []netip.Prefix{clusterRange}, Guard: guard{w}}
 	var err error
 	if w.network, err = plugins.New(c, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Fatal(err)
@@ -160,7 +160,9 @@ func (w *world) run(t testing.TB, run func(ctx context.Context, ready func()) er
 func (w *world) start(t testing.TB) (stop func()) {
 	t.Helper()
 	var err error
-	w.enforcer, err = New(Config{Table: table, Ranges: []netip.Prefix{nodeRange}, DNS: testFacts().DNS}, Deps{Client: w.api,
+	c := testConfig()
+	c.Table = table
+	w.enforcer, err = New(c, Deps{Client: w.api,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Attached: func() ([]Attachment, error) {
 			pods, err := w.network.Attached()
 			var all []Attachment
@@ -178,7 +180,7 @@ func (w *world) start(t testing.TB) (stop func()) {
 // services runs the Services' rules.
 func (w *world) services(t testing.TB) {
 	t.Helper()
-	p, err := proxy.New(proxy.Config{Table: table + "-services", NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
+	p, err := proxy.New(proxy.Config{Table: table + "-services", NodeName: "n1", ClusterCIDRs: []netip.Prefix{clusterRange}},
 		proxy.Deps{Client: w.api, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)

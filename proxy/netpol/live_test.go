@@ -177,9 +177,9 @@ func TestRestart(t *testing.T) {
 // wanted is the table that the objects and the network's pods make, from nothing.
 func (w *world) wanted(t testing.TB) *nft.Table {
 	t.Helper()
-	f := testFacts()
-	f.Table = table
-	l := &loop{state: newState(f)}
+	c := testConfig()
+	c.Table = table
+	l := &loop{state: newState(c)}
 	pods, err := w.network.Attached()
 	if err != nil {
 		t.Fatal(err)

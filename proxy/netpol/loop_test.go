@@ -98,7 +98,7 @@ func newRig(t *testing.T) *rig {
 	if r.e, err = New(Config{Table: "t"}, Deps{Client: r.api, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}); err != nil {
 		t.Fatal(err)
 	}
-	l := &loop{e: r.e, kernel: kernel{r.kernel, "t"}, ready: func() { r.ready = true }, foreign: r.foreign, state: newState(testFacts())}
+	l := &loop{e: r.e, kernel: kernel{r.kernel, "t"}, ready: func() { r.ready = true }, foreign: r.foreign, state: newState(testConfig())}
 	r.state = l.state
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)

@@ -24,9 +24,12 @@ import (
 type Config struct {
 	// Table is the nftables table, of the inet family and nobody else's. It distinguishes the clusters of a host.
 	Table string
-	// Ranges are those that the built-in network of this node takes pods' addresses from.
+	// Ranges are those that the built-in network of this node takes pods' addresses from: of these only those count that are attached.
 	Ranges []netip.Prefix
-	// DNS is the address of the cluster's DNS Service, which pods reach whatever policies say; not valid: there is none.
+	// Cluster are the addresses of all pods of the cluster.
+	Cluster []netip.Prefix
+	// DNS is the address of the cluster's DNS Service. As long as it does not lead to pods, these reach it whatever policies say; not
+	// valid: there is none.
 	DNS netip.Addr
 }
 
@@ -36,9 +39,9 @@ func (c Config) Validate() error {
 	if c.Table == "" {
 		errs = append(errs, errors.New("table: is empty"))
 	}
-	for _, r := range c.Ranges {
+	for _, r := range slices.Concat(c.Ranges, c.Cluster) {
 		if !r.IsValid() {
-			errs = append(errs, errors.New("ranges: one is not valid"))
+			errs = append(errs, errors.New("ranges, cluster: one is not valid"))
 		}
 	}
 	return errors.Join(errs...)
@@ -157,8 +160,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("list the network's pods: %w", err)
 	}
 	foreign := make(chan struct{}, 1)
-	l := &loop{e: e, kernel: kernel{conn, e.c.Table}, ready: ready, foreign: foreign,
-		state: newState(Facts{Table: e.c.Table, Ranges: e.c.Ranges, DNS: e.c.DNS})}
+	l := &loop{e: e, kernel: kernel{conn, e.c.Table}, ready: ready, foreign: foreign, state: newState(e.c)}
 	for i := range attached {
 		l.state.attach(&attached[i])
 	}

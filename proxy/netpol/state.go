@@ -12,19 +12,10 @@ import (
 	"github.com/yare-dev/yare/linux/nft"
 )
 
-// Facts are what the table depends on besides objects.
-type Facts struct {
-	Table string // nftables table
-	// Ranges are the addresses that the built-in network gives to this node's pods: of these only those count that are attached.
-	Ranges []netip.Prefix
-	// DNS is the address of the cluster's DNS, which every pod reaches; not valid: none is known.
-	DNS netip.Addr
-}
-
 // state is the wanted table and what it is made of, so that a change costs what it is worth. It is told of changes by set and its
 // kin, and takes them into the table at update.
 type state struct {
-	f          Facts
+	c          Config
 	namespaces map[string]labels.Set
 	policies   map[string]map[string]*policy // by namespace and name
 	pods       map[string]map[string]*pod    // by namespace and name
@@ -51,12 +42,12 @@ type group struct {
 	members map[netip.Addr]string        // their elements, one after the other
 }
 
-func newState(f Facts) *state {
-	return &state{f: f, namespaces: map[string]labels.Set{}, policies: map[string]map[string]*policy{}, pods: map[string]map[string]*pod{},
+func newState(c Config) *state {
+	return &state{c: c, namespaces: map[string]labels.Set{}, policies: map[string]map[string]*policy{}, pods: map[string]map[string]*pod{},
 		attached: map[string]*Attachment{}, sandboxes: map[api.Key]map[string]bool{}, holder: map[netip.Addr]string{},
 		claims: map[netip.Addr]map[api.Key]bool{}, claimed: map[api.Key][]netip.Addr{},
 		dirtySandboxes: map[string]bool{}, dirtyAddrs: map[netip.Addr]bool{},
-		table: skeleton(f), rights: map[string][ways]*class{}, users: map[string]int{}, groups: map[string]*group{}}
+		table: skeleton(c), rights: map[string][ways]*class{}, users: map[string]int{}, groups: map[string]*group{}}
 }
 
 // setNamespace notes a namespace's labels; nil is one that is gone.
@@ -181,7 +172,7 @@ func (s *state) claim(k api.Key) {
 	var now []netip.Addr
 	if p := s.pods[k.Namespace][k.Name]; p != nil {
 		for _, a := range p.addrs {
-			if !slices.ContainsFunc(s.f.Ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			if !slices.ContainsFunc(s.c.Ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
 				now = append(now, a)
 			}
 		}
@@ -438,8 +429,8 @@ func dispatcher(w way) string { return [...]string{"ingress", "egress"}[w] }
 func refused(w way) string { return [...]string{"refused", "refused-out"}[w] }
 
 // skeleton returns the table of a node without isolated pods, which the kernel never has.
-func skeleton(f Facts) *nft.Table {
-	t := nft.NewTable(f.Table)
+func skeleton(c Config) *nft.Table {
+	t := nft.NewTable(c.Table)
 	set := func(name string, verdicts bool, key ...nft.Type) map[string]string {
 		elems := map[string]string{}
 		t.Sets[name] = &nft.Set{Key: key, Verdicts: verdicts, Elems: elems}
@@ -450,8 +441,18 @@ func skeleton(f Facts) *nft.Table {
 	set("isolated", false, nft.IPv4)
 	set("self", false, nft.IPv4, nft.IPv4)
 	names := set("names", false, nft.IPv4, nft.Proto, nft.Service)
-	if f.DNS.Is4() {
-		names[nft.Pack(f.DNS, nft.UDP, uint16(53))], names[nft.Pack(f.DNS, nft.TCP, uint16(53))] = "", ""
+	if c.DNS.Is4() {
+		names[nft.Pack(c.DNS, nft.UDP, uint16(53))], names[nft.Pack(c.DNS, nft.TCP, uint16(53))] = "", ""
+	}
+	t.Sets["cluster"] = &nft.Set{Key: []nft.Type{nft.IPv4}, Ranges: true, Elems: map[string]string{}}
+	var cluster []nft.Range
+	for _, p := range c.Cluster {
+		if p.Addr().Is4() {
+			cluster = append(cluster, nft.RangeOf(p))
+		}
+	}
+	for _, r := range nft.Merge(cluster) {
+		t.Sets["cluster"].Elems[nft.Pack(r.First, r.Last)] = ""
 	}
 	ip := nft.IP4
 	t.Chains["forward"] = &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Forward, Priority: 0}, Rules: []nft.Rule{
@@ -469,6 +470,7 @@ func skeleton(f Facts) *nft.Table {
 	t.Chains["stray"] = &nft.Chain{Rules: append([]nft.Rule{{nft.Jump("stray-from")}}, stray(ip.Daddr())...)}
 	t.Chains["stray-from"] = &nft.Chain{Rules: stray(ip.Saddr())}
 	t.Chains["refused-out"] = &nft.Chain{Rules: []nft.Rule{
+		{nft.In("cluster", nft.CtServer()), nft.Goto("refused")},
 		{nft.In("names", nft.CtTarget(), nft.CtProto(), nft.CtTargetPort()), nft.Return()},
 		{nft.Goto("refused")},
 	}}

@@ -136,3 +136,39 @@ func TestLongLists(t *testing.T) {
 		t.Errorf("%d rules, %d sets", len(c.rules), len(c.fixed)+len(c.peers))
 	}
 }
+
+// TestDNS has pods whom policies allow nothing, or one peer, ask for names: of a node, and of a pod that the Service leads to.
+func TestDNS(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.put(t, namespaces+`---
+kind: NetworkPolicy
+metadata: {namespace: a, name: locked}
+spec: {podSelector: {}, policyTypes: [Egress]}
+---
+kind: NetworkPolicy
+metadata: {namespace: a, name: allowed}
+spec: {podSelector: {matchLabels: {app: allowed}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: names}}}]}]}`)
+	w.start(t)
+	w.services(t)
+	w.serve(t, "outside", ":8080")
+	w.pod(t, "b", "names", map[string]string{"app": "names"})
+	w.pod(t, "a", "locked", nil)
+	w.pod(t, "a", "allowed", map[string]string{"app": "allowed"})
+	at := netip.AddrPortFrom(testConfig().DNS, 53).String()
+	lead := func(to netip.Addr) {
+		svc, slice := service("dns", testConfig().DNS.String(), 30053, to)
+		for i := range svc.Spec.Ports {
+			svc.Spec.Ports[i].Port = 53
+		}
+		w.api.Put(svc)
+		w.api.Put(slice)
+	}
+	lead(netip.MustParseAddr("192.0.2.1"))
+	until(t, "the Service is served", func() bool { return w.ask(t, "locked", "udp", at, silent) == "yes" })
+	w.expect(t, "yes", "locked", at)
+	lead(w.addrs["names"])
+	until(t, "the Service leads to the pod", func() bool { return w.ask(t, "locked", "udp", at, silent) == "silence" })
+	w.expect(t, "silence", "locked", at)
+	w.expect(t, "yes", "allowed", at)
+}
