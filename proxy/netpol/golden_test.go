@@ -144,7 +144,7 @@ func TestTable(t *testing.T) {
 				for name := range skeleton(testConfig()).Chains {
 					delete(table.Chains, name)
 				}
-				for _, name := range []string{"cluster", "names", "isolated", "self"} {
+				for _, name := range []string{"cluster", "names", "isolated", "isolated6", "self"} {
 					delete(table.Sets, name)
 				}
 			}

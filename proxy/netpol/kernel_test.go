@@ -33,10 +33,11 @@ import (
 	"github.com/yare-dev/yare/proxy"
 )
 
-// world is a node of the test's own: a network namespace with the built-in network, an enforcer that guards it, the Services' rules, and another
+// world is a node of the test's own: a network namespace with the built-in network, of a range of IPv4 and maybe more, an enforcer that guards it, the Services' rules, and another
 // namespace that stands for the outside.
 type world struct {
 	dir      string
+	ranges   []netip.Prefix
 	api      *kubelettest.API
 	enforcer *Enforcer
 	network  *plugins.Network
@@ -53,12 +54,12 @@ func (g guard) Detach(sandbox string) { g.w.enforcer.Detach(sandbox) }
 
 const table = "yare-test"
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB, more ...netip.Prefix) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	w := &world{dir: t.TempDir(), api: kubelettest.NewAPI(), pods: map[string]cni.Pod{}, addrs: map[string]netip.Addr{}}
+	w := &world{dir: t.TempDir(), ranges: append([]netip.Prefix{nodeRange}, more...), api: kubelettest.NewAPI(), pods: map[string]cni.Pod{}, addrs: map[string]netip.Addr{}}
 	for _, name := range []string{"host", "outside"} {
 		if err := netns.New(w.ns(name), func() error { return up("lo") }); err != nil {
 			t.Fatal(err)
@@ -82,7 +83,7 @@ func newWorld(t testing.TB) *world {
 		return address("192.0.2.2/24", "192.0.2.1")
 	})
 	w.in(t, "outside", func() error { return address("192.0.2.1/24", "192.0.2.2") })
-	c := plugins.Config{Name: "t", Dir: w.ns("state"), Ranges: []netip.Prefix{nodeRange},
+	c := plugins.Config{Name: "t", Dir: w.ns("state"), Ranges: w.ranges,
 		ClusterCIDRs: []netip.Prefix{clusterRange}, Guard: guard{w}}
 	var err error
 	if w.network, err = plugins.New(c, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
@@ -161,7 +162,7 @@ func (w *world) start(t testing.TB) (stop func()) {
 	t.Helper()
 	var err error
 	c := testConfig()
-	c.Table = table
+	c.Table, c.Ranges = table, w.ranges
 	w.enforcer, err = New(c, Deps{Client: w.api,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Attached: func() ([]Attachment, error) {
 			pods, err := w.network.Attached()

@@ -152,7 +152,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	defer mon.Close()
 	for _, r := range e.c.Ranges {
 		if r.Addr().Is6() {
-			e.d.Log.Warn("network policies are not for IPv6: pods are reached by it whatever they say", "range", r)
+			e.d.Log.Warn("network policies are not for IPv6: pods that they isolate have none", "range", r)
 		}
 	}
 	attached, err := e.d.Attached()

@@ -113,7 +113,6 @@ func (s *state) forget() {
 // attach notes which addresses a pod of this node has. Whoever had them before has them no more.
 func (s *state) attach(a *Attachment) {
 	s.detach(a.Sandbox)
-	a.Addrs = slices.DeleteFunc(slices.Clone(a.Addrs), netip.Addr.Is6)
 	for _, ip := range a.Addrs {
 		if before, taken := s.holder[ip]; taken {
 			s.detach(before)
@@ -178,7 +177,7 @@ func (s *state) claim(k api.Key) {
 		}
 		for id := range s.sandboxes[k] {
 			if a := s.attached[id]; a.is(p) {
-				now = append(now, a.Addrs...)
+				now = slices.DeleteFunc(append(now, a.Addrs...), netip.Addr.Is6)
 			}
 		}
 	}
@@ -202,7 +201,7 @@ func (s *state) claim(k api.Key) {
 
 // wanted is the table as of the last update, nil when nobody is isolated.
 func (s *state) wanted() *nft.Table {
-	if len(s.table.Sets["isolated"].Elems) == 0 {
+	if len(s.table.Sets["isolated"].Elems)+len(s.table.Sets["isolated6"].Elems) == 0 {
 		return nil
 	}
 	return s.table
@@ -410,6 +409,11 @@ func (s *state) elements(g *group, k api.Key, a netip.Addr) string {
 // dispatch leads what an address sends and is sent to the chains of the pod that has it.
 func (s *state) dispatch(e *edit, a netip.Addr) {
 	r := s.rights[s.holder[a]]
+	isolated := r[in] != nil || r[out] != nil
+	if a.Is6() {
+		e.put("isolated6", nft.Pack(a), "", isolated)
+		return
+	}
 	for w, c := range r {
 		verdict := ""
 		if c != nil {
@@ -417,7 +421,6 @@ func (s *state) dispatch(e *edit, a netip.Addr) {
 		}
 		e.put(dispatcher(way(w)), nft.Pack(a), verdict, c != nil)
 	}
-	isolated := r[in] != nil || r[out] != nil
 	e.put("isolated", nft.Pack(a), "", isolated)
 	e.put("self", nft.Pack(a, a), "", isolated)
 }
@@ -439,6 +442,7 @@ func skeleton(c Config) *nft.Table {
 	set("egress", true, nft.IPv4)
 	set("ingress", true, nft.IPv4)
 	set("isolated", false, nft.IPv4)
+	set("isolated6", false, nft.IPv6)
 	set("self", false, nft.IPv4, nft.IPv4)
 	names := set("names", false, nft.IPv4, nft.Proto, nft.Service)
 	if c.DNS.Is4() {
@@ -454,17 +458,22 @@ func skeleton(c Config) *nft.Table {
 	for _, r := range nft.Merge(cluster) {
 		t.Sets["cluster"].Elems[nft.Pack(r.First, r.Last)] = ""
 	}
-	ip := nft.IP4
+	ip, ip6 := nft.IP4, nft.IP6
 	t.Chains["forward"] = &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Forward, Priority: 0}, Rules: []nft.Rule{
+		{ip6.Is(), nft.Goto("forward6")},
 		{nft.Stray(), nft.Jump("stray")},
 		{nft.VMap("egress", nft.CtClient())},
 		{nft.VMap("ingress", nft.CtServer())},
 	}}
+	t.Chains["forward6"] = &nft.Chain{Rules: []nft.Rule{
+		{nft.In("isolated6", ip6.Saddr()), nft.Drop()},
+		{nft.In("isolated6", ip6.Daddr()), nft.Drop()},
+	}}
 	stray := func(end nft.Field) []nft.Rule {
 		return []nft.Rule{
-			{ip.Is(), nft.In("self", end, nft.CtClient()), nft.Return()},
-			{ip.Is(), nft.In("self", end, nft.CtServer()), nft.Return()},
-			{ip.Is(), nft.In("isolated", end), nft.Drop()},
+			{nft.In("self", end, nft.CtClient()), nft.Return()},
+			{nft.In("self", end, nft.CtServer()), nft.Return()},
+			{nft.In("isolated", end), nft.Drop()},
 		}
 	}
 	t.Chains["stray"] = &nft.Chain{Rules: append([]nft.Rule{{nft.Jump("stray-from")}}, stray(ip.Daddr())...)}
