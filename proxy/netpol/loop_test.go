@@ -53,7 +53,8 @@ func (p *paper) answer(err error) {
 // gated is an API whose watches show nothing before they may.
 type gated struct {
 	*kubelettest.API
-	open chan struct{}
+	open   chan struct{}
+	refuse error // before open
 
 	mu      sync.Mutex
 	watches map[*api.Kind]int // that are not over
@@ -73,6 +74,10 @@ func (g *gated) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 		defer count(-1)
 		select {
 		case <-g.open:
+			if g.refuse != nil {
+				yield(client.Event{}, g.refuse)
+				return
+			}
 			g.API.Watch(ctx, k, q, from)(yield)
 		case <-ctx.Done():
 		}
@@ -84,7 +89,6 @@ type rig struct {
 	e       *Enforcer
 	api     *gated
 	foreign chan struct{}
-	broken  chan error
 	kernel  *paper
 	state   *state // once ended
 	ready   bool
@@ -93,7 +97,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	r := &rig{api: &gated{API: kubelettest.NewAPI(), open: make(chan struct{}), watches: map[*api.Kind]int{}},
-		foreign: make(chan struct{}, 1), broken: make(chan error, 1), kernel: &paper{}}
+		foreign: make(chan struct{}, 1), kernel: &paper{}}
 	var err error
 	if r.e, err = New(Config{Table: "t"}, Deps{Client: r.api, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}); err != nil {
 		t.Fatal(err)
@@ -103,14 +107,7 @@ func newRig(t *testing.T) *rig {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() {
-		ended <- l.run(ctx, func(ctx context.Context) error {
-			select {
-			case err := <-r.broken:
-				return err
-			case <-ctx.Done():
-				return nil
-			}
-		})
+		ended <- l.run(ctx, func(ctx context.Context) error { <-ctx.Done(); return nil })
 	}()
 	r.end = func() error { cancel(); return <-ended }
 	return r
@@ -303,7 +300,8 @@ func TestWatchEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		want := errors.New("forbidden")
-		r.broken <- want
+		r.api.refuse = want
+		close(r.api.open)
 		synctest.Wait()
 		if err := r.end(); !errors.Is(err, want) {
 			t.Errorf("ended with %v", err)
