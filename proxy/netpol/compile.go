@@ -3,6 +3,7 @@ package netpol
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -60,8 +61,8 @@ func hash(text string) string {
 
 // compile returns what the policies of a pod's namespace allow it in one direction; nil is everything.
 func compile(w way, namespace string, p *pod, policies map[string]*policy) *class {
-	c := compiler{way: w, pod: p, class: &class{fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
 	isolated := false
+	all := union{}
 	for _, policy := range policies {
 		if !policy.isolates[w] || !policy.pods.Matches(p.labels) {
 			continue
@@ -71,11 +72,15 @@ func compile(w way, namespace string, p *pod, policies map[string]*policy) *clas
 			if r.anyPeer && r.anyPort {
 				return nil
 			}
-			c.allow(r)
+			all.add(r)
 		}
 	}
 	if !isolated {
 		return nil
+	}
+	c := compiler{way: w, pod: p, class: &class{fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
+	for _, r := range all {
+		c.allow(*r)
 	}
 	if len(c.rules) == 0 {
 		return nobody(w)
@@ -87,6 +92,26 @@ func compile(w way, namespace string, p *pod, policies map[string]*policy) *clas
 	c.class.rules = append(c.class.rules, nft.Rule{nft.Goto(refused(w))})
 	c.class.chain = w.String() + "-" + namespace + "-" + hash(strings.Join(texts, "\n"))
 	return c.class
+}
+
+// union are rules by their ports, or those for everybody together: what many rules list takes as few sets and rules of the kernel's, which
+// looks for a set among all of a table, for each rule anew.
+type union map[string]*rule
+
+func (u union) add(r rule) {
+	key := "everybody"
+	if !r.anyPeer {
+		key = fmt.Sprint(r.anyPort, slices.SortedFunc(slices.Values(r.ports), port.compare))
+	}
+	have := u[key]
+	if have == nil {
+		have = &rule{anyPeer: r.anyPeer, anyPort: r.anyPort}
+		u[key] = have
+	}
+	if r.anyPeer || len(have.ports) == 0 {
+		have.ports = append(have.ports, r.ports...)
+	}
+	have.pods, have.blocks = append(have.pods, r.pods...), append(have.blocks, r.blocks...)
 }
 
 // nobody is the class of who may do nothing.
@@ -119,7 +144,7 @@ func (c compiler) allow(r rule) {
 			c.add(nft.Rule{nft.In(c.peers(peers{selectors: r.pods}), c.peer())}, ports)
 		}
 		if len(r.blocks) > 0 {
-			c.add(nft.Rule{nft.In(c.blocks(r.blocks), c.peer())}, ports)
+			c.add(nft.Rule{nft.In(c.blocks(nft.Merge(r.blocks)), c.peer())}, ports)
 		}
 	}
 	if names := r.names(); c.way == out && len(names) > 0 {
@@ -177,7 +202,7 @@ func (c compiler) named(r rule, names []namedPort) {
 		c.add(nft.Rule{at(r.pods...)})
 	}
 	if len(r.blocks) > 0 {
-		c.add(nft.Rule{nft.In(c.blocks(r.blocks), nft.CtServer()), at(everyPod())})
+		c.add(nft.Rule{nft.In(c.blocks(nft.Merge(r.blocks)), nft.CtServer()), at(everyPod())})
 	}
 }
 

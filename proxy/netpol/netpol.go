@@ -344,7 +344,11 @@ func (l *loop) answer() {
 // sync hands what changed to the kernel in one transaction.
 func (l *loop) sync() error {
 	start := time.Now()
+	over := len(l.state.over)
 	batch := l.state.update()
+	if now := len(l.state.over); now > over {
+		l.e.d.Log.Warn("pods may do nothing: the network policies for them have more different ports and peers than a node can hold", "pods", now, "sets", mostSets)
+	}
 	if whole := l.again || !l.applied; whole {
 		because, err := l.kernel.conn.MakeWhole(l.kernel.table, l.state.wanted())
 		if because != nil {

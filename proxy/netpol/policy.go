@@ -50,6 +50,10 @@ type port struct {
 	nft.Ports // without a name
 }
 
+func (p port) compare(o port) int {
+	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.name, o.name), cmp.Compare(p.First, o.First), cmp.Compare(p.Last, o.Last))
+}
+
 func allPorts() nft.Ports { return nft.Ports{First: 0, Last: 1<<16 - 1} }
 
 // names are the ports that have names, sorted and each once.

@@ -1,6 +1,7 @@
 package netpol
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type state struct {
 
 	table  *nft.Table
 	rights map[string][ways]*class // by sandbox; nil for who is not isolated
+	over   map[string]bool         // sandboxes whose rights the table has no room for: they may do nothing
 	users  map[string]int          // of chains and sets
 	groups map[string]*group       // by the name of their set
 }
@@ -47,7 +49,7 @@ func newState(c Config) *state {
 		attached: map[string]*Attachment{}, sandboxes: map[api.Key]map[string]bool{}, holder: map[netip.Addr]string{},
 		claims: map[netip.Addr]map[api.Key]bool{}, claimed: map[api.Key][]netip.Addr{},
 		dirtySandboxes: map[string]bool{}, dirtyAddrs: map[netip.Addr]bool{},
-		table: skeleton(c), rights: map[string][ways]*class{}, users: map[string]int{}, groups: map[string]*group{}}
+		table: skeleton(c), rights: map[string][ways]*class{}, over: map[string]bool{}, users: map[string]int{}, groups: map[string]*group{}}
 }
 
 // setNamespace notes a namespace's labels; nil is one that is gone.
@@ -212,28 +214,9 @@ func (s *state) update() *nft.Batch {
 	before := s.wanted() != nil
 	e := newEdit(s.table)
 	changed := map[netip.Addr]bool{}
-	var old [][ways]*class
-	// What is used anew comes before what is not used any more goes, so that nothing goes and comes again.
-	for id := range s.dirtySandboxes {
-		old = append(old, s.rights[id])
-		delete(s.rights, id)
-		a := s.attached[id]
-		if a == nil {
-			continue
-		}
-		r := s.rightsOf(a)
-		for w, c := range r {
-			s.use(e, way(w), c)
-		}
-		s.rights[id] = r
-		for _, ip := range a.Addrs {
-			changed[ip] = true
-		}
-	}
-	for _, r := range old {
-		for _, c := range r {
-			s.release(e, c)
-		}
+	if s.take(e, changed) && len(s.over) > 0 { // there may be room now
+		maps.Copy(s.dirtySandboxes, s.over)
+		s.take(e, changed)
 	}
 	for a := range s.dirtyAddrs {
 		changed[a] = true
@@ -244,7 +227,6 @@ func (s *state) update() *nft.Batch {
 	for a := range changed {
 		s.dispatch(e, a)
 	}
-	clear(s.dirtySandboxes)
 	clear(s.dirtyAddrs)
 	switch after := s.wanted() != nil; {
 	case !before && !after:
@@ -257,6 +239,63 @@ func (s *state) update() *nft.Batch {
 	b := &nft.Batch{}
 	b.Update(e.changes())
 	return b
+}
+
+// take brings the rights of sandboxes up to date, notes their addresses in changed, and says whether sets have gone.
+func (s *state) take(e *edit, changed map[netip.Addr]bool) (gone bool) {
+	var old [][ways]*class
+	// What is used anew comes before what is not used any more goes, so that nothing goes and comes again.
+	for id := range s.dirtySandboxes {
+		old = append(old, s.rights[id])
+		delete(s.rights, id)
+		delete(s.over, id)
+		a := s.attached[id]
+		if a == nil {
+			continue
+		}
+		r := s.rightsOf(a)
+		for w, c := range r {
+			if !s.fits(c) {
+				r[w], s.over[id] = nobody(way(w)), true
+			}
+			s.use(e, way(w), r[w])
+		}
+		s.rights[id] = r
+		for _, ip := range a.Addrs {
+			changed[ip] = true
+		}
+	}
+	clear(s.dirtySandboxes)
+	sets := len(s.table.Sets)
+	for _, r := range old {
+		for _, c := range r {
+			s.release(e, c)
+		}
+	}
+	return len(s.table.Sets) < sets
+}
+
+// mostSets is how many sets the table has at most. To add a rule the kernel searches all sets, and lets no other process of the host change
+// rules meanwhile: nearly a second with these, a minute with ten times as many.
+const mostSets = 4096
+
+// fits says whether the table has room for a class.
+func (s *state) fits(c *class) bool {
+	if c == nil {
+		return true
+	}
+	sets := len(s.table.Sets)
+	for name := range c.fixed {
+		if s.users[name] == 0 {
+			sets++
+		}
+	}
+	for name := range c.peers {
+		if s.users[name] == 0 {
+			sets++
+		}
+	}
+	return sets <= mostSets
 }
 
 // rightsOf is what the policies say of an attached pod.
