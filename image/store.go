@@ -136,8 +136,11 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 		}
 		s.boot = strings.TrimSpace(string(boot))
 	}
-	if err := errors.Join(s.forget(), s.sweep()); err != nil {
+	if err := s.forget(); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if err := s.sweep(); err != nil { // it is tried again, and nothing depends on it
+		log.Warn("image store not swept", "err", err)
 	}
 	return s, nil
 }
@@ -199,7 +202,7 @@ func (s *Store) sweep() error {
 	trash, err := s.unreachable()
 	lock.Close()
 	for _, t := range trash {
-		err = errors.Join(err, os.RemoveAll(t))
+		err = errors.Join(err, linux.RemoveTree(t))
 	}
 	if err != nil {
 		return fmt.Errorf("sweep image store: %w", err)

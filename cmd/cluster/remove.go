@@ -129,7 +129,7 @@ func removeTree(dir string) error {
 	if len(points) > 0 {
 		return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", points[0])
 	}
-	return os.RemoveAll(dir)
+	return linux.RemoveTree(dir)
 }
 
 // removeData removes the data folder and what was created on the way to it, as long as nobody else uses that.

@@ -56,7 +56,7 @@ func (v *Volumes) Down(ctx context.Context, uid types.UID) error {
 	if len(below) > 0 {
 		return fmt.Errorf("remove %s: %s is still mounted", dir, below[0])
 	}
-	return os.RemoveAll(dir)
+	return linux.RemoveTree(dir)
 }
 
 // unmountBelow detaches all that is mounted at and below dir, which need not be there.
