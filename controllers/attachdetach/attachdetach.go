@@ -16,7 +16,7 @@
 //   - That a kubelet uses a volume is overruled where its node is out of service by its taint, or not ready for six minutes after
 //     the last pod went.
 //
-// VolumeAttachments whose names are not ours, or whose volume is not there, are left alone.
+// VolumeAttachments whose names are not ours are left alone. Of ours whose PersistentVolume is gone the handle is told by their name.
 package attachdetach
 
 import (
@@ -87,15 +87,15 @@ func (c *controller) run(ctx context.Context, log *slog.Logger) (reconcile.Resul
 	errs := []error{c.report(ctx, log, p.reports)}
 	for _, a := range p.attach {
 		log.Info("attaching a volume", "volume", a.volume.Name, "node", a.node)
-		if _, err := client.Create(ctx, c.Client, attachment(a)); err != nil && !apierrors.IsAlreadyExists(err) {
+		if _, err := client.Create(ctx, c.Client, newAttachment(a)); err != nil && !apierrors.IsAlreadyExists(err) { // its coming wakes us
 			errs = append(errs, fmt.Errorf("attach volume %s to node %s: %w", a.volume.Name, a.node, err))
 		}
 	}
 	return reconcile.Result{After: p.after}, errors.Join(errs...)
 }
 
-// attachment is the VolumeAttachment of a volume that is wanted on a node.
-func attachment(a want) *storagev1.VolumeAttachment {
+// newAttachment is the VolumeAttachment of a volume that is wanted on a node.
+func newAttachment(a want) *storagev1.VolumeAttachment {
 	csi := a.volume.Spec.CSI
 	return &storagev1.VolumeAttachment{
 		ObjectMeta: metav1.ObjectMeta{Name: claim.AttachmentName(csi.VolumeHandle, csi.Driver, a.node)},

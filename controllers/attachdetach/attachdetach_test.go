@@ -317,6 +317,89 @@ func TestOthers(t *testing.T) {
 	})
 }
 
+// An attachment of ours whose PersistentVolume is gone is detached as any, and does not keep another volume with that handle from its pods.
+func TestVolumeGone(t *testing.T) {
+	lose := func(b *bench, names ...string) {
+		for _, name := range names {
+			rt.Delete(b, b, rt.Get[*corev1.PersistentVolume](b, b, "", "pv-"+name), client.DeleteOptions{})
+			rt.Delete(b, b, rt.Get[*corev1.PersistentVolumeClaim](b, b, "ns", name), client.DeleteOptions{})
+		}
+	}
+	// again makes a claim of another volume with the handle of name's.
+	again := func(b *bench, name string) {
+		c := rt.Create(b, b, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "new-" + name},
+			Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "new-" + name}, Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}})
+		v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "new-" + name}}
+		v.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+		v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: "disk", VolumeHandle: "h-" + name}
+		v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: c.Name, UID: c.UID}
+		rt.Create(b, b, v)
+	}
+	bubble(t, nil, func(b *bench) {
+		b.volume("idle", corev1.ReadWriteOnce)
+		b.volume("used", corev1.ReadWriteOnce)
+		p := b.pod("p", "n1", "idle", "used")
+		b.expect("idle@n1 used@n1")
+		b.use("n1", "used")
+		b.end(p)
+		b.expect("used@n1")
+		lose(b, "used")
+		b.expect("used@n1")
+		again(b, "used")
+		b.pod("q", "n2", "new-used")
+		b.expect("used@n1") // and nobody else gets it meanwhile
+		b.use("n1")
+		b.expect("used@n2")
+	})
+	// One that was never attached has to make room: no attacher attaches what is gone.
+	bubble(t, func(*storagev1.VolumeAttachmentStatus) {}, func(b *bench) {
+		b.volume("a", corev1.ReadWriteOnce)
+		p := b.pod("p", "n1", "a")
+		b.expect("(a@n1)")
+		lose(b, "a")
+		again(b, "a")
+		b.pod("q", "n1", "new-a")
+		b.end(p)
+		b.expect("(new-a@n1)")
+	})
+	// Nothing tells any more what its handle was.
+	bubble(t, nil, func(b *bench) {
+		name := "pv-gone"
+		for _, va := range []string{claim.AttachmentName("h-gone", "disk", "n1"), claim.AttachmentName("h-gone", "disk", "n9"), "theirs"} {
+			node := "n1"
+			if va == claim.AttachmentName("h-gone", "disk", "n9") {
+				node = "n9"
+			}
+			rt.Create(b, b, &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: va}, Spec: storagev1.VolumeAttachmentSpec{
+				Attacher: "disk", NodeName: node, Source: storagev1.VolumeAttachmentSource{PersistentVolumeName: &name}}})
+		}
+		b.expect("(gone@n1)")
+		if left := rt.List[*storagev1.VolumeAttachment](b, b); len(left) != 1 || left[0].Name != "theirs" {
+			b.Errorf("left %v", left)
+		}
+	})
+}
+
+// A pod is told when somebody else's attachment has the name that its volume's needs.
+func TestNameTaken(t *testing.T) {
+	bubble(t, nil, func(b *bench) {
+		b.volume("a", corev1.ReadWriteOnce)
+		b.volume("b", corev1.ReadWriteOnce)
+		name, other := claim.AttachmentName("h-a", "disk", "n1"), "pv-b"
+		taken := rt.Create(b, b, &storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: storagev1.VolumeAttachmentSpec{
+			Attacher: "disk", NodeName: "n1", Source: storagev1.VolumeAttachmentSource{PersistentVolumeName: &other}}})
+		b.pod("p", "n1", "a")
+		b.expect("(b@n1) b@n1")
+		want := `1x Warning FailedAttachVolume: AttachVolume.Attach failed for volume "pv-a" : VolumeAttachment ` + name +
+			`, whose name it needs, is of volume "pv-b": delete that VolumeAttachment`
+		if got := b.heard("p"); got != want {
+			b.Errorf("heard %s", got)
+		}
+		rt.Delete(b, b, taken, client.DeleteOptions{})
+		b.expect("a@n1")
+	})
+}
+
 // meddler does something before the first write of a Node's status.
 type meddler struct {
 	client.Client

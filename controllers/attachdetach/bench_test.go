@@ -25,7 +25,7 @@ func BenchmarkPlan(b *testing.B) {
 		rt.Create(b, c, v)
 		rt.Create(b, c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: corev1.PodSpec{NodeName: node, Volumes: []corev1.Volume{{Name: "v",
 			VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}}}}})
-		a := attachment(want{place: place{"disk", name, node}, volume: v})
+		a := newAttachment(want{place: place{"disk", name, node}, volume: v})
 		a.Status.Attached = true
 		rt.Create(b, c, a)
 		if i < 1000 {

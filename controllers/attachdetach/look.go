@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,7 +26,7 @@ type world struct {
 	volumes     map[string]*corev1.PersistentVolume
 	nodes       []*corev1.Node
 	drivers     map[string]*storagev1.CSIDriver
-	attachments []*storagev1.VolumeAttachment // ours and others', of CSI volumes that are there
+	attachments []*storagev1.VolumeAttachment // ours and others'
 	since       map[types.UID]time.Time       // of attachments that nobody wants
 }
 
@@ -44,19 +46,11 @@ func look(ctx context.Context, c client.Client) (*world, error) {
 	}
 	some := false
 	for _, v := range volumes {
-		if v.Spec.CSI != nil {
-			w.volumes[v.Name] = v
-			some = some || w.needsAttaching(v.Spec.CSI.Driver)
-		}
+		w.volumes[v.Name] = v
+		some = some || v.Spec.CSI != nil && w.needsAttaching(v.Spec.CSI.Driver)
 	}
-	attachments, err := client.List[*storagev1.VolumeAttachment](ctx, c, client.Query{})
-	if err != nil {
+	if w.attachments, err = client.List[*storagev1.VolumeAttachment](ctx, c, client.Query{}); err != nil {
 		return nil, fmt.Errorf("list volume attachments: %w", err)
-	}
-	for _, a := range attachments {
-		if name := a.Spec.Source.PersistentVolumeName; name != nil && w.volumes[*name] != nil {
-			w.attachments = append(w.attachments, a)
-		}
 	}
 	if w.nodes, err = client.List[*corev1.Node](ctx, c, client.Query{}); err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
@@ -139,7 +133,7 @@ func (w *world) volumeOf(p *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolu
 		return nil
 	}
 	pv := w.volumes[c.Spec.VolumeName]
-	if pv == nil || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != c.UID {
+	if pv == nil || pv.Spec.CSI == nil || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != c.UID {
 		return nil
 	}
 	return pv
@@ -151,15 +145,67 @@ func (w *world) needsAttaching(driver string) bool {
 	return d == nil || d.Spec.AttachRequired == nil || *d.Spec.AttachRequired
 }
 
-// placeOf returns where an attachment is.
-func (w *world) placeOf(a *storagev1.VolumeAttachment) place {
-	return place{a.Spec.Attacher, w.volumes[*a.Spec.Source.PersistentVolumeName].Spec.CSI.VolumeHandle, a.Spec.NodeName}
+// attachment is a VolumeAttachment of a CSI volume.
+type attachment struct {
+	*storagev1.VolumeAttachment
+	place
+	lost bool // one of ours whose PersistentVolume is gone; its handle is "" where nobody has or wants it
 }
 
-// ours says whether an attachment is one that this controller makes.
-func (w *world) ours(a *storagev1.VolumeAttachment) bool {
-	at := w.placeOf(a)
-	return a.Name == claim.AttachmentName(at.handle, at.driver, at.node)
+// ours says whether it is one that this controller makes.
+func (a *attachment) ours() bool {
+	return a.lost || a.Name == claim.AttachmentName(a.handle, a.driver, a.node)
+}
+
+// placed returns the attachments of CSI volumes, but not those that others made of volumes that are gone.
+func (w *world) placed(wants []*want) (out []*attachment) {
+	for _, a := range w.attachments {
+		name := a.Spec.Source.PersistentVolumeName
+		if name == nil {
+			continue
+		}
+		at := place{driver: a.Spec.Attacher, node: a.Spec.NodeName}
+		switch v := w.volumes[*name]; {
+		case v != nil && v.Spec.CSI != nil:
+			at.handle = v.Spec.CSI.VolumeHandle
+			out = append(out, &attachment{VolumeAttachment: a, place: at})
+		case v == nil && ourName.MatchString(a.Name):
+			at.handle = w.lostHandle(a, wants)
+			out = append(out, &attachment{VolumeAttachment: a, place: at, lost: true})
+		}
+	}
+	return out
+}
+
+// ourName is what AttachmentName returns.
+var ourName = regexp.MustCompile("^csi-[0-9a-f]{64}$")
+
+// lostHandle returns the handle of one of our attachments whose volume is gone: the one that its name was made of, among those that
+// pods want and its node has.
+func (w *world) lostHandle(a *storagev1.VolumeAttachment, wants []*want) string {
+	named := func(handle string) bool {
+		return claim.AttachmentName(handle, a.Spec.Attacher, a.Spec.NodeName) == a.Name
+	}
+	for _, want := range wants {
+		if want.driver == a.Spec.Attacher && named(want.handle) {
+			return want.handle
+		}
+	}
+	for _, n := range w.nodes {
+		if n.Name != a.Spec.NodeName {
+			continue
+		}
+		has := slices.Clone(n.Status.VolumesInUse)
+		for _, v := range n.Status.VolumesAttached {
+			has = append(has, v.Name)
+		}
+		for _, name := range has {
+			if handle, ok := strings.CutPrefix(string(name), string(claim.OnNode(a.Spec.Attacher, ""))); ok && named(handle) {
+				return handle
+			}
+		}
+	}
+	return ""
 }
 
 // shared says whether several nodes may have a volume at once. One that does not say how it may be used is not restricted.

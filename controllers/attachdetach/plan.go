@@ -37,7 +37,7 @@ type report struct {
 }
 
 type detachment struct {
-	*storagev1.VolumeAttachment
+	*attachment
 	name   corev1.UniqueVolumeName
 	forced bool
 }
@@ -54,22 +54,27 @@ type planner struct {
 	*plan
 	now    time.Time
 	wanted map[place]*want
-	have   map[place]*storagev1.VolumeAttachment
-	held   map[place]bool // where volumes are, or get to; without a node: that they are somewhere
+	placed []*attachment
+	have   map[place]*attachment
+	named  map[string]*storagev1.VolumeAttachment // all
+	held   map[place]bool                         // where volumes are, or get to; without a node: that they are somewhere
 }
 
 // plan decides.
 func (w *world) plan(now time.Time) *plan {
 	x := &planner{world: w, plan: &plan{news: map[telling]event{}, unwanted: map[types.UID]time.Time{}}, now: now,
-		wanted: map[place]*want{}, have: map[place]*storagev1.VolumeAttachment{}, held: map[place]bool{}}
+		wanted: map[place]*want{}, have: map[place]*attachment{}, named: map[string]*storagev1.VolumeAttachment{}, held: map[place]bool{}}
 	wants := w.wants()
+	x.placed = w.placed(wants)
 	for _, want := range wants {
 		x.wanted[want.place] = want
 	}
 	for _, a := range w.attachments {
-		at := w.placeOf(a)
-		x.have[at] = a
-		x.hold(at)
+		x.named[a.Name] = a
+	}
+	for _, a := range x.placed {
+		x.have[a.place] = a
+		x.hold(a.place)
 	}
 	x.planNodes()
 	nodes := map[string]*corev1.Node{}
@@ -94,15 +99,14 @@ func (x *planner) sooner(after time.Duration) {
 
 // planNodes decides what is reported of every node as attached, and what is detached.
 func (x *planner) planNodes() {
-	by := map[string][]*storagev1.VolumeAttachment{}
-	for _, a := range x.attachments {
-		by[a.Spec.NodeName] = append(by[a.Spec.NodeName], a)
+	by := map[string][]*attachment{}
+	for _, a := range x.placed {
+		by[a.node] = append(by[a.node], a)
 	}
 	for _, n := range x.nodes {
 		out := report{node: n}
 		for _, a := range by[n.Name] {
-			at := x.placeOf(a)
-			name := claim.OnNode(at.driver, at.handle)
+			name := claim.OnNode(a.driver, a.handle)
 			if forced, ok := x.mayDetach(a, n); ok {
 				out.detach = append(out.detach, detachment{a, name, forced})
 			} else if a.Status.Attached && a.DeletionTimestamp == nil {
@@ -119,7 +123,7 @@ func (x *planner) planNodes() {
 		var out report
 		for _, a := range as {
 			if _, ok := x.mayDetach(a, nil); ok {
-				out.detach = append(out.detach, detachment{VolumeAttachment: a})
+				out.detach = append(out.detach, detachment{attachment: a})
 			}
 		}
 		if len(out.detach) > 0 {
@@ -128,13 +132,14 @@ func (x *planner) planNodes() {
 	}
 }
 
-// mayDetach says whether a, on node n (nil: gone), is to be deleted, and whether that is against what the node says.
-func (x *planner) mayDetach(a *storagev1.VolumeAttachment, n *corev1.Node) (forced, ok bool) {
-	at := x.placeOf(a)
-	if x.wanted[at] != nil || a.DeletionTimestamp != nil || !x.ours(a) {
+// mayDetach says whether a, on node n (nil: gone), is to be deleted, and whether that is against what the node says. One that no attacher
+// can attach, because its volume is gone, makes room for that of the volume that has the handle now.
+func (x *planner) mayDetach(a *attachment, n *corev1.Node) (forced, ok bool) {
+	wanted := x.wanted[a.place] != nil && (a.Status.Attached || !a.lost)
+	if wanted || a.DeletionTimestamp != nil || !a.ours() {
 		return false, false
 	}
-	if n == nil || !slices.Contains(n.Status.VolumesInUse, claim.OnNode(at.driver, at.handle)) {
+	if n == nil || !slices.Contains(n.Status.VolumesInUse, claim.OnNode(a.driver, a.handle)) {
 		return false, true
 	}
 	if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService }) {
@@ -157,6 +162,8 @@ func (x *planner) mayDetach(a *storagev1.VolumeAttachment, n *corev1.Node) (forc
 func (x *planner) planWant(w *want, n *corev1.Node) {
 	a := x.have[w.place]
 	switch {
+	case a == nil && x.taken(w) != "":
+		x.tell(w, failedAttach, fmt.Sprintf("AttachVolume.Attach failed for volume %q : %s", w.volume.Name, x.taken(w)))
 	case a == nil && x.held[w.anywhere()] && !shared(w.volume):
 		x.planExclusive(w)
 	case a == nil:
@@ -178,6 +185,19 @@ func (x *planner) planWant(w *want, n *corev1.Node) {
 		x.tell(w, failedAttach, fmt.Sprintf("AttachVolume.Attach failed for volume %q : timed out waiting for external-attacher of %s CSI driver to "+
 			"attach volume %s", w.volume.Name, w.driver, w.handle))
 	}
+}
+
+// taken says who has the name that w's attachment is to have; "" when nobody has.
+func (x *planner) taken(w *want) string {
+	a := x.named[claim.AttachmentName(w.handle, w.driver, w.node)]
+	if a == nil {
+		return ""
+	}
+	of := "an inline volume"
+	if name := a.Spec.Source.PersistentVolumeName; name != nil {
+		of = fmt.Sprintf("volume %q", *name)
+	}
+	return fmt.Sprintf("VolumeAttachment %s, whose name it needs, is of %s: delete that VolumeAttachment", a.Name, of)
 }
 
 // planExclusive tells the pods of a volume that another node has, and that only one may have, unless it leaves already.
