@@ -92,8 +92,10 @@ type For[T api.Object] struct {
 type Loop struct {
 	Controller string
 	Wake       []*api.Kind
-	Read       []*api.Kind
-	Write      Writes
+	// Heeds says whether a change of an object wakes it. Every one does when it is nil.
+	Heeds func(client.Event) bool
+	Read  []*api.Kind
+	Write Writes
 	// Least is the least time between two runs, so that a storm of changes is looked at once.
 	Least time.Duration
 	Run   func(ctx context.Context, log *slog.Logger) (Result, error)
@@ -198,7 +200,11 @@ func NewLoop(d Deps, l Loop) *Controller {
 	c.reads(l.Read...)
 	all := api.Key{Name: "all"}
 	for _, k := range l.Wake {
-		d.Informers.subscribe(k, func(client.Event) { c.queue.addAfter(all, l.Least) })
+		d.Informers.subscribe(k, func(e client.Event) {
+			if l.Heeds == nil || l.Heeds(e) {
+				c.queue.addAfter(all, l.Least)
+			}
+		})
 	}
 	c.queue.add(all)
 	c.run = func(ctx context.Context, log *slog.Logger, _ api.Key) (Result, error) { return l.Run(ctx, log) }

@@ -138,6 +138,7 @@ func TestLoopGathersWakeups(t *testing.T) {
 		d := rt.Deps(t, c)
 		runs := 0
 		rt.Start(t, d, reconcile.NewLoop(d, reconcile.Loop{Controller: "loop", Wake: []*api.Kind{api.ConfigMapKind},
+			Heeds: func(e client.Event) bool { return e.Object == nil || e.Object.GetName() != "dull" },
 			Least: time.Second, Run: func(context.Context, *slog.Logger) (reconcile.Result, error) {
 				runs++
 				return reconcile.Result{}, nil
@@ -146,6 +147,9 @@ func TestLoopGathersWakeups(t *testing.T) {
 		for i := range 10 {
 			rt.Create(t, c, configMap(fmt.Sprint(i)))
 		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		rt.Create(t, c, configMap("dull"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if runs != 2 {

@@ -69,6 +69,7 @@ func New(d reconcile.Deps) *reconcile.Controller {
 		Controller: "persistentvolume-attach-detach-controller",
 		Wake: []*api.Kind{api.PodKind, api.PersistentVolumeClaimKind, api.PersistentVolumeKind, api.NodeKind, api.CSIDriverKind,
 			api.VolumeAttachmentKind},
+		Heeds: heeds,
 		Write: reconcile.Writes{api.VolumeAttachmentKind: {"create", "delete"}, api.NodeKind: {"update/status"}},
 		Least: least,
 		Run:   c.run,

@@ -400,6 +400,53 @@ func TestNameTaken(t *testing.T) {
 	})
 }
 
+// What cannot change the plan wakes nobody.
+func TestHeeds(t *testing.T) {
+	pod := func(uid types.UID, node string, phase corev1.PodPhase, claim bool) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: uid}, Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: phase}}
+		if p.Spec.Volumes = []corev1.Volume{{Name: "v"}}; claim {
+			p.Spec.Volumes[0].PersistentVolumeClaim = &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}
+		}
+		return p
+	}
+	waits, runs, ended := pod("u", "", corev1.PodPending, true), pod("u", "n1", corev1.PodRunning, true), pod("u", "n1", corev1.PodFailed, true)
+	without := pod("u", "n1", corev1.PodRunning, false)
+	node := func(change func(*corev1.Node)) *corev1.Node {
+		n := &corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+		change(n)
+		return n
+	}
+	plain := node(func(*corev1.Node) {})
+	for _, tt := range []struct {
+		name string
+		e    client.Event
+		want bool
+	}{
+		{"a pod without a node", client.Event{Op: client.Added, Object: waits}, false},
+		{"a pod without claims", client.Event{Op: client.Added, Object: without}, false},
+		{"a pod that runs", client.Event{Op: client.Added, Object: runs}, true},
+		{"a pod is placed", client.Event{Op: client.Modified, Old: waits, Object: runs}, true},
+		{"a pod's status", client.Event{Op: client.Modified, Old: pod("u", "n1", corev1.PodPending, true), Object: runs}, false},
+		{"a pod ends", client.Event{Op: client.Modified, Old: runs, Object: ended}, true},
+		{"another pod of the name", client.Event{Op: client.Modified, Old: runs, Object: pod("v", "n1", corev1.PodRunning, true)}, true},
+		{"a pod goes that had ended", client.Event{Op: client.Deleted, Old: ended, Object: ended}, false},
+		{"a pod goes", client.Event{Op: client.Deleted, Object: runs}, true},
+		{"a pod ends and goes", client.Event{Op: client.Deleted, Old: runs, Object: ended}, true},
+		{"a node comes", client.Event{Op: client.Added, Object: plain}, true},
+		{"a node goes", client.Event{Op: client.Deleted, Old: plain, Object: plain}, true},
+		{"a node's heartbeat", client.Event{Op: client.Modified, Old: plain, Object: node(func(n *corev1.Node) { n.Status.Conditions[0].LastHeartbeatTime = metav1.Now() })}, false},
+		{"a node falls silent", client.Event{Op: client.Modified, Old: plain, Object: node(func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown })}, true},
+		{"a node uses a volume", client.Event{Op: client.Modified, Old: plain, Object: node(func(n *corev1.Node) { n.Status.VolumesInUse = []corev1.UniqueVolumeName{"v"} })}, true},
+		{"a node is told of a volume", client.Event{Op: client.Modified, Old: plain, Object: node(func(n *corev1.Node) { n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: "v"}} })}, true},
+		{"a node is out of service", client.Event{Op: client.Modified, Old: plain, Object: node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeOutOfService}} })}, true},
+		{"all is known", client.Event{Op: client.Synced}, true},
+	} {
+		if got := heeds(tt.e); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
 // meddler does something before the first write of a Node's status.
 type meddler struct {
 	client.Client

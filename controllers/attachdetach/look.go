@@ -30,6 +30,31 @@ type world struct {
 	since       map[types.UID]time.Time       // of attachments that nobody wants
 }
 
+// heeds says whether a change can change what is planned. Most changes of pods and nodes, which are many, do not.
+func heeds(e client.Event) bool {
+	switch now := e.Object.(type) {
+	case *corev1.Pod:
+		before, _ := e.Old.(*corev1.Pod)
+		if e.Op == client.Modified && before != nil && before.UID == now.UID {
+			return counts(before) != counts(now)
+		}
+		return counts(now) || before != nil && counts(before)
+	case *corev1.Node:
+		before, _ := e.Old.(*corev1.Node)
+		return e.Op != client.Modified || before == nil || api.NodeReady(before) != api.NodeReady(now) || outOfService(before) != outOfService(now) ||
+			!slices.Equal(before.Status.VolumesInUse, now.Status.VolumesInUse) || !slices.Equal(before.Status.VolumesAttached, now.Status.VolumesAttached)
+	}
+	return true
+}
+
+// counts says whether a pod may want volumes on a node.
+func counts(p *corev1.Pod) bool { return p.Spec.NodeName != "" && !api.PodTerminal(p) && hasClaims(p) }
+
+// outOfService says whether somebody vouches that a node runs nothing any more.
+func outOfService(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
+}
+
 // look reads the world; nil when there is nothing in it for us: no volume that is attached, or would be.
 func look(ctx context.Context, c client.Client) (*world, error) {
 	w := &world{claims: map[api.Key]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{}, drivers: map[string]*storagev1.CSIDriver{}}
@@ -71,7 +96,7 @@ func look(ctx context.Context, c client.Client) (*world, error) {
 		return nil, fmt.Errorf("list pods: %w", err)
 	}
 	for _, p := range pods {
-		if p.Spec.NodeName != "" && !api.PodTerminal(p) && hasClaims(p) {
+		if counts(p) {
 			w.pods = append(w.pods, p)
 		}
 	}

@@ -142,7 +142,7 @@ func (x *planner) mayDetach(a *attachment, n *corev1.Node) (forced, ok bool) {
 	if n == nil || !slices.Contains(n.Status.VolumesInUse, claim.OnNode(a.driver, a.handle)) {
 		return false, true
 	}
-	if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService }) {
+	if outOfService(n) {
 		return true, true
 	}
 	since, known := x.since[a.UID]
