@@ -217,7 +217,7 @@ func (c controller) grow(ctx context.Context, log *slog.Logger, pvc *corev1.Pers
 			return fmt.Errorf("write capacity of volume %s: %w", v.Name, err)
 		}
 	}
-	if _, err := client.Mutate(ctx, c.Client, pvc, "status", func(o *corev1.PersistentVolumeClaim) { grown(&o.Status, want) }); err != nil {
+	if _, err := client.Mutate(ctx, c.Client, pvc, "status", func(o *corev1.PersistentVolumeClaim) { claim.SetResized(&o.Status, want) }); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	log.Info("a volume has grown", "volume", v.Name, "size", want.String())

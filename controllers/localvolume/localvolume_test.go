@@ -184,6 +184,26 @@ func TestProvisions(t *testing.T) {
 	})
 }
 
+// A claim whose status says nothing of its size, or that another's growing failed, grows too.
+func TestGrowsFromNothing(t *testing.T) {
+	bubble(t, nil, func(b *bench) {
+		synctest.Wait()
+		rt.Create(b, b, pvc("c", "n1", withUID))
+		synctest.Wait()
+		c := b.bound("c")
+		rt.Mutate(b, b, c, "status", func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Capacity = nil
+			c.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: corev1.PersistentVolumeClaimNodeResizeInfeasible}
+			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimNodeResizeError}, {Type: corev1.PersistentVolumeClaimUnused}}
+		})
+		synctest.Wait()
+		s := rt.Get[*corev1.PersistentVolumeClaim](b, b, "ns", "c").Status
+		if has := s.Capacity[corev1.ResourceStorage]; has.String() != "1Gi" || s.AllocatedResourceStatuses != nil || len(s.Conditions) != 1 {
+			b.Errorf("%+v", s)
+		}
+	})
+}
+
 func TestRefuses(t *testing.T) {
 	bubble(t, nil, func(b *bench) {
 		synctest.Wait()

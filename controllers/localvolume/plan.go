@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -124,12 +123,4 @@ func mend(v *corev1.PersistentVolume) {
 	case !deletes(v) && has:
 		v.Finalizers = slices.DeleteFunc(v.Finalizers, func(f string) bool { return f == claim.LocalData })
 	}
-}
-
-// grown writes that a claim has what it asked for.
-func grown(s *corev1.PersistentVolumeClaimStatus, size resource.Quantity) {
-	s.Capacity[corev1.ResourceStorage] = size
-	s.Conditions = slices.DeleteFunc(s.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
-		return c.Type == corev1.PersistentVolumeClaimResizing || c.Type == corev1.PersistentVolumeClaimFileSystemResizePending
-	})
 }

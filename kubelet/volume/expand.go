@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
 )
 
@@ -68,7 +69,7 @@ func (v *Volumes) grow(ctx context.Context, m *mounting, d *disk) error {
 	m.src.Say(m.pod, corev1.EventTypeNormal, "FileSystemResizeSuccessful", fmt.Sprintf(done, d.Name))
 	m.src.Say(c, corev1.EventTypeNormal, "FileSystemResizeSuccessful", fmt.Sprintf(done, d.Name))
 	if tells {
-		if _, err := m.src.SetClaim(c, func(s *corev1.PersistentVolumeClaimStatus) { setResized(s, *size) }); err != nil {
+		if _, err := m.src.SetClaim(c, func(s *corev1.PersistentVolumeClaimStatus) { claim.SetResized(s, *size) }); err != nil {
 			return err
 		}
 	}
@@ -130,19 +131,4 @@ func setFailed(s *corev1.PersistentVolumeClaimStatus, err error, now metav1.Time
 		}
 	}
 	s.Conditions = append(s.Conditions, c)
-}
-
-// setResized tells of success: nothing of the resize stays but the size.
-func setResized(s *corev1.PersistentVolumeClaimStatus, size resource.Quantity) {
-	if s.Capacity == nil {
-		s.Capacity = corev1.ResourceList{}
-	}
-	s.Capacity[corev1.ResourceStorage] = size
-	if delete(s.AllocatedResourceStatuses, corev1.ResourceStorage); len(s.AllocatedResourceStatuses) == 0 {
-		s.AllocatedResourceStatuses = nil
-	}
-	s.Conditions = slices.DeleteFunc(s.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
-		return slices.Contains([]corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimResizing,
-			corev1.PersistentVolumeClaimFileSystemResizePending, corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimNodeResizeError}, c.Type)
-	})
 }
