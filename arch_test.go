@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"image":           {"linux", "run"},
 	"cri":             {"run"},
 	"csi":             {"run"},
+	"csi/csitest":     {"csi", "linux"},
 	"csi/localdriver": {"api", "client", "linux", "run"},
 	"cri/critest":     {"cri", "linux"},
 	"cri/criserver":   {"cri", "image", "oci", "cni", "linux", "run"},

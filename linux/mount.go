@@ -151,6 +151,35 @@ func MountAttribute(o string) (a unix.MountAttr, ok bool) {
 	return unix.MountAttr{}, false
 }
 
+// MountAttributes returns what options of mount(8) change of a mount, the later ones before the earlier ones. unknown is the first that is
+// not a mount's; "" when all are.
+func MountAttributes(options []string) (sum unix.MountAttr, unknown string) {
+	for _, o := range options {
+		a, ok := MountAttribute(o)
+		if !ok {
+			return sum, o
+		}
+		sum.Attr_set, sum.Attr_clr = sum.Attr_set&^a.Attr_clr|a.Attr_set, sum.Attr_clr&^a.Attr_set|a.Attr_clr
+	}
+	return sum, ""
+}
+
+// Mounted reports whether something is mounted on path itself, be it a folder of the same file system. Nothing is where there is no such
+// path; a link is not followed.
+func Mounted(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	switch {
+	case err == unix.ENOENT:
+		return false, nil
+	case err != nil:
+		return false, wrap("stat", path, err)
+	case st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return false, wrap("tell what is mounted at", path, unix.ENOTSUP)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
 // PrivateProc returns a new procfs instance of the caller's PID namespace as a
 // detached mount. Nobody can have mounted anything over its files, so reads
 // and writes through it reach the kernel and nothing else.

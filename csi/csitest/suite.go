@@ -6,10 +6,10 @@ import (
 	"testing"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	"github.com/yare-dev/yare/csi"
+	"github.com/yare-dev/yare/linux"
 )
 
 // Volume is a volume that a driver under test has for the suite.
@@ -84,9 +84,8 @@ func Suite(t *testing.T, n csi.Node, v Volume) {
 		})
 	}
 	for _, path := range append(targets, staging) {
-		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
-			t.Error("still mounted:", path)
+		if mounted, err := linux.Mounted(path); mounted || err != nil {
+			t.Error("still mounted:", path, err)
 		}
 	}
 	if err := n.Publish(ctx, &spec.NodePublishVolumeRequest{}); csi.Code(err) == codes.OK {

@@ -71,13 +71,9 @@ func (d *Driver) checkPublish(r *spec.NodePublishVolumeRequest) (attr unix.Mount
 	if r.Readonly {
 		flags = append(flags[:len(flags):len(flags)], "ro")
 	}
-	for _, o := range flags {
-		a, ok := linux.MountAttribute(o)
-		if !ok {
-			return attr, errors.New("mount option " + o + " is a file system's: a local volume has none of its own")
-		}
-		attr.Attr_set = attr.Attr_set&^a.Attr_clr | a.Attr_set
-		attr.Attr_clr |= a.Attr_clr
+	attr, unknown := linux.MountAttributes(flags)
+	if unknown != "" {
+		return attr, errors.New("mount option " + unknown + " is a file system's: a local volume has none of its own")
 	}
 	return attr, checkHandle(r.VolumeId)
 }
@@ -86,7 +82,7 @@ func (d *Driver) publish(handle, target string, attr unix.MountAttr) error {
 	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if mounted, err := isMount(target); mounted || err != nil {
+	if mounted, err := linux.Mounted(target); mounted || err != nil {
 		return err
 	}
 	from, err := d.data.open(handle)
@@ -118,10 +114,7 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVol
 		return nil, status.Error(codes.InvalidArgument, "volume_id or target_path is missing, or no absolute path")
 	}
 	for {
-		mounted, err := isMount(r.TargetPath)
-		if errors.Is(err, fs.ErrNotExist) {
-			return &spec.NodeUnpublishVolumeResponse{}, nil
-		}
+		mounted, err := linux.Mounted(r.TargetPath)
 		if err == nil && !mounted {
 			err = os.Remove(r.TargetPath)
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -134,16 +127,4 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVol
 			return nil, status.Error(codes.Internal, err.Error())
 		}
 	}
-}
-
-// isMount says whether something is mounted at path.
-func isMount(path string) (bool, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
-		return false, linux.Wrap("stat", path, err)
-	}
-	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return false, linux.Wrap("tell what is mounted at", path, unix.ENOTSUP)
-	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
+	"github.com/yare-dev/yare/linux"
 )
 
 // ErrWaiting is why a volume is not up that only has to be attached first; the Node changes when it is.
@@ -482,21 +483,22 @@ func (v *Volumes) unstage(ctx context.Context, n csi.Node, d *disk) error {
 // settled is the outcome of a call that undoes: a driver that knows nothing of the volume has nothing to undo, and what it has mounted is
 // unmounted here; one that says that it is done has nothing mounted there any more.
 func settled(err error, path string) error {
-	if csi.Code(err) == codes.NotFound && mounted(path) {
-		if uerr := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); uerr != nil {
-			return fmt.Errorf("%w; unmount %s: %w", err, path, uerr)
+	for {
+		switch mounted, merr := linux.Mounted(path); {
+		case merr != nil:
+			return errors.Join(err, merr)
+		case !mounted && csi.Code(err) == codes.NotFound:
+			return nil
+		case mounted && csi.Code(err) == codes.NotFound:
+			if uerr := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); uerr != nil {
+				return fmt.Errorf("%w; unmount %s: %w", err, path, uerr)
+			}
+		case mounted && err == nil:
+			return fmt.Errorf("the driver says that it is done, and %s is still mounted", path)
+		default:
+			return err
 		}
 	}
-	if mounted(path) {
-		if err == nil {
-			err = fmt.Errorf("the driver says that it is done, and %s is still mounted", path)
-		}
-		return err
-	}
-	if csi.Code(err) == codes.NotFound {
-		return nil
-	}
-	return err
 }
 
 // removeEmpty removes empty folders from dir upwards, but not top.

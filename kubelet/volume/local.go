@@ -25,12 +25,9 @@ func attributes(options []string, readOnly bool) (sum unix.MountAttr, err error)
 	if readOnly {
 		options = append(options[:len(options):len(options)], "ro")
 	}
-	for _, o := range options {
-		a, ok := linux.MountAttribute(o)
-		if !ok {
-			return sum, fmt.Errorf("spec.mountOptions: %q is not supported by this node for local volumes: their file system is mounted already", o)
-		}
-		sum.Attr_set, sum.Attr_clr = sum.Attr_set&^a.Attr_clr|a.Attr_set, sum.Attr_clr&^a.Attr_set|a.Attr_clr
+	sum, unknown := linux.MountAttributes(options)
+	if unknown != "" {
+		return sum, fmt.Errorf("spec.mountOptions: %q is not supported by this node for local volumes: their file system is mounted already", unknown)
 	}
 	return sum, nil
 }
@@ -41,8 +38,8 @@ type inode struct{ dev, ino uint64 }
 // local mounts the folder of a local volume on dir, unless it is. The first pod of the node that has it makes its files those of the
 // pod's group.
 func (v *Volumes) local(ctx context.Context, pod *corev1.Pod, pv *corev1.PersistentVolume, dir string, attr unix.MountAttr, src Storage) error {
-	if mounted(dir) {
-		return nil
+	if mounted, err := linux.Mounted(dir); mounted || err != nil {
+		return err
 	}
 	source, st, err := openLocal(pv.Spec.Local.Path)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/yare-dev/yare/api/claim"
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/linux/diskusage"
 )
 
@@ -64,12 +65,12 @@ func (v *Volumes) measure(ctx context.Context, pod *corev1.Pod, vol *corev1.Volu
 	if err != nil {
 		return one, false, err
 	}
-	if !v.plainDirs && mounted(path) { // a file system of its own
-		one.FsStats, err = fileSystem(path)
-		return one, true, err
-	}
-	if one.FsStats, err = fileSystem(path); err != nil {
+	own, err := linux.Mounted(path)
+	if err != nil {
 		return one, false, err
+	}
+	if one.FsStats, err = fileSystem(path); err != nil || own && !v.plainDirs {
+		return one, err == nil, err
 	}
 	u, err := diskusage.Of(path)
 	one.UsedBytes, one.InodesUsed = count(u.Bytes), count(u.Inodes)

@@ -212,8 +212,8 @@ func setOwner(dir string, mode fs.FileMode, gid *int64) error {
 
 // tmpfs makes dir a tmpfs of at most size bytes ("": half of the memory), unless it is one.
 func (v *Volumes) tmpfs(dir string, mode fs.FileMode, size string, gid *int64) error {
-	if mounted(dir) {
-		return nil
+	if mounted, err := linux.Mounted(dir); mounted || err != nil {
+		return err
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
@@ -245,13 +245,6 @@ func attach(m int, dir string) error {
 	}
 	defer unix.Close(target)
 	return linux.Attach(m, target, dir)
-}
-
-// mounted reports whether something is mounted on dir, be it a folder of the same file system.
-func mounted(dir string) bool {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
-	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // hostPath checks the path against the type that the pod expects, and makes it where the type says so.

@@ -27,6 +27,7 @@ import (
 
 	"github.com/yare-dev/yare/kubelet/field"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/linux"
 )
 
 // objects is a Source over maps.
@@ -202,8 +203,8 @@ func TestFilesOfAllSources(t *testing.T) {
 			t.Errorf("volume %d: %q, want %q", i, got, want)
 		}
 	}
-	if !mounted(filepath.Join(v.PodDir("u1"), "volumes", "kubernetes.io~secret", "b")) {
-		t.Error("a secret lies on disk")
+	if mounted, err := linux.Mounted(filepath.Join(v.PodDir("u1"), "volumes", "kubernetes.io~secret", "b")); !mounted {
+		t.Error("a secret lies on disk", err)
 	}
 }
 
