@@ -14,6 +14,8 @@ const (
 	LocalNode = LocalDriver + "/node"
 	// LocalData is the finalizer of volumes whose data goes with them: the node takes it away when it has removed the data.
 	LocalData = LocalDriver + "/data"
+	// LocalMade is the annotation, with the value true, of volumes whose folder their node has made: one that is missing afterwards is lost.
+	LocalMade = LocalDriver + "/made"
 )
 
 // OfLocal returns the node on which v's data is; "" for volumes that are not the built-in local storage's.

@@ -390,7 +390,7 @@ func TestNodeRestriction(t *testing.T) {
 	}
 }
 
-// A kubelet lets go of a deleted volume of its local storage, and changes nothing else of it.
+// A kubelet notes that it has made a volume of its local storage, lets go of a deleted one, and changes nothing else of it.
 func TestNodeVolume(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)
@@ -403,6 +403,7 @@ func TestNodeVolume(t *testing.T) {
 		return v
 	}
 	goes := func(v *corev1.PersistentVolume) { v.Finalizers = []string{"a/b"} }
+	made := func(v *corev1.PersistentVolume) { v.Annotations = map[string]string{claim.LocalMade: "true"} }
 	for _, tc := range []struct {
 		what   string
 		old    *corev1.PersistentVolume
@@ -412,16 +413,30 @@ func TestNodeVolume(t *testing.T) {
 		{"its own", volume("n1", claim.LocalDriver, true), goes, ""},
 		{"another node's", volume("n2", claim.LocalDriver, true), goes, "its own local storage"},
 		{"another driver's", volume("n1", "disk", true), goes, "its own local storage"},
-		{"one that lives", volume("n1", claim.LocalDriver, false), goes, "its own local storage"},
-		{"another finalizer", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) { v.Finalizers = nil }, "may only take the finalizer"},
+		{"one that lives", volume("n1", claim.LocalDriver, false), goes, "may only make the annotation"},
+		{"it has made it", volume("n1", claim.LocalDriver, false), made, ""},
+		{"it has made one that is deleted", volume("n1", claim.LocalDriver, true), made, ""},
+		{"another node's is made", volume("n2", claim.LocalDriver, false), made, "its own local storage"},
+		{"another annotation", volume("n1", claim.LocalDriver, false), func(v *corev1.PersistentVolume) {
+			v.Annotations = map[string]string{claim.LocalMade: "true", "a": "b"}
+		}, "may only make the annotation"},
+		{"another value", volume("n1", claim.LocalDriver, false), func(v *corev1.PersistentVolume) {
+			v.Annotations = map[string]string{claim.LocalMade: "false"}
+		}, "may only make the annotation"},
+		{"it was never made", func() *corev1.PersistentVolume {
+			v := volume("n1", claim.LocalDriver, false)
+			made(v)
+			return v
+		}(), func(v *corev1.PersistentVolume) { v.Annotations = nil }, "may only make the annotation"},
+		{"another finalizer", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) { v.Finalizers = nil }, "may only make the annotation"},
 		{"the policy too", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) {
 			goes(v)
 			v.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
-		}, "may only take the finalizer"},
+		}, "may only make the annotation"},
 		{"a label too", volume("n1", claim.LocalDriver, true), func(v *corev1.PersistentVolume) {
 			goes(v)
 			v.Labels = map[string]string{"a": "b"}
-		}, "may only take the finalizer"},
+		}, "may only make the annotation"},
 	} {
 		now := tc.old.DeepCopy()
 		tc.change(now)

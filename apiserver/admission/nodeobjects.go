@@ -12,6 +12,7 @@ import (
 	resourcev1 "k8s.io/api/resource/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 
 	"github.com/yare-dev/yare/api"
@@ -43,21 +44,27 @@ func nodeClaim(a *rest.Admitting, node string) error {
 	return nil
 }
 
-// nodeVolume lets a node say that the data of a deleted volume of its local storage is gone: take the finalizer away, and no more.
+// nodeVolume lets a node say that the data of a volume of its local storage is made, by an annotation, and that that of a deleted one is gone:
+// take the finalizer away. No more.
 func nodeVolume(a *rest.Admitting, node string) error {
 	old, ok := a.Old.(*corev1.PersistentVolume)
 	now, is := a.Object.(*corev1.PersistentVolume)
-	if !ok || !is || a.Operation != rest.OpUpdate || a.Sub != "" || claim.OfLocal(old) != node || old.DeletionTimestamp == nil {
-		return forbidden(a, "may only update deleted volumes of its own local storage")
+	if !ok || !is || a.Operation != rest.OpUpdate || a.Sub != "" || claim.OfLocal(old) != node {
+		return forbidden(a, "may only update volumes of its own local storage")
 	}
 	want := old.DeepCopy()
-	want.Finalizers = slices.DeleteFunc(want.Finalizers, func(f string) bool { return f == claim.LocalData })
+	if old.DeletionTimestamp != nil && !slices.Contains(now.Finalizers, claim.LocalData) {
+		want.Finalizers = slices.DeleteFunc(want.Finalizers, func(f string) bool { return f == claim.LocalData })
+	}
+	if now.Annotations[claim.LocalMade] == "true" {
+		metav1.SetMetaDataAnnotation(&want.ObjectMeta, claim.LocalMade, "true")
+	}
 	now = now.DeepCopy()
 	for _, v := range []*corev1.PersistentVolume{want, now} {
 		v.ResourceVersion, v.ManagedFields = "", nil
 	}
 	if !equality.Semantic.DeepEqual(want, now) {
-		return forbidden(a, "node %q may only take the finalizer %s away", node, claim.LocalData)
+		return forbidden(a, "node %q may only make the annotation %s true, and take the finalizer %s of deleted volumes away", node, claim.LocalMade, claim.LocalData)
 	}
 	return nil
 }

@@ -140,7 +140,7 @@ func (n *Node) objects(ctx context.Context, a *Attributes, node string) (bool, s
 	}
 }
 
-// localVolumes lets a node see which volumes of the built-in local storage are on it, and let go of those that are deleted. Admission
+// localVolumes lets a node see which volumes of the built-in local storage are on it, note that they are made, and let go of those that are deleted. Admission
 // sees what it writes.
 func (n *Node) localVolumes(a *Attributes, node string) (bool, string) {
 	switch a.Verb {

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/linux"
 )
 
@@ -95,8 +96,11 @@ func checkHandle(handle string) error {
 	return nil
 }
 
-// open returns the folder of a volume, which is made where it is missing. The caller closes it.
-func (d *data) open(handle string) (*os.File, error) {
+// errLost is why a volume is not to be had whose folder was there once.
+var errLost = errors.New("its data is not on this node any more")
+
+// open returns the folder of a volume. One that is missing is made, or errLost where it was made before. The caller closes it.
+func (d *data) open(handle string, before bool) (*os.File, error) {
 	if err := checkHandle(handle); err != nil {
 		return nil, err
 	}
@@ -105,6 +109,10 @@ func (d *data) open(handle string) (*os.File, error) {
 	f, err := d.root.Open(path.Join(contents, handle))
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
+	}
+	if before {
+		return nil, fmt.Errorf("%w: there is no folder %s. Bring it back, or mount the disk that has it and restart the node's program; to begin anew "+
+			"with nothing in it, take the annotation %s away from the PersistentVolume", errLost, filepath.Join(d.path, contents, handle), claim.LocalMade)
 	}
 	// Its mode is set before it is there: afterwards it is the pods' to change.
 	at := path.Join(making, handle)

@@ -12,7 +12,8 @@
 //	removed/<handle>   one that is being removed
 //
 // Invariants:
-//   - A volume's folder is made when it is first published, and removed only when its PersistentVolume is being deleted, has the policy
+//   - A volume's folder is made when it is first published, which its PersistentVolume is told before anybody writes to it: one that is missing
+//     later is not made anew, but refused. It is removed only when its PersistentVolume is being deleted, has the policy
 //     Delete, and nobody but us holds it back any more. What no PersistentVolume asks to remove is left alone, and told in the log.
 //   - The finalizer goes after the data. So a volume whose node is away waits for it, and no kill leaves data behind or takes it early.
 //   - Nothing outside Dir is reached through a handle: handles are names, and resolved below an open folder. Nothing is removed through a mount.
@@ -47,7 +48,8 @@ type Config struct {
 	Dir string
 	// KubeletDir is the kubelet's root, below which the driver has its sockets.
 	KubeletDir string
-	// Client sees this node's PersistentVolumes and takes their finalizer away, as the kubelet's user may.
+	// Client sees this node's PersistentVolumes, notes in them that their folders are made, and takes their finalizer away, as the kubelet's
+	// user may.
 	Client client.Client
 	Log    *slog.Logger
 }

@@ -2,6 +2,7 @@ package localdriver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
@@ -181,6 +183,88 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// What was there once is not replaced by nothing: a node that was rebuilt, or lacks the disk with its data, refuses.
+func TestLost(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	c := rt.New(t)
+	dir, target := t.TempDir(), filepath.Join(t.TempDir(), "target")
+	n := dial(t, start(t, dir, c))
+	undo := func() {
+		t.Helper()
+		if err := n.Unpublish(t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: target}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv", Labels: map[string]string{claim.LocalNode: "n1"}}}
+	v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: claim.LocalDriver, VolumeHandle: "v", VolumeAttributes: map[string]string{claim.LocalNode: "n1"}}
+	rt.Create(t, c, v)
+	for _, name := range []string{"other", "theirs"} {
+		o := v.DeepCopy()
+		o.Name, o.Spec.CSI.VolumeHandle = name, "v-"+name
+		rt.Create(t, c, o)
+	}
+	made := func() (names []string) {
+		for _, v := range rt.List[*corev1.PersistentVolume](t, c) {
+			if v.Annotations[claim.LocalMade] == "true" {
+				names = append(names, v.Name)
+			}
+		}
+		return names
+	}
+	// The note fails, and by the time it is written again somebody else has written too: nothing is mounted without it.
+	var fail error
+	c.Refuse = func(verb string, _ *api.Kind, _ api.Key) (err error) {
+		if verb == "update" {
+			err, fail = fail, nil
+		}
+		return err
+	}
+	fail = context.DeadlineExceeded
+	if err := n.Publish(t.Context(), publish(target, "v")); err == nil || len(made()) > 0 {
+		t.Error("published without a note:", err, made())
+	}
+	undo()
+	fail = apierrors.NewConflict(api.PersistentVolumeKind.GroupResource(), "pv", errors.New("changed"))
+	if err := n.Publish(t.Context(), publish(target, "v")); err != nil || !slices.Equal(made(), []string{"pv"}) {
+		t.Fatal(err, made())
+	}
+	if err := os.WriteFile(filepath.Join(target, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	undo()
+	// Another disk, or none.
+	away := filepath.Join(t.TempDir(), "away")
+	if err := os.Rename(filepath.Join(dir, contents, "v"), away); err != nil {
+		t.Fatal(err)
+	}
+	err := n.Publish(t.Context(), publish(target, "v"))
+	if csi.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "is not on this node any more") || !strings.Contains(err.Error(), "annotation "+claim.LocalMade) {
+		t.Error(err)
+	}
+	undo()
+	if err := os.Rename(away, filepath.Join(dir, contents, "v")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Publish(t.Context(), publish(target, "v")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(target, "f")); err != nil {
+		t.Error(err)
+	}
+	undo()
+	// Who says so begins anew.
+	if err := os.RemoveAll(filepath.Join(dir, contents, "v")); err != nil {
+		t.Fatal(err)
+	}
+	rt.Mutate(t, c, rt.Get[*corev1.PersistentVolume](t, c, "", "pv"), "", func(v *corev1.PersistentVolume) { v.Annotations = nil })
+	if err := n.Publish(t.Context(), publish(target, "v")); err != nil || !slices.Equal(made(), []string{"pv"}) {
+		t.Error(err, made())
+	}
+	undo()
+}
+
 // A driver that was killed at any step goes on: nothing is left of what was being made or removed, and nothing else is touched.
 func TestKilled(t *testing.T) {
 	dir := t.TempDir()
@@ -208,7 +292,7 @@ func TestKilled(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(dir, "making/v"), mode); err != nil {
 			t.Fatal(err)
 		}
-		f, err := d.open("v")
+		f, err := d.open("v", false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +304,7 @@ func TestKilled(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, "data/v"), 0o750); err != nil {
 			t.Fatal(err)
 		}
-		if f, err = d.open("v"); err != nil {
+		if f, err = d.open("v", false); err != nil {
 			t.Fatal(err)
 		}
 		f.Close()
@@ -248,7 +332,7 @@ func TestMountedInVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.close()
-	f, err := d.open("v")
+	f, err := d.open("v", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +403,7 @@ func volume(t *testing.T, d *data, name string, change ...func(*corev1.Persisten
 	for _, f := range change {
 		f(v)
 	}
-	f, err := d.open(v.Spec.CSI.VolumeHandle)
+	f, err := d.open(v.Spec.CSI.VolumeHandle, false)
 	if err != nil {
 		t.Fatal(err)
 	}

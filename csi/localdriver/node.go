@@ -3,17 +3,24 @@ package localdriver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/yare-dev/yare/api/claim"
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/linux"
 )
 
@@ -43,12 +50,15 @@ func (d *Driver) NodeGetInfo(context.Context, *spec.NodeGetInfoRequest) (*spec.N
 }
 
 // NodePublishVolume is part of spec.NodeServer. It mounts the volume's folder on the target.
-func (d *Driver) NodePublishVolume(_ context.Context, r *spec.NodePublishVolumeRequest) (*spec.NodePublishVolumeResponse, error) {
+func (d *Driver) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeRequest) (*spec.NodePublishVolumeResponse, error) {
 	attr, err := d.checkPublish(r)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if err := d.publish(r.VolumeId, r.TargetPath, attr); err != nil {
+	switch err := d.publish(ctx, r.VolumeId, r.TargetPath, attr); {
+	case errors.Is(err, errLost):
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	case err != nil:
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &spec.NodePublishVolumeResponse{}, nil
@@ -78,14 +88,14 @@ func (d *Driver) checkPublish(r *spec.NodePublishVolumeRequest) (attr unix.Mount
 	return attr, checkHandle(r.VolumeId)
 }
 
-func (d *Driver) publish(handle, target string, attr unix.MountAttr) error {
+func (d *Driver) publish(ctx context.Context, handle, target string, attr unix.MountAttr) error {
 	if err := os.Mkdir(target, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if mounted, err := linux.Mounted(target); mounted || err != nil {
 		return err
 	}
-	from, err := d.data.open(handle)
+	from, err := d.open(ctx, handle)
 	if err != nil {
 		return err
 	}
@@ -106,6 +116,40 @@ func (d *Driver) publish(handle, target string, attr unix.MountAttr) error {
 	}
 	defer unix.Close(at)
 	return linux.Attach(mount, at, target)
+}
+
+// open returns a volume's folder. That it was made is noted in its PersistentVolume before anything can be written to it, and asked of there: a
+// node that was rebuilt, or whose disk is not mounted yet, knows nothing itself. Volumes that others made have no label by which they are
+// found, and no note.
+func (d *Driver) open(ctx context.Context, handle string) (*os.File, error) {
+	for {
+		mine := client.Query{Labels: labels.SelectorFromSet(labels.Set{claim.LocalNode: d.c.NodeName})}
+		volumes, err := client.List[*corev1.PersistentVolume](ctx, d.c.Client, mine)
+		if err != nil {
+			return nil, fmt.Errorf("list the PersistentVolumes of node %s: %w", d.c.NodeName, err)
+		}
+		volumes = slices.DeleteFunc(volumes, func(v *corev1.PersistentVolume) bool {
+			return claim.OfLocal(v) != d.c.NodeName || v.Spec.CSI.VolumeHandle != handle
+		})
+		f, err := d.data.open(handle, slices.ContainsFunc(volumes, func(v *corev1.PersistentVolume) bool { return v.Annotations[claim.LocalMade] != "" }))
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range volumes {
+			if _, e := client.Mutate(ctx, d.c.Client, v, "", func(v *corev1.PersistentVolume) {
+				metav1.SetMetaDataAnnotation(&v.ObjectMeta, claim.LocalMade, "true")
+			}); e != nil {
+				err = e
+			}
+		}
+		if err == nil {
+			return f, nil
+		}
+		f.Close()
+		if !apierrors.IsConflict(err) { // somebody else has written to it too
+			return nil, fmt.Errorf("note in the PersistentVolume that its folder is made: %w", err)
+		}
+	}
 }
 
 // NodeUnpublishVolume is part of spec.NodeServer.
