@@ -41,7 +41,8 @@ func kubeletCommand() *cobra.Command {
 		Short: "The kubelet, against any API server, over any CRI runtime",
 		Long: `The kubelet, against any API server, over any CRI runtime (containerd, CRI-O, 'yare runtime'). It is known to the API
 server as system:node:NAME: by a kubeconfig and the certificate to serve with, or by the file of 'yare node-credentials'.
-SIGTERM ends it and leaves the containers running.`,
+SIGTERM ends it and leaves the containers running. The driver of the built-in local storage is of whole clusters ('yare up', 'yare
+agent') and not in it: other CSI drivers are taken up as by any kubelet.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := errors.Join(requireRoot(), f.open()); err != nil {
 				return err

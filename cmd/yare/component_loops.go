@@ -37,7 +37,8 @@ func controllerManagerCommand() *cobra.Command {
 		Short: "The controllers, against any API server",
 		Long: `The controllers, against any API server. They do everything as the kubeconfig's user, who must be allowed to, such as
 an administrator; or, with --use-service-account-credentials, each writes as its own service account in kube-system, as upstream's do
-under kubeadm, and the user needs only the role system:kube-controller-manager.`,
+under kubeadm, and the user needs only the role system:kube-controller-manager. The built-in local storage (the StorageClass
+local) is of whole clusters, 'yare up', and not among them: claims need a class whose driver is installed.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := p.open(); err != nil {
 				return err
