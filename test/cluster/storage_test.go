@@ -50,9 +50,12 @@ func TestStorage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for n := range 3 {
+	// The server is killed while they go, when one is gone, when one is made again, and when that has its node.
+	for n, until := range [][]string{{}, {"delete"}, {"delete", "create"}, {"delete", "create", "condition=PodScheduled"}} {
 		c.kubectl("delete", "pods", "-l", "app=keeps", "--wait=false")
-		time.Sleep(time.Duration(n) * 300 * time.Millisecond) // somewhere on their way down, or up again
+		for _, state := range until {
+			c.kubectl("wait", "pod/keeps-0", "--for="+state, "--timeout=60s")
+		}
 		if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 var sidecarPrograms = flag.String("sidecars", "", "folder with the programs csi-provisioner, csi-attacher and csi-resizer; empty: built from the module sidecars")
@@ -151,23 +150,36 @@ func (b *bed) limit() {
 	b.end(pods[1:], pods...)
 }
 
-// The server is killed while volumes are made, attached and detached: the next one completes what it finds. The sidecars need their time
+// The server is killed at each state of volumes that are made, attached and detached: the next one completes what it finds. The sidecars need their time
 // to notice that it is there: client-go waits longer after each failure, up to half a minute.
 func (b *bed) attachKilled() {
 	b.claimOf("killed", "late", "16Mi")
-	for i := range 4 {
+	wait := func(args ...string) { b.kubectl(append([]string{"wait", "--timeout=180s"}, args...)...) }
+	up := []func(pod string){
+		func(string) {},
+		func(pod string) { wait("--for=condition=PodScheduled", "pod", pod) },
+		func(string) { wait("--for=jsonpath={.status.volumesAttached[0]}", "nodes", "--all") },
+		func(string) { wait("--for=jsonpath={.status.volumesInUse[0]}", "nodes", "--all") },
+	}
+	down := []func(pod string){
+		func(string) {},
+		func(pod string) { wait("--for=delete", "pod", pod) },
+		func(string) { b.wait("[]", "nodes", "-o", "jsonpath={.items[0].status.volumesInUse}[]") },
+		func(string) { wait("--for=delete", "volumeattachments", "--all") },
+	}
+	for i := range up {
 		name := fmt.Sprint("k", i)
 		b.pod(name, claim("killed"), mountAt)
-		time.Sleep(time.Duration(i) * 40 * time.Millisecond) // somewhere on the way
+		up[i](name)
 		b.run("kill", "-9", fmt.Sprint(b.server()))
 		b.run(b.yare, "up", "--name", *clusterName)
-		b.kubectl("wait", "--for=condition=Ready", "pod", name, "--timeout=180s")
+		wait("--for=condition=Ready", "pod", name)
 		b.kubectl("delete", "pod", name, "--wait=false")
-		time.Sleep(time.Duration(i) * 40 * time.Millisecond)
+		down[i](name)
 		b.run("kill", "-9", fmt.Sprint(b.server()))
 		b.run(b.yare, "up", "--name", *clusterName)
 	}
 	b.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s")
-	b.kubectl("wait", "--for=delete", "volumeattachments", "--all", "--timeout=180s")
+	wait("--for=delete", "volumeattachments", "--all")
 	b.end([]string{"k0"}, "killed")
 }
