@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"sync"
 
+	appsv1 "k8s.io/api/apps/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -97,12 +98,23 @@ func DecodeProto(data []byte, o runtime.Object) error {
 	if err := m.Unmarshal(u.Raw); err != nil {
 		return fmt.Errorf("decode %s: %w", u.Kind, err)
 	}
+	typeTemplates(o)
 	if carriesJSON(reflect.TypeOf(o)) { // which nobody has looked at
 		if _, err := json.Marshal(o); err != nil {
 			return fmt.Errorf("decode %s: %w", u.Kind, err)
 		}
 	}
 	return nil
+}
+
+// typeTemplates names the kind of a StatefulSet's claim templates, for which protobuf has no place. Whoever made the StatefulSet by JSON was
+// shown it, and what he sends back would be a change of templates, which cannot change.
+func typeTemplates(o runtime.Object) {
+	if s, ok := o.(*appsv1.StatefulSet); ok {
+		for i := range s.Spec.VolumeClaimTemplates {
+			s.Spec.VolumeClaimTemplates[i].SetGroupVersionKind(PersistentVolumeClaimKind.GVK())
+		}
+	}
 }
 
 // carriers remembers what carriesJSON found: reflect.Type -> bool.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,6 +67,24 @@ func TestRoundTrip(t *testing.T) {
 				t.Error("KindOf finds another kind")
 			}
 		})
+	}
+}
+
+// A StatefulSet that was stored is what was made: its claim templates have their type, which cannot change.
+func TestClaimTemplatesKeepType(t *testing.T) {
+	s := StatefulSetKind.New().(*appsv1.StatefulSet)
+	s.SetGroupVersionKind(StatefulSetKind.GVK())
+	s.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"}, ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+	p, err := EncodeProto(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := StatefulSetKind.New().(*appsv1.StatefulSet)
+	if err := DecodeProto(p, got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(s.Spec, got.Spec); d != "" {
+		t.Error(d)
 	}
 }
 

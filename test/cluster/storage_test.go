@@ -67,6 +67,11 @@ func TestStorage(t *testing.T) {
 			}
 		}
 	}
+	// The servers after the first have read it from the database, and it is what was made.
+	c.apply(withClaims)
+	if got := c.kubectl("get", "statefulset", "keeps", "-o", "jsonpath={.metadata.generation}"); got != "1" {
+		t.Errorf("what was applied again is generation %s", got)
+	}
 	c.kubectl("patch", "pvc", "data-keeps-0", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}`)
 	c.kubectl("wait", "--for=jsonpath={.status.capacity.storage}=2Gi", "pvc/data-keeps-0", "--timeout=60s")
 	c.kubectl("delete", "statefulset", "keeps")
