@@ -83,7 +83,7 @@ func (d *data) removeTree(name string) error {
 			return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", p)
 		}
 	}
-	return d.root.RemoveAll(name)
+	return linux.RemoveTree(filepath.Join(d.path, name)) // its parents are root's alone
 }
 
 func (d *data) close() { _ = d.root.Close() }
