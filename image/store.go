@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 var (
@@ -202,7 +203,7 @@ func (s *Store) sweep() error {
 	trash, err := s.unreachable()
 	lock.Close()
 	for _, t := range trash {
-		err = errors.Join(err, linux.RemoveTree(t))
+		err = errors.Join(err, rmtree.Remove(t))
 	}
 	if err != nil {
 		return fmt.Errorf("sweep image store: %w", err)

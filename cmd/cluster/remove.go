@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/rmtree"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/pki"
 )
@@ -129,7 +130,7 @@ func removeTree(dir string) error {
 	if len(points) > 0 {
 		return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", points[0])
 	}
-	return linux.RemoveTree(dir)
+	return rmtree.Remove(dir)
 }
 
 // removeData removes the data folder and what was created on the way to it, as long as nobody else uses that.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // The folders below Dir.
@@ -83,7 +84,7 @@ func (d *data) removeTree(name string) error {
 			return fmt.Errorf("%s is mounted in it: unmount it first, its content is left alone", p)
 		}
 	}
-	return linux.RemoveTree(filepath.Join(d.path, name)) // its parents are root's alone
+	return rmtree.Remove(filepath.Join(d.path, name)) // its parents are root's alone
 }
 
 func (d *data) close() { _ = d.root.Close() }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // Down takes the volumes of drivers from a pod and removes everything that it has below the root. It is not an error if there is nothing. It
@@ -56,7 +57,7 @@ func (v *Volumes) Down(ctx context.Context, uid types.UID) error {
 	if len(below) > 0 {
 		return fmt.Errorf("remove %s: %s is still mounted", dir, below[0])
 	}
-	return linux.RemoveTree(dir)
+	return rmtree.Remove(dir)
 }
 
 // unmountBelow detaches all that is mounted at and below dir, which need not be there.

@@ -1,4 +1,5 @@
-package linux
+// Package rmtree removes trees that programs of others have made: as os.RemoveAll does, which it stands in place of wherever pods write.
+package rmtree
 
 import (
 	"errors"
@@ -9,24 +10,26 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // mostOpen is how many folders of a tree are open at once while it is removed. What is deeper is moved up first.
 const mostOpen = 64
 
-// RemoveTree removes a file, or a folder with all in it; that there is none is no error. Unlike os.RemoveAll it has few files open however
+// Remove removes a file, or a folder with all in it; that there is none is no error. Unlike os.RemoveAll it has few files open however
 // deep the tree is, and says of an error where the tree is, not the whole way down: programs of others make trees.
-func RemoveTree(path string) error {
+func Remove(path string) error {
 	parent, err := unix.Open(filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return nil
 	}
 	if err != nil {
-		return Wrap("remove", path, err)
+		return linux.Wrap("remove", path, err)
 	}
 	defer unix.Close(parent)
 	r := remover{top: -1}
-	return Wrap("remove", path, r.entry(parent, filepath.Base(path), 0))
+	return linux.Wrap("remove", path, r.entry(parent, filepath.Base(path), 0))
 }
 
 // remover is the removal of one tree.

@@ -1,4 +1,4 @@
-package linux
+package rmtree
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestRemoveTree(t *testing.T) {
+func TestRemove(t *testing.T) {
 	dir := t.TempDir()
 	tree, beside := filepath.Join(dir, "tree"), filepath.Join(dir, "beside")
 	for i := range 1500 {
@@ -24,7 +24,7 @@ func TestRemoveTree(t *testing.T) {
 	}
 	err := errors.Join(os.Mkdir(beside, 0o700), os.WriteFile(filepath.Join(beside, "f"), nil, 0o600),
 		os.Symlink(beside, filepath.Join(tree, "link")), os.Symlink(beside, filepath.Join(dir, "linked")),
-		RemoveTree(tree), RemoveTree(tree), RemoveTree(filepath.Join(dir, "linked")), RemoveTree(filepath.Join(dir, "no", "where")))
+		Remove(tree), Remove(tree), Remove(filepath.Join(dir, "linked")), Remove(filepath.Join(dir, "no", "where")))
 	if err != nil {
 		t.Error(err)
 	}
@@ -56,11 +56,11 @@ func deep(t *testing.T, dir string, levels int) {
 }
 
 // A tree that is far deeper than a process may have files open is removed. A process of its own has the limit.
-func TestRemoveDeepTree(t *testing.T) {
+func TestDeep(t *testing.T) {
 	const variable = "YARE_TEST_DEEP"
 	if dir := os.Getenv(variable); dir != "" {
 		limit := unix.Rlimit{Cur: 100, Max: 100}
-		if err := errors.Join(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit), RemoveTree(dir)); err != nil {
+		if err := errors.Join(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit), Remove(dir)); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -72,7 +72,7 @@ func TestRemoveDeepTree(t *testing.T) {
 		}
 		deep(t, d, 1000)
 	}
-	c := exec.Command("/proc/self/exe", "-test.run=^TestRemoveDeepTree$")
+	c := exec.Command("/proc/self/exe", "-test.run=^TestDeep$")
 	c.Env = append(os.Environ(), variable+"="+dir)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
@@ -84,7 +84,7 @@ func TestRemoveDeepTree(t *testing.T) {
 }
 
 // What cannot be removed is an error that names it, and all else goes.
-func TestRemoveTreeWithMount(t *testing.T) {
+func TestMounted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tree")
 	mount := filepath.Join(dir, "a", "mount")
 	if err := errors.Join(os.MkdirAll(mount, 0o700), os.MkdirAll(filepath.Join(dir, "a", "b", "c"), 0o700)); err != nil {
@@ -93,14 +93,14 @@ func TestRemoveTreeWithMount(t *testing.T) {
 	if err := unix.Mount("none", mount, "tmpfs", 0, ""); err != nil {
 		t.Skip("mount:", err)
 	}
-	err := RemoveTree(dir)
+	err := Remove(dir)
 	if !errors.Is(err, unix.EBUSY) {
 		t.Error(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "a", "*")); len(left) != 1 {
 		t.Error("left:", left)
 	}
-	if err := errors.Join(unix.Unmount(mount, 0), RemoveTree(dir)); err != nil {
+	if err := errors.Join(unix.Unmount(mount, 0), Remove(dir)); err != nil {
 		t.Error(err)
 	}
 }
