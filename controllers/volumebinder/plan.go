@@ -73,6 +73,8 @@ func seek(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume, c
 		out.warning, out.reason, out.message = true, "ProvisioningFailed", fmt.Sprintf("storageclass.storage.k8s.io %q not found", claim.Class(c))
 	case strings.HasPrefix(class.Provisioner, "kubernetes.io/"):
 		out.warning, out.reason, out.message = true, "ProvisioningFailed", "no volume plugin matched name: "+class.Provisioner
+	case class.Provisioner == claim.LocalDriver: // whose controller says what is to be said
+		out.maker = class.Provisioner
 	default:
 		out.maker, out.reason = class.Provisioner, "ExternalProvisioning"
 		out.message = "Waiting for a volume to be created either by the external provisioner '" + class.Provisioner + "' or manually by the system " +

@@ -64,6 +64,7 @@ func class(name, provisioner string, mode storagev1.VolumeBindingMode) *storagev
 var classes = map[string]*storagev1.StorageClass{
 	"hand": class("hand", claim.Unprovisioned, storagev1.VolumeBindingImmediate),
 	"made": class("made", "csi.example.com", storagev1.VolumeBindingImmediate),
+	"here": class("here", claim.LocalDriver, storagev1.VolumeBindingWaitForFirstConsumer),
 	"late": class("late", "csi.example.com", storagev1.VolumeBindingWaitForFirstConsumer),
 }
 
@@ -83,6 +84,7 @@ func TestJudge(t *testing.T) {
 		{"a class that waits", pvc("c", "1Gi", "late"), []*corev1.PersistentVolume{volume("a", "1Gi", "late")}, "Pending WaitForFirstConsumer"},
 		{"waits no more", pvc("c", "1Gi", "late"), []*corev1.PersistentVolume{volume("a", "1Gi", "late"), volume("b", "5Gi", "late", forClaim("c", ""))}, "Bound b"},
 		{"its node is known", pvc("c", "1Gi", "late", on("n1")), nil, "Pending ExternalProvisioning by csi.example.com"},
+		{"of the built-in local storage", pvc("c", "1Gi", "here", on("n1")), nil, "Pending by " + claim.LocalDriver},
 		{"its node is known, and its volume", pvc("c", "1Gi", "late", on("n1")), []*corev1.PersistentVolume{volume("b", "5Gi", "late", forClaim("c", ""))}, "Bound b"},
 		{"none", pvc("c", "1Gi", ""), nil, "Pending FailedBinding"},
 		{"reserved for it", pvc("c", "1Gi", ""), []*corev1.PersistentVolume{volume("a", "1Gi", ""), volume("b", "5Gi", "", forClaim("c", ""))}, "Bound b"},

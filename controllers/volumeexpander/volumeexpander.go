@@ -1,5 +1,5 @@
 // Package volumeexpander tells of a bound claim that asks for more than its volume has who will see to that: a program outside, the
-// resizer of the volume's driver, which finds such claims by itself. It replaces upstream's persistentvolume expander controller, of
+// resizer of the volume's driver, which finds such claims by itself. The built-in local storage sees to its own. It replaces upstream's persistentvolume expander controller, of
 // which no more is left since no storage is built in that could grow.
 //
 // Whether a claim may grow is decided when it is asked for, by the admission plug-in PersistentVolumeClaimResize.
@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/reconcile"
 )
@@ -48,7 +49,7 @@ func (c controller) reconcile(ctx context.Context, _ *slog.Logger, pvc *corev1.P
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("get volume: %w", err)
 	}
-	if r := v.Spec.ClaimRef; r != nil && r.UID == pvc.UID {
+	if r := v.Spec.ClaimRef; r != nil && r.UID == pvc.UID && claim.OfLocal(v) == "" {
 		c.Events.Event(pvc, corev1.EventTypeNormal, "ExternalExpanding", "waiting for an external controller to expand this PVC")
 	}
 	return reconcile.Result{}, nil

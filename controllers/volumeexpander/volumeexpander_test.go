@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client/events"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
 )
@@ -54,6 +55,14 @@ func TestTells(t *testing.T) {
 		rt.Mutate(t, c, pvc, "status", func(p *corev1.PersistentVolumeClaim) { p.Status.Capacity = size("2Gi") })
 		expect(1)
 		rt.Mutate(t, c, pvc, "", func(p *corev1.PersistentVolumeClaim) { p.Spec.Resources.Requests = size("3Gi") })
+		expect(2)
+		v := rt.Create(t, c, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "local"}, Spec: corev1.PersistentVolumeSpec{
+			ClaimRef: &corev1.ObjectReference{Namespace: "ns", Name: "c", UID: pvc.UID},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: claim.LocalDriver,
+				VolumeAttributes: map[string]string{claim.LocalNode: "n"}}}}})
+		rt.Mutate(t, c, pvc, "", func(p *corev1.PersistentVolumeClaim) { p.Spec.VolumeName = v.Name })
+		rt.Mutate(t, c, pvc, "status", func(p *corev1.PersistentVolumeClaim) { p.Status.Capacity = size("3Gi") })
+		rt.Mutate(t, c, pvc, "", func(p *corev1.PersistentVolumeClaim) { p.Spec.Resources.Requests = size("4Gi") })
 		expect(2)
 	})
 }
