@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 )
 
 // AttachmentName is the name of the VolumeAttachment of a CSI volume to a node: the controller makes it, the kubelet looks for it,
@@ -17,4 +18,9 @@ func AttachmentName(handle, driver, node string) string {
 // volumesAttached, without which it does not mount it.
 func OnNode(driver, handle string) corev1.UniqueVolumeName {
 	return corev1.UniqueVolumeName("kubernetes.io/csi/" + driver + "^" + handle)
+}
+
+// NeedsAttaching says whether volumes of a driver are attached before they are mounted: unless its CSIDriver, nil where there is none, denies it.
+func NeedsAttaching(d *storagev1.CSIDriver) bool {
+	return d == nil || d.Spec.AttachRequired == nil || *d.Spec.AttachRequired
 }

@@ -164,11 +164,8 @@ func (w *world) volumeOf(p *corev1.Pod, v *corev1.Volume) *corev1.PersistentVolu
 	return pv
 }
 
-// needsAttaching says whether volumes of a driver are attached before they are mounted: unless its CSIDriver denies it.
-func (w *world) needsAttaching(driver string) bool {
-	d := w.drivers[driver]
-	return d == nil || d.Spec.AttachRequired == nil || *d.Spec.AttachRequired
-}
+// needsAttaching says whether volumes of a driver are attached before they are mounted.
+func (w *world) needsAttaching(driver string) bool { return claim.NeedsAttaching(w.drivers[driver]) }
 
 // attachment is a VolumeAttachment of a CSI volume.
 type attachment struct {

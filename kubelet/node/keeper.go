@@ -169,8 +169,8 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 	want := Status(k.config, facts, rt, &node.Status, now)
 	used, notKnown := k.config.InUse()
 	if want.VolumesInUse = used; notKnown != nil {
-		k.log.Warn("volumes that are in use are not known: none is given back", "err", notKnown)
-		want.VolumesInUse = node.Status.VolumesInUse
+		k.log.Warn("not all volumes that are in use are known: none is given back", "err", notKnown)
+		want.VolumesInUse = slices.Compact(slices.Sorted(slices.Values(slices.Concat(used, node.Status.VolumesInUse))))
 	}
 	if differs(&want, &node.Status) || now.Sub(k.written) >= statusAtLeast {
 		if err := k.write(ctx, node, want); err != nil {
@@ -181,9 +181,7 @@ func (k *Keeper) look(ctx context.Context) time.Duration {
 		}
 		k.written = now
 	}
-	if notKnown == nil {
-		k.config.Reported(used)
-	}
+	k.config.Reported(used)
 	if NotReady(rt) != "" {
 		return k.backOff() // the runtime has no event for becoming ready
 	}

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -124,11 +125,15 @@ func (v *Volumes) Groups(pod *corev1.Pod) (gids []int64) {
 
 // claim brings one volume up. One that is up stays: what becomes of its claim does not concern pods that have it.
 func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, src Source) error {
-	if c := v.claimed(pod, vol); c != nil && (c.again.IsZero() || time.Now().Before(c.again)) {
+	have := v.claimed(pod, vol)
+	if have != nil && (have.again.IsZero() || time.Now().Before(have.again)) {
 		return nil
 	}
 	c, err := v.one(ctx, pod, vol, src)
-	if err != nil {
+	switch {
+	case err != nil && have != nil && ctx.Err() == nil:
+		c = have.later(pod, src, vol.Name, err)
+	case err != nil:
 		return err
 	}
 	v.mu.Lock()
@@ -142,6 +147,18 @@ func (v *Volumes) claim(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume
 	v.claims[pod.UID][vol.Name] = c
 	return nil
 }
+
+// later returns c, which is up and could not be looked after, to be looked after later. Users are told why, but for what passes by itself.
+func (c claimed) later(pod *corev1.Pod, src Storage, name string, err error) *claimed {
+	if !errors.Is(err, ErrWaiting) && !apierrors.IsConflict(err) {
+		src.Say(pod, corev1.EventTypeWarning, "FailedMount", fmt.Sprintf("volume %q, which the pod has, cannot be looked after now: %v", name, err))
+	}
+	c.again = time.Now().Add(lookAgain)
+	return &c
+}
+
+// lookAgain is when a volume is looked after again that is up and could not be.
+const lookAgain = 30 * time.Second
 
 // errNotAlone refuses a second pod on a volume that only one may have, in upstream's words.
 var errNotAlone = errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod")

@@ -53,14 +53,19 @@ type disk struct {
 	Attachment string `json:"attachmentID"`
 	Lifecycle  string `json:"volumeLifecycleMode"`
 
-	Block    bool `json:"block,omitempty"`
-	Attached bool `json:"attachRequired,omitempty"`
-	// Called says that the driver may have been asked to do something.
-	Called bool `json:"called,omitempty"`
+	Block bool `json:"block,omitempty"`
+	// What upstream's files lack has to be assumed there: the two say that it is not so.
+	Unattached bool `json:"unattached,omitempty"` // its driver needs no attaching
+	Uncalled   bool `json:"uncalled,omitempty"`   // the driver was not asked to do anything yet
 	// Published is the boot in which the pod's volume was made ready.
 	Published string `json:"published,omitempty"`
 	// Size is that of the PersistentVolume, in bytes, with which the node has the volume; 0 where it is not known.
 	Size int64 `json:"size,omitempty"`
+}
+
+// attached says that the volume may be attached to this node for the pod. Upstream names an attachment for a pod's own volume too.
+func (d *disk) attached() bool {
+	return !d.Unattached && d.Attachment != "" && d.Lifecycle != string(storagev1.VolumeLifecycleEphemeral)
 }
 
 // held is a disk by the pod that has it.
@@ -112,41 +117,49 @@ func (v *Volumes) staging(d *disk) (path, record string) {
 	return filepath.Join(dir, "globalmount"), filepath.Join(dir, recordFile)
 }
 
-// known returns all disks that are written down. Preconditions: v.mu is held.
-func (v *Volumes) known() (map[held]*disk, error) {
-	if v.written != nil {
-		return v.written, nil
-	}
-	files, err := filepath.Glob(filepath.Join(v.root, "*", "volumes", "kubernetes.io~csi", "*", recordFile))
-	if err != nil {
-		return nil, err
-	}
-	all := map[held]*disk{}
-	for _, file := range files {
-		d := &disk{}
-		if err := readJSON(file, d); err != nil {
-			return nil, err
-		}
-		rel, err := filepath.Rel(v.root, file)
+// known returns all disks that are written down, and why some cannot be read, which is tried each time: somebody may have mended it.
+// Preconditions: v.mu is held.
+func (v *Volumes) known() (all map[held]*disk, unread map[held]error, err error) {
+	again := slices.Collect(maps.Keys(v.unread))
+	if v.written == nil {
+		files, err := filepath.Glob(filepath.Join(v.root, "*", "volumes", "kubernetes.io~csi", "*", recordFile))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		uid, _, _ := strings.Cut(rel, "/")
-		all[held{types.UID(uid), d.Name}] = d
+		for _, file := range files {
+			dir := filepath.Dir(file)
+			pod := filepath.Dir(filepath.Dir(filepath.Dir(dir)))
+			again = append(again, held{types.UID(filepath.Base(pod)), filepath.Base(dir)})
+		}
+		v.written, v.unread = map[held]*disk{}, map[held]error{}
 	}
-	v.written, v.told = all, inUse(all)
-	return all, nil
+	for _, h := range again {
+		d := &disk{}
+		err := readJSON(filepath.Join(v.diskDir(h.uid, h.name), recordFile), d)
+		if err == nil {
+			v.written[h] = d
+		}
+		if delete(v.unread, h); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			v.unread[h] = err
+		}
+	}
+	return v.written, v.unread, nil
 }
 
 // disksOf returns the pod's disks, by name.
 func (v *Volumes) disksOf(uid types.UID) ([]*disk, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	all, err := v.known()
+	all, unread, err := v.known()
 	var own []*disk
 	for h, d := range all {
 		if h.uid == uid {
 			own = append(own, d)
+		}
+	}
+	for h, unknown := range unread {
+		if h.uid == uid {
+			err = errors.Join(err, unknown)
 		}
 	}
 	slices.SortFunc(own, func(a, b *disk) int { return strings.Compare(a.Name, b.Name) })
@@ -163,18 +176,24 @@ func (v *Volumes) Slow(uid types.UID) (bool, error) {
 func (v *Volumes) diskOf(uid types.UID, name string) (*disk, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	all, err := v.known()
-	return all[held{uid, name}], err
+	all, unread, err := v.known()
+	h := held{uid, name}
+	return all[h], errors.Join(err, unread[h])
 }
 
-// others reports whether another pod has a disk that same says is the same.
-func (v *Volumes) others(uid types.UID, same func(*disk) bool) (bool, error) {
+// others reports whether another pod has a disk that same says is the same as d. One that cannot be read may be, by its name.
+func (v *Volumes) others(uid types.UID, d *disk, same func(*disk) bool) (bool, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	all, err := v.known()
-	for h, d := range all {
-		if h.uid != uid && same(d) {
+	all, unread, err := v.known()
+	for h, o := range all {
+		if h.uid != uid && same(o) {
 			return true, err
+		}
+	}
+	for h, unknown := range unread {
+		if h.uid != uid && h.name == d.Name {
+			err = errors.Join(err, unknown)
 		}
 	}
 	return false, err
@@ -185,15 +204,8 @@ func (v *Volumes) save(uid types.UID, d *disk) error {
 	if err := writeJSON(filepath.Join(v.diskDir(uid, d.Name), recordFile), d); err != nil {
 		return err
 	}
-	v.mu.Lock()
-	all, err := v.known()
-	if err == nil {
-		copied := *d
-		all[held{uid, d.Name}] = &copied
-	}
-	v.mu.Unlock()
-	v.tellInUse()
-	return err
+	copied := *d
+	return v.change(func(all map[held]*disk) { all[held{uid, d.Name}] = &copied })
 }
 
 // strike forgets a disk of which nothing is left.
@@ -201,26 +213,41 @@ func (v *Volumes) strike(uid types.UID, d *disk) error {
 	if err := remove(filepath.Join(v.diskDir(uid, d.Name), recordFile)); err != nil {
 		return err
 	}
-	v.mu.Lock()
-	all, err := v.known()
-	delete(all, held{uid, d.Name})
-	v.mu.Unlock()
-	v.tellInUse()
+	err := v.change(func(all map[held]*disk) { delete(all, held{uid, d.Name}) })
 	return errors.Join(err, remove(v.diskDir(uid, d.Name)))
 }
 
+// change changes what is known, as the files were, and tells who publishes InUse where that is another by it.
+func (v *Volumes) change(f func(map[held]*disk)) error {
+	v.mu.Lock()
+	all, _, err := v.known()
+	changed := false
+	if err == nil {
+		before := inUse(all)
+		f(all)
+		now := inUse(all)
+		changed = !slices.Equal(before, now)
+		v.keepReported(now)
+	}
+	v.mu.Unlock()
+	if changed && v.disks.Changed != nil {
+		v.disks.Changed()
+	}
+	return err
+}
+
 // InUse returns the volumes that are attached for pods of this node, or are to be: they must not be detached. A volume is in it before
-// a driver of the node hears of it, until it is unstaged.
+// a driver of the node hears of it, until it is unstaged. With an error there may be more.
 func (v *Volumes) InUse() ([]corev1.UniqueVolumeName, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	all, err := v.known()
-	return inUse(all), err
+	all, unread, err := v.known()
+	return inUse(all), errors.Join(err, errors.Join(slices.Collect(maps.Values(unread))...))
 }
 
 func inUse(all map[held]*disk) (names []corev1.UniqueVolumeName) {
 	for _, d := range all {
-		if d.Attached && !slices.Contains(names, d.uniqueName()) {
+		if d.attached() && !slices.Contains(names, d.uniqueName()) {
 			names = append(names, d.uniqueName())
 		}
 	}
@@ -236,7 +263,7 @@ func (v *Volumes) Reported(names []corev1.UniqueVolumeName) {
 	for _, name := range names {
 		v.reported[name] = true
 	}
-	v.keepReported(v.told)
+	v.keepReported(inUse(v.written))
 }
 
 // keepReported forgets those that are in use no longer: should they be so again, that has to be told again. Preconditions: v.mu is held.
@@ -250,26 +277,10 @@ func (v *Volumes) isReported(name corev1.UniqueVolumeName) bool {
 	return v.reported[name]
 }
 
-// tellInUse tells who publishes InUse that it has changed.
-func (v *Volumes) tellInUse() {
-	now, err := v.InUse()
-	if err != nil {
-		return
-	}
-	v.mu.Lock()
-	changed := !slices.Equal(now, v.told)
-	v.told = now
-	v.keepReported(now)
-	v.mu.Unlock()
-	if changed && v.disks.Changed != nil {
-		v.disks.Changed()
-	}
-}
-
 // undo takes the disk from the pod, and unstages it when no other pod of the node has it. It may be repeated after a failure at any point.
 func (v *Volumes) undo(ctx context.Context, uid types.UID, d *disk) error {
 	defer v.locks.lock(d.uniqueName())()
-	if d.Called {
+	if !d.Uncalled {
 		n, err := v.driver(d.Driver)
 		if err != nil {
 			return err
@@ -278,7 +289,7 @@ func (v *Volumes) undo(ctx context.Context, uid types.UID, d *disk) error {
 			return err
 		}
 		path, _ := v.staging(d)
-		used, err := v.others(uid, func(o *disk) bool { p, _ := v.staging(o); return p == path && o.Called })
+		used, err := v.others(uid, d, func(o *disk) bool { p, _ := v.staging(o); return p == path && !o.Uncalled })
 		if err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ const podInfo = "csi.storage.k8s.io/"
 const publishEvery = time.Minute
 
 // growEvery is how often it is looked whether a volume has grown: a kubelet may not watch claims.
-const growEvery = 20 * time.Second
+const growEvery = time.Minute
 
 // mounting is one attempt to bring a disk up, or to publish it again.
 type mounting struct {
@@ -75,13 +75,27 @@ func (v *Volumes) claimedDisk(ctx context.Context, pod *corev1.Pod, vol *corev1.
 		Block: pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock})
 }
 
-// mountDisk goes from nothing, or from wherever an earlier attempt came to, to a published volume.
+// mountDisk goes from nothing, or from wherever an earlier attempt came to, to a published volume. Nothing takes a volume from a pod that has
+// it: what fails then is told, and tried again.
 func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed, error) {
+	have, err := v.diskOf(m.pod.UID, d.Name)
+	if err != nil {
+		return nil, err
+	}
+	if have != nil && have.uniqueName() != d.uniqueName() {
+		return nil, fmt.Errorf("the pod has volume %s under the name %s, which volume %s has too: give one of them another name", have.uniqueName(), d.Name, d.uniqueName())
+	}
+	up, err := v.bringUp(ctx, m, d)
+	if err != nil && have != nil && have.Published == v.disks.Boot && ctx.Err() == nil {
+		up = &claimed{path: v.target(m.pod.UID, have), readOnly: m.readOnly, block: have.Block, disk: have, published: m.last}
+		return up.later(m.pod, m.src, d.Name, err), nil
+	}
+	return up, err
+}
+
+// bringUp is an attempt of mountDisk.
+func (v *Volumes) bringUp(ctx context.Context, m *mounting, d disk) (*claimed, error) {
 	if err := m.ask(ctx, v, &d); err != nil {
-		// A driver that is away takes no volume from the pods that have it.
-		if have, herr := v.diskOf(m.pod.UID, d.Name); herr == nil && have != nil && have.Published == v.disks.Boot {
-			return &claimed{path: v.target(m.pod.UID, have), readOnly: m.readOnly, block: have.Block, disk: have, published: m.last, again: time.Now().Add(growEvery)}, nil
-		}
 		return nil, err
 	}
 	defer v.locks.lock(d.uniqueName())()       // one call at a time is made about a volume
@@ -95,8 +109,8 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 	if err != nil {
 		return nil, err
 	}
-	if have != nil {
-		d.Called, d.Published, d.Size = have.Called, have.Published, have.Size
+	if d.Uncalled = have == nil || have.Uncalled; have != nil {
+		d.Published, d.Size = have.Published, have.Size
 	}
 	if have == nil || *have != d {
 		if err := v.save(m.pod.UID, &d); err != nil {
@@ -105,7 +119,7 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 	}
 	up := &claimed{path: v.target(m.pod.UID, &d), readOnly: m.readOnly, block: d.Block, disk: &d, published: m.last}
 	if now := time.Now(); d.Published != v.disks.Boot || m.due(now) {
-		if d.Attached {
+		if d.attached() {
 			if !v.isReported(d.uniqueName()) {
 				return nil, fmt.Errorf("%w: the Node does not say yet that the volume is in use", ErrWaiting)
 			}
@@ -118,10 +132,10 @@ func (v *Volumes) mountDisk(ctx context.Context, m *mounting, d disk) (*claimed,
 		}
 		up.published = now
 	}
-	if err := v.grow(ctx, m, &d); err != nil && !apierrors.IsConflict(err) { // the controller has written to the claim too
-		return nil, err
-	}
 	up.again = m.again(time.Now())
+	if err := v.grow(ctx, m, &d); err != nil {
+		return up.later(m.pod, m.src, d.Name, err), nil
+	}
 	return up, nil
 }
 
@@ -151,7 +165,7 @@ func (m *mounting) ask(ctx context.Context, v *Volumes, d *disk) (err error) {
 	if m.node, err = v.driver(d.Driver); err != nil {
 		return err
 	}
-	d.Attached = m.pv != nil && (m.object == nil || m.object.Spec.AttachRequired == nil || *m.object.Spec.AttachRequired)
+	d.Unattached = m.pv == nil || !claim.NeedsAttaching(m.object)
 	m.can, err = m.node.Capabilities(ctx)
 	return err
 }
@@ -161,7 +175,7 @@ func (v *Volumes) alone(m *mounting, d *disk) error {
 	if m.pv == nil || !isAlone(m.pv) {
 		return nil
 	}
-	used, err := v.others(m.pod.UID, func(o *disk) bool { return o.uniqueName() == d.uniqueName() })
+	used, err := v.others(m.pod.UID, d, func(o *disk) bool { return o.uniqueName() == d.uniqueName() })
 	if used {
 		return errNotAlone
 	}
@@ -193,8 +207,8 @@ func (m *mounting) attachment(d *disk) (map[string]string, error) {
 
 // perform stages, publishes and gives the volume to the pod's group. Preconditions: the disk is written down and locked.
 func (v *Volumes) perform(ctx context.Context, m *mounting, d *disk) error {
-	if !d.Called {
-		d.Called = true
+	if d.Uncalled {
+		d.Uncalled = false
 		if err := v.save(m.pod.UID, d); err != nil {
 			return err
 		}

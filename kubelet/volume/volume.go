@@ -36,8 +36,8 @@ type Volumes struct {
 	mu      sync.Mutex
 	claims  map[types.UID]map[string]*claimed // that are up, by the names of the pods' volumes
 	written map[held]*disk                    // the disks that are written down; nil before they were read
-	told    []corev1.UniqueVolumeName         // of InUse, last
-	// reported are those of told that the Node has.
+	unread  map[held]error                    // those that cannot be read
+	// reported are those of InUse that the Node has.
 	reported map[corev1.UniqueVolumeName]bool
 }
 
