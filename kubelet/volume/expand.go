@@ -44,7 +44,7 @@ func (v *Volumes) grow(ctx context.Context, m *mounting, d *disk) error {
 		return nil
 	}
 	size, tells := growth(m.claim, m.pv, d.Size)
-	if size == nil {
+	if size == nil || !m.can[spec.NodeServiceCapability_RPC_EXPAND_VOLUME] { // a driver without it has nothing to do here
 		return v.noteSize(m, d)
 	}
 	c := m.claim
@@ -88,9 +88,6 @@ func (v *Volumes) noteSize(m *mounting, d *disk) error {
 
 // expand asks the driver.
 func (v *Volumes) expand(ctx context.Context, m *mounting, d *disk, bytes int64) error {
-	if !m.can[spec.NodeServiceCapability_RPC_EXPAND_VOLUME] {
-		return fmt.Errorf("driver %s does not expand volumes on nodes", d.Driver)
-	}
 	secrets, err := m.secrets(m.pv.Spec.CSI.NodeExpandSecretRef)
 	if err != nil {
 		return err
