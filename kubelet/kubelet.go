@@ -238,7 +238,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
 		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
 		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
-	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll() })
+	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll(); k.drivers.NodeChanged() })
 	k.pods = pod.New(pod.Config{
 		Node: spec.Node{
 			Name: c.NodeName, CgroupRoot: c.CgroupRoot, LogRoot: c.LogDir, ClusterDomain: c.ClusterDomain,

@@ -1,8 +1,9 @@
 // Package drivers keeps the CSI drivers that are registered at this node, and what the API has to know of them: the CSINode object, the
 // topology labels of the Node and the annotation with what each driver calls it. It replaces upstream's nodeinfomanager and drivers store.
 //
-// A driver is usable from when it was asked what it calls this node, and all that was written, until its socket goes. What is written stays
-// over restarts of the kubelet, and of a driver that keeps its socket; it goes with the socket. Labels stay: volumes that are there carry them.
+// A driver is usable from when it was asked what it calls this node, until its socket goes; it is told that it is registered when all is
+// written. It is told of its own faults alone: it may end by that, and what others are late with, such as the API, is waited for. What is written
+// stays over restarts of the kubelet, and of a driver that keeps its socket; it goes with the socket. Labels stay: volumes that are there carry them.
 //
 // Lock order: Set.writing before Set.mu.
 package drivers
@@ -20,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/version"
 
@@ -32,7 +34,7 @@ import (
 
 // Times.
 const (
-	keepEvery  = time.Minute // what is written is looked after: a Node that was deleted takes its CSINode with it
+	lookEvery  = time.Minute // whether a CSIDriver wants its drivers to be asked again and again
 	retryEvery = time.Second
 	lastWrite  = 10 * time.Second // for what is written when a socket goes
 )
@@ -44,6 +46,7 @@ type Set struct {
 	client  client.Client
 	log     *slog.Logger
 	changed func()
+	poke    chan struct{} // the Node has changed
 
 	writing sync.Mutex // one writes at a time: they write the same objects
 
@@ -59,7 +62,7 @@ type driver struct {
 
 // New returns a Set without drivers. Object returns the Node, nil before it is registered; changed is called when a driver has come or gone.
 func New(node string, object func() *corev1.Node, c client.Client, log *slog.Logger, changed func()) *Set {
-	return &Set{node: node, object: object, client: c, log: log, changed: changed, drivers: map[string]*driver{}}
+	return &Set{node: node, object: object, client: c, log: log, changed: changed, poke: make(chan struct{}, 1), drivers: map[string]*driver{}}
 }
 
 // Driver returns the driver of that name.
@@ -73,19 +76,49 @@ func (s *Set) Driver(name string) (csi.Node, error) {
 	return d, nil
 }
 
-// Run sees to it that there is a CSINode, until ctx ends.
+// NodeChanged is to be called when the Node is another.
+func (s *Set) NodeChanged() {
+	select {
+	case s.poke <- struct{}{}:
+	default:
+	}
+}
+
+// Run sees to it that there is a CSINode of each Node, which one that is deleted takes with it, until ctx ends.
 func (s *Set) Run(ctx context.Context, ready func()) {
 	ready()
+	var kept types.UID
 	for {
-		wait := keepEvery
-		if err := s.keep(ctx); err != nil {
-			wait = retryEvery
-			if ctx.Err() == nil && !apierrors.IsConflict(err) && !errors.Is(err, errNoNode) {
-				s.log.Warn("CSINode is not written", "err", err)
+		if n := s.object(); n != nil && n.UID != kept {
+			if s.patiently(ctx, "CSINode", s.keep) == nil {
+				kept = n.UID
 			}
 		}
-		if run.Pause(ctx, wait) != nil {
+		select {
+		case <-ctx.Done():
 			return
+		case <-s.poke:
+		}
+	}
+}
+
+// fault is a driver's own.
+type fault struct{ error }
+
+// patiently calls f until it succeeds, or fails in a way that trying again cannot mend: by a driver's fault, or because the API refuses what
+// a driver wants to have written.
+func (s *Set) patiently(ctx context.Context, what string, f func(context.Context) error) error {
+	for {
+		err := f(ctx)
+		var own fault
+		switch {
+		case err == nil, ctx.Err() != nil, errors.As(err, &own), apierrors.IsInvalid(err), apierrors.IsForbidden(err):
+			return err
+		case !apierrors.IsConflict(err) && !errors.Is(err, errNoNode):
+			s.log.Warn("what is known of CSI drivers is not written yet", "of", what, "err", err)
+		}
+		if err := run.Pause(ctx, retryEvery); err != nil {
+			return err
 		}
 	}
 }
@@ -104,31 +137,47 @@ func (s *Set) Serve(ctx context.Context, r registrar.Registration, ready func())
 	if err := s.ask(ctx, d); err != nil {
 		return err
 	}
-	if err := s.collides(r.Name, d.info); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.drivers[r.Name] = d
-	s.mu.Unlock()
 	defer s.drop(ctx, r.Name, d)
-	if err := s.keep(ctx); err != nil {
+	if err := s.enter(ctx, r.Name, d); err != nil {
 		return err
 	}
 	s.changed()
 	ready()
-	for {
-		period := s.period(ctx, r.Name)
-		if run.Pause(ctx, period) != nil {
-			return nil
+	s.follow(ctx, r.Name, d)
+	return nil
+}
+
+// enter makes the driver usable, and writes what it says.
+func (s *Set) enter(ctx context.Context, name string, d *driver) error {
+	if err := s.patiently(ctx, name, func(context.Context) error { return s.collides(name, d.info) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.drivers[name] = d
+	s.mu.Unlock()
+	return s.patiently(ctx, name, s.keep)
+}
+
+// follow asks the driver how many volumes it can attach, as often as its CSIDriver says at the time, until ctx ends.
+func (s *Set) follow(ctx context.Context, name string, d *driver) {
+	for asked := time.Now(); ; {
+		wait, period := lookEvery, s.period(ctx, name)
+		if period > 0 {
+			wait = min(wait, time.Until(asked.Add(period)))
 		}
-		if period == forever {
+		if run.Pause(ctx, wait) != nil {
+			return
+		}
+		if period == 0 || time.Since(asked) < period {
 			continue
 		}
-		if err := s.ask(ctx, d); err == nil {
+		asked = time.Now()
+		err := s.ask(ctx, d)
+		if err == nil {
 			err = s.keep(ctx)
-			if err != nil && ctx.Err() == nil {
-				s.log.Warn("number of volumes that a driver can attach is not brought up to date", "driver", r.Name, "err", err)
-			}
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("number of volumes that a driver can attach is not brought up to date", "driver", name, "err", err)
 		}
 	}
 }
@@ -180,14 +229,11 @@ func (s *Set) drop(ctx context.Context, name string, d *driver) {
 	s.changed()
 }
 
-// forever is longer than a kubelet lives.
-const forever = 100 * 365 * 24 * time.Hour
-
-// period returns how often the driver is asked how many volumes it can attach.
+// period returns how often the driver is asked how many volumes it can attach; 0: not again.
 func (s *Set) period(ctx context.Context, name string) time.Duration {
 	o, err := client.Get[*storagev1.CSIDriver](ctx, s.client, api.Key{Name: name})
 	if err != nil || o.Spec.NodeAllocatableUpdatePeriodSeconds == nil {
-		return forever
+		return 0
 	}
 	return time.Duration(*o.Spec.NodeAllocatableUpdatePeriodSeconds) * time.Second
 }

@@ -8,12 +8,15 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -165,19 +168,106 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// How many volumes a driver can attach is asked again as often as its CSIDriver says.
+// How many volumes a driver can attach is asked again as often as its CSIDriver says, also where it says so later.
 func TestPeriod(t *testing.T) {
-	b := newBed(t)
-	o := api.CSIDriverKind.New().(*storagev1.CSIDriver)
-	o.Name = "d"
-	if p := b.set.period(t.Context(), "d"); p != forever {
-		t.Error(p)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		d := csitest.New("d", t.TempDir())
+		one := &driver{Client: d.Client()}
+		if err := b.set.ask(t.Context(), one); err != nil {
+			t.Fatal(err)
+		}
+		b.set.drivers["d"] = one
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { b.set.follow(ctx, "d", one) })
+		for _, c := range []struct {
+			seconds *int64
+			wait    time.Duration
+			asked   bool
+		}{{nil, 10 * time.Minute, false}, {new(int64(600)), 11 * time.Minute, true}, {new(int64(600)), 9 * time.Minute, false}, {new(int64(10)), 2 * time.Minute, true},
+			{nil, 2 * time.Minute, true}, {nil, time.Hour, false}} {
+			o := api.CSIDriverKind.New().(*storagev1.CSIDriver)
+			o.Name, o.Spec.NodeAllocatableUpdatePeriodSeconds = "d", c.seconds
+			b.api.Put(o)
+			before := b.written()
+			d.Node = &spec.NodeGetInfoResponse{NodeId: d.Node.NodeId, MaxVolumesPerNode: d.Node.MaxVolumesPerNode + 1}
+			time.Sleep(c.wait)
+			synctest.Wait()
+			if got := b.written(); (got != before) != c.asked {
+				t.Errorf("%+v: %s, before %s", c, got, before)
+			}
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// away is an API that fails as often as it says.
+type away struct {
+	client.Client
+	left int
+	err  error
+}
+
+func (a *away) Get(ctx context.Context, k *api.Kind, key api.Key) (api.Object, error) {
+	if a.left--; a.left >= 0 {
+		return nil, a.err
 	}
-	o.Spec.NodeAllocatableUpdatePeriodSeconds = new(int64(60))
-	b.api.Put(o)
-	if p := b.set.period(t.Context(), "d"); p != time.Minute {
-		t.Error(p)
+	return a.Client.Get(ctx, k, key)
+}
+
+// A driver waits for the Node and the API, and hears of its own faults alone.
+func TestPatience(t *testing.T) {
+	refused := apierrors.NewForbidden(corev1.Resource("nodes"), "n1", errors.New("that label is not yours"))
+	for want, err := range map[string]error{"": apierrors.NewServerTimeout(corev1.Resource("nodes"), "get", 1), refused.Error(): refused} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t)
+			n := b.node()
+			late := time.Now().Add(time.Minute)
+			b.set.object = func() *corev1.Node {
+				if time.Now().Before(late) {
+					return nil
+				}
+				return n
+			}
+			b.set.client = &away{b.api, 3, err}
+			d := &driver{Client: csitest.New("d", t.TempDir()).Client()}
+			if err := b.set.ask(t.Context(), d); err != nil {
+				t.Fatal(err)
+			}
+			err := b.set.enter(t.Context(), "d", d)
+			if got := fmt.Sprint(err); want == "" && err != nil || want != "" && got != want {
+				t.Errorf("%s, want %q", got, want)
+			}
+			if in := strings.Contains(b.written(), `"name":"d"`); in != (want == "") {
+				t.Error(b.written())
+			}
+		})
 	}
+}
+
+// A Node that is made anew has a CSINode again.
+func TestNodeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { b.set.Run(ctx, func() {}) })
+		synctest.Wait()
+		for range 2 {
+			if got := b.written(); got != "[] " {
+				t.Error(got)
+			}
+			n := b.node().DeepCopy()
+			n.UID = "another"
+			b.api.Put(n)
+			b.set.NodeChanged()
+			synctest.Wait()
+		}
+		cancel()
+		wg.Wait()
+	})
 }
 
 // busy writes to the Node in the moment before the Set does, some times.

@@ -107,7 +107,7 @@ func (s *Set) collides(name string, info *spec.NodeGetInfoResponse) error {
 	}
 	for key, value := range info.GetAccessibleTopology().GetSegments() {
 		if have, ok := n.Labels[key]; ok && have != value {
-			return fmt.Errorf("driver %s says that this node is at %s=%s, and its label says %s: remove the label if it is wrong", name, key, value, have)
+			return fault{fmt.Errorf("driver %s says that this node is at %s=%s, and its label says %s: remove the label if it is wrong", name, key, value, have)}
 		}
 	}
 	return nil

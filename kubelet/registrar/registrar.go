@@ -10,6 +10,7 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -231,7 +232,7 @@ func (r *Registrar) offer(ctx context.Context, path string, log *slog.Logger) (a
 		return false, err
 	}
 	registered := false
-	err = handler.Serve(ctx, Registration{Name: info.Name, Socket: info.Endpoint, Versions: info.SupportedVersions}, func() {
+	err = handler.Serve(ctx, Registration{Name: info.Name, Socket: cmp.Or(info.Endpoint, path), Versions: info.SupportedVersions}, func() {
 		registered = true
 		log.Info("program is registered", "type", info.Type, "name", info.Name)
 		tell(nil)
