@@ -5,8 +5,9 @@
 //	                     │            └──fails──> NotifyRegistrationStatus(false), and again after a while
 //	                     └──type that nobody serves──> NotifyRegistrationStatus(false), for good
 //
-// A socket is told from one that was made later under the same name by its inode and the time of its making. Names that begin with a dot are
-// left alone. The folder is watched by events; nothing is polled.
+// A socket is told from one that was made later under the same name by its inode and, where the file system notes that, the time of its making.
+// Names that begin with a dot are left alone, and so are subfolders, which upstream follows: no program that is known offers itself there.
+// The folder is watched by events; nothing is polled.
 package registrar
 
 import (
@@ -22,9 +23,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -78,13 +79,14 @@ type Registrar struct {
 type serving struct {
 	id     identity
 	cancel context.CancelCauseFunc
-	done   chan struct{}
+	ended  bool          // it is told to end; what comes under its name waits for that
+	done   chan struct{} // it has ended
 }
 
 // identity tells sockets of one name apart.
 type identity struct {
 	inode uint64
-	made  syscall.Timespec
+	made  unix.StatxTimestamp
 }
 
 // New returns a Registrar of the sockets in dir. Handlers are by type (registerapi.CSIPlugin).
@@ -134,13 +136,21 @@ func (r *Registrar) look(ctx context.Context) error {
 	}
 	for path, s := range r.served {
 		if id, ok := found[path]; !ok {
-			r.end(path, s, ErrGone)
+			s.end(ErrGone)
 		} else if id != s.id {
-			r.end(path, s, ErrRenewed)
+			s.end(ErrRenewed)
+		}
+		select {
+		case <-s.done:
+			if s.ended {
+				delete(r.served, path)
+			}
+		default:
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(found)) {
-		if r.served[path] != nil {
+		before := r.served[path]
+		if before != nil && !before.ended {
 			continue
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
@@ -149,16 +159,19 @@ func (r *Registrar) look(ctx context.Context) error {
 		r.wg.Go(func() {
 			defer close(s.done)
 			defer cancel(nil)
+			if before != nil {
+				<-before.done
+			}
 			r.serve(ctx, path)
 		})
 	}
 	return nil
 }
 
-func (r *Registrar) end(path string, s *serving, why error) {
-	s.cancel(why)
-	<-s.done
-	delete(r.served, path)
+// end tells who serves the socket to end, which may take a while: others are not kept waiting by that.
+func (s *serving) end(why error) {
+	s.cancel(why) // the first reason counts
+	s.ended = true
 }
 
 // sockets returns those in dir.
@@ -172,12 +185,11 @@ func sockets(dir string) (map[string]identity, error) {
 		if e.Type()&fs.ModeSocket == 0 || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
+		path, st := filepath.Join(dir, e.Name()), unix.Statx_t{}
+		if unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st) != nil {
 			continue // gone already
 		}
-		st := info.Sys().(*syscall.Stat_t)
-		found[filepath.Join(dir, e.Name())] = identity{st.Ino, st.Ctim}
+		found[path] = identity{st.Ino, st.Btime}
 	}
 	return found, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -158,6 +159,50 @@ func TestRefused(t *testing.T) {
 		if r := <-n.came; r.Name != "a" {
 			t.Error(r)
 		}
+	}
+}
+
+// One program that takes its time to end holds up no other, but what comes in its place; and it is the same after a chmod.
+func TestSlowEnd(t *testing.T) {
+	dir, n := t.TempDir(), newNotes()
+	n.left = make(chan error) // who ends waits until it is seen
+	begin(t, dir, n)
+	p := start(t, dir, "a.sock", registerapi.CSIPlugin, "a")
+	<-p.told
+	<-n.came
+	if err := os.Chmod(p.path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	p = start(t, dir, "a.sock", registerapi.CSIPlugin, "a")
+	other := start(t, dir, "b.sock", registerapi.CSIPlugin, "b")
+	<-other.told
+	if r := <-n.came; r.Name != "b" {
+		t.Error(r)
+	}
+	if err := <-n.left; !errors.Is(err, ErrGone) && !errors.Is(err, ErrRenewed) { // both may be seen as one change
+		t.Error(err)
+	}
+	if r := <-n.came; r.Name != "a" {
+		t.Error(r)
+	}
+	<-p.told
+	p.stop()
+	<-n.left
+	other.stop()
+	<-n.left
+}
+
+// A socket is told from another by what does not change with its mode.
+func TestIdentity(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "a.sock", registerapi.CSIPlugin, "a")
+	before, err := sockets(dir)
+	if err = errors.Join(err, os.Chmod(p.path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := sockets(dir); err != nil || len(after) != 1 || !maps.Equal(before, after) {
+		t.Error(before, after, err)
 	}
 }
 
