@@ -157,7 +157,7 @@ func TestDiskIsAttached(t *testing.T) {
 		b.pods.Volumes.Reported(used)
 		n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: used[0]}}
 		b.later.Store(n)
-		time.Sleep(time.Second)
+		b.pods.WakeAll() // as the Node's change does
 		b.wantRunning("app")
 		b.api.DeletePod(api.Key{Namespace: "default", Name: "a"}, 5)
 		b.settle()

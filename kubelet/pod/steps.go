@@ -177,6 +177,9 @@ func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 // mountJob is the job that brings up the pod's volumes of claims and drivers.
 const mountJob = "mount"
 
+// attachStep is the name under which a pod waits for volumes to be attached.
+const attachStep = "attach"
+
 // mount has the pod's volumes of claims and drivers brought up, and looked after, beside the worker. It reports whether all are up.
 func (w *worker) mount(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	exists, done, err := w.jobs.state(mountJob)
@@ -188,7 +191,7 @@ func (w *worker) mount(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	}
 	if err != nil && !slices.ContainsFunc(unjoin(err), func(e error) bool { return !errors.Is(e, volume.ErrWaiting) }) {
 		w.log.Debug("volumes are not attached yet", "err", err)
-		w.at(w.now().Add(attachLook)) // the Node tells too
+		w.at(w.retries.grow(attachStep, w.now())) // the Node tells too, but what it tells of may be seen a moment after it
 		return false, nil
 	}
 	if err != nil {
@@ -196,15 +199,13 @@ func (w *worker) mount(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	}
 	next := w.Volumes.Next(pod)
 	if next.After(w.now()) || next.IsZero() {
+		w.retries.reset(attachStep)
 		w.at(next)
 		return true, nil
 	}
 	w.jobs.do(ctx, mountJob, func(ctx context.Context) error { return w.Volumes.Mount(ctx, pod, w.source(ctx, pod)) })
 	return w.Volumes.Mounted(pod), nil
 }
-
-// attachLook is how long a pod waits for the Node to change before it looks itself whether a volume is attached.
-const attachLook = time.Second
 
 // unjoin returns the errors that were joined.
 func unjoin(err error) (all []error) {
