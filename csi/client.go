@@ -9,6 +9,8 @@ import (
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
@@ -18,9 +20,14 @@ const (
 	questionLimit  = 15 * time.Second
 )
 
+// reconnect is how a driver is found again that was started anew behind its socket: soon, as a socket costs nothing.
+var reconnect = grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+	MinConnectTimeout: time.Second}
+
 // Node is what a driver does on the node, as far as the kubelet asks for it.
 type Node interface {
-	// Capabilities returns the optional calls that the driver has. They are asked for once and remembered.
+	// Capabilities returns the optional calls that the driver has. They are asked for once and remembered until the driver is away: another
+	// release may come back.
 	Capabilities(ctx context.Context) (Capabilities, error)
 	// Info returns what the driver calls this node, and what it says of its place.
 	Info(ctx context.Context) (*spec.NodeGetInfoResponse, error)
@@ -50,7 +57,6 @@ type Stats struct {
 type Client struct {
 	driver string
 	node   spec.NodeClient
-	ident  spec.IdentityClient
 	close  func() error
 
 	mu    sync.Mutex
@@ -63,34 +69,22 @@ func Dial(driver, socket string) (*Client, error) {
 	if !filepath.IsAbs(socket) {
 		return nil, fmt.Errorf("driver %s: its socket %q is not an absolute path", driver, socket)
 	}
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(reconnect))
 	if err != nil {
 		return nil, fmt.Errorf("driver %s: dial %s: %w", driver, socket, err)
 	}
-	c := New(driver, spec.NewIdentityClient(conn), spec.NewNodeClient(conn))
+	c := New(driver, spec.NewNodeClient(conn))
 	c.close = conn.Close
 	return c, nil
 }
 
-// New returns a Client over the services of a driver that are reached in another way.
-func New(driver string, ident spec.IdentityClient, node spec.NodeClient) *Client {
-	return &Client{driver: driver, ident: ident, node: node, close: func() error { return nil }}
+// New returns a Client over the node service of a driver that is reached in another way.
+func New(driver string, node spec.NodeClient) *Client {
+	return &Client{driver: driver, node: node, close: func() error { return nil }}
 }
 
 // Close ends the connection. Calls that are under way fail.
 func (c *Client) Close() error { return c.close() }
-
-// Check asks the driver for its name, which has to be the one that it is known by.
-func (c *Client) Check(ctx context.Context) error {
-	r, err := call(ctx, c, "GetPluginInfo", questionLimit, &spec.GetPluginInfoRequest{}, c.ident.GetPluginInfo)
-	if err != nil {
-		return err
-	}
-	if r.Name != c.driver {
-		return fmt.Errorf("driver %s: GetPluginInfo answers that its name is %q: register it by the name that it has", c.driver, r.Name)
-	}
-	return nil
-}
 
 // Capabilities implements Node.
 func (c *Client) Capabilities(ctx context.Context) (Capabilities, error) {
@@ -180,7 +174,11 @@ func call[Q, A any](ctx context.Context, c *Client, name string, limit time.Dura
 	defer cancel()
 	a, err := f(ctx, q)
 	if err != nil {
-		err = newError(c.driver, name, limit, err, secretsOf(q))
+		if err = newError(c.driver, name, limit, err, secretsOf(q)); Code(err) == codes.Unavailable {
+			c.mu.Lock()
+			c.known = nil
+			c.mu.Unlock()
+		}
 	}
 	return a, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -35,9 +36,6 @@ func TestSuite(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if err := c.Check(t.Context()); err != nil {
-			t.Error(err)
-		}
 		for name, n := range map[string]csi.Node{"socket": c, "in process": d.Client()} {
 			t.Run(name, func(t *testing.T) { csitest.Suite(t, n, csitest.Volume{Handle: "v"}) })
 		}
@@ -95,35 +93,55 @@ func (silent) NodeUnstageVolume(ctx context.Context, _ *spec.NodeUnstageVolumeRe
 	return nil, ctx.Err()
 }
 
-// A driver that does not answer is given up, and one that is called by another name is refused.
+// A driver that does not answer is given up.
 func TestLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
-		err := csi.New("d", nil, silent{}).Unstage(t.Context(), &spec.NodeUnstageVolumeRequest{VolumeId: "v"})
+		err := csi.New("d", silent{}).Unstage(t.Context(), &spec.NodeUnstageVolumeRequest{VolumeId: "v"})
 		if csi.Code(err) != codes.DeadlineExceeded || time.Since(begin) != 2*time.Minute {
 			t.Error(time.Since(begin), err)
 		}
 	})
+	if _, err := csi.Dial("d", "relative"); err == nil {
+		t.Error("a relative path was taken")
+	}
+}
+
+// A driver that was away is found again, and asked anew what it can do.
+func TestReturns(t *testing.T) {
 	d := csitest.New("d", t.TempDir())
 	socket := filepath.Join(t.TempDir(), "s")
 	stop, err := d.Serve(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := csi.Dial("other", socket)
+	c, err := csi.Dial("d", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
-	if err := other.Check(t.Context()); err == nil || !strings.Contains(err.Error(), `its name is "d"`) {
-		t.Error(err)
+	defer c.Close()
+	if can, err := c.Capabilities(t.Context()); err != nil || len(can) != 1 {
+		t.Error(can, err)
 	}
 	stop()
-	if err := other.Check(t.Context()); csi.Code(err) != codes.Unavailable {
+	if _, err := c.Info(t.Context()); csi.Code(err) != codes.Unavailable {
 		t.Error(err)
 	}
-	if _, err := csi.Dial("d", "relative"); err == nil {
-		t.Error("a relative path was taken")
+	d.Can = append(d.Can, spec.NodeServiceCapability_RPC_EXPAND_VOLUME)
+	if stop, err = d.Serve(socket); err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	for {
+		can, err := c.Capabilities(t.Context())
+		if csi.Code(err) == codes.Unavailable {
+			runtime.Gosched() // it connects meanwhile
+			continue
+		}
+		if err != nil || len(can) != 2 {
+			t.Error(can, err)
+		}
+		break
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package csi is the seam to storage drivers: the identity and node services of the Container Storage Interface, version 1, as the
-// kubelet calls them over a driver's unix socket. It stands where upstream's csiDriverClient stands. The messages are the
+// Package csi is the seam to storage drivers: the node service of the Container Storage Interface, version 1, as the
+// kubelet calls it over a driver's unix socket. It stands where upstream's csiDriverClient stands. The messages are the
 // specification's own (github.com/container-storage-interface/spec).
 //
 //	kubelet --> Node --(Dial: gRPC on a unix socket)--> a driver's program or pod

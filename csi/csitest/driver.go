@@ -22,7 +22,7 @@ import (
 	"github.com/yare-dev/yare/csi"
 )
 
-// Driver is a driver's identity and node services over folders: volume v is the folder v in Dir, or the device node v for block access.
+// Driver is a driver's node service over folders: volume v is the folder v in Dir, or the device node v for block access.
 // Its methods may be called at once. Set the fields before the first call.
 //
 //	none ─Stage─> staged ─Publish─> published, once for each target
@@ -30,7 +30,6 @@ import (
 //
 // A call that may not follow fails, and is noted in Broken: the caller did not keep to the specification.
 type Driver struct {
-	spec.UnimplementedIdentityServer
 	spec.UnimplementedNodeServer
 
 	Name string
@@ -64,7 +63,7 @@ func New(name, dir string) *Driver {
 
 // Client returns a client that calls the driver's methods without a socket.
 func (d *Driver) Client() *csi.Client {
-	return csi.New(d.Name, identity{d}, node{d})
+	return csi.New(d.Name, node{d})
 }
 
 // Serve serves the driver on a socket until the returned function is called.
@@ -74,7 +73,6 @@ func (d *Driver) Serve(socket string) (stop func(), err error) {
 		return nil, err
 	}
 	s := grpc.NewServer()
-	spec.RegisterIdentityServer(s, d)
 	spec.RegisterNodeServer(s, d)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Serve(l) })
@@ -140,11 +138,6 @@ func (d *Driver) do(call, volume string, request any, f func() error) error {
 		err = d.Hook(call, volume, true)
 	}
 	return err
-}
-
-// GetPluginInfo implements the identity service.
-func (d *Driver) GetPluginInfo(context.Context, *spec.GetPluginInfoRequest) (*spec.GetPluginInfoResponse, error) {
-	return &spec.GetPluginInfoResponse{Name: d.Name, VendorVersion: "1"}, nil
 }
 
 // NodeGetInfo implements the node service.

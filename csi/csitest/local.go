@@ -7,21 +7,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// identity and node call a Driver as its clients do, in the caller's goroutine: the bubbles of testing/synctest know no sockets.
-type identity struct{ d *Driver }
-
-func (i identity) GetPluginInfo(ctx context.Context, r *spec.GetPluginInfoRequest, _ ...grpc.CallOption) (*spec.GetPluginInfoResponse, error) {
-	return i.d.GetPluginInfo(ctx, r)
-}
-
-func (i identity) GetPluginCapabilities(ctx context.Context, r *spec.GetPluginCapabilitiesRequest, _ ...grpc.CallOption) (*spec.GetPluginCapabilitiesResponse, error) {
-	return i.d.GetPluginCapabilities(ctx, r)
-}
-
-func (i identity) Probe(ctx context.Context, r *spec.ProbeRequest, _ ...grpc.CallOption) (*spec.ProbeResponse, error) {
-	return i.d.Probe(ctx, r)
-}
-
+// node calls a Driver as its clients do, in the caller's goroutine: the bubbles of testing/synctest know no sockets.
 type node struct{ d *Driver }
 
 func (n node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeRequest, _ ...grpc.CallOption) (*spec.NodeStageVolumeResponse, error) {

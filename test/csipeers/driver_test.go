@@ -148,9 +148,6 @@ func (b *bed) suite() {
 		b.t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Check(b.context()); err != nil {
-		b.t.Error(err)
-	}
 	csitest.Suite(b.t, c, csitest.Volume{Handle: v.VolumeId})
 }
 
