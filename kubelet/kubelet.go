@@ -285,12 +285,12 @@ func (k *Kubelet) dns() spec.DNS {
 
 // serve runs the server.
 func (k *Kubelet) serve(ctx context.Context, ready func()) error {
-	volumes := &stats.Volumes{Measure: k.volumes.Stats, Pods: k.pods.All, Failed: func(p *corev1.Pod, err error) {
+	volumes := &stats.Volumes{Context: ctx, Measure: k.volumes.Stats, Pods: k.pods.All, Failed: func(p *corev1.Pod, err error) {
 		k.log.Warn("volume is not measured", "pod", p.Namespace+"/"+p.Name, "err", err)
 	}}
 	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All, Volumes: volumes}
 	registry := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{stats.NewRunning(k.pods.All), stats.NewClaims(ctx, volumes)} {
+	for _, c := range []prometheus.Collector{stats.NewRunning(k.pods.All), stats.NewClaims(volumes)} {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
