@@ -173,6 +173,10 @@ func TestPeriod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		d := csitest.New("d", t.TempDir())
+		d.Hook = func(string, string, bool) error { // each answer is another
+			d.Node = &spec.NodeGetInfoResponse{NodeId: d.Node.NodeId, MaxVolumesPerNode: d.Node.MaxVolumesPerNode + 1}
+			return nil
+		}
 		one := &driver{Client: d.Client()}
 		if err := b.set.ask(t.Context(), one); err != nil {
 			t.Fatal(err)
@@ -191,7 +195,6 @@ func TestPeriod(t *testing.T) {
 			o.Name, o.Spec.NodeAllocatableUpdatePeriodSeconds = "d", c.seconds
 			b.api.Put(o)
 			before := b.written()
-			d.Node = &spec.NodeGetInfoResponse{NodeId: d.Node.NodeId, MaxVolumesPerNode: d.Node.MaxVolumesPerNode + 1}
 			time.Sleep(c.wait)
 			synctest.Wait()
 			if got := b.written(); (got != before) != c.asked {

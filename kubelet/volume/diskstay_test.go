@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,24 +17,29 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Volumes that come to be in use at once are all of InUse, and stay reported once they are.
+// Volumes that come to be in use at once are all told, and stay reported once they are.
 func TestInUseTogether(t *testing.T) {
-	for range 20 {
-		v := New(t.TempDir(), Disks{Changed: func() {}})
+	for range 50 {
+		var told atomic.Int32
+		v := New(t.TempDir(), Disks{Changed: func() { told.Add(1) }})
 		var wg sync.WaitGroup
-		for i := range 8 {
+		start := make(chan struct{})
+		for i := range 64 {
+			d := &disk{Name: fmt.Sprint(i), Handle: fmt.Sprint(i), Driver: "d", Attachment: "a"}
 			wg.Go(func() {
-				if err := v.save("u", &disk{Name: fmt.Sprint(i), Handle: fmt.Sprint(i), Driver: "d", Attachment: "a"}); err != nil {
+				<-start
+				if err := v.change(func(all map[held]*disk) { all[held{"u", d.Name}] = d }); err != nil {
 					t.Error(err)
 				}
+				v.Reported([]corev1.UniqueVolumeName{d.uniqueName()})
 			})
 		}
+		close(start)
 		wg.Wait()
 		used, err := v.InUse()
-		if err != nil || len(used) != 8 {
-			t.Fatal(used, err)
+		if err != nil || len(used) != 64 || told.Load() != 64 {
+			t.Fatal(used, told.Load(), err)
 		}
-		v.Reported(used)
 		for _, name := range used {
 			if !v.isReported(name) {
 				t.Fatal("it was thrown away:", name)
