@@ -153,12 +153,9 @@ func (c claimed) later(pod *corev1.Pod, src Storage, name string, err error) *cl
 	if !errors.Is(err, ErrWaiting) && !apierrors.IsConflict(err) {
 		src.Say(pod, corev1.EventTypeWarning, "FailedMount", fmt.Sprintf("volume %q, which the pod has, cannot be looked after now: %v", name, err))
 	}
-	c.again = time.Now().Add(lookAgain)
+	c.again = time.Now().Add(lookEvery)
 	return &c
 }
-
-// lookAgain is when a volume is looked after again that is up and could not be.
-const lookAgain = 30 * time.Second
 
 // errNotAlone refuses a second pod on a volume that only one may have, in upstream's words.
 var errNotAlone = errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod")

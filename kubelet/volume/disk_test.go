@@ -410,7 +410,7 @@ func TestDiskTokens(t *testing.T) {
 	if err := json.Unmarshal([]byte(in), &got); err != nil || got["vault"].Token != "tok" || got[""].Token != "tok" {
 		t.Error(in, err)
 	}
-	if next := s.v.Next(s.pod("u1")); next.Before(time.Now().Add(publishEvery-time.Minute)) || next.After(time.Now().Add(publishEvery)) {
+	if next := s.v.Next(s.pod("u1")); next.Before(time.Now()) || next.After(time.Now().Add(lookEvery)) {
 		t.Error("looked after at", next)
 	}
 	s.drive.Spec.ServiceAccountTokenInSecrets = new(true)
@@ -423,7 +423,7 @@ func TestDiskTokens(t *testing.T) {
 	}
 	s.mustMount("u1")
 	s.wantCalls()
-	if m := (&mounting{object: s.drive, last: time.Now().Add(-publishEvery)}); !m.due(time.Now()) {
+	if m := (&mounting{object: s.drive, last: time.Now().Add(-lookEvery)}); !m.due(time.Now()) {
 		t.Error("not published again")
 	}
 }

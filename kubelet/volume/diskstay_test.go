@@ -100,7 +100,7 @@ func TestDiskStays(t *testing.T) {
 			mend := broken()
 			s.mustMount("u1")
 			mend()
-			if next := s.v.Next(s.pod("u1")); next.Before(time.Now()) || next.After(time.Now().Add(lookAgain)) || !s.v.Mounted(s.pod("u1")) {
+			if next := s.v.Next(s.pod("u1")); next.Before(time.Now()) || next.After(time.Now().Add(lookEvery)) || !s.v.Mounted(s.pod("u1")) {
 				t.Error(name, "looked after at", next)
 			}
 			if told := len(s.o.warnings) == 1 && strings.Contains(s.o.warnings[0], "FailedMount volume"); told == (name == "it is not attached") {

@@ -33,11 +33,9 @@ var ErrWaiting = errors.New("waiting for attachment")
 // podInfo opens the names of what is told drivers about pods, in a volume's context.
 const podInfo = "csi.storage.k8s.io/"
 
-// publishEvery is how often a volume is published again whose driver wants that; upstream's pods are looked after as often.
-const publishEvery = time.Minute
-
-// growEvery is how often it is looked whether a volume has grown: a kubelet may not watch claims.
-const growEvery = time.Minute
+// lookEvery is how often a volume that is up is looked after: it is published again where its driver wants that, as often as upstream does, and
+// has perhaps grown, as a kubelet may not watch claims. What failed then is tried again as late.
+const lookEvery = time.Minute
 
 // mounting is one attempt to bring a disk up, or to publish it again.
 type mounting struct {
@@ -347,16 +345,13 @@ func (m *mounting) republishes() bool {
 
 // due reports whether the volume, which was published, has to be so again. Tokens live ten minutes at least: the driver gets another in time.
 func (m *mounting) due(now time.Time) bool {
-	return m.republishes() && (m.last.IsZero() || !now.Before(m.last.Add(publishEvery)))
+	return m.republishes() && (m.last.IsZero() || !now.Before(m.last.Add(lookEvery)))
 }
 
 // again is when to look after the volume next; zero: never.
 func (m *mounting) again(now time.Time) time.Time {
-	switch {
-	case m.pv != nil && !m.readOnly && m.can[spec.NodeServiceCapability_RPC_EXPAND_VOLUME]:
-		return now.Add(growEvery)
-	case m.republishes():
-		return now.Add(publishEvery)
+	if m.republishes() || m.pv != nil && !m.readOnly && m.can[spec.NodeServiceCapability_RPC_EXPAND_VOLUME] {
+		return now.Add(lookEvery)
 	}
 	return time.Time{}
 }

@@ -88,7 +88,7 @@ func TestDiskGrows(t *testing.T) {
 	size("1Gi", "1Gi")
 	s.mustMount("u1")
 	s.wantCalls("Stage h", "Publish h")
-	if next := s.v.Next(s.pod("u1")); next.IsZero() || next.After(time.Now().Add(growEvery)) {
+	if next := s.v.Next(s.pod("u1")); next.IsZero() || next.After(time.Now().Add(lookEvery)) {
 		t.Error("looked after at", next)
 	}
 	size("2Gi", "1Gi")
