@@ -277,7 +277,7 @@ func (b *bed) waitCalled(pod, volume string) {
 	uid := b.kubectl("get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
 	for range 600 {
 		text, err := os.ReadFile(filepath.Join(b.root, "pods", uid, "volumes", "kubernetes.io~csi", volume, "vol_data.json"))
-		if err == nil && strings.Contains(string(text), `"called":true`) {
+		if err == nil && !strings.Contains(string(text), `"uncalled":true`) {
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
