@@ -51,7 +51,8 @@ type Set struct {
 	writing sync.Mutex // one writes at a time: they write the same objects
 
 	mu      sync.Mutex
-	drivers map[string]*driver
+	names   map[string]*driver // whose a name is: one at a time
+	drivers map[string]*driver // those that are usable
 }
 
 type driver struct {
@@ -62,7 +63,7 @@ type driver struct {
 
 // New returns a Set without drivers. Object returns the Node, nil before it is registered; changed is called when a driver has come or gone.
 func New(node string, object func() *corev1.Node, c client.Client, log *slog.Logger, changed func()) *Set {
-	return &Set{node: node, object: object, client: c, log: log, changed: changed, poke: make(chan struct{}, 1), drivers: map[string]*driver{}}
+	return &Set{node: node, object: object, client: c, log: log, changed: changed, poke: make(chan struct{}, 1), names: map[string]*driver{}, drivers: map[string]*driver{}}
 }
 
 // Driver returns the driver of that name.
@@ -147,15 +148,44 @@ func (s *Set) Serve(ctx context.Context, r registrar.Registration, ready func())
 	return nil
 }
 
-// enter makes the driver usable, and writes what it says.
+// enter writes what the driver says, and makes it usable: what is written for another must not fail by it.
 func (s *Set) enter(ctx context.Context, name string, d *driver) error {
-	if err := s.patiently(ctx, name, func(context.Context) error { return s.collides(name, d.info) }); err != nil {
+	for told := false; ; told = true {
+		before := s.reserve(name, d)
+		if before == nil {
+			break
+		}
+		if !told {
+			s.log.Warn("a driver waits: another of its name is registered, and has its volumes", "driver", name, "socket", d.socket, "other", before.socket)
+		}
+		if err := run.Pause(ctx, retryEvery); err != nil {
+			return err
+		}
+	}
+	err := s.patiently(ctx, name, func(ctx context.Context) error {
+		if err := s.collides(name, d.info); err != nil {
+			return err
+		}
+		return s.write(ctx, map[string]*spec.NodeGetInfoResponse{name: d.info})
+	})
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.drivers[name] = d
 	s.mu.Unlock()
-	return s.patiently(ctx, name, s.keep)
+	return nil
+}
+
+// reserve gives d the name, or returns who has it.
+func (s *Set) reserve(name string, d *driver) (before *driver) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have := s.names[name]; have != nil {
+		return have
+	}
+	s.names[name] = d
+	return nil
 }
 
 // follow asks the driver how many volumes it can attach, as often as its CSIDriver says at the time, until ctx ends.
@@ -182,17 +212,20 @@ func (s *Set) follow(ctx context.Context, name string, d *driver) {
 	}
 }
 
+// mostSegments is how many parts a driver's topology has at most; real ones have a handful.
+const mostSegments = 100
+
 // check refuses a driver that cannot be used, by what it says of itself.
 func check(r registrar.Registration) error {
 	if e := validation.IsDNS1123Subdomain(strings.ToLower(r.Name)); len(e) > 0 || len(r.Name) > 63 {
-		return fmt.Errorf("name %q is not that of a CSI driver: at most 63 letters, digits, '-' and '.'", r.Name)
+		return fmt.Errorf("name %.200q is not that of a CSI driver: at most 63 letters, digits, '-' and '.'", r.Name)
 	}
 	for _, text := range r.Versions {
 		if v, err := version.ParseGeneric(text); err == nil && v.Major() == 1 {
 			return nil
 		}
 	}
-	return fmt.Errorf("driver %s supports versions %s of CSI, and this node 1", r.Name, strings.Join(r.Versions, ", "))
+	return fmt.Errorf("driver %s supports versions %.200s of CSI, and this node 1", r.Name, strings.Join(r.Versions, ", "))
 }
 
 // ask asks the driver what it calls this node.
@@ -204,6 +237,9 @@ func (s *Set) ask(ctx context.Context, d *driver) error {
 	if info.NodeId == "" {
 		return errors.New("NodeGetInfo: the driver has no name for this node (node_id)")
 	}
+	if n := len(info.GetAccessibleTopology().GetSegments()); n > mostSegments {
+		return fmt.Errorf("NodeGetInfo: the driver's topology has %d segments, which would all be labels of the Node: %d at most", n, mostSegments)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.info = info
@@ -213,8 +249,9 @@ func (s *Set) ask(ctx context.Context, d *driver) error {
 // drop forgets the driver when its Serve ends; what was written goes with its socket.
 func (s *Set) drop(ctx context.Context, name string, d *driver) {
 	s.mu.Lock()
-	mine := s.drivers[name] == d
+	mine := s.names[name] == d
 	if mine {
+		delete(s.names, name)
 		delete(s.drivers, name)
 	}
 	s.mu.Unlock()

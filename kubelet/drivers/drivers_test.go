@@ -153,6 +153,13 @@ func TestRefused(t *testing.T) {
 		"is not an absolute path":                              func(r *registrar.Registration) { r.Socket = "s" },
 		"driver d: NodeGetInfo: Unavailable":                   func(r *registrar.Registration) { r.Socket = filepath.Join(t.TempDir(), "none") },
 		"the driver has no name for this node":                 func(*registrar.Registration) { d.Node = &spec.NodeGetInfoResponse{} },
+		"has 101 segments": func(*registrar.Registration) {
+			many := map[string]string{}
+			for i := range 101 {
+				many[fmt.Sprint("k", i)] = "v"
+			}
+			d.Node = &spec.NodeGetInfoResponse{NodeId: "n", AccessibleTopology: &spec.Topology{Segments: many}}
+		},
 		"says that this node is at zone=z2, and its label says z1": func(*registrar.Registration) {
 			d.Node = &spec.NodeGetInfoResponse{NodeId: "n", AccessibleTopology: &spec.Topology{Segments: map[string]string{"zone": "z2"}}}
 		},
@@ -166,6 +173,58 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: it is used", want)
 		}
 	}
+}
+
+// A second driver of a name waits until the first is gone, and takes nothing from it.
+func TestSameName(t *testing.T) {
+	b := newBed(t)
+	first, second := csitest.New("d", t.TempDir()), csitest.New("d", t.TempDir())
+	second.Node = &spec.NodeGetInfoResponse{NodeId: "second"}
+	end, err := b.serve(serveDriver(t, first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-b.changed
+	before := b.written()
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	asked := make(chan struct{})
+	second.Hook = func(call, _ string, _ bool) error {
+		if call == "Info" {
+			close(asked)
+		}
+		return nil
+	}
+	go func() { done <- b.set.Serve(ctx, serveDriver(t, second), func() { close(ready) }) }()
+	<-asked
+	if d, err := b.set.Driver("d"); err != nil || d.(*driver).info.NodeId != "node-of-d" || b.written() != before {
+		t.Error("it was taken over:", err, b.written())
+	}
+	end(registrar.ErrGone)
+	<-ready
+	if d, err := b.set.Driver("d"); err != nil || d.(*driver).info.NodeId != "second" || !strings.Contains(b.written(), "second") {
+		t.Error("it was not taken up:", err, b.written())
+	}
+	cancel()
+	<-done
+}
+
+// A driver whose labels the API refuses fails alone.
+func TestRefusedAlone(t *testing.T) {
+	b := newBed(t)
+	bad, good := csitest.New("bad", t.TempDir()), csitest.New("good", t.TempDir())
+	bad.Node = &spec.NodeGetInfoResponse{NodeId: "n", AccessibleTopology: &spec.Topology{Segments: map[string]string{"zone": "elsewhere"}}}
+	if _, err := b.serve(serveDriver(t, bad)); err == nil {
+		t.Fatal("it was registered")
+	}
+	end, err := b.serve(serveDriver(t, good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := b.written(); strings.Contains(w, "bad") || !strings.Contains(w, "good") {
+		t.Error(w)
+	}
+	end(registrar.ErrGone)
 }
 
 // How many volumes a driver can attach is asked again as often as its CSIDriver says, also where it says so later.

@@ -26,14 +26,19 @@ var errNoNode = errors.New("this node is not registered yet")
 
 // keep writes what is known of the drivers, where it differs.
 func (s *Set) keep(ctx context.Context) error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
 	s.mu.Lock()
 	infos := map[string]*spec.NodeGetInfoResponse{}
 	for name, d := range s.drivers {
 		infos[name] = d.info
 	}
 	s.mu.Unlock()
+	return s.write(ctx, infos)
+}
+
+// write writes what some drivers say, where it differs.
+func (s *Set) write(ctx context.Context, infos map[string]*spec.NodeGetInfoResponse) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	node := s.object()
 	if node == nil {
 		return errNoNode
