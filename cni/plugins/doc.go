@@ -14,7 +14,7 @@
 //	└────────────────────────────┘         └──────────────────────────────────────┘
 //
 // The gateway address is on no link; a permanent neighbour entry stands for it, so there
-// is no ARP at all. Links have the MTU of the host's default route.
+// is no ARP at all. The host learns nothing from a pod, no router and no redirection either (CVE-2020-10749). Links have the MTU of the host's default route.
 //
 // Host ports and masquerading are in an nftables table of the network's own. A host port is
 // matched on the destination address: an address of this host, or the given one (CVE-2025-67499).

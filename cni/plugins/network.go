@@ -130,11 +130,9 @@ type host struct {
 	mtu   int
 }
 
-// sysctl sets a sysctl of a link on the host.
-func (h *host) sysctl(name, key, value string) error {
-	return netns.Do(fmt.Sprintf("/proc/self/fd/%d", h.ns.Fd()), func() error {
-		return link.Sysctl("net/ipv4/conf/"+name+"/"+key, value)
-	})
+// do calls f on a thread in the host's namespace.
+func (h *host) do(f func() error) error {
+	return netns.Do(fmt.Sprintf("/proc/self/fd/%d", h.ns.Fd()), f)
 }
 
 // New returns the network. It uses the network namespace in which Run, or the

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/yare-dev/yare/cni"
+	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -137,7 +138,7 @@ func (n *Network) openPorts(h *host, a *attachment) error {
 	for _, ip := range a.Addrs {
 		if ip.Is4() {
 			// For connections to 127.0.0.1 and a host port; see table's guard.
-			if err := h.sysctl(a.HostLink, "route_localnet", "1"); err != nil {
+			if err := h.do(func() error { return link.Sysctl("net/ipv4/conf/"+a.HostLink+"/route_localnet", "1") }); err != nil {
 				return err
 			}
 		}

@@ -114,10 +114,14 @@ func (n *Network) fill(h *host, r *ready) (err error) {
 	}
 	// The ends of a pair name each other's index.
 	r.linkIndex, r.index = near.Attrs().Index, near.Attrs().ParentIndex
+	// While the pod's end is down nothing comes.
+	if err := n.distrust(h, r.link); err != nil {
+		return err
+	}
 	return n.furnish(h, r)
 }
 
-// furnish sets up the pod's end, and what the host's end needs.
+// furnish sets up the pod's end.
 func (n *Network) furnish(h *host, r *ready) error {
 	if err := r.pod.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: r.index, Name: r.ifname}}); err != nil {
 		return fmt.Errorf("set %s up: %w", r.ifname, err)
@@ -140,7 +144,7 @@ func (n *Network) furnish(h *host, r *ready) error {
 			return fmt.Errorf("set default route: %w", err)
 		}
 	}
-	return h.sysctl(r.link, "rp_filter", "1")
+	return nil
 }
 
 // single is the prefix of one address.

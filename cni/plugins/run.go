@@ -15,7 +15,7 @@ import (
 const grace = 2 * time.Second
 
 // Run implements run.Component: it keeps namespaces ready, deletes links that the
-// kernel does not reap, and puts the nftables table right when somebody else changed it.
+// kernel does not reap, distrusts those of earlier versions, and puts the nftables table right when somebody else changed it.
 // Pods stay attached when it returns.
 func (n *Network) Run(ctx context.Context, started func()) error {
 	h, err := n.host()
@@ -27,6 +27,9 @@ func (n *Network) Run(ctx context.Context, started func()) error {
 		return err
 	}
 	defer m.Close()
+	if err := n.distrustAll(h); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
