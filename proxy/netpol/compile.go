@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -13,10 +14,27 @@ import (
 
 // class is what pods may do in one direction: a chain, and the sets that its rules look into.
 type class struct {
-	chain string
-	rules []nft.Rule
-	fixed map[string]*nft.Set // whose content is in their name
-	peers map[string]peers    // which pods come to and leave, by name
+	namespace string // the pods'; of nobody it is empty
+	chain     string
+	rules     []nft.Rule
+	fixed     map[string]*nft.Set // whose content is in their name
+	peers     map[string]peers    // which pods come to and leave, by name
+}
+
+// sets are the names of all sets of a class.
+func (c *class) sets() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for name := range c.fixed {
+			if !yield(name) {
+				return
+			}
+		}
+		for name := range c.peers {
+			if !yield(name) {
+				return
+			}
+		}
+	}
 }
 
 // peers are the pods that any of some selectors selects: their addresses, or with names of ports their addresses and those ports of theirs.
@@ -78,7 +96,7 @@ func compile(w way, namespace string, p *pod, policies map[string]*policy) *clas
 	if !isolated {
 		return nil
 	}
-	c := compiler{way: w, pod: p, class: &class{fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
+	c := compiler{way: w, pod: p, class: &class{namespace: namespace, fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
 	for _, r := range all {
 		c.allow(*r)
 	}

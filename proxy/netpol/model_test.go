@@ -2,6 +2,7 @@ package netpol
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -461,18 +462,16 @@ func printed(s *state) string {
 
 // leaks are what a state keeps that nobody needs.
 func leaks(s *state) string {
-	names := map[string]bool{}
+	names, shares := map[string]bool{}, map[string]map[string]bool{}
 	for _, r := range s.rights {
 		for _, c := range r {
 			if c == nil || len(c.rules) == 0 {
 				continue
 			}
 			names[c.chain] = true
-			for name := range c.fixed {
+			for name := range c.sets() {
 				names[name] = true
-			}
-			for name := range c.peers {
-				names[name] = true
+				put(shares, api.Key{Namespace: c.namespace, Name: name}, true)
 			}
 		}
 	}
@@ -494,6 +493,9 @@ func leaks(s *state) string {
 	}
 	if len(s.users) != len(names) {
 		return fmt.Sprintf("%d names are counted, %d are used", len(s.users), len(names))
+	}
+	if !maps.EqualFunc(shares, s.share, func(a map[string]bool, b map[string]int) bool { return len(a) == len(b) }) {
+		return fmt.Sprintf("shares are counted as %v, not %v", s.share, shares)
 	}
 	return ""
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -344,10 +345,11 @@ func (l *loop) answer() {
 // sync hands what changed to the kernel in one transaction.
 func (l *loop) sync() error {
 	start := time.Now()
-	over := len(l.state.over)
+	before := l.state.cutOff()
 	batch := l.state.update()
-	if now := len(l.state.over); now > over {
-		l.e.d.Log.Warn("pods may do nothing: the network policies for them have more different ports and peers than a node can hold", "pods", now, "sets", mostSets)
+	if now := l.state.cutOff(); len(now) > 0 && !maps.Equal(before, now) {
+		l.e.d.Log.Warn("pods may do nothing: the network policies for them have more different ports and peers than a node holds for a namespace, or for all",
+			"namespaces", slices.Sorted(maps.Keys(now)), "pods", len(l.state.over), "share", mostShare, "sets", mostSets)
 	}
 	if whole := l.again || !l.applied; whole {
 		because, err := l.kernel.conn.MakeWhole(l.kernel.table, l.state.wanted())

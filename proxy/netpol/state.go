@@ -1,7 +1,6 @@
 package netpol
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,10 +30,11 @@ type state struct {
 	dirtyAddrs     map[netip.Addr]bool
 
 	table  *nft.Table
-	rights map[string][ways]*class // by sandbox; nil for who is not isolated
-	over   map[string]bool         // sandboxes whose rights the table has no room for: they may do nothing
-	users  map[string]int          // of chains and sets
-	groups map[string]*group       // by the name of their set
+	rights map[string][ways]*class   // by sandbox; nil for who is not isolated
+	over   map[string]string         // namespaces of sandboxes whose rights the table has no room for: they may do nothing
+	users  map[string]int            // of chains and sets
+	share  map[string]map[string]int // users of sets by namespace
+	groups map[string]*group         // by the name of their set
 }
 
 // group is a set of peers that a chain looks into.
@@ -49,7 +49,8 @@ func newState(c Config) *state {
 		attached: map[string]*Attachment{}, sandboxes: map[api.Key]map[string]bool{}, holder: map[netip.Addr]string{},
 		claims: map[netip.Addr]map[api.Key]bool{}, claimed: map[api.Key][]netip.Addr{},
 		dirtySandboxes: map[string]bool{}, dirtyAddrs: map[netip.Addr]bool{},
-		table: skeleton(c), rights: map[string][ways]*class{}, over: map[string]bool{}, users: map[string]int{}, groups: map[string]*group{}}
+		table: skeleton(c), rights: map[string][ways]*class{}, over: map[string]string{}, users: map[string]int{}, share: map[string]map[string]int{},
+		groups: map[string]*group{}}
 }
 
 // setNamespace notes a namespace's labels; nil is one that is gone.
@@ -215,7 +216,9 @@ func (s *state) update() *nft.Batch {
 	e := newEdit(s.table)
 	changed := map[netip.Addr]bool{}
 	if s.take(e, changed) && len(s.over) > 0 { // there may be room now
-		maps.Copy(s.dirtySandboxes, s.over)
+		for id := range s.over {
+			s.dirtySandboxes[id] = true
+		}
 		s.take(e, changed)
 	}
 	for a := range s.dirtyAddrs {
@@ -256,7 +259,7 @@ func (s *state) take(e *edit, changed map[netip.Addr]bool) (gone bool) {
 		r := s.rightsOf(a)
 		for w, c := range r {
 			if !s.fits(c) {
-				r[w], s.over[id] = nobody(way(w)), true
+				r[w], s.over[id] = nobody(way(w)), a.Namespace
 			}
 			s.use(e, way(w), r[w])
 		}
@@ -279,23 +282,34 @@ func (s *state) take(e *edit, changed map[netip.Addr]bool) (gone bool) {
 // rules meanwhile: nearly a second with these, a minute with ten times as many.
 const mostSets = 4096
 
-// fits says whether the table has room for a class.
+// mostShare is how many of them the pods of one namespace have at most: by the policies of one nobody else is cut off, only by those of four.
+const mostShare = mostSets / 4
+
+// fits says whether the table and the namespace's share of it have room for a class.
 func (s *state) fits(c *class) bool {
 	if c == nil {
 		return true
 	}
-	sets := len(s.table.Sets)
-	for name := range c.fixed {
+	share := s.share[c.namespace]
+	all, own := len(s.table.Sets), len(share)
+	for name := range c.sets() {
 		if s.users[name] == 0 {
-			sets++
+			all++
+		}
+		if share[name] == 0 {
+			own++
 		}
 	}
-	for name := range c.peers {
-		if s.users[name] == 0 {
-			sets++
-		}
+	return all <= mostSets && own <= mostShare
+}
+
+// cutOff counts the pods that there is no room for by namespace.
+func (s *state) cutOff() map[string]int {
+	n := map[string]int{}
+	for _, namespace := range s.over {
+		n[namespace]++
 	}
-	return sets <= mostSets
+	return n
 }
 
 // rightsOf is what the policies say of an attached pod.
@@ -327,6 +341,9 @@ func (s *state) use(e *edit, w way, c *class) {
 	if s.users[c.chain]++; s.users[c.chain] == 1 {
 		e.putChain(c.chain, &nft.Chain{Rules: c.rules})
 	}
+	for name := range c.sets() {
+		put(s.share, api.Key{Namespace: c.namespace, Name: name}, s.share[c.namespace][name]+1)
+	}
 	for name, set := range c.fixed {
 		if s.users[name]++; s.users[name] == 1 {
 			e.addSet(name, set)
@@ -345,12 +362,20 @@ func (s *state) release(e *edit, c *class) {
 	if c == nil || s.users[c.chain] == 0 {
 		return
 	}
-	gone := func(name string) bool {
-		if s.users[name]--; s.users[name] > 0 {
+	less := func(users map[string]int, name string) bool {
+		if users[name]--; users[name] > 0 {
 			return false
 		}
-		delete(s.users, name)
+		delete(users, name)
 		return true
+	}
+	gone := func(name string) bool { return less(s.users, name) }
+	share := s.share[c.namespace]
+	for name := range c.sets() {
+		less(share, name)
+	}
+	if len(share) == 0 {
+		delete(s.share, c.namespace)
 	}
 	if gone(c.chain) {
 		e.putChain(c.chain, nil)
