@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"cni":             {"linux", "run"},
 	"image":           {"linux", "run"},
 	"cri":             {"run"},
-	"csi":             {"run"},
+	"csi":             {"run", "linux"},
 	"csi/csitest":     {"csi", "linux"},
 	"csi/localdriver": {"api", "client", "linux", "run"},
 	"cri/critest":     {"cri", "linux"},

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/yare-dev/yare/linux/socket"
 )
 
 // Limits of calls: upstream's for those that work on volumes.
@@ -63,15 +65,16 @@ type Client struct {
 	known Capabilities // nil before they were asked for
 }
 
-// Dial returns a Client of the driver that serves at socket, an absolute path. It does not wait for the driver: the first call connects.
+// Dial returns a Client of the driver that serves at a socket of that absolute path. It does not wait for the driver: the first call connects.
 // The caller closes the Client.
-func Dial(driver, socket string) (*Client, error) {
-	if !filepath.IsAbs(socket) {
-		return nil, fmt.Errorf("driver %s: its socket %q is not an absolute path", driver, socket)
+func Dial(driver, path string) (*Client, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("driver %s: its socket %q is not an absolute path", driver, path)
 	}
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(reconnect))
+	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithContextDialer(socket.To(path)),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(reconnect))
 	if err != nil {
-		return nil, fmt.Errorf("driver %s: dial %s: %w", driver, socket, err)
+		return nil, fmt.Errorf("driver %s: dial %s: %w", driver, path, err)
 	}
 	c := New(driver, spec.NewNodeClient(conn))
 	c.close = conn.Close

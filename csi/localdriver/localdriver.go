@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -37,6 +36,7 @@ import (
 
 	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/linux/socket"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -93,25 +93,26 @@ func (d *Driver) Run(ctx context.Context, ready func()) error {
 }
 
 // serve is gRPC on a unix socket, in place of one that was left.
-func serve(name, socket string, register func(*grpc.Server)) run.Component {
+func serve(name, path string, register func(*grpc.Server)) run.Component {
 	return run.Func(name, func(ctx context.Context, ready func()) error {
-		if err := os.MkdirAll(filepath.Dir(socket), 0o750); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return fmt.Errorf("folder of the socket: %w", err)
 		}
-		if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("old socket: %w", err)
 		}
-		l, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
+		l, err := socket.Listen(ctx, path)
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w", socket, err)
+			return err
 		}
+		defer os.Remove(path)
 		s := grpc.NewServer()
 		register(s)
 		stop := context.AfterFunc(ctx, s.Stop) // the kubelet repeats what is cut off
 		defer stop()
 		ready()
 		if err := s.Serve(l); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("serve %s: %w", socket, err)
+			return fmt.Errorf("serve %s: %w", path, err)
 		}
 		return nil
 	})

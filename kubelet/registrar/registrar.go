@@ -31,6 +31,7 @@ import (
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/yare-dev/yare/kubelet/fsevents"
+	"github.com/yare-dev/yare/linux/socket"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -213,7 +214,8 @@ func (r *Registrar) serve(ctx context.Context, path string) {
 
 // offer goes once through the protocol. It returns when ctx ends, or with an error, and whether it makes sense to try again.
 func (r *Registrar) offer(ctx context.Context, path string, log *slog.Logger) (again bool, err error) {
-	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithContextDialer(socket.To(path)),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return false, err
 	}
