@@ -27,13 +27,14 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/csi"
 	"github.com/yare-dev/yare/csi/csitest"
+	"github.com/yare-dev/yare/linux/socket"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
 )
 
 // start runs a driver until the test ends, and returns where the kubelet finds it.
 func start(t *testing.T, dir string, c client.Client) (kubelet string) {
 	t.Helper()
-	kubelet = t.TempDir()
+	kubelet = filepath.Join(t.TempDir(), strings.Repeat("long", 40))
 	d := New(Config{NodeName: "n1", Dir: dir, KubeletDir: kubelet, Client: c, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)
@@ -55,7 +56,7 @@ func start(t *testing.T, dir string, c client.Client) (kubelet string) {
 // dial finds the driver as a kubelet does.
 func dial(t *testing.T, kubelet string) *csi.Client {
 	t.Helper()
-	conn, err := grpc.NewClient("unix://"+filepath.Join(kubelet, "plugins_registry", "local.csi.yare.dev-reg.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithContextDialer(socket.To(filepath.Join(kubelet, "plugins_registry", "local.csi.yare.dev-reg.sock"))), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func dial(t *testing.T, kubelet string) *csi.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	at, err := grpc.NewClient("unix://"+info.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	at, err := grpc.NewClient("passthrough:///localhost", grpc.WithContextDialer(socket.To(info.Endpoint)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
