@@ -98,7 +98,6 @@ func DecodeProto(data []byte, o runtime.Object) error {
 	if err := m.Unmarshal(u.Raw); err != nil {
 		return fmt.Errorf("decode %s: %w", u.Kind, err)
 	}
-	typeTemplates(o)
 	if carriesJSON(reflect.TypeOf(o)) { // which nobody has looked at
 		if _, err := json.Marshal(o); err != nil {
 			return fmt.Errorf("decode %s: %w", u.Kind, err)
@@ -107,14 +106,18 @@ func DecodeProto(data []byte, o runtime.Object) error {
 	return nil
 }
 
-// typeTemplates names the kind of a StatefulSet's claim templates, for which protobuf has no place. Whoever made the StatefulSet by JSON was
-// shown it, and what he sends back would be a change of templates, which cannot change.
-func typeTemplates(o runtime.Object) {
+// DecodeStored is DecodeProto for what the database has. It adds what protobuf has no place for: the type of a StatefulSet's claim templates, which
+// defaults had given them. Who sends back what he was shown would seem to change these, and they cannot change.
+func DecodeStored(data []byte, o runtime.Object) error {
+	if err := DecodeProto(data, o); err != nil {
+		return err
+	}
 	if s, ok := o.(*appsv1.StatefulSet); ok {
 		for i := range s.Spec.VolumeClaimTemplates {
 			s.Spec.VolumeClaimTemplates[i].SetGroupVersionKind(PersistentVolumeClaimKind.GVK())
 		}
 	}
+	return nil
 }
 
 // carriers remembers what carriesJSON found: reflect.Type -> bool.

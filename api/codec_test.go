@@ -80,7 +80,7 @@ func TestClaimTemplatesKeepType(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := StatefulSetKind.New().(*appsv1.StatefulSet)
-	if err := DecodeProto(p, got); err != nil {
+	if err := DecodeStored(p, got); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(s.Spec, got.Spec); d != "" {

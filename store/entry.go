@@ -173,7 +173,7 @@ func decode(k *api.Kind, key api.Key, data []byte) (api.Object, error) {
 	case err != nil:
 		return nil, err
 	default:
-		if err := api.DecodeProto(data, o); err != nil {
+		if err := api.DecodeStored(data, o); err != nil {
 			return nil, err
 		}
 	}
