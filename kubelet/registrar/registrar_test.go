@@ -36,8 +36,12 @@ func (p *program) NotifyRegistrationStatus(_ context.Context, s *registerapi.Reg
 
 func start(t *testing.T, dir, socket, kind, name string) *program {
 	t.Helper()
-	p := &program{info: &registerapi.PluginInfo{Type: kind, Name: name, Endpoint: "/e", SupportedVersions: []string{"1.0.0"}}, told: make(chan *registerapi.RegistrationStatus, 10)}
-	p.path = filepath.Join(dir, socket)
+	return startAs(t, filepath.Join(dir, socket), &registerapi.PluginInfo{Type: kind, Name: name, Endpoint: "/e", SupportedVersions: []string{"1.0.0"}})
+}
+
+func startAs(t *testing.T, path string, info *registerapi.PluginInfo) *program {
+	t.Helper()
+	p := &program{info: info, told: make(chan *registerapi.RegistrationStatus, 10), path: path}
 	l, err := net.Listen("unix", p.path)
 	if err != nil {
 		t.Fatal(err)
@@ -117,8 +121,8 @@ func TestLife(t *testing.T) {
 	p = start(t, dir, "a-reg.sock", registerapi.CSIPlugin, "a")
 	<-n.came
 	<-p.told
-	aside := start(t, t.TempDir(), "s", registerapi.CSIPlugin, "b")
-	aside.info.Endpoint = "" // it serves where it offers itself
+	aside := startAs(t, filepath.Join(t.TempDir(), "s"), // without an endpoint: it serves where it offers itself
+		&registerapi.PluginInfo{Type: registerapi.CSIPlugin, Name: "b", SupportedVersions: []string{"1.0.0"}})
 	if err := os.Rename(aside.path, filepath.Join(dir, "a-reg.sock")); err != nil {
 		t.Fatal(err)
 	}
