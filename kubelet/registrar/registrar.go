@@ -5,7 +5,7 @@
 //	                     │            └──fails──> NotifyRegistrationStatus(false), and again after a while
 //	                     └──type that nobody serves──> NotifyRegistrationStatus(false), for good
 //
-// A socket is told from one that was made later under the same name by its inode and, where the file system notes that, the time of its making.
+// A socket is told from one that was made later under the same name by its inode, which is held open while it is served: no other gets its number.
 // Names that begin with a dot are left alone, and so are subfolders, which upstream follows: no program that is known offers itself there.
 // The folder is watched by events; nothing is polled.
 package registrar
@@ -78,16 +78,16 @@ type Registrar struct {
 
 // serving is one socket.
 type serving struct {
-	id     identity
+	node   *inode
 	cancel context.CancelCauseFunc
 	ended  bool          // it is told to end; what comes under its name waits for that
 	done   chan struct{} // it has ended
 }
 
-// identity tells sockets of one name apart.
-type identity struct {
-	inode uint64
-	made  unix.StatxTimestamp
+// inode tells sockets of one name apart, also when one is made at the moment that the other goes.
+type inode struct {
+	file *os.File // by O_PATH: it connects to nobody
+	info fs.FileInfo
 }
 
 // New returns a Registrar of the sockets in dir. Handlers are by type (registerapi.CSIPlugin).
@@ -97,7 +97,12 @@ func New(dir string, handlers map[string]Handler, log *slog.Logger) *Registrar {
 
 // Run serves until ctx ends. It is ready when the folder is watched. A folder that is removed is made again.
 func (r *Registrar) Run(ctx context.Context, ready func()) error {
-	defer r.wg.Wait()
+	defer func() {
+		r.wg.Wait()
+		for _, s := range r.served {
+			s.end(context.Cause(ctx))
+		}
+	}()
 	for ctx.Err() == nil {
 		if err := r.watch(ctx, ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -136,9 +141,11 @@ func (r *Registrar) look(ctx context.Context) error {
 		return err
 	}
 	for path, s := range r.served {
-		if id, ok := found[path]; !ok {
+		switch node := found[path]; {
+		case s.ended:
+		case node == nil:
 			s.end(ErrGone)
-		} else if id != s.id {
+		case !os.SameFile(node.info, s.node.info):
 			s.end(ErrRenewed)
 		}
 		select {
@@ -150,12 +157,13 @@ func (r *Registrar) look(ctx context.Context) error {
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(found)) {
-		before := r.served[path]
+		before, node := r.served[path], found[path]
 		if before != nil && !before.ended {
+			node.file.Close()
 			continue
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
-		s := &serving{id: found[path], cancel: cancel, done: make(chan struct{})}
+		s := &serving{node: node, cancel: cancel, done: make(chan struct{})}
 		r.served[path] = s
 		r.wg.Go(func() {
 			defer close(s.done)
@@ -171,26 +179,33 @@ func (r *Registrar) look(ctx context.Context) error {
 
 // end tells who serves the socket to end, which may take a while: others are not kept waiting by that.
 func (s *serving) end(why error) {
-	s.cancel(why) // the first reason counts
+	s.cancel(why)
+	s.node.file.Close()
 	s.ended = true
 }
 
-// sockets returns those in dir.
-func sockets(dir string) (map[string]identity, error) {
+// sockets returns those in dir, by path. The caller closes their files.
+func sockets(dir string) (map[string]*inode, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look for sockets: %w", err)
 	}
-	found := map[string]identity{}
+	found := map[string]*inode{}
 	for _, e := range entries {
 		if e.Type()&fs.ModeSocket == 0 || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		path, st := filepath.Join(dir, e.Name()), unix.Statx_t{}
-		if unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st) != nil {
+		path := filepath.Join(dir, e.Name())
+		file, err := os.OpenFile(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != nil {
 			continue // gone already
 		}
-		found[path] = identity{st.Ino, st.Btime}
+		info, err := file.Stat()
+		if err != nil {
+			file.Close()
+			return nil, fmt.Errorf("look for sockets: %w", err)
+		}
+		found[path] = &inode{file, info}
 	}
 	return found, nil
 }
