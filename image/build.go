@@ -58,28 +58,31 @@ func (s *Store) BuildFromDir(ctx context.Context, dir, ref string, o ConfigOptio
 		return nil, fmt.Errorf("encode image manifest: %w", err)
 	}
 	b := &bundle{manifest: digestOf(manifest), config: config, layers: []blob{{digest: diffID, size: size}}}
-	return s.ingest(ctx, b, []string{name.String()}, true)
+	im, err := s.ingest(ctx, b, []string{name.String()}, true)
+	if err != nil {
+		return nil, err
+	}
+	return im, s.Settle()
 }
 
 // packLayer makes a bottom layer of a directory.
 func (s *Store) packLayer(ctx context.Context, dir string) (diffID string, size int64, err error) {
-	site, leave, err := s.site("build")
-	if err != nil {
-		return "", 0, err
-	}
-	defer leave()
 	r, w := io.Pipe()
 	count := &countingWriter{w: w}
-	var packed sync.WaitGroup
-	packed.Go(func() { w.CloseWithError(pack(ctx, dir, count)) })
-	layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, site)
-	err = s.unpack(ctx, layers)
-	r.Close()
-	packed.Wait()
-	if err != nil {
-		return "", 0, err
-	}
-	return layers[0].diffID, count.n, s.keep(layers)
+	err = s.inSite(func(site string) error {
+		var packed sync.WaitGroup
+		packed.Go(func() { w.CloseWithError(pack(ctx, dir, count)) })
+		layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, site)
+		err := s.unpack(ctx, layers)
+		r.Close()
+		packed.Wait()
+		if err != nil {
+			return err
+		}
+		diffID = layers[0].diffID
+		return s.keep(layers)
+	})
+	return diffID, count.n, err
 }
 
 type countingWriter struct {

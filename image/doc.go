@@ -22,10 +22,10 @@
 //	tmp/                    work in progress
 //
 // Every file is written beside its place and renamed into it. What is reachable
-// is always whole: layers are synced before their rename, large ones also as soon
-// as they are whole, which makes that sync short; an image's record
-// comes after its layers, a name after the record. Removal goes the other way.
-// A process killed at any point leaves at worst a directory in tmp/ or a layer
+// is always whole: an image's record comes after its layers, a name after the
+// record, and before Settle has synced them, layers and record say in which boot
+// they came: in another they are nothing (see unsettled). Removal goes the other
+// way. A process killed at any point leaves at worst a directory in tmp/ or a layer
 // that nothing refers to; the next sweep takes both.
 //
 // # Several processes

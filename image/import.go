@@ -51,7 +51,7 @@ func (s *Store) Import(ctx context.Context, file string) ([]*Image, error) {
 	}
 	defer root.Close()
 	images, err := (&layout{store: s, root: root}).images(ctx)
-	if err != nil {
+	if err := errors.Join(err, s.Settle()); err != nil {
 		return images, fmt.Errorf("import %s: %w", file, err)
 	}
 	return images, nil

@@ -49,7 +49,7 @@ func parseConfig(raw []byte, layers int) (ocispec.Image, error) {
 	return c, nil
 }
 
-// ingest unpacks what is missing of a bundle and records the image under names.
+// ingest unpacks what is missing of a bundle and records the image under names, for Settle to make it durable.
 // Preconditions: the lock is shared.
 func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bool) (*Image, error) {
 	config, err := parseConfig(b.config, len(b.layers))
@@ -60,26 +60,29 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 		ID: digestOf(b.config), Manifest: b.manifest, Config: config, Raw: b.config,
 		Size: int64(len(b.config)), Pinned: pinned, Added: time.Now().UTC(),
 	}
-	site, leave, err := s.site("layers")
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	layers := s.layersOf(b.layers, diffIDs(config), site)
-	if err := s.unpack(ctx, layers); err != nil {
-		if worthKeeping(err) {
-			err = errors.Join(err, s.keep(whole(layers)))
+	err = s.inSite(func(site string) error {
+		layers := s.layersOf(b.layers, diffIDs(config), site)
+		if err := s.unpack(ctx, layers); err != nil {
+			if worthKeeping(err) {
+				err = errors.Join(err, s.keep(whole(layers)))
+			}
+			return err
 		}
-		return nil, err
-	}
-	if err := s.keep(layers); err != nil {
-		return nil, err
-	}
-	for _, l := range layers {
-		m.Layers = append(m.Layers, Layer{DiffID: l.diffID, Chain: l.chain, Size: l.size})
-		m.Size += l.size
-	}
-	if err := s.commit(m, names); err != nil {
+		if err := s.keep(layers); err != nil {
+			return err
+		}
+		settled := s.settled(m.ID)
+		for _, l := range layers {
+			m.Layers = append(m.Layers, Layer{DiffID: l.diffID, Chain: l.chain, Size: l.size})
+			m.Size += l.size
+			settled = settled && l.settled
+		}
+		if !settled {
+			m.Boot = s.boot
+		}
+		return s.commit(m, names)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return s.Get(ctx, m.ID)

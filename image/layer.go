@@ -23,6 +23,8 @@ const maxWindow = 128 << 20
 type layerRecord struct {
 	DiffID string `json:"diffID"`
 	Used   usage  `json:"used"`
+	// Boot is the kernel's ID of the boot in which it was made, until Settle: in any other it need not be whole.
+	Boot string `json:"boot,omitempty"`
 }
 
 // chain names a layer and everything below it, as the OCI image specification
@@ -36,9 +38,14 @@ func chain(parent, diffID string) string {
 
 func (s *Store) layerDir(chain string) string { return s.path("layers", hexOf(chain)) }
 
-func (s *Store) hasLayer(chain string) bool {
-	_, err := os.Lstat(s.layerDir(chain))
-	return err == nil
+func (s *Store) layerRecord(chain string) string {
+	return filepath.Join(s.layerDir(chain), "layer.json")
+}
+
+// hasLayer tells a layer that is whole, and whether it is settled. One that an earlier boot left without that need not be whole.
+func (s *Store) hasLayer(chain string) (has, settled bool) {
+	r, err := readJSON[layerRecord](s.layerRecord(chain))
+	return err == nil && (r.Boot == "" || r.Boot == s.boot), r.Boot == ""
 }
 
 // lower lists the layers' directories from the top down.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -325,7 +324,7 @@ func TestPowerCut(t *testing.T) {
 	c := &cut{t: t, dir: t.TempDir(), images: map[string][]string{}, maybe: map[string][]string{}}
 	s := newStore(t, func(cfg *Config) {
 		c.disk = newDisk(cfg.Dir)
-		cfg.test = hooks{boot: "this", early: 1, faults: func(what, path string) error { return c.fault(what, path) }}
+		cfg.test = hooks{boot: "this", faults: func(what, path string) error { return c.fault(what, path) }}
 	})
 	c.disk.sync(t, "sync file system", s.dir)
 
@@ -367,26 +366,92 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("the power went at %d steps, in %d ways", c.steps, len(lost))
 }
 
-// TestSyncs wants a sync for each layer that is worth one, and one for all.
-func TestSyncs(t *testing.T) {
+// TestUnsettled uses an image before Settle. In another boot it is not there, its name is its predecessor's again, and what is left
+// of its layers, spoilt, is not used.
+func TestUnsettled(t *testing.T) {
 	t.Parallel()
-	for early, want := range map[int64]int32{0: 1, 2: 2, 1: 3} {
-		var syncs atomic.Int32
-		s := newStore(t, func(cfg *Config) {
-			cfg.test.early = early
-			cfg.test.faults = func(what, _ string) error {
-				if what == "sync file system" {
-					syncs.Add(1)
-				}
-				return nil
+	base, top := layerOf(t, file("a", "A")), layerOf(t, file("b", "B"))
+	for _, settle := range []bool{false, true} {
+		dir := t.TempDir()
+		open := func(boot string) *Store {
+			s, err := Open(Config{Dir: dir, test: hooks{boot: boot}}, newLog(t))
+			if err != nil {
+				t.Fatal(err)
 			}
-		})
-		if _, err := ingest(t, s, bundleOf(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "22"))), "x"); err != nil {
+			return s
+		}
+		check := func(s *Store, name string, want ...string) {
+			t.Helper()
+			root, err := s.Mount(t.Context(), name, "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantListing(t, root, want...)
+			if err := s.Unmount(t.Context(), "k"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open("this")
+		if _, err := ingest(t, s, bundleOf(t, base), "name"); err != nil {
 			t.Fatal(err)
 		}
-		if got := syncs.Load(); got != want {
-			t.Errorf("early %d: %d syncs, want %d", early, got, want)
+		release, err := s.share() // for all the test: nothing is swept
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer release()
+		if _, err := s.ingest(t.Context(), bundleOf(t, base, top), []string{"name"}, false); err != nil {
+			t.Fatal(err)
+		}
+		check(s, "name", "a = A", "b = B")
+		s = open("this") // another process, the first was killed
+		check(s, "name", "a = A", "b = B")
+		if settle {
+			if err := s.Settle(); err != nil {
+				t.Fatal(err)
+			}
+			check(open("next"), "name", "a = A", "b = B")
+			continue
+		}
+		torn, err := filepath.Glob(filepath.Join(dir, "layers", "*", "fs", "b"))
+		if err != nil || len(torn) != 1 {
+			t.Fatal(torn, err)
+		}
+		if err := os.Truncate(torn[0], 0); err != nil {
+			t.Fatal(err)
+		}
+		s = open("next")
+		check(s, "name", "a = A")
+		if images, err := s.List(t.Context()); err != nil || len(images) != 1 {
+			t.Error(images, err)
+		}
+		if _, err := ingest(t, s, bundleOf(t, base, top), "again"); err != nil {
+			t.Fatal(err)
+		}
+		check(open("the one after"), "again", "a = A", "b = B")
+		check(s, "name", "a = A")
+	}
+}
+
+// TestAgain adds an image that is there: it stays settled.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b := bundleOf(t, layerOf(t, file("a", "A")))
+	im, err := ingest(t, s, b, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := s.share()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if _, err := s.ingest(t.Context(), b, []string{"x", "y"}, false); err != nil {
+		t.Fatal(err)
+	}
+	if !s.settled(im.ID) {
+		t.Error("a power cut would take what was on the disk")
 	}
 }
 
@@ -400,7 +465,6 @@ func TestFaultAtEveryStep(t *testing.T) {
 	var mu sync.Mutex
 	var steps, fail int
 	s := newStore(t, func(cfg *Config) {
-		cfg.test.early = 1
 		cfg.test.faults = func(what, path string) error {
 			mu.Lock()
 			defer mu.Unlock()

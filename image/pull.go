@@ -34,6 +34,8 @@ type PullOptions struct {
 	Platform ocispec.Platform
 	// Progress, when set, is called from several goroutines as bytes arrive.
 	Progress func(Progress)
+	// Later leaves it to the caller to call Settle, while the image is in use already. Until then a power cut takes it away, whole.
+	Later bool
 }
 
 // Progress is the state of one layer's download.
@@ -60,6 +62,9 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 		return nil, fmt.Errorf("pull %s: %w", r, err)
 	}
 	im, err := s.pullAny(ctx, hosts, r, o)
+	if err == nil && !o.Later {
+		err = s.Settle()
+	}
 	if err == nil {
 		return im, nil
 	}

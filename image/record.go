@@ -27,6 +27,8 @@ type record struct {
 	Size   int64     `json:"size"`
 	Pinned bool      `json:"pinned,omitempty"`
 	Added  time.Time `json:"added"`
+	// Boot is the kernel's ID of the boot in which it came, until Settle: in any other its layers need not be whole.
+	Boot string `json:"boot,omitempty"`
 }
 
 // Layer is one layer of an image.
@@ -41,6 +43,8 @@ type Layer struct {
 type nameRecord struct {
 	Name  string `json:"name"`
 	Image string `json:"image"`
+	// Was is the settled image that had the name before. It gets it back when Image is lost to a power cut.
+	Was string `json:"was,omitempty"`
 }
 
 func hexOf(digest string) string {
@@ -117,10 +121,16 @@ func (s *Store) commit(m record, names []string) error {
 }
 
 func (s *Store) name(name, id string) error {
-	if old, err := readJSON[nameRecord](s.namePath(name)); err == nil && old.Image == id {
-		return nil
+	r := nameRecord{Name: name, Image: id}
+	if old, err := readJSON[nameRecord](s.namePath(name)); err == nil {
+		if old.Image == id {
+			return nil
+		}
+		if r.Was = old.Was; s.settled(old.Image) {
+			r.Was = old.Image
+		}
 	}
-	if err := s.writeJSON(s.namePath(name), nameRecord{Name: name, Image: id}); err != nil {
+	if err := s.writeJSON(s.namePath(name), r); err != nil {
 		return fmt.Errorf("record name %s: %w", name, err)
 	}
 	return nil

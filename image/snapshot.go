@@ -81,9 +81,12 @@ func (s *Store) MountReadOnly(ctx context.Context, image, key string) (rootfs st
 	return s.MountWith(ctx, image, key, MountOptions{ReadOnly: true})
 }
 
-// forget removes the snapshots of earlier boots. Nothing of them is mounted, and
-// what was written to them last need not have come to the disk.
+// forget removes what earlier boots left that need not have come to the disk: images that were not settled, and snapshots, of
+// which none is mounted.
 func (s *Store) forget() error {
+	if err := s.forgetImages(); err != nil {
+		return err
+	}
 	snapshots, err := s.Snapshots()
 	if err != nil {
 		return err
@@ -154,7 +157,7 @@ func (s *Store) MountWith(ctx context.Context, image, key string, o MountOptions
 // record is nobody's. It is not synced: after a power cut no container runs.
 func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, users int) error {
 	for _, l := range sn.Layers {
-		if !s.hasLayer(l) {
+		if _, err := os.Lstat(s.layerDir(l)); err != nil {
 			return fmt.Errorf("layer %s is missing, pull the image again: %w", l, ErrNotFound)
 		}
 	}

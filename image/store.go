@@ -82,8 +82,6 @@ type hooks struct {
 	// stall is how long a registry may bring nothing, pause how long the second
 	// attempt waits.
 	stall, pause time.Duration
-	// early is from how many bytes on a layer is synced when it is whole.
-	early int64
 }
 
 // Store is a folder of images. All methods may be called at the same time,
@@ -99,11 +97,12 @@ type Store struct {
 
 	// sweepDue is set when a sweep was put off because someone was adding.
 	sweepDue atomic.Bool
+	unsettled
 }
 
 // Open makes the folder's layout, tries overlayfs once, and removes what
-// interrupted operations left, unless another process is at work. A Store
-// holds no resources: there is nothing to close.
+// interrupted operations left, unless another process is at work. There is
+// nothing to close, but what PullOptions.Later leaves to Settle.
 func Open(cfg Config, log *slog.Logger) (*Store, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, fmt.Errorf("open image store %q: the path must be absolute", cfg.Dir)
@@ -129,7 +128,6 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 		s.overlay = err == nil
 	}
 	s.stall, s.pause = cmp.Or(s.stall, defaultStall), cmp.Or(s.pause, firstPause)
-	s.early = cmp.Or(s.early, syncEarly)
 	if s.boot == "" {
 		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -301,23 +299,24 @@ func (s *Store) temp(what string) (string, error) {
 	return os.MkdirTemp(s.path("tmp"), what+"-")
 }
 
-// site makes a private directory in tmp/ for layers, and what syncFS of them takes.
-// leave removes it.
-func (s *Store) site(what string) (dir *os.File, leave func(), err error) {
-	path, err := s.temp(what)
+// inSite lets do make layers in a private directory in tmp/, which is removed after it, and leaves what was kept of them to Settle.
+func (s *Store) inSite(do func(site string) error) error {
+	path, err := s.temp("layers")
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	dir, err = os.Open(path)
+	defer os.RemoveAll(path)
+	dir, err := os.Open(path) // before anything is written
 	if err != nil {
-		os.RemoveAll(path)
-		return nil, nil, err
+		return err
 	}
 	// Layers are unpacked side by side. All in one block group of ext4, each new file would have to look for a free inode among
 	// those of the others, and without a journal also among what was deleted in the last minutes: up to 30 times as long.
 	linux.SpreadBelow(int(dir.Fd()))
-	return dir, func() {
+	if err := do(path); err != nil {
 		dir.Close()
-		os.RemoveAll(path)
-	}, nil
+		return err
+	}
+	s.later(dir)
+	return nil
 }

@@ -134,7 +134,11 @@ func ingest(t *testing.T, s *Store, b *bundle, names ...string) (*Image, error) 
 		t.Fatal(err)
 	}
 	defer release()
-	return s.ingest(t.Context(), b, names, false)
+	im, err := s.ingest(t.Context(), b, names, false)
+	if err != nil {
+		return nil, err
+	}
+	return im, s.Settle()
 }
 
 // listing shows a tree: one line per entry, with contents and link targets.

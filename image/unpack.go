@@ -15,14 +15,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // parallelLayers is how many layers of an image are fetched and unpacked at
 // once. Each takes two rings of blocks (see ahead) and a decoder's window.
 const parallelLayers = 4
-
-// syncEarly is the size in bytes of layers that are worth a sync of their own.
-const syncEarly = 8 << 20
 
 // layer is one layer of an image that is being added.
 type layer struct {
@@ -33,23 +32,24 @@ type layer struct {
 
 	// dir holds fs: a private directory, or the layer's place once it is kept.
 	dir  string
-	site *os.File // what it is made in
 	used usage
 	// done is closed when the layer, and all that are below, are whole.
 	done chan struct{}
-	kept bool
+	// kept layers are in their places; settled ones were so, and on the disk, before.
+	kept, settled bool
 }
 
 // layersOf lists a bundle's layers, those that the Store has as done. The
 // others are to be made in site.
-func (s *Store) layersOf(blobs []blob, diffIDs []string, site *os.File) []*layer {
+func (s *Store) layersOf(blobs []blob, diffIDs []string, site string) []*layer {
 	var all []*layer
 	parent := ""
 	for i, b := range blobs {
-		l := &layer{blob: b, diffID: diffIDs[i], dir: filepath.Join(site.Name(), strconv.Itoa(i)), site: site, below: all[:i:i], done: make(chan struct{})}
+		l := &layer{blob: b, diffID: diffIDs[i], dir: filepath.Join(site, strconv.Itoa(i)), below: all[:i:i], done: make(chan struct{})}
 		l.chain = chain(parent, l.diffID)
-		if parent = l.chain; l.diffID != "" && s.hasLayer(l.chain) {
-			l.dir, l.kept = s.layerDir(l.chain), true
+		parent = l.chain
+		if l.kept, l.settled = s.hasLayer(l.chain); l.kept {
+			l.dir = s.layerDir(l.chain)
 		}
 		all = append(all, l)
 	}
@@ -82,11 +82,6 @@ func (s *Store) unpack(ctx context.Context, layers []*layer) error {
 				return err
 			}
 			close(l.done)
-			// keep syncs all layers, and waits less when the disk had something to do
-			// while others were unpacked.
-			if !l.kept && l.used.Bytes >= s.early {
-				return s.syncFS(l.site)
-			}
 			return nil
 		})
 	}
@@ -249,8 +244,8 @@ func (s *Store) pour(ctx context.Context, l *layer, a *applier) (diffID string, 
 	return "sha256:" + hex.EncodeToString(hash.Sum(nil)), err
 }
 
-// keep moves layers that are done to their places, durably. Somebody else's
-// being there already is as good.
+// keep moves layers that are done to their places, where Settle makes them durable. Somebody else's being there already is as good,
+// unless a power cut spoilt it.
 func (s *Store) keep(layers []*layer) error {
 	var fresh []*layer
 	for _, l := range layers {
@@ -261,27 +256,35 @@ func (s *Store) keep(layers []*layer) error {
 		if err := os.RemoveAll(filepath.Join(l.dir, "work")); err != nil {
 			return err
 		}
-		if err := s.writeQuickly(filepath.Join(l.dir, "layer.json"), layerRecord{DiffID: l.diffID, Used: l.used}); err != nil {
+		if err := s.writeQuickly(filepath.Join(l.dir, "layer.json"), layerRecord{DiffID: l.diffID, Used: l.used, Boot: s.boot}); err != nil {
 			return err
 		}
 		if err := os.Chmod(l.dir, 0o711); err != nil {
 			return err
 		}
 	}
-	if len(fresh) == 0 {
-		return nil
-	}
-	if err := s.syncFS(fresh[0].site); err != nil {
-		return fmt.Errorf("sync layers: %w", err)
-	}
 	for _, l := range fresh {
-		err := s.rename(l.dir, s.layerDir(l.chain))
-		if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		if err := s.place(l); err != nil {
 			return fmt.Errorf("keep layer: %w", err)
 		}
 		l.dir, l.kept = s.layerDir(l.chain), true
 	}
-	return s.syncDir(s.path("layers"))
+	return nil
+}
+
+func (s *Store) place(l *layer) error {
+	err := s.rename(l.dir, s.layerDir(l.chain))
+	if !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	if has, _ := s.hasLayer(l.chain); has {
+		return nil
+	}
+	trash, err := s.trash(nil, s.layerDir(l.chain))
+	for _, t := range trash {
+		err = errors.Join(err, rmtree.Remove(t))
+	}
+	return errors.Join(err, s.rename(l.dir, s.layerDir(l.chain)))
 }
 
 // whole are the layers that are done.

@@ -128,12 +128,32 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	im, err := s.images.Pull(ctx, r.GetImage().GetImage(), image.PullOptions{Auth: image.Auth{
 		Username: a.GetUsername(), Password: a.GetPassword(), Basic: a.GetAuth(),
 		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
-	}})
+	}, Later: true})
 	if err != nil {
 		return nil, imageError(err)
 	}
+	select {
+	case s.pulled <- struct{}{}:
+	default: // it is due already
+	}
 	s.log.Info("image pulled", "image", r.GetImage().GetImage(), "id", im.ID)
 	return &runtimeapi.PullImageResponse{ImageRef: im.ID}, nil
+}
+
+// settle makes images durable that were pulled, also by a server before this one: pods that wait for an image need not wait for the disk.
+func (s *Server) settle(ctx context.Context) {
+	for {
+		if err := s.images.Settle(); err != nil {
+			s.log.Error("pulled images are not durable", "err", err)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-s.pulled:
+		case <-ctx.Done(): // and once more
+		}
+	}
 }
 
 // RemoveImage removes an image with all its names. It is no error that there is

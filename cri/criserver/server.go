@@ -74,6 +74,8 @@ type Server struct {
 	lasting context.Context
 	// background holds what runs for longer than a call.
 	background sync.WaitGroup
+	// pulled has something when there are images to settle.
+	pulled chan struct{}
 
 	mu         sync.Mutex
 	serving    bool
@@ -109,6 +111,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
 		facts:     facts,
 		events:    newBroadcast(),
+		pulled:    make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
 	}
 	return s, nil
@@ -151,6 +154,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.serving = true
 	s.mu.Unlock()
 	ready()
+	s.background.Go(func() { s.settle(ctx) })
 	select {
 	case <-ctx.Done():
 		return ctx.Err()

@@ -35,7 +35,7 @@ type bench struct {
 	pods    []string
 	oci     map[string][]float64 // run and delete by runtime
 	cri     map[string][]float64 // CRI calls by name
-	pulls   [][2]time.Duration   // of an image, and gunzip of its layers
+	pulls   []pulls              // of an image, and gunzip of its layers
 }
 
 const dirPrefix = "yare-bench-"
