@@ -45,7 +45,9 @@ func (s *Store) layersOf(blobs []blob, diffIDs []string, site string) []*layer {
 	var all []*layer
 	parent := ""
 	for i, b := range blobs {
-		l := &layer{blob: b, diffID: diffIDs[i], dir: filepath.Join(site, strconv.Itoa(i)), below: all[:i:i], done: make(chan struct{})}
+		// A name that is new each time: ext4 begins by it to look for a block group, and that of an image just removed is slow (see inSite).
+		dir := filepath.Join(site, strconv.Itoa(i)+"-"+filepath.Base(site))
+		l := &layer{blob: b, diffID: diffIDs[i], dir: dir, below: all[:i:i], done: make(chan struct{})}
 		l.chain = chain(parent, l.diffID)
 		parent = l.chain
 		if l.kept, l.settled = s.hasLayer(l.chain); l.kept {
