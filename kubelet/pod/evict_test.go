@@ -76,7 +76,7 @@ func TestExceeded(t *testing.T) {
 			`Container b exceeded its local ephemeral storage limit "1Mi". `},
 		{"each its own", newPod("a", storageLimit("b", "1Mi"), storageLimit("c", "2Mi")), Written{Containers: map[string]int64{"b": mi, "c": 2 * mi}}, ""},
 	} {
-		if got := Exceeded(c.pod, c.written); got != c.want {
+		if got, limit := Exceeded(c.pod, c.written); got != c.want || (limit == "") != (c.want == "") {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
@@ -89,7 +89,7 @@ func TestEvict(t *testing.T) {
 		b.wantRunning("app")
 		b.api.Events()
 		for range 2 { // once is enough
-			b.pods.Evict(b.pod("a").UID, "It wrote too much. ")
+			b.pods.Evict(b.pod("a").UID, Eviction{Message: "It wrote too much. ", Grace: EvictedGrace})
 		}
 		b.wantRunning()
 		b.wantStatus("a", "Failed (Evicted) app=Completed")
