@@ -134,13 +134,26 @@ func (k *Kubelet) tooManyImages(ctx context.Context) (int64, error) {
 	return (fs.Bytes - fs.Free) - fs.Bytes*int64(k.config.ImageGCLowPercent)/100, nil
 }
 
-// remember notes which images are in use now.
+// imagesListed notes images as the Node's status is made of them.
+func (k *Kubelet) imagesListed(images []*runtimeapi.Image) {
+	if !k.imagesLock.TryLock() {
+		return // they are just being removed
+	}
+	defer k.imagesLock.Unlock()
+	k.remember(images, nil, time.Now())
+}
+
+// remember notes which images there are, and are in use, now. Those that the first list has have been there for long.
 func (k *Kubelet) remember(images []*runtimeapi.Image, used map[string]bool, now time.Time) {
+	seen := now
+	if k.images == nil {
+		seen = time.Time{}
+	}
 	next := make(map[string]*usage, len(images))
 	for _, i := range images {
 		m := k.images[i.Id]
 		if m == nil {
-			m = &usage{seen: now}
+			m = &usage{seen: seen}
 		}
 		if used[i.Id] {
 			m.used = now

@@ -78,8 +78,8 @@ type Kubelet struct {
 
 	strangers chan struct{} // to remove what belongs to no pod
 
-	imagesLock sync.Mutex // while images are removed
-	images     map[string]*usage
+	imagesLock sync.Mutex        // also while images are removed
+	images     map[string]*usage // by ID; nil before they are known
 }
 
 // New checks the configuration and returns a Kubelet. Nothing is started or touched.
@@ -116,7 +116,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		images:    map[string]*usage{}, evictions: eviction.NewMetrics(),
+		evictions: eviction.NewMetrics(),
 	}
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
@@ -252,7 +252,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	}
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
-		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir, Kept: kept, Under: k.evictor.Under,
+		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir, Kept: kept, Under: k.evictor.Under, Listed: k.imagesListed,
 		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll(); k.drivers.NodeChanged() })
 	k.pods = pod.New(pod.Config{

@@ -35,6 +35,8 @@ type Runtime struct {
 	Memory   uint64
 	Memories map[string]uint64
 	Layer    map[string]uint64
+	// Removed is told of an image that was removed.
+	Removed func(image string)
 	// Sessions prepares those of Exec, Attach and PortForward.
 	Sessions streaming.Server
 
@@ -539,6 +541,9 @@ func (r *Runtime) PullImage(_ context.Context, q *runtimeapi.PullImageRequest) (
 
 // RemoveImage implements the CRI.
 func (r *Runtime) RemoveImage(_ context.Context, q *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	if r.Removed != nil {
+		defer r.Removed(q.Image.Image)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.note("remove image %s", q.Image.Image)

@@ -34,6 +34,8 @@ type Config struct {
 	Labels map[string]string
 	Taints []corev1.Taint
 	Root   string // the kubelet's folder, whose file system is the node's storage
+	// Listed is told which images there are; nil: nobody asks.
+	Listed func([]*runtimeapi.Image)
 	// InUse returns the attached volumes that pods of the node have, or are to have; Reported is told when the Node has them.
 	InUse    func() ([]corev1.UniqueVolumeName, error)
 	Reported func([]corev1.UniqueVolumeName)
