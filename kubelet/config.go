@@ -111,8 +111,10 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Duration) UnmarshalText(b []byte) (err error) {
-	d.Duration, err = time.ParseDuration(string(b))
-	return err
+	if d.Duration, err = time.ParseDuration(string(b)); err != nil {
+		return fmt.Errorf("%q is not a duration such as 1m30s", b)
+	}
+	return nil
 }
 
 // Defaults returns the usual configuration; the node's name and addresses are missing.
@@ -186,11 +188,16 @@ func (c *Config) Validate() error {
 	if c.ImageGCLowPercent < 0 || c.ImageGCLowPercent >= c.ImageGCHighPercent || c.ImageGCHighPercent > 100 {
 		bad("imageGCLowThresholdPercent", "must be below imageGCHighThresholdPercent, both within 0 and 100")
 	}
-	c.eviction().Check(bad)
+	c.CheckEviction(bad)
 	if p := c.MaxContainerRestartPeriod; p.Duration < time.Second || p.Duration > 5*time.Minute {
 		bad("maxContainerRestartPeriod", "must be within 1s and 5m")
 	}
 	return errors.Join(errs...)
+}
+
+// CheckEviction tells problem of every mistake in the fields about eviction.
+func (c *Config) CheckEviction(problem func(field, format string, args ...any)) {
+	c.eviction().Check(problem)
 }
 
 // eviction is what the settings say of eviction under pressure.
