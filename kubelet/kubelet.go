@@ -65,6 +65,7 @@ type Kubelet struct {
 	keyring  *keyring.Keyring
 
 	evictions *eviction.Metrics
+	stalls    *eviction.Stalls
 
 	// Made by Run, when the runtime has said its name.
 	pods    *pod.Pods
@@ -116,7 +117,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		evictions: eviction.NewMetrics(),
+		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(),
 	}
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
@@ -183,6 +184,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
 	part(func(ready func()) error { ready(); k.limitStorage(ctx); return nil })
 	part(func(ready func()) error { ready(); k.evictor.Run(ctx); return nil })
+	part(func(ready func()) error { ready(); k.watchStalls(ctx); return nil })
 	if k.config.Port != 0 {
 		part(func(ready func()) error { return k.serve(ctx, ready) })
 	}

@@ -2,7 +2,9 @@ package kubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,17 +12,20 @@ import (
 	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/pod"
 	"github.com/yare-dev/yare/kubelet/spec"
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/linux/diskusage"
 )
 
 // newEvictor makes what acts when the node runs out of something.
 func (k *Kubelet) newEvictor() *eviction.Evictor {
 	observe := k.deps.Observe
+	var wake <-chan struct{}
 	if observe == nil {
+		wake = k.stalls.C
 		observe = (&eviction.Machine{Root: k.config.RootDir, Images: k.imageFolders, Log: k.log}).Observe
 	}
 	return eviction.New(k.config.eviction(), eviction.Deps{
-		Observe: observe, Changed: func() { k.keeper.Poke() }, Pods: func() []*corev1.Pod { return k.pods.Evictable() }, Measure: k.measure,
+		Observe: observe, Wake: wake, Changed: func() { k.keeper.Poke() }, Pods: func() []*corev1.Pod { return k.pods.Evictable() }, Measure: k.measure,
 		RemoveDead:   func(ctx context.Context) error { return k.pods.RemoveDead(ctx) },
 		RemoveImages: k.removeUnusedImages, Evict: k.evict,
 		Event: func(kind, reason, message string) {
@@ -30,6 +35,19 @@ func (k *Kubelet) newEvictor() *eviction.Evictor {
 		},
 		Metrics: k.evictions, Log: k.log,
 	})
+}
+
+// watchStalls has the evictor look at once when processes wait for memory, where the kernel tells of that.
+func (k *Kubelet) watchStalls(ctx context.Context) {
+	memory := func(t eviction.Threshold) bool { return t.Signal == eviction.MemoryAvailable }
+	if k.deps.Observe != nil || !slices.ContainsFunc(k.config.eviction().Thresholds(), memory) {
+		return
+	}
+	if err := k.stalls.Run(ctx); errors.Is(err, linux.ErrNotSupported) {
+		k.log.Debug("memory is looked at in intervals alone", "err", err)
+	} else if err != nil {
+		k.log.Warn("memory is looked at in intervals alone", "err", err)
+	}
 }
 
 // evict ends a pod for the node's sake.

@@ -101,19 +101,20 @@ func (e *Evictor) Look(ctx context.Context) ([]Threshold, error) {
 	return acute, nil
 }
 
-// Run looks each interval until ctx ends. The first look is an interval after the start: pods have come to be known by then.
+// Run looks each interval, and when it is woken, until ctx ends. The first look is an interval after the start: pods have come to be known
+// by then.
 func (e *Evictor) Run(ctx context.Context) {
 	if len(e.state.Thresholds) == 0 {
 		return
 	}
 	timer := time.NewTimer(Interval)
 	defer timer.Stop()
-	for {
+	for wake := (<-chan struct{})(nil); ; wake = e.Wake {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case <-e.Wake:
+		case <-wake:
 		}
 		begun := time.Now()
 		ended, err := e.round(ctx)

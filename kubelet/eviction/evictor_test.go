@@ -192,10 +192,14 @@ func TestEvictor(t *testing.T) {
 		},
 		"a warning is looked into at once": func(t *testing.T) {
 			f := begins(t, Settings{}, pods()...)
+			f.left(MemoryAvailable, 500)
+			f.want(13*time.Second, "")
 			f.left(MemoryAvailable, 50)
-			time.Sleep(3 * time.Second)
 			f.wake <- struct{}{}
-			f.want(9*time.Second, "3s [MemoryPressure]; 3s "+met+"memory; 3s evict large 1s")
+			f.want(14*time.Second, "13s [MemoryPressure]; 13s "+met+"memory; 13s evict large 1s")
+			f.wake <- struct{}{} // one an interval all the same
+			f.want(22*time.Second, "")
+			f.want(24*time.Second, "23s "+met+"memory; 23s evict small 1s")
 		},
 		"without thresholds nothing is looked at": func(t *testing.T) {
 			f := begins(t, Settings{Hard: settings{}}, pods()...)
