@@ -136,7 +136,6 @@ func TestDiskPressure(t *testing.T) {
 		left := len(h.runtime.Left())
 		time.Sleep(3*time.Minute + time.Second) // between two looks
 		h.gauges.left(eviction.NodeFsAvailable, 90)
-		h.runtime.Layer = map[string]uint64{"runs": 1 << 20}
 		time.Sleep(eviction.Interval)
 		h.want("after a look", h.phases("ended", "runs")+" "+h.pressure(), "ended Failed, runs Failed Evicted DiskPressure")
 		if got := h.pod("ended").Status; len(got.ContainerStatuses) != 1 || got.ContainerStatuses[0].State.Terminated == nil || got.ContainerStatuses[0].State.Terminated.ExitCode != 3 {
@@ -165,12 +164,12 @@ func TestUnusedImagesGoFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
 		h.gauges.left(eviction.NodeFsAvailable, 500)
+		h.runtime.Removed = func(string) { h.gauges.left(eviction.NodeFsAvailable, 110) }
 		if _, err := h.runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "unused"}}); err != nil {
 			t.Fatal(err)
 		}
 		<-h.start()
 		h.api.Put(newPod("a"))
-		h.runtime.Removed = func(string) { h.gauges.left(eviction.NodeFsAvailable, 110) }
 		time.Sleep(time.Second) // between two looks
 		if _, err := h.runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "new"}}); err != nil {
 			t.Fatal(err)

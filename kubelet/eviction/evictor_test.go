@@ -182,8 +182,8 @@ func TestEvictor(t *testing.T) {
 		},
 		"a failed look changes nothing": func(t *testing.T) {
 			f := begins(t, Settings{}, pods()...)
-			f.left(MemoryAvailable, 50)
 			f.err = errors.New("unreadable")
+			f.left(MemoryAvailable, 50)
 			f.want(25*time.Second, "")
 			f.mu.Lock()
 			f.err = nil
