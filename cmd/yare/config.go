@@ -130,9 +130,7 @@ func (c Config) validate() error {
 		problem("imageCredentialProviderConfig", "is given together with imageCredentialProviderBinDir or not at all")
 	}
 	c.APIServer.validate(problem)
-	var k kubelet.Config
-	c.evict(&k)
-	k.CheckEviction(problem)
+	c.checkEviction(problem)
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
 	}
@@ -143,13 +141,6 @@ func (c Config) validate() error {
 		problem("runtimeHandlers."+field, format, args...)
 	})
 	return errors.Join(errs...)
-}
-
-// evict sets what is said of eviction in the kubelet's configuration.
-func (c Config) evict(k *kubelet.Config) {
-	k.EvictionHard, k.MergeDefaultEvictionSettings = c.EvictionHard, c.MergeDefaultEvictionSettings
-	k.EvictionSoft, k.EvictionSoftGracePeriod, k.EvictionMaxPodGracePeriod = c.EvictionSoft, c.EvictionSoftGracePeriod, c.EvictionMaxPodGracePeriod
-	k.EvictionMinimumReclaim, k.EvictionPressureTransitionPeriod = c.EvictionMinimumReclaim, c.EvictionPressureTransitionPeriod
 }
 
 // settingsHelp is every setting with what it is and its default.
