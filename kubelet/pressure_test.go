@@ -270,3 +270,39 @@ func TestEvictionSettings(t *testing.T) {
 		}
 	}
 }
+
+// Real pods are measured in all parts that they have on this machine, are evicted, and leave nothing on the disk when that is short.
+func TestRealUsage(t *testing.T) {
+	m := newMachine(t)
+	p := realPod("a", "sh", "-c", "dd if=/dev/zero of=/junk bs=1M count=2; dd if=/dev/zero of=/data/junk bs=1M count=3; sync; echo done; echo > /ready; exec sleep 1000")
+	p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+	p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 1, SuccessThreshold: 1, TimeoutSeconds: 1,
+		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "[ -e /ready ]"}}}}
+	m.api.Put(p)
+	p = m.await("a", isReady)
+	k := m.runs
+	got, err := k.measure(t.Context(), k.pods.Evictable(), eviction.Parts{Layers: true, Logs: true, Volumes: true})
+	if err != nil || len(got) != 1 || got[0].Usage == nil {
+		t.Fatal(got, err)
+	}
+	u := got[0].Usage
+	c := u.Containers["app"]
+	if u.Memory <= 0 || u.PIDs < 1 || c.Memory <= 0 || c.Layer.Bytes < 2<<20 || c.Layer.Inodes < 1 || c.Logs.Bytes <= 0 || c.Logs.Inodes < 1 || u.Volumes.Bytes < 3<<20 || u.Volumes.Inodes < 2 {
+		t.Errorf("%+v", u)
+	}
+	<-k.evict(p, eviction.Order{Message: "It must go. ", Grace: time.Second})
+	m.await("a", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Evicted" })
+	if err := k.pods.RemoveDead(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if list, err := m.cri.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil || len(list.Containers) > 0 {
+		t.Error(list, err)
+	}
+	if entries, err := os.ReadDir(m.config.LogDir); err != nil || len(entries) > 0 {
+		t.Error(entries, err)
+	}
+	if images, layers, err := k.imageFolders(t.Context()); err != nil || images == "" || layers == "" {
+		t.Errorf("images are in %q, layers in %q: %v", images, layers, err)
+	}
+}

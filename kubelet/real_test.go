@@ -88,6 +88,7 @@ type machine struct {
 	cri    *cri.Client
 	config Config
 	certs  certs
+	runs   *Kubelet
 	stop   func()
 }
 
@@ -175,6 +176,7 @@ func (m *machine) kubelet() *Kubelet {
 
 func (m *machine) start() {
 	k := m.kubelet()
+	m.runs = k
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- k.Run(ctx, func() { close(ready) }) }()
