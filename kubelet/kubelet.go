@@ -21,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/drivers"
+	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/keyring"
 	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/node"
@@ -46,6 +47,8 @@ type Deps struct {
 	Log *slog.Logger
 	// Groups makes cgroups; nil: the host's.
 	Groups pod.Groups
+	// Observe says what the machine has left; nil: what it has.
+	Observe func(context.Context) (eviction.Observations, error)
 }
 
 // Kubelet implements run.Component.
@@ -61,9 +64,13 @@ type Kubelet struct {
 	ids      users.IDs
 	keyring  *keyring.Keyring
 
+	evictions *eviction.Metrics
+	stalls    *eviction.Stalls
+
 	// Made by Run, when the runtime has said its name.
-	pods   *pod.Pods
-	keeper *node.Keeper
+	pods    *pod.Pods
+	keeper  *node.Keeper
+	evictor *eviction.Evictor
 
 	mu      sync.Mutex
 	statics map[string]*corev1.Pod // by namespace/name
@@ -71,7 +78,9 @@ type Kubelet struct {
 	poke    chan struct{} // to look after mirrors
 
 	strangers chan struct{} // to remove what belongs to no pod
-	images    map[string]*usage
+
+	imagesLock sync.Mutex        // also while images are removed
+	images     map[string]*usage // by ID; nil before they are known
 }
 
 // New checks the configuration and returns a Kubelet. Nothing is started or touched.
@@ -108,7 +117,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		images:    map[string]*usage{},
+		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(),
 	}
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
@@ -144,6 +153,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	k.assemble(ctx, version)
+	if _, err := k.evictor.Look(ctx); err != nil {
+		k.log.Warn("the machine's state is not known", "err", err)
+	}
 	k.pods.Open(ctx)
 	var wg, up sync.WaitGroup
 	defer k.pods.Close()
@@ -171,6 +183,8 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { ready(); k.watchStrangers(ctx); return nil })
 	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
 	part(func(ready func()) error { ready(); k.limitStorage(ctx); return nil })
+	part(func(ready func()) error { ready(); k.evictor.Run(ctx); return nil })
+	part(func(ready func()) error { ready(); k.watchStalls(ctx); return nil })
 	if k.config.Port != 0 {
 		part(func(ready func()) error { return k.serve(ctx, ready) })
 	}
@@ -224,6 +238,10 @@ func (k *Kubelet) makeGroups() error {
 func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionResponse) {
 	c := &k.config
 	reserved, _ := c.reserved() // checked by Validate
+	thresholds := c.eviction().Thresholds()
+	kept := func(capacity corev1.ResourceList) corev1.ResourceList { return eviction.Kept(thresholds, capacity) }
+	free := kept(corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(k.facts.Memory, resource.BinarySI)})
+	k.evictor = k.newEvictor()
 	handlers := map[string]*runtimeapi.RuntimeHandlerFeatures{}
 	var ranges *users.Ranges
 	if s, err := k.deps.CRI.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
@@ -236,7 +254,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	}
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
-		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
+		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir, Kept: kept, Under: k.evictor.Under, Listed: k.imagesListed,
 		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll(); k.drivers.NodeChanged() })
 	k.pods = pod.New(pod.Config{
@@ -245,13 +263,14 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 			SeccompRoot: filepath.Join(c.RootDir, "seccomp"),
 			Host: resources.Host{Memory: k.facts.Memory, PidLimit: c.PodPidsLimit, NoQuota: !c.CPUCFSQuota,
 				Unified: k.facts.UnifiedCgroups, SingleKill: c.SingleProcessOOMKill, Throttle: c.MemoryThrottlingFactor,
-				Allocatable: k.facts.Memory - reserved.Memory().Value()},
+				Allocatable: k.facts.Memory - reserved.Memory().Value() - free.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
+		Pressure: k.evictor.Conditions,
 	})
 }
 
@@ -290,7 +309,7 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 	}}
 	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All, Volumes: volumes}
 	registry := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{stats.NewRunning(k.pods.All), stats.NewClaims(volumes)} {
+	for _, c := range append(k.evictions.Collectors(), stats.NewRunning(k.pods.All), stats.NewClaims(volumes)) {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}

@@ -88,6 +88,7 @@ type machine struct {
 	cri    *cri.Client
 	config Config
 	certs  certs
+	runs   *Kubelet
 	stop   func()
 }
 
@@ -132,6 +133,7 @@ func newMachine(t testing.TB) *machine {
 	m.config.NodeName, m.config.NodeIPs, m.config.Address, m.config.Port = "n1", []string{"127.0.0.1"}, "127.0.0.1", freePort(t)
 	m.config.HealthzPort, m.config.CSIDrivers = 0, false
 	m.config.RootDir, m.config.LogDir, m.config.CgroupRoot = filepath.Join(dir, "root"), filepath.Join(dir, "log"), cgroup
+	m.config.EvictionHard = map[string]string{} // what this machine is short of just now is not what is tested
 	m.start()
 	t.Cleanup(func() {
 		pods, _, _ := m.api.List(context.Background(), api.PodKind, client.Query{})
@@ -174,6 +176,7 @@ func (m *machine) kubelet() *Kubelet {
 
 func (m *machine) start() {
 	k := m.kubelet()
+	m.runs = k
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- k.Run(ctx, func() { close(ready) }) }()

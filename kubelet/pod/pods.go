@@ -27,6 +27,7 @@ import (
 type Events interface {
 	// EventAt is about the part of o that fieldPath names; empty is all of it.
 	EventAt(o api.Object, fieldPath, type_, reason, message string)
+	Annotated(o api.Object, annotations map[string]string, type_, reason, message string)
 }
 
 // Groups makes the cgroups of pods.
@@ -67,6 +68,8 @@ type Deps struct {
 	HostIPs func() []string
 	// DNS returns what pods are told about names.
 	DNS func() spec.DNS
+	// Pressure returns the Node's conditions of pressure, ordered; nil: there are never any.
+	Pressure func() []corev1.NodeConditionType
 }
 
 // Pods are the workers of this node, one for each pod.
@@ -239,7 +242,13 @@ func (p *Pods) Has(uid types.UID) bool {
 func (p *Pods) admit(pod *corev1.Pod) *Condition {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	refused := Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls)
+	var refused *Condition
+	if p.Pressure != nil {
+		refused = AdmitUnderPressure(pod, p.Pressure())
+	}
+	if refused == nil {
+		refused = Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls)
+	}
 	if refused == nil {
 		p.workers[pod.UID].noteAdmitted(allocationOf(pod))
 	}

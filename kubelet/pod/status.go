@@ -27,6 +27,8 @@ type Situation struct {
 	Message func(c *Container) string
 	// Verdict is set when the kubelet ended the pod against its will (Evicted, DeadlineExceeded, OutOfcpu).
 	Verdict *Condition
+	// Disrupted is set when it did so for the node's sake.
+	Disrupted *Condition
 	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
 	Pending, Resizing *Condition
 	// Has reports whether a running container has the resources that its spec here gives it.
@@ -376,6 +378,9 @@ func (s *Situation) conditions(st *corev1.PodStatus) {
 		}
 	}
 	s.set(st, corev1.PodReady, ready, reason, message)
+	if s.Disrupted != nil {
+		s.set(st, corev1.DisruptionTarget, true, s.Disrupted.Reason, s.Disrupted.Message)
+	}
 	s.passing(st, corev1.PodResizePending, s.Pending)
 	s.passing(st, corev1.PodResizeInProgress, s.Resizing)
 	sort.SliceStable(st.Conditions, func(i, j int) bool { return rank(st.Conditions[i].Type) < rank(st.Conditions[j].Type) })
