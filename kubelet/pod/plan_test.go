@@ -259,7 +259,7 @@ func TestAdmit(t *testing.T) {
 		{"claims", newPod("p", ok, func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil, "UnsupportedPodFeature"},
 	} {
 		got := ""
-		if refused := Admit(c.pod, node, c.others, []string{"net.core.*"}); refused != nil {
+		if refused := Admit(c.pod, node, c.others, []string{"net.core.*"}, func(corev1.ResourceName) bool { return false }); refused != nil {
 			got = refused.Reason
 		}
 		if got != c.want {

@@ -29,6 +29,8 @@ type Situation struct {
 	Verdict *Condition
 	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
 	Pending, Resizing *Condition
+	// Devices returns how the devices of a container are, nil where it has none; nil: no container has any.
+	Devices func(container string) []corev1.ResourceStatus
 	// Has reports whether a running container has the resources that its spec here gives it.
 	Has     func(*corev1.Container, *Container) bool
 	Ended   bool // everything has ended and nothing will start again
@@ -127,6 +129,12 @@ func (s *Situation) container(c *corev1.Container, kind spec.Kind, prev *corev1.
 	runs := s.View.Containers[c.Name]
 	started := false
 	cs.Started = &started
+	if s.Devices != nil {
+		cs.AllocatedResourcesStatus = s.Devices(c.Name)
+	}
+	if cs.AllocatedResourcesStatus == nil && prev != nil { // those of a pod that has ended are others' by now
+		cs.AllocatedResourcesStatus = prev.AllocatedResourcesStatus
+	}
 	if len(runs) == 0 {
 		cs.State.Waiting = waiting(s.Waiting, c.Name, idle)
 		return cs

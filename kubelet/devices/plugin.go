@@ -1,0 +1,160 @@
+package devices
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+)
+
+// plugin is one connection to a plugin.
+type plugin struct {
+	resource string
+	number   uint64
+	options  *pluginapi.DevicePluginOptions
+	conn     *grpc.ClientConn
+	client   pluginapi.DevicePluginClient
+	cancel   context.CancelFunc
+	log      *slog.Logger
+}
+
+// follow connects to the plugin and takes up its lists until it goes or is replaced, or ctx ends; ready is called after the first. ask says
+// that its options are still to be asked for.
+func (s *Set) follow(ctx context.Context, resource, path string, options *pluginapi.DevicePluginOptions, ask bool, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := grpc.NewClient("passthrough:///localhost",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.config.Dial(ctx, path) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithIdleTimeout(0),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: callLimit,
+			Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second}}))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	p := &plugin{resource: resource, options: options, conn: conn, client: pluginapi.NewDevicePluginClient(conn), cancel: cancel,
+		log: s.log.With("resource", resource, "socket", path)}
+	s.expect(p)
+	defer s.lost(p)
+	if err := p.connect(ctx); err != nil {
+		return err
+	}
+	if ask {
+		limited, done := context.WithTimeout(ctx, callLimit)
+		p.options, err = p.client.GetDevicePluginOptions(limited, &pluginapi.Empty{})
+		if done(); err != nil {
+			return fmt.Errorf("GetDevicePluginOptions: %w", err)
+		}
+	}
+	stream, err := p.client.ListAndWatch(ctx, &pluginapi.Empty{})
+	if err != nil {
+		return fmt.Errorf("ListAndWatch: %w", err)
+	}
+	for first := true; ; first = false {
+		list, err := stream.Recv()
+		if err != nil {
+			return fmt.Errorf("ListAndWatch: %w", err)
+		}
+		if !s.listed(p, list.Devices) {
+			return errors.New("another plugin has registered for its resource")
+		}
+		if first {
+			ready()
+		}
+	}
+}
+
+// expect numbers the plugin. One of the same resource that has listed nothing yet is let go.
+func (s *Set) expect(p *plugin) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.count++
+	p.number = s.count
+	if before := s.pending[p.resource]; before != nil {
+		before.cancel()
+	}
+	s.pending[p.resource] = p
+}
+
+// connect waits until the plugin answers: it may listen only when it is told that it is registered.
+func (p *plugin) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	p.conn.Connect()
+	for {
+		state := p.conn.GetState()
+		if state == connectivity.Ready {
+			return nil
+		}
+		if state == connectivity.Idle {
+			p.conn.Connect()
+		}
+		if !p.conn.WaitForStateChange(ctx, state) {
+			return fmt.Errorf("connect to the device plugin: %w", ctx.Err())
+		}
+	}
+}
+
+// allocate asks what a container needs for the devices.
+func (p *plugin) allocate(ctx context.Context, ids []string) (*pluginapi.ContainerAllocateResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	r, err := p.client.Allocate(ctx, &pluginapi.AllocateRequest{ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: ids}}})
+	if err != nil {
+		return nil, short(err)
+	}
+	if len(r.ContainerResponses) == 0 || r.ContainerResponses[0] == nil {
+		return nil, fmt.Errorf("no containers return in allocation response %v", r)
+	}
+	if err := check(r.ContainerResponses[0]); err != nil {
+		return nil, fmt.Errorf("allocation response of the device plugin of %s: %w", p.resource, err)
+	}
+	return r.ContainerResponses[0], nil
+}
+
+// preferred asks which of the available devices the plugin would choose. What it names beside them is left out by choose.
+func (p *plugin) preferred(ctx context.Context, available, must []string, size int) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	r, err := p.client.GetPreferredAllocation(ctx, &pluginapi.PreferredAllocationRequest{ContainerRequests: []*pluginapi.ContainerPreferredAllocationRequest{
+		{AvailableDeviceIDs: available, MustIncludeDeviceIDs: must, AllocationSize: int32(size)}}})
+	if err != nil {
+		return nil, short(err)
+	}
+	if len(r.ContainerResponses) == 0 {
+		return nil, nil
+	}
+	return r.ContainerResponses[0].GetDeviceIDs(), nil
+}
+
+// prepare has the devices made ready for another start of their container.
+func (p *plugin) prepare(ctx context.Context, ids []string) error {
+	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
+	defer cancel()
+	if _, err := p.client.PreStartContainer(ctx, &pluginapi.PreStartContainerRequest{DevicesIds: ids}); err != nil {
+		return fmt.Errorf("PreStartContainer of the device plugin of %s: %w", p.resource, short(err))
+	}
+	return nil
+}
+
+// maxText bounds what a plugin's error adds to a status.
+const maxText = 1024
+
+// short is a plugin's error as gRPC shows it, of a length that a status can bear.
+func short(err error) error {
+	s, ok := status.FromError(err)
+	if !ok || len(s.Message()) <= maxText {
+		return err
+	}
+	return status.Error(codes.Code(s.Code()), s.Message()[:maxText]+"...")
+}
