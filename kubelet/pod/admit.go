@@ -124,7 +124,7 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, el
 		if !strings.Contains(string(name), "/") {
 			return false
 		}
-		_, known := node.Status.Allocatable[name] // else it is the whole cluster's, and the scheduler has counted it (KEP-956)
+		_, known := node.Status.Allocatable[name] // else it is the whole cluster's, which the scheduler counts
 		return !known || elsewhere(name)
 	})
 	if name, text := lacking(wants, node, others); name != "" {
