@@ -62,6 +62,9 @@ func (s *Set) Allocate(ctx context.Context, pod *corev1.Pod) (wait string, err e
 	}
 	s.mu.Unlock()
 	defer func() {
+		if err != nil && s.ends(ctx) { // which is no reason to refuse anybody
+			wait, err = "the kubelet ends", nil
+		}
 		if wait != "" || err != nil {
 			a.giveBack()
 		}
@@ -78,6 +81,13 @@ func (s *Set) Allocate(ctx context.Context, pod *corev1.Pod) (wait string, err e
 		return wait, err
 	}
 	return "", a.commit()
+}
+
+// ends reports whether plugins are let go because nothing goes on here, or not for who asks.
+func (s *Set) ends(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ctx.Err() != nil || s.ctx.Err() != nil
 }
 
 // pass notes what later containers may use of the container's.

@@ -46,7 +46,7 @@ func TestGarbage(t *testing.T) {
 			if got := b.allocate(newPod("a", "app:1")); !strings.HasPrefix(got, "error: ") || !strings.Contains(got, want) || len(got) > 2*maxText {
 				t.Errorf("%q, want %q", got, want)
 			}
-			p.Answer = nil
+			p.Change(func() { p.Answer = nil })
 			if got := b.allocate(newPod("b", "app:1")); got != "app=d0" {
 				t.Error(got)
 			}

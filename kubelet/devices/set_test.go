@@ -84,6 +84,14 @@ func (b *bed) serve(p *devicetest.Plugin, path string) (stop func()) {
 	return func() { end(); synctest.Wait() }
 }
 
+// told is how often those that wait were told to look again.
+func (b *bed) told() int {
+	synctest.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.came
+}
+
 func (b *bed) wantCounts(want string) {
 	b.Helper()
 	synctest.Wait()
@@ -201,10 +209,10 @@ func TestGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		b.serve(devicetest.New(dev, "d0"), "/a")()
-		before := b.came
+		before := b.told()
 		time.Sleep(grace + time.Second)
 		b.wantCounts("example.com/dev {0 0 false}")
-		if b.Owns(dev) || b.came == before {
+		if b.Owns(dev) || b.told() == before {
 			t.Error("it is still waited for")
 		}
 		b.kill()
@@ -315,7 +323,7 @@ func TestAtOnce(t *testing.T) {
 		if failed != 1 {
 			t.Error(failed, "pods got none")
 		}
-		slow.Hang["Allocate"] = false // what the failure had reserved is free
+		slow.Change(func() { slow.Hang["Allocate"] = false }) // what the failure had reserved is free
 		if got := b.allocate(q); got != "app=s0" {
 			t.Error(got)
 		}
@@ -353,8 +361,8 @@ func TestRestart(t *testing.T) {
 		}
 		stop()
 		b.serve(p, "/b")
-		if b.came != 2 {
-			t.Error("who waited was told", b.came, "times")
+		if b.told() != 2 {
+			t.Error("who waited was told", b.told(), "times")
 		}
 		if got := b.allocate(n); !strings.HasPrefix(got, "app=d") || strings.Contains(had, got) && got != "app=d0" {
 			t.Error(got)

@@ -45,7 +45,7 @@ func (w *worker) devicesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 	}
 	w.jobs.forget(devicesJob)
 	if waits, ok := err.(waitingFor); ok {
-		if text := string(waits); !w.exposed[text] {
+		if text := string(waits); ctx.Err() == nil && !w.exposed[text] {
 			w.exposed[text] = true
 			w.say(pod, corev1.EventTypeWarning, "WaitingForDevices", "Pod waits: %s", text)
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/yare-dev/yare/linux/socket"
 )
 
-// Plugin serves one resource. What is exported is set before it serves.
+// Plugin serves one resource. What is exported is set before it serves, or by Change.
 type Plugin struct {
 	pluginapi.UnimplementedDevicePluginServer
 	Resource string
@@ -60,6 +60,13 @@ func (p *Plugin) Set(devices ...*pluginapi.Device) {
 		default:
 		}
 	}
+}
+
+// Change has f change what is exported while it serves.
+func (p *Plugin) Change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
 }
 
 // Health makes the devices healthy or not.
@@ -185,10 +192,13 @@ func (p *Plugin) GetPreferredAllocation(ctx context.Context, r *pluginapi.Prefer
 	for _, id := range q.MustIncludeDeviceIDs {
 		p.wrong(slices.Contains(q.AvailableDeviceIDs, id), "%s must be included and is not available", id)
 	}
-	if p.Prefer == nil {
+	p.mu.Lock()
+	prefer := p.Prefer
+	p.mu.Unlock()
+	if prefer == nil {
 		return &pluginapi.PreferredAllocationResponse{}, nil
 	}
-	ids, err := p.Prefer(q.AvailableDeviceIDs, q.MustIncludeDeviceIDs, int(q.AllocationSize))
+	ids, err := prefer(q.AvailableDeviceIDs, q.MustIncludeDeviceIDs, int(q.AllocationSize))
 	return &pluginapi.PreferredAllocationResponse{ContainerResponses: []*pluginapi.ContainerPreferredAllocationResponse{{DeviceIDs: ids}}}, err
 }
 
@@ -207,13 +217,14 @@ func (p *Plugin) Allocate(ctx context.Context, r *pluginapi.AllocateRequest) (*p
 	for _, id := range ids {
 		p.allocated[id] = true
 	}
+	answer := p.Answer
 	p.mu.Unlock()
 	p.wrong(watched, "Allocate without ListAndWatch")
 	for _, id := range ids {
 		p.wrong(known[id], "Allocate of %s, which is not healthy", id)
 	}
-	if p.Answer != nil {
-		return p.Answer(ids)
+	if answer != nil {
+		return answer(ids)
 	}
 	return &pluginapi.AllocateResponse{ContainerResponses: []*pluginapi.ContainerAllocateResponse{{Envs: map[string]string{"DEVICES": strings.Join(ids, ",")}}}}, nil
 }
@@ -230,10 +241,13 @@ func (p *Plugin) PreStartContainer(ctx context.Context, r *pluginapi.PreStartCon
 		p.mu.Unlock()
 		p.wrong(ok, "PreStartContainer of %s, which was not allocated", id)
 	}
-	if p.PreStart == nil {
+	p.mu.Lock()
+	prepare := p.PreStart
+	p.mu.Unlock()
+	if prepare == nil {
 		return &pluginapi.PreStartContainerResponse{}, nil
 	}
-	if err := p.PreStart(r.DevicesIds); err != nil {
+	if err := prepare(r.DevicesIds); err != nil {
 		return nil, status.Error(codes.Unknown, err.Error())
 	}
 	return &pluginapi.PreStartContainerResponse{}, nil
