@@ -118,7 +118,8 @@ func newMachine(t testing.TB) *machine {
 		t.Fatal(err)
 	}
 	cgroup := ocitest.Cgroup(t)
-	runtime, err := criserver.New(criserver.Config{Dir: filepath.Join(dir, "cri"), RunDir: filepath.Join(dir, "r"), CgroupParent: cgroup},
+	runtime, err := criserver.New(criserver.Config{Dir: filepath.Join(dir, "cri"), RunDir: filepath.Join(dir, "r"), CgroupParent: cgroup,
+		CDI: []string{filepath.Join(dir, "cdi")}},
 		criserver.Deps{Images: images, Network: network, Init: ocitest.Init(t), Log: log})
 	if err != nil {
 		t.Fatal(err)
