@@ -188,7 +188,7 @@ func TestDevicesRefused(t *testing.T) {
 		s.api.Put(newPod("a", wants("1")))
 		s.wantRunning("app")
 		s.api.Put(newPod("b", wants("1")))
-		s.wantStatus("b", "Failed (UnexpectedAdmissionError) app=ContainerCreating")
+		s.wantStatus("b", "Failed (UnexpectedAdmissionError)")
 		const want = "Pod was rejected: Allocate failed due to requested number of devices unavailable for example.com/dev. Requested: 1, Available: 0, which is unexpected"
 		if m := s.pod("b").Status.Message; m != want {
 			t.Errorf("%q, want %q", m, want)

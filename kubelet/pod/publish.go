@@ -90,7 +90,7 @@ func closed(s *corev1.PodStatus) bool {
 
 func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 	s := Situation{
-		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Ended: w.settled,
+		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Refused: w.refused, Ended: w.settled,
 		Message: func(c *Container) string { return w.messages[c.Id] },
 		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
 		Devices: func(container string) []corev1.ResourceStatus { return w.Devices.Health(w.uid, container) },

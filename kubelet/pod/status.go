@@ -27,6 +27,8 @@ type Situation struct {
 	Message func(c *Container) string
 	// Verdict is set when the kubelet ended the pod against its will (Evicted, DeadlineExceeded, OutOfcpu).
 	Verdict *Condition
+	// Refused says that the verdict came before anything of the pod was made.
+	Refused bool
 	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
 	Pending, Resizing *Condition
 	// Devices returns how the devices of a container are, nil where it has none; nil: no container has any.
@@ -63,6 +65,9 @@ func Status(s Situation) corev1.PodStatus {
 	}
 	st.Phase = s.phase(&st)
 	s.conditions(&st)
+	if s.Refused { // what its containers wait for would hide why
+		st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses = nil, nil, nil
+	}
 	return st
 }
 

@@ -93,7 +93,7 @@ func (w *worker) admitUp(_ context.Context, pod *corev1.Pod, v *View) (bool, err
 
 // refuse ends a pod of which nothing was made yet.
 func (w *worker) refuse(pod *corev1.Pod, why *Condition) {
-	w.verdict = why
+	w.verdict, w.refused = why, true
 	w.say(pod, corev1.EventTypeWarning, why.Reason, "%s", why.Message)
 	w.ending = &ending{grace: 0, since: w.now()}
 	w.moved = true

@@ -44,6 +44,7 @@ type worker struct {
 	probes     *probe.Set
 	ending     *ending
 	verdict    *Condition
+	refused    bool // the verdict came before anything of it was made
 	started    time.Time
 	waiting    map[string]*Condition
 	crashes    *crashes
