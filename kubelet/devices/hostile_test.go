@@ -54,6 +54,26 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// A plugin that lists its devices all the time has neither the Node nor pods written as often, and its last word counts.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		p := devicetest.New(dev, "d0", "d1")
+		b.serve(p, "/a")
+		b.allocate(newPod("a", "app:1"))
+		for i := range 1000 {
+			p.Health([]string{pluginapi.Healthy, pluginapi.Unhealthy}[i%2], "d0")
+			time.Sleep(time.Millisecond)
+		}
+		b.wantCounts("example.com/dev {2 1 false}")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.changed > 25 || len(b.woken) > 25 {
+			t.Error(b.changed, "and", len(b.woken), "times in a second")
+		}
+	})
+}
+
 // Whatever hangs, others go on, and the one call ends.
 func TestHangs(t *testing.T) {
 	for call, limit := range map[string]time.Duration{"Allocate": callLimit, "GetPreferredAllocation": callLimit, "PreStartContainer": prepareLimit} {

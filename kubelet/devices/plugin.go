@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,6 +42,8 @@ func (s *Set) follow(ctx context.Context, resource, path string, options *plugin
 	if err != nil {
 		return err
 	}
+	var reader sync.WaitGroup
+	defer reader.Wait()
 	defer conn.Close()
 	p := &plugin{resource: resource, options: options, conn: conn, client: pluginapi.NewDevicePluginClient(conn), cancel: cancel,
 		log: s.log.With("resource", resource, "socket", path)}
@@ -60,18 +63,45 @@ func (s *Set) follow(ctx context.Context, resource, path string, options *plugin
 	if err != nil {
 		return fmt.Errorf("ListAndWatch: %w", err)
 	}
+	lists, failed := newest(stream, &reader)
 	for first := true; ; first = false {
-		list, err := stream.Recv()
-		if err != nil {
-			return fmt.Errorf("ListAndWatch: %w", err)
-		}
-		if !s.listed(p, list.Devices) {
-			return errors.New("another plugin has registered for its resource")
+		select {
+		case err := <-failed:
+			return err
+		case list := <-lists:
+			if !s.listed(p, list) {
+				return errors.New("another plugin has registered for its resource")
+			}
 		}
 		if first {
 			ready()
 		}
+		select {
+		case err := <-failed:
+			return err
+		case <-time.After(listPause):
+		}
 	}
+}
+
+// newest reads lists until the stream ends, and keeps the newest that was not taken up.
+func newest(stream pluginapi.DevicePlugin_ListAndWatchClient, wg *sync.WaitGroup) (lists <-chan []*pluginapi.Device, failed <-chan error) {
+	list, end := make(chan []*pluginapi.Device, 1), make(chan error, 1)
+	wg.Go(func() {
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				end <- fmt.Errorf("ListAndWatch: %w", err)
+				return
+			}
+			select {
+			case <-list:
+			default:
+			}
+			list <- r.Devices
+		}
+	})
+	return list, end
 }
 
 // expect numbers the plugin. One of the same resource that has listed nothing yet is let go.

@@ -24,6 +24,8 @@ const (
 	prepareLimit = pluginapi.KubeletPreStartContainerRPCTimeoutInSecs * time.Second
 	// grace is how long a resource is kept whose plugin has gone; upstream's.
 	grace = 5 * time.Minute
+	// listPause is how soon another list of a plugin is taken up after one: each may have the Node and pods written.
+	listPause = 50 * time.Millisecond
 	// maxID bounds the names of devices, which go into statuses and files. The API says 63; some plugins use more.
 	maxID = 1024
 )

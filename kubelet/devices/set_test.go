@@ -94,6 +94,7 @@ func (b *bed) told() int {
 
 func (b *bed) wantCounts(want string) {
 	b.Helper()
+	time.Sleep(listPause)
 	synctest.Wait()
 	var got []string
 	counts := b.Counts()
@@ -418,6 +419,7 @@ func TestBoot(t *testing.T) {
 			t.Error(calls)
 		}
 		p.Set(&pluginapi.Device{ID: "d0", Health: pluginapi.Healthy}) // the other's has gone
+		time.Sleep(listPause)
 		synctest.Wait()
 		if err := b.Free("x"); err != nil {
 			t.Error(err)

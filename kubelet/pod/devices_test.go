@@ -152,6 +152,7 @@ func TestDevices(t *testing.T) {
 			t.Error(st)
 		}
 		plugin.Health(pluginapi.Unhealthy, "d0")
+		time.Sleep(time.Second)
 		s.settle()
 		if st := fmt.Sprint(s.pod("p").Status.ContainerStatuses[0].AllocatedResourcesStatus); st != "[{example.com/dev [{d0 Unhealthy <nil>}]}]" {
 			t.Error(st)
