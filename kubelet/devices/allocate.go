@@ -111,12 +111,16 @@ func (a *allocation) container(ctx context.Context, c *corev1.Container, name st
 		}
 		return "", nil
 	}
+	s := a.set
 	chosen, p, wait, err := a.reserve(ctx, name, want)
 	if p == nil || err != nil {
 		return wait, err
 	}
 	g := &grant{IDs: chosen.ids, NUMA: chosen.numa, PreStart: p.options.GetPreStartRequired()}
 	if g.Response, err = p.allocate(ctx, g.IDs); err != nil {
+		if s.follows(name, p) {
+			return replaced(name), nil
+		}
 		return "", err
 	}
 	if g.Encoded, err = proto.Marshal(g.Response); err != nil {
@@ -127,6 +131,18 @@ func (a *allocation) container(ctx context.Context, c *corev1.Container, name st
 	}
 	a.grants[c.Name][name] = g
 	return "", nil
+}
+
+// follows reports whether another plugin serves the resource by now.
+func (s *Set) follows(name string, before *plugin) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stocks[name]
+	return st != nil && st.plugin != nil && st.plugin != before
+}
+
+func replaced(name string) string {
+	return fmt.Sprintf("the device plugin of %s was replaced while it was asked", name)
 }
 
 type choice struct {
@@ -160,12 +176,18 @@ func (a *allocation) reserve(ctx context.Context, name string, want int) (c choi
 	var prefers []string
 	if need := want - len(must); need > 0 && len(free) >= need && p.options.GetGetPreferredAllocationAvailable() {
 		if prefers, err = p.preferred(ctx, slices.Sorted(slices.Values(slices.Concat(must, free))), must, want); err != nil {
+			if s.follows(name, p) {
+				return c, nil, replaced(name), nil
+			}
 			return c, nil, "", err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st = s.stocks[name]; st == nil || st.plugin != p { // while it was asked
+	if st = s.stocks[name]; st != nil && st.plugin != nil && st.plugin != p {
+		return c, nil, replaced(name), nil
+	}
+	if st == nil || st.plugin == nil { // since it was asked
 		return c, nil, "", fmt.Errorf("no healthy devices present; cannot allocate unhealthy devices %s", name)
 	}
 	kept, free = a.free(name, st)

@@ -25,15 +25,23 @@ type plugin struct {
 	options  *pluginapi.DevicePluginOptions
 	conn     *grpc.ClientConn
 	client   pluginapi.DevicePluginClient
-	cancel   context.CancelFunc
+	cancel   context.CancelCauseFunc
 	log      *slog.Logger
 }
 
+// errReplaced ends the connection to a plugin whose resource another has registered for since.
+var errReplaced = errors.New("another plugin has registered for the same resource")
+
 // follow connects to the plugin and takes up its lists until it goes or is replaced, or ctx ends; ready is called after the first. ask says
 // that its options are still to be asked for.
-func (s *Set) follow(ctx context.Context, resource, path string, options *pluginapi.DevicePluginOptions, ask bool, ready func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func (s *Set) follow(ctx context.Context, resource, path string, options *pluginapi.DevicePluginOptions, ask bool, ready func()) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer func() {
+		if errors.Is(context.Cause(ctx), errReplaced) {
+			err = errReplaced
+		}
+		cancel(nil)
+	}()
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.config.Dial(ctx, path) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithIdleTimeout(0),
@@ -70,7 +78,7 @@ func (s *Set) follow(ctx context.Context, resource, path string, options *plugin
 			return err
 		case list := <-lists:
 			if !s.listed(p, list) {
-				return errors.New("another plugin has registered for its resource")
+				return errReplaced
 			}
 		}
 		if first {
@@ -111,7 +119,7 @@ func (s *Set) expect(p *plugin) {
 	s.count++
 	p.number = s.count
 	if before := s.pending[p.resource]; before != nil {
-		before.cancel()
+		before.cancel(errReplaced)
 	}
 	s.pending[p.resource] = p
 }

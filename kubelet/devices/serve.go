@@ -168,6 +168,10 @@ func (s *Set) Serve(ctx context.Context, r registrar.Registration, ready func())
 		return fmt.Errorf("versions %q: the kubelet supports %q", r.Versions, pluginapi.SupportedVersions)
 	}
 	err := s.follow(ctx, r.Name, r.Socket, nil, true, ready)
+	if errors.Is(err, errReplaced) { // else the two would take the resource from each other again and again
+		s.log.Info("device plugin is replaced", "resource", r.Name, "socket", r.Socket)
+		<-ctx.Done()
+	}
 	if ctx.Err() != nil {
 		return nil
 	}

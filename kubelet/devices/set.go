@@ -148,9 +148,12 @@ func (s *Set) close() {
 func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 	s.mu.Lock()
 	st := s.stocks[p.resource]
-	if st != nil && st.plugin != nil && st.plugin.number > p.number {
-		s.mu.Unlock()
-		return false
+	if current := st != nil && st.plugin == p; !current {
+		newer := func(q *plugin) bool { return q != nil && q.number > p.number }
+		if newer(s.pending[p.resource]) || st != nil && newer(st.plugin) {
+			s.mu.Unlock()
+			return false
+		}
 	}
 	first := st == nil
 	if first {
@@ -159,7 +162,7 @@ func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 	}
 	before := *st
 	if st.plugin != p && st.plugin != nil {
-		st.plugin.cancel()
+		st.plugin.cancel(errReplaced)
 	}
 	if st.end != nil {
 		st.end.Stop()
@@ -171,6 +174,7 @@ func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 	delete(s.dropped, p.resource)
 	st.plugin, st.expected = p, false
 	st.devices, st.healthy = take(list, p.log)
+	all, healthy := len(st.devices), len(st.healthy)
 	var wake []types.UID
 	for id, uid := range s.used[p.resource] {
 		if healthOf(&before, id) != healthOf(st, id) {
@@ -183,8 +187,12 @@ func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 			s.log.Warn("names of resources are not saved", "err", err)
 		}
 	}
-	if before.plugin != p || len(before.devices) != len(st.devices) || len(before.healthy) != len(st.healthy) {
-		s.log.Info("devices", "resource", p.resource, "all", len(st.devices), "healthy", len(st.healthy))
+	if before.plugin != p || len(before.devices) != all || len(before.healthy) != healthy {
+		say := s.log.Debug
+		if before.plugin != p {
+			say = s.log.Info
+		}
+		say("device plugin has devices", "resource", p.resource, "all", all, "healthy", healthy)
 		s.config.Changed()
 	}
 	if before.plugin == nil {

@@ -206,6 +206,42 @@ func TestStock(t *testing.T) {
 	})
 }
 
+// A plugin that is replaced while it is being asked is no reason to refuse a pod, and does not take its resource back; nor does one that goes
+// while it is asked make a pod wait.
+func TestReplaced(t *testing.T) {
+	for _, call := range []string{"Allocate", "GetPreferredAllocation"} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t)
+			p := devicetest.New(dev, "d0")
+			p.Options.GetPreferredAllocationAvailable = true
+			p.Hang[call] = true
+			stop := b.serve(p, "/a")
+			var got string
+			done := make(chan struct{})
+			go func() { got = b.allocate(newPod("a", "app:1")); close(done) }()
+			synctest.Wait()
+			next := devicetest.New(dev, "d0", "d1")
+			next.Hang["Allocate"] = true
+			end := b.serve(next, "/b")
+			if <-done; got != "wait: the device plugin of example.com/dev was replaced while it was asked" {
+				t.Error(got)
+			}
+			time.Sleep(time.Minute)
+			p.Set(&pluginapi.Device{ID: "old", Health: pluginapi.Healthy})
+			b.wantCounts("example.com/dev {2 2 false}")
+			done = make(chan struct{})
+			go func() { got = b.allocate(newPod("b", "app:2")); close(done) }()
+			synctest.Wait()
+			end()
+			if <-done; !strings.HasPrefix(got, "error: rpc error: code = Unavailable") {
+				t.Error(got)
+			}
+			b.wantCounts("example.com/dev {2 0 false}")
+			stop()
+		})
+	}
+}
+
 func TestGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
