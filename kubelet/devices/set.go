@@ -146,6 +146,7 @@ func (s *Set) close() {
 
 // listed takes up what a plugin has. With its first list it replaces the plugin before it; what comes of a plugin that was replaced counts no more.
 func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
+	devices, healthy := take(list, p.log)
 	s.mu.Lock()
 	st := s.stocks[p.resource]
 	if current := st != nil && st.plugin == p; !current {
@@ -173,8 +174,7 @@ func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 	}
 	delete(s.dropped, p.resource)
 	st.plugin, st.expected = p, false
-	st.devices, st.healthy = take(list, p.log)
-	all, healthy := len(st.devices), len(st.healthy)
+	st.devices, st.healthy = devices, healthy
 	var wake []types.UID
 	for id, uid := range s.used[p.resource] {
 		if healthOf(&before, id) != healthOf(st, id) {
@@ -187,12 +187,12 @@ func (s *Set) listed(p *plugin, list []*pluginapi.Device) (current bool) {
 			s.log.Warn("names of resources are not saved", "err", err)
 		}
 	}
-	if before.plugin != p || len(before.devices) != all || len(before.healthy) != healthy {
+	if before.plugin != p || len(before.devices) != len(devices) || len(before.healthy) != len(healthy) {
 		say := s.log.Debug
 		if before.plugin != p {
 			say = s.log.Info
 		}
-		say("device plugin has devices", "resource", p.resource, "all", all, "healthy", healthy)
+		say("device plugin has devices", "resource", p.resource, "all", len(devices), "healthy", len(healthy))
 		s.config.Changed()
 	}
 	if before.plugin == nil {
