@@ -215,7 +215,12 @@ func TestReplaced(t *testing.T) {
 			p := devicetest.New(dev, "d0")
 			p.Options.GetPreferredAllocationAvailable = true
 			p.Hang[call] = true
-			stop := b.serve(p, "/a")
+			ctx, cancel := context.WithCancel(t.Context())
+			stop, over := p.Serve(b.sockets.Listen("/a")), make(chan error, 1)
+			go func() {
+				over <- b.Serve(ctx, registrar.Registration{Name: dev, Socket: "/a", Versions: []string{pluginapi.Version}}, func() {})
+			}()
+			synctest.Wait()
 			var got string
 			done := make(chan struct{})
 			go func() { got = b.allocate(newPod("a", "app:1")); close(done) }()
@@ -237,6 +242,15 @@ func TestReplaced(t *testing.T) {
 				t.Error(got)
 			}
 			b.wantCounts("example.com/dev {2 0 false}")
+			select {
+			case err := <-over:
+				t.Error("the registrar would have it try again:", err)
+			default:
+			}
+			cancel()
+			if err := <-over; err != nil {
+				t.Error(err)
+			}
 			stop()
 		})
 	}
@@ -245,6 +259,11 @@ func TestReplaced(t *testing.T) {
 func TestGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
+		for _, path := range []string{"/x", "/y", "/z"} { // each time it has the whole grace period to come back
+			b.serve(devicetest.New(dev, "d0"), path)()
+			time.Sleep(grace * 2 / 3)
+			b.wantCounts("example.com/dev {1 0 false}")
+		}
 		b.serve(devicetest.New(dev, "d0"), "/a")()
 		before := b.told()
 		time.Sleep(grace + time.Second)

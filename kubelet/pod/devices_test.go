@@ -212,6 +212,27 @@ func TestDevicesRefused(t *testing.T) {
 	})
 }
 
+// What ran before a plugin came for its resource goes on as it is; its next start has devices.
+func TestDevicesLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop(t, devicetest.New("example.com/dev", "d0"))
+		s.api.Put(newPod("p", wants("1")))
+		s.wantRunning("app")
+		s.open()
+		s.pods.WakeAll()
+		s.settle()
+		if calls := s.plugin.Calls(); slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, "Allocate") }) {
+			t.Error(calls)
+		}
+		s.runtime.Exit("app", 0)
+		time.Sleep(time.Minute)
+		s.wantStatus("p", "Running ready app=running#1")
+		if s.env("app", "DEVICES") != "d0" {
+			t.Error("it runs without a device")
+		}
+	})
+}
+
 // A kubelet that is killed at any point of a pod's start gives its devices to nobody else, and its successor goes on.
 func TestDevicesKilled(t *testing.T) {
 	for at := range 8 {
