@@ -2,7 +2,6 @@ package cluster_test
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -116,32 +115,48 @@ func TestDevices(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	c.apply(withDevices)
-	c.kubectl("rollout", "status", "statefulset/uses", "--timeout=60s")
-	state := func(pod string) (device, container string) {
-		out := c.kubectl("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].allocatedResourcesStatus[0].resources[0].resourceID} {.status.containerStatuses[0].containerID}")
-		device, container, _ = strings.Cut(out, " ")
-		return device, container
-	}
-	for n := range 7 {
-		keptDevice, kept := state("uses-0")
-		c.kubectl("delete", "pod", "uses-1", "uses-2", "--wait=false")
-		time.Sleep(time.Duration(n) * 250 * time.Millisecond) // also while they end, and while they begin
-		if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		c.up()
-		c.kubectl("rollout", "status", "statefulset/uses", "--timeout=60s")
-		var devices []string
-		for i := range 3 {
-			device, container := state(fmt.Sprint("uses-", i))
-			devices = append(devices, device)
-			if i == 0 && (device != keptDevice || container != kept) {
-				t.Errorf("kill %d: the pod that runs had %s in %s, has %s in %s", n, keptDevice, kept, device, container)
+	// state returns the devices and containers of the three pods, when all are ready and none is about to go.
+	state := func() (devices, containers []string) {
+		const columns = "{range .items[*]}{.metadata.deletionTimestamp}{.status.containerStatuses[0].ready} " +
+			"{.status.containerStatuses[0].allocatedResourcesStatus[0].resources[0].resourceID} {.status.containerStatuses[0].containerID}{'\\n'}{end}"
+		out := ""
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			var err error
+			if out, err = c.tryKubectl("get", "pods", "-l", "app=uses", "-o", "jsonpath="+columns); err != nil || strings.Count(out, "true ") != 3 {
+				continue
+			}
+			devices, containers = nil, nil
+			for line := range strings.Lines(out) {
+				if f := strings.Fields(line); len(f) == 3 && f[0] == "true" {
+					devices, containers = append(devices, f[1]), append(containers, f[2])
+				}
+			}
+			if len(devices) == 3 {
+				return devices, containers
 			}
 		}
-		slices.Sort(devices)
-		if !slices.Equal(devices, p.ids) {
-			t.Errorf("kill %d: pods have %q", n, devices)
+		t.Fatalf("the pods are not ready with a device each:\n%s", out)
+		return nil, nil
+	}
+	for n := range 7 {
+		before, kept := state()
+		c.kubectl("delete", "pod", "uses-1", "uses-2", "--wait=false")
+		time.Sleep(time.Duration(n) * 250 * time.Millisecond) // also while they end, and while they begin
+		pid := c.status().PID
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for syscall.Kill(pid, 0) == nil { // `yare up` would find it running
+			time.Sleep(time.Millisecond)
+		}
+		c.up()
+		after, containers := state()
+		if after[0] != before[0] || containers[0] != kept[0] {
+			t.Errorf("kill %d: the pod that runs had %s in %s, has %s in %s", n, before[0], kept[0], after[0], containers[0])
+		}
+		slices.Sort(after)
+		if !slices.Equal(after, p.ids) {
+			t.Errorf("kill %d: pods have %q", n, after)
 		}
 	}
 	if out := c.kubectl("get", "events", "-A", "-o", "jsonpath={range .items[*]}{.reason}{' '}{end}"); strings.Contains(out, "UnexpectedAdmissionError") {
