@@ -242,6 +242,11 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 			gone[uid] = true
 		}
 	}
+	for _, uid := range k.devices.Holders() {
+		if !k.pods.Has(uid) {
+			gone[uid] = true
+		}
+	}
 	groups := map[string]string{}
 	if g, ok := k.groups.(*resources.Groups); ok {
 		groups = g.Pods()
@@ -252,6 +257,10 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 		}
 		if err := k.volumes.Down(ctx, uid); err != nil {
 			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
+			stays[uid] = true
+		}
+		if err := k.devices.Free(uid); err != nil {
+			k.log.Warn("pod's devices stay allocated", "uid", uid, "err", err)
 			stays[uid] = true
 		}
 		logs, err := filepath.Glob(filepath.Join(k.config.LogDir, "*_"+string(uid)))

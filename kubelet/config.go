@@ -52,6 +52,9 @@ type Config struct {
 	// CSIDrivers takes up the CSI drivers that register by a socket in the folder plugins_registry of RootDir, which becomes a shared mount
 	// where it is not on one: what drivers in pods mount in it has to be seen.
 	CSIDrivers bool `json:"csiDrivers"`
+	// DevicePlugins takes up the device plugins that register at device-plugins/kubelet.sock in RootDir, or by a socket in plugins_registry, and
+	// says at pod-resources/kubelet.sock which pods have what.
+	DevicePlugins bool `json:"devicePlugins"`
 	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize"`
 	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
@@ -122,7 +125,7 @@ func Defaults() Config {
 	return Config{
 		Address: "0.0.0.0", Port: 10250, HealthzPort: 10248,
 		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
-		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true,
+		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true, DevicePlugins: true,
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
 		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
 		EvictionPressureTransitionPeriod: Duration{eviction.UsualTransition},

@@ -15,11 +15,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/kubelet/drivers"
 	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/keyring"
@@ -60,6 +62,7 @@ type Kubelet struct {
 	groups   pod.Groups
 	volumes  *volume.Volumes
 	drivers  *drivers.Set
+	devices  *devices.Set
 	facts    node.Facts
 	ids      users.IDs
 	keyring  *keyring.Keyring
@@ -122,6 +125,9 @@ func New(c Config, d Deps) (*Kubelet, error) {
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
 		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
+	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Log: k.log,
+		Changed: func() { k.keeper.Poke() }, Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) },
+		Pods: func() []*corev1.Pod { return k.pods.All() }})
 	return k, nil
 }
 
@@ -153,10 +159,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	k.assemble(ctx, version)
-	if _, err := k.evictor.Look(ctx); err != nil {
-		k.log.Warn("the machine's state is not known", "err", err)
+	if err := k.open(ctx); err != nil {
+		return err
 	}
-	k.pods.Open(ctx)
 	var wg, up sync.WaitGroup
 	defer k.pods.Close()
 	defer wg.Wait()
@@ -178,6 +183,11 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
 	if k.config.CSIDrivers {
 		part(func(ready func()) error { k.drivers.Run(ctx, ready); return nil })
+	}
+	if k.config.DevicePlugins {
+		part(func(ready func()) error { return k.devices.Run(ctx, ready) })
+	}
+	if k.config.CSIDrivers || k.config.DevicePlugins {
 		part(func(ready func()) error { return k.register(ctx, ready) })
 	}
 	part(func(ready func()) error { ready(); k.watchStrangers(ctx); return nil })
@@ -234,6 +244,20 @@ func (k *Kubelet) makeGroups() error {
 	return nil
 }
 
+// open has all known that there was before, and how the machine is, before any pod is looked at.
+func (k *Kubelet) open(ctx context.Context) error {
+	if _, err := k.evictor.Look(ctx); err != nil {
+		k.log.Warn("the machine's state is not known", "err", err)
+	}
+	if k.config.DevicePlugins {
+		if err := k.devices.Open(ctx); err != nil {
+			return err
+		}
+	}
+	k.pods.Open(ctx)
+	return nil
+}
+
 // assemble makes the parts that a run has.
 func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionResponse) {
 	c := &k.config
@@ -255,7 +279,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
 		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir, Kept: kept, Under: k.evictor.Under, Listed: k.imagesListed,
-		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
+		Devices: k.devices.Counts, InUse: k.volumes.InUse, Reported: k.volumes.Reported,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll(); k.drivers.NodeChanged() })
 	k.pods = pod.New(pod.Config{
 		Node: spec.Node{
@@ -268,7 +292,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
-		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
+		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 		Pressure: k.evictor.Conditions,
 	})
@@ -289,7 +313,13 @@ func (k *Kubelet) expectDrivers() error {
 
 // register takes up the programs that offer themselves by their sockets.
 func (k *Kubelet) register(ctx context.Context, ready func()) error {
-	handlers := map[string]registrar.Handler{registerapi.CSIPlugin: k.drivers}
+	handlers := map[string]registrar.Handler{}
+	if k.config.CSIDrivers {
+		handlers[registerapi.CSIPlugin] = k.drivers
+	}
+	if k.config.DevicePlugins {
+		handlers[registerapi.DevicePlugin] = k.devices
+	}
 	return registrar.New(filepath.Join(k.config.RootDir, "plugins_registry"), handlers, k.log).Run(ctx, ready)
 }
 

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/stream"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Root   string // the kubelet's folder, whose file system is the node's storage
 	// Listed is told which images there are; nil: nobody asks.
 	Listed func([]*runtimeapi.Image)
+	// Devices returns what device plugins offer, by resource; nil: none.
+	Devices func() map[corev1.ResourceName]devices.Count
 	// InUse returns the attached volumes that pods of the node have, or are to have; Reported is told when the Node has them.
 	InUse    func() ([]corev1.UniqueVolumeName, error)
 	Reported func([]corev1.UniqueVolumeName)
@@ -55,6 +58,7 @@ func Status(c Config, f Facts, rt Runtime, old *corev1.NodeStatus, now time.Time
 	st := *old.DeepCopy()
 	st.Capacity = capacity(c, f, old)
 	st.Allocatable = allocatable(c, st.Capacity)
+	offer(&st, c.Devices, old)
 	st.Addresses = nil
 	for _, ip := range c.Addresses {
 		st.Addresses = append(st.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})
@@ -139,6 +143,20 @@ func capacity(c Config, f Facts, old *corev1.NodeStatus) corev1.ResourceList {
 		}
 	}
 	return l
+}
+
+// offer shows what device plugins have.
+func offer(st *corev1.NodeStatus, counts func() map[corev1.ResourceName]devices.Count, old *corev1.NodeStatus) {
+	if counts == nil {
+		return
+	}
+	for name, n := range counts() {
+		st.Capacity[name] = *resource.NewQuantity(n.Capacity, resource.DecimalSI)
+		if q, ok := old.Capacity[name]; ok && n.Unknown {
+			st.Capacity[name] = q
+		}
+		st.Allocatable[name] = *resource.NewQuantity(n.Allocatable, resource.DecimalSI)
+	}
 }
 
 // allocatable is the capacity without what is reserved, what eviction keeps free and, of memory, what is never given away (hugepages).

@@ -90,9 +90,10 @@ func closed(s *corev1.PodStatus) bool {
 
 func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 	s := Situation{
-		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Disrupted: w.disrupted, Ended: w.settled,
+		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Refused: w.refused, Disrupted: w.disrupted, Ended: w.settled,
 		Message: func(c *Container) string { return w.messages[c.Id] },
 		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
+		Devices: func(container string) []corev1.ResourceStatus { return w.Devices.Health(w.uid, container) },
 		Has: func(c *corev1.Container, now *Container) bool {
 			cpu, memory := resources.Differ(now.Resources.GetLinux(), resources.Container(pod, c, w.config.Node.Host))
 			return !cpu && !memory

@@ -29,8 +29,12 @@ type Situation struct {
 	Verdict *Condition
 	// Disrupted is set when it did so for the node's sake.
 	Disrupted *Condition
+	// Refused says that the verdict came before anything of the pod was made.
+	Refused bool
 	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
 	Pending, Resizing *Condition
+	// Devices returns how the devices of a container are, nil where it has none; nil: no container has any.
+	Devices func(container string) []corev1.ResourceStatus
 	// Has reports whether a running container has the resources that its spec here gives it.
 	Has     func(*corev1.Container, *Container) bool
 	Ended   bool // everything has ended and nothing will start again
@@ -63,6 +67,9 @@ func Status(s Situation) corev1.PodStatus {
 	}
 	st.Phase = s.phase(&st)
 	s.conditions(&st)
+	if s.Refused { // what its containers wait for would hide why
+		st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses = nil, nil, nil
+	}
 	return st
 }
 
@@ -129,6 +136,12 @@ func (s *Situation) container(c *corev1.Container, kind spec.Kind, prev *corev1.
 	runs := s.View.Containers[c.Name]
 	started := false
 	cs.Started = &started
+	if s.Devices != nil {
+		cs.AllocatedResourcesStatus = s.Devices(c.Name)
+	}
+	if cs.AllocatedResourcesStatus == nil && prev != nil { // those of a pod that has ended are others' by now
+		cs.AllocatedResourcesStatus = prev.AllocatedResourcesStatus
+	}
 	if len(runs) == 0 {
 		cs.State.Waiting = waiting(s.Waiting, c.Name, idle)
 		return cs

@@ -46,6 +46,7 @@ type worker struct {
 	verdict    *Condition
 	disrupted  *Condition // why the node ended it for its own sake
 	noticed    bool       // that it is evicted
+	refused    bool       // the verdict came before anything of it was made
 	started    time.Time
 	waiting    map[string]*Condition
 	crashes    *crashes
