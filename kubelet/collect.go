@@ -242,7 +242,7 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 			gone[uid] = true
 		}
 	}
-	for _, uid := range k.devices.Holders() {
+	for _, uid := range append(k.devices.Holders(), k.claims.Holders()...) {
 		if !k.pods.Has(uid) {
 			gone[uid] = true
 		}
@@ -257,6 +257,10 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 		}
 		if err := k.volumes.Down(ctx, uid); err != nil {
 			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
+			stays[uid] = true
+		}
+		if err := k.claims.Release(ctx, uid); err != nil {
+			k.log.Warn("pod's resource claims stay prepared", "uid", uid, "err", err)
 			stays[uid] = true
 		}
 		if err := k.devices.Free(uid); err != nil {

@@ -55,6 +55,9 @@ type Config struct {
 	// DevicePlugins takes up the device plugins that register at device-plugins/kubelet.sock in RootDir, or by a socket in plugins_registry, and
 	// says at pod-resources/kubelet.sock which pods have what.
 	DevicePlugins bool `json:"devicePlugins"`
+	// DynamicResources takes up the drivers of ResourceClaims that register by a socket in plugins_registry, and deletes the ResourceSlices of those
+	// that are gone. Without it pods with claims wait.
+	DynamicResources bool `json:"dynamicResources"`
 	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize"`
 	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
@@ -125,7 +128,7 @@ func Defaults() Config {
 	return Config{
 		Address: "0.0.0.0", Port: 10250, HealthzPort: 10248,
 		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
-		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true, DevicePlugins: true,
+		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true, DevicePlugins: true, DynamicResources: true,
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
 		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
 		EvictionPressureTransitionPeriod: Duration{eviction.UsualTransition},

@@ -22,6 +22,7 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/devices"
+	"github.com/yare-dev/yare/kubelet/dra"
 	"github.com/yare-dev/yare/kubelet/drivers"
 	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/keyring"
@@ -63,6 +64,7 @@ type Kubelet struct {
 	volumes  *volume.Volumes
 	drivers  *drivers.Set
 	devices  *devices.Set
+	claims   *dra.Set
 	facts    node.Facts
 	ids      users.IDs
 	keyring  *keyring.Keyring
@@ -125,9 +127,11 @@ func New(c Config, d Deps) (*Kubelet, error) {
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
 		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
+	k.claims = dra.New(dra.Config{Root: c.RootDir, Boot: facts.BootID, Node: c.NodeName, Client: d.Client, Log: k.log,
+		Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) }})
 	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Log: k.log,
 		Changed: func() { k.keeper.Poke() }, Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) },
-		Pods: func() []*corev1.Pod { return k.pods.All() }})
+		Pods: func() []*corev1.Pod { return k.pods.All() }, Claims: k.claims.Resources})
 	return k, nil
 }
 
@@ -187,7 +191,10 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if k.config.DevicePlugins {
 		part(func(ready func()) error { return k.devices.Run(ctx, ready) })
 	}
-	if k.config.CSIDrivers || k.config.DevicePlugins {
+	if k.config.DynamicResources {
+		part(func(ready func()) error { ready(); k.claims.Run(ctx); return nil })
+	}
+	if k.config.CSIDrivers || k.config.DevicePlugins || k.config.DynamicResources {
 		part(func(ready func()) error { return k.register(ctx, ready) })
 	}
 	part(func(ready func()) error { ready(); k.watchStrangers(ctx); return nil })
@@ -254,6 +261,11 @@ func (k *Kubelet) open(ctx context.Context) error {
 			return err
 		}
 	}
+	if k.config.DynamicResources {
+		if err := k.claims.Open(); err != nil {
+			return err
+		}
+	}
 	k.pods.Open(ctx)
 	return nil
 }
@@ -292,7 +304,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
-		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Log: k.log,
+		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Claims: k.claims, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 		Pressure: k.evictor.Conditions,
 	})
@@ -319,6 +331,9 @@ func (k *Kubelet) register(ctx context.Context, ready func()) error {
 	}
 	if k.config.DevicePlugins {
 		handlers[registerapi.DevicePlugin] = k.devices
+	}
+	if k.config.DynamicResources {
+		handlers[registerapi.DRAPlugin] = k.claims
 	}
 	return registrar.New(filepath.Join(k.config.RootDir, "plugins_registry"), handlers, k.log).Run(ctx, ready)
 }

@@ -65,7 +65,7 @@ func (m *gauges) left(s eviction.Signal, n int64) {
 
 func newHost(t *testing.T, change ...func(*Config)) *host {
 	c := Defaults()
-	c.CSIDrivers, c.DevicePlugins = false, false // a bubble cannot wait for changes of a folder
+	c.CSIDrivers, c.DevicePlugins, c.DynamicResources = false, false, false // a bubble cannot wait for changes of a folder
 	c.NodeName, c.NodeIPs, c.Port, c.HealthzPort = "n1", []string{"192.168.0.1"}, 0, 0
 	dir := t.TempDir()
 	c.RootDir, c.LogDir = filepath.Join(dir, "root"), filepath.Join(dir, "log")

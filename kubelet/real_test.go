@@ -132,7 +132,7 @@ func newMachine(t testing.TB) *machine {
 	m := &machine{TB: t, api: kubelettest.NewAPI(), cri: cri.InProcess(runtime), certs: newCerts(t)}
 	m.config = Defaults()
 	m.config.NodeName, m.config.NodeIPs, m.config.Address, m.config.Port = "n1", []string{"127.0.0.1"}, "127.0.0.1", freePort(t)
-	m.config.HealthzPort, m.config.CSIDrivers, m.config.DevicePlugins = 0, false, false
+	m.config.HealthzPort, m.config.CSIDrivers, m.config.DevicePlugins, m.config.DynamicResources = 0, false, false, false
 	m.config.RootDir, m.config.LogDir, m.config.CgroupRoot = filepath.Join(dir, "root"), filepath.Join(dir, "log"), cgroup
 	m.config.EvictionHard = map[string]string{} // what this machine is short of just now is not what is tested
 	m.start()

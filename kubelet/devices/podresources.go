@@ -75,6 +75,9 @@ func (l lister) pod(p *corev1.Pod) *podresourcesapi.PodResources {
 				one.Devices = append(one.Devices, device(names[i], id, g.NUMA[id]))
 			}
 		}
+		if l.set.config.Claims != nil {
+			one.DynamicResources = l.set.config.Claims(p, c.Name)
+		}
 		r.Containers = append(r.Containers, one)
 	})
 	return r

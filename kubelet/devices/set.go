@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/yare-dev/yare/linux/socket"
 )
@@ -42,7 +43,9 @@ type Config struct {
 	Wake          func(types.UID)
 	// Pods returns the node's pods, for the pod resources API.
 	Pods func() []*corev1.Pod
-	Log  *slog.Logger
+	// Claims returns what a container has of its pod's ResourceClaims, for the same; nil: nothing.
+	Claims func(pod *corev1.Pod, container string) []*podresourcesapi.DynamicResource
+	Log    *slog.Logger
 }
 
 // Set are the devices of one node.

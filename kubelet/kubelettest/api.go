@@ -14,6 +14,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -170,6 +171,10 @@ func selected(k *api.Kind, o api.Object, q client.Query) bool {
 	switch o := o.(type) {
 	case *corev1.Pod:
 		set["spec.nodeName"] = o.Spec.NodeName
+	case *resourcev1.ResourceSlice:
+		if o.Spec.NodeName != nil {
+			set["spec.nodeName"] = *o.Spec.NodeName
+		}
 	case *certificatesv1.PodCertificateRequest:
 		set["spec.nodeName"], set["spec.podName"] = string(o.Spec.NodeName), o.Spec.PodName
 	}

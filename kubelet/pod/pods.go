@@ -76,6 +76,7 @@ type Deps struct {
 	Volumes *volume.Volumes
 	Groups  Groups
 	Devices Devices      // nil: none
+	Claims  Claims       // nil: none
 	Probes  probe.Runner // Exec is set by New
 	// Keyring has the node's credentials for registries; nil for none.
 	Keyring *keyring.Keyring
@@ -116,6 +117,9 @@ func New(c Config, d Deps) *Pods {
 		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
 	if p.Devices == nil {
 		p.Devices = noDevices{}
+	}
+	if p.Claims == nil {
+		p.Claims = noClaims{}
 	}
 	p.runner.Exec = p.Exec
 	p.refs = newReferences(d.Client, p.referenceChanged)

@@ -93,7 +93,12 @@ func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Refused: w.refused, Disrupted: w.disrupted, Ended: w.settled,
 		Message: func(c *Container) string { return w.messages[c.Id] },
 		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
-		Devices: func(container string) []corev1.ResourceStatus { return w.Devices.Health(w.uid, container) },
+		Devices: func(container string) []corev1.ResourceStatus {
+			if w.ending != nil && len(pod.Spec.ResourceClaims) > 0 && !w.Claims.Holds(w.uid) {
+				return nil // what it had is others' by now
+			}
+			return append(w.Devices.Health(w.uid, container), w.Claims.Health(pod, container)...)
+		},
 		Has: func(c *corev1.Container, now *Container) bool {
 			cpu, memory := resources.Differ(now.Resources.GetLinux(), resources.Container(pod, c, w.config.Node.Host))
 			return !cpu && !memory

@@ -172,6 +172,9 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 		return "", err
 	}
 	additions, err := w.Devices.Additions(pod.UID, c)
+	if err == nil {
+		additions, err = w.withClaims(pod, c, additions)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -40,6 +40,7 @@ func (w *worker) steps() []step {
 		{"folders", w.foldersUp, w.foldersDown},
 		{"cgroup", w.cgroupUp, w.cgroupDown},
 		{"volumes", w.volumesUp, w.volumesDown},
+		{"claims", w.claimsUp, w.claimsDown},
 		{"sandbox", w.sandboxUp, w.sandboxDown},
 		{"resources", w.resourcesUp, nothing},
 		{"containers", w.containersUp, w.containersDown},
