@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +28,10 @@ type Claims interface {
 // noClaims is a node on which no driver serves any.
 type noClaims struct{}
 
-func (noClaims) Ready(*corev1.Pod) bool                     { return true }
-func (noClaims) Prepare(context.Context, *corev1.Pod) error { return nil }
+func (noClaims) Ready(p *corev1.Pod) bool { return len(p.Spec.ResourceClaims) == 0 }
+func (noClaims) Prepare(context.Context, *corev1.Pod) error {
+	return errors.New("this node serves no resource claims")
+}
 func (noClaims) Devices(*corev1.Pod, *corev1.Container) ([]*runtimeapi.CDIDevice, error) {
 	return nil, nil
 }
@@ -62,13 +65,13 @@ func (w *worker) claimsUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, 
 	return err == nil, err
 }
 
-// claimsDown has drivers take back what the pod claimed: nothing of it runs any more.
+// claimsDown has drivers take back what the pod claimed: nothing of it runs any more. A call that prepares is waited for, not given up: the driver
+// might go on with it, and have the last word.
 func (w *worker) claimsDown(ctx context.Context, pod *corev1.Pod, _ *View) (bool, error) {
-	if !w.jobs.stop(prepareJob) {
+	if exists, done, _ := w.jobs.state(prepareJob); exists && !done {
 		return false, nil
 	}
-	exists, _, _ := w.jobs.state(releaseJob)
-	if !exists && !w.Claims.Holds(pod.UID) {
+	if exists, _, _ := w.jobs.state(releaseJob); !exists && !w.Claims.Holds(pod.UID) {
 		return true, nil
 	}
 	done, err := w.jobs.do(ctx, releaseJob, func(ctx context.Context) error { return w.Claims.Release(ctx, pod.UID) })

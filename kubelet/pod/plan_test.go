@@ -262,7 +262,6 @@ func TestAdmit(t *testing.T) {
 		{"unsafe sysctl", newPod("p", ok, sysctl("vm.swappiness")), nil, "SysctlForbidden"},
 		{"the host's sysctl", newPod("p", ok, sysctl("net.ipv4.tcp_syncookies"), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), nil, "SysctlForbidden"},
 		{"another system", newPod("p", ok, func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }), nil, "PodOSNotSupported"},
-		{"claims", newPod("p", ok, func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil, "UnsupportedPodFeature"},
 	} {
 		got := ""
 		if refused := Admit(c.pod, node, c.others, []string{"net.core.*"}, owns); refused != nil {
