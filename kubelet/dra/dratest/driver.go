@@ -4,7 +4,9 @@ package dratest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -91,12 +93,13 @@ func (d *Driver) ServeAt(ctx context.Context, root string) (stop func(), err err
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, err
 	}
-	l, err := socket.Listen(ctx, path)
+	l, err := listen(ctx, path)
 	if err != nil {
 		return nil, err
 	}
 	end := d.Serve(l)
-	offer, err := socket.Listen(ctx, filepath.Join(root, "plugins_registry", d.Name+".sock"))
+	offered := filepath.Join(root, "plugins_registry", d.Name+".sock")
+	offer, err := listen(ctx, offered)
 	if err != nil {
 		end()
 		return nil, err
@@ -104,7 +107,15 @@ func (d *Driver) ServeAt(ctx context.Context, root string) (stop func(), err err
 	s := grpc.NewServer()
 	registerapi.RegisterRegistrationServer(s, registration{of: d, path: path})
 	withdraw := serve(s, offer)
-	return func() { withdraw(); end() }, nil
+	return func() { _ = os.Remove(offered); withdraw(); end() }, nil
+}
+
+// listen takes the place of a socket that was left.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return socket.Listen(ctx, path)
 }
 
 type registration struct {
