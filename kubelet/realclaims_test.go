@@ -1,14 +1,17 @@
 package kubelet
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/dra/dratest"
 )
 
@@ -59,7 +62,24 @@ func TestRealClaims(t *testing.T) {
 	if after := m.await("p", isReady); after.Status.ContainerStatuses[0].ContainerID != got.Status.ContainerStatuses[0].ContainerID {
 		t.Error("the container was replaced")
 	}
-	m.remove("p")
+	// A pod that is deleted while no kubelet runs has its claim given back by the next.
+	back := make(chan struct{})
+	driver.Change(func() {
+		driver.Before = func(_ context.Context, call string) error {
+			if call == "unprepare" {
+				close(back)
+			}
+			return nil
+		}
+	})
+	m.stop()
+	m.api.DeletePod(api.Key{Namespace: "default", Name: "p"}, 0)
+	m.start()
+	select {
+	case <-back:
+	case <-time.After(30 * time.Second):
+		t.Error("the claim is never given back")
+	}
 	m.awaitEmpty()
 	calls := driver.Calls()
 	if len(calls) != 2 || calls[0] != "prepare c" || calls[1] != "unprepare c" || len(driver.Prepared()) > 0 {

@@ -38,7 +38,13 @@ type node struct {
 func newNode(t *testing.T, root string) *node {
 	n := &node{changed: make(chan struct{}, 100)}
 	n.Set = New(Config{Root: root, Boot: "b", Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Changed: func() { n.changed <- struct{}{} }, Came: func() {},
-		Wake: func(types.UID) {}, Pods: func() []*corev1.Pod { return n.pods }})
+		Wake: func(types.UID) {}, Pods: func() []*corev1.Pod { return n.pods },
+		Claims: func(p *corev1.Pod, container string) []*podresourcesapi.DynamicResource {
+			if p.Name != "a" || container != "app" {
+				return nil
+			}
+			return []*podresourcesapi.DynamicResource{{ClaimName: "claimed", ClaimNamespace: p.Namespace}}
+		}})
 	ctx, cancel := context.WithCancel(t.Context())
 	if err := n.Open(ctx); err != nil {
 		t.Fatal(err)
@@ -205,6 +211,9 @@ func TestPodResources(t *testing.T) {
 		out := p.Namespace + "/" + p.Name
 		for _, c := range p.Containers {
 			out += " " + c.Name
+			for _, r := range c.DynamicResources {
+				out += " " + r.ClaimNamespace + "/" + r.ClaimName
+			}
 			for _, d := range c.Devices {
 				out += fmt.Sprint(" ", d.ResourceName, d.DeviceIds)
 				for _, n := range d.GetTopology().GetNodes() {
@@ -214,7 +223,7 @@ func TestPodResources(t *testing.T) {
 		}
 		return out
 	}
-	const want = "default/a side example.com/dev[d0]@1 app example.com/dev[d1]"
+	const want = "default/a side example.com/dev[d0]@1 app default/claimed example.com/dev[d1]"
 	if len(list.PodResources) != 2 || show(list.PodResources[0]) != want || show(list.PodResources[1]) != "default/none app" {
 		t.Error(list)
 	}

@@ -180,3 +180,27 @@ func TestHealth(t *testing.T) {
 		})
 	}
 }
+
+// A driver that speaks without end has pods looked at a few times only.
+func TestHealthFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		x := dratest.New("x.example.com")
+		defer n.come(x, "/x")()
+		p := claimer("p", "c")
+		n.claim("c", []string{"x.example.com"}, p)
+		n.prepare(p)
+		for i := range 1000 {
+			x.Say(is("d-c", healthv1.HealthStatus(1+i%2), 0, fmt.Sprint(i)))
+			synctest.Wait()
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		if w := n.wakes(); len(w) > 21 || len(w) == 0 {
+			t.Error(len(w), "times")
+		}
+		if h := n.set.Health(p, "app"); *h[0].Resources[0].Message != "999" {
+			t.Error(h)
+		}
+	})
+}

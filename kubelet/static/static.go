@@ -177,6 +177,9 @@ func complete(p *corev1.Pod) error {
 	if len(p.Spec.EphemeralContainers) > 0 {
 		return errors.New("spec.ephemeralContainers: not in a static pod")
 	}
+	if len(p.Spec.ResourceClaims) > 0 {
+		return errors.New("spec.resourceClaims: a static pod cannot refer to API objects")
+	}
 	for _, v := range p.Spec.Volumes {
 		if v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.PersistentVolumeClaim != nil || v.Ephemeral != nil {
 			return fmt.Errorf("spec.volumes: volume %s refers to API objects, which a static pod cannot", v.Name)

@@ -45,6 +45,7 @@ func TestDecode(t *testing.T) {
 		good + "  volumes: [{name: v, secret: {secretName: s}}]\n":                                 "volume v",
 		good + "  volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]\n":                   "volume v",
 		good + "  ephemeralContainers: [{name: e, image: x}]\n":                                    "ephemeralContainers",
+		good + "  resourceClaims: [{name: e, resourceClaimName: x}]\n":                             "resourceClaims",
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: []}\n":               "containers is empty",
 		strings.Replace(good, "metadata: {name: web}", "metadata: {name: web, namespace: Bad}", 1): "name Bad/web-n1",
 	} {
