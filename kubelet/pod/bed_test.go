@@ -157,6 +157,7 @@ func (b *bed) wantRunning(names ...string) {
 
 func (b *bed) wantGone(name string) {
 	b.t.Helper()
+	b.settle()
 	if _, err := b.api.Get(b.t.Context(), api.PodKind, api.Key{Namespace: "default", Name: name}); err == nil {
 		b.t.Fatal("the pod is still there:", short(b.pod(name)))
 	}
