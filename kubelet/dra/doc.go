@@ -21,5 +21,5 @@
 //   - Without claims and drivers there is one goroutine that waits, and one list of ResourceSlices that is asked for once.
 //
 // What upstream has behind feature gates of its own is not here: extended resources that a DeviceClass stands for (the Node has to count them),
-// claims of pod groups, and metadata of devices in containers.
+// claims of pod groups, calls that a driver has skipped (the API server drops skipNodeOperations), and metadata of devices in containers.
 package dra

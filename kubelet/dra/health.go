@@ -21,6 +21,8 @@ const (
 	// healthLimit is how long what a driver said of a device holds, unless it says; upstream's.
 	healthLimit = 30 * time.Second
 	healthMost  = 365 * 24 * time.Hour
+	// mostDevices bounds how many unused devices are remembered of a driver beside those that it speaks of now.
+	mostDevices = 4096
 	// healthPause is how soon another word of a driver is taken up after one: each may have pods' statuses written.
 	healthPause = 50 * time.Millisecond
 	healthAgain = 5 * time.Second // after a stream broke; upstream's
@@ -79,8 +81,7 @@ func (s *Set) readHealth(ctx context.Context, d *driver, said chan []*healthv1.D
 		case ctx.Err() != nil:
 			return
 		case status.Code(err) == codes.Unimplemented:
-			s.log.Warn("DRA driver does not tell of its devices' health, though it says that it does", "driver", d.name, "err", err)
-			return
+			return // upstream's helper offers the service for every driver, and says here whether it means it
 		}
 		s.log.Debug("DRA driver tells no more of its devices' health", "driver", d.name, "err", err)
 		if run.Pause(ctx, healthAgain) != nil {
@@ -105,9 +106,12 @@ func (s *Set) hear(driver string, list []*healthv1.DeviceHealth, now time.Time) 
 	s.mu.Lock()
 	used := s.users(driver)
 	var wake []types.UID
+	more := 0
 	for key, before := range s.health {
 		if _, again := fresh[key]; key.driver == driver && !again && used[key] == nil {
-			delete(s.health, key) // else a driver that makes up names would fill the memory
+			if more++; more > mostDevices { // a driver that makes up names would fill the memory
+				delete(s.health, key)
+			}
 		} else if again && (before.status != fresh[key].status || before.message != fresh[key].message) {
 			wake = append(wake, used[key]...)
 		}
