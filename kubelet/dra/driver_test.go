@@ -156,7 +156,7 @@ func TestHealth(t *testing.T) {
 			wants(true, "Healthy")
 			time.Sleep(59 * time.Minute)
 			wants(false, "Healthy")
-			for i := range 2 * mostDevices { // made up names are not kept
+			for i := range mostDevices + 100 { // made up names are not kept
 				n.set.hear("x.example.com", []*healthv1.DeviceHealth{is(fmt.Sprint("made-up-", i), healthy, 1<<40, "")}, time.Now())
 			}
 			n.set.mu.Lock()
