@@ -8,7 +8,7 @@
 //	container is made ─> Devices: names of CDI devices, which the runtime knows
 //	pod's containers have ended ─> Release: last pod of the claim? ─> record says unprepared ─> NodeUnprepareResources ─> record removed
 //	driver ── NodeWatchResources ──> Health ──> allocatedResourcesStatus of containers (KEP-4680)
-//	driver gone for 30 s, or the kubelet begins ─> its ResourceSlices of this node are deleted: nothing more is allocated of them
+//	driver gone for 30 s, or 5 s after the kubelet began ─> its ResourceSlices of this node are deleted: nothing more is allocated of them
 //
 // Invariants:
 //   - A driver is called only for claims whose records are on disk and name it, so whatever end the kubelet comes to, what was prepared will be

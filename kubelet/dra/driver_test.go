@@ -49,13 +49,15 @@ func TestSlices(t *testing.T) {
 		n.stop()
 		n.publish("x.example.com", "n1")
 		n.publish("x.example.com", "n2")
+		n.publish("y.example.com", "n1")
 		n.start()
-		n.slices("n2-x.example.com") // nobody has come yet
 		x, y := dratest.New("x.example.com"), dratest.New("y.example.com")
 		defer n.come(y, "/y")()
+		n.slices("n1-x.example.com", "n1-y.example.com", "n2-x.example.com")
+		time.Sleep(startGrace + time.Second)
+		n.slices("n1-y.example.com", "n2-x.example.com") // x has not come yet
 		gone := n.come(x, "/x")
 		n.publish("x.example.com", "n1")
-		n.publish("y.example.com", "n1")
 		all := []string{"n1-x.example.com", "n1-y.example.com", "n2-x.example.com"}
 		// One that comes back in time keeps its own.
 		gone()

@@ -21,6 +21,10 @@ const (
 	callLimit = 45 * time.Second
 	// grace is how long the ResourceSlices of a driver stay that does not answer; upstream's.
 	grace = 30 * time.Second
+	// startGrace is how long drivers have to come after the kubelet began, before theirs go. Upstream gives them no time. Here the API server often
+	// begins together with the kubelet, and drivers make their ResourceSlices anew only when they have found it again: for some ten seconds, nothing
+	// could be allocated.
+	startGrace = 5 * time.Second
 )
 
 // Config is what a Set stands on.

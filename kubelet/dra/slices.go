@@ -15,11 +15,11 @@ import (
 // wipeAgain is the pause after ResourceSlices could not be deleted; upstream's first.
 const wipeAgain = 5 * time.Second
 
-// Run deletes ResourceSlices of drivers that are not there, until ctx ends. At the beginning these are all that have not come yet: one may never come,
-// and pods would wait for it here. Drivers make theirs anew when they see that they are gone.
+// Run deletes ResourceSlices of drivers that are not there, until ctx ends. Soon after the beginning these are all that have not come yet: one may never
+// come, and pods would wait for it here. Drivers make theirs anew when they see that they are gone.
 func (s *Set) Run(ctx context.Context) {
 	s.mu.Lock()
-	s.wipeAt("", time.Now())
+	s.wipeAt("", time.Now().Add(startGrace))
 	s.mu.Unlock()
 	for {
 		now := time.Now()
@@ -87,7 +87,8 @@ func (s *Set) wipe(ctx context.Context, driver string) error {
 	var errs []error
 	for _, slice := range list {
 		s.mu.Lock()
-		stays := driver != "" && slice.Spec.Driver != driver || s.there(slice.Spec.Driver)
+		_, later := s.wipes[slice.Spec.Driver] // it has come and gone, and has its own time
+		stays := driver != "" && slice.Spec.Driver != driver || later || s.there(slice.Spec.Driver)
 		s.mu.Unlock()
 		if stays {
 			continue
