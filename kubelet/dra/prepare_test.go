@@ -112,6 +112,16 @@ func TestRequests(t *testing.T) {
 				t.Errorf("%q: %s, want %s", request, got, want)
 			}
 		}
+		p.Spec.Containers[0].Resources.Claims = []corev1.ResourceClaim{{Name: "e-c", Request: "a"}, {Name: "e-c", Request: "c"}}
+		var names []string
+		for _, r := range n.set.Resources(p, "app") {
+			for _, d := range r.ClaimResources {
+				names = append(names, r.ClaimName+"/"+d.DeviceName)
+			}
+		}
+		if got := strings.Join(names, " "); got != "c/da c/dall c/dc" {
+			t.Error(got)
+		}
 		p.Spec.Containers[0].Resources.Claims = nil
 		if got := n.cdi(p); got != "" || n.set.Resources(p, "app") != nil || n.set.Health(p, "app") != nil {
 			t.Error("a container that names no claim has", got)
@@ -333,6 +343,8 @@ func TestKilled(t *testing.T) {
 				}
 				if ready := n.set.Ready(p); ready != (at == "prepared" && boot == "b1") {
 					t.Error(at, boot, "ready:", ready)
+				} else if _, err := n.set.Devices(p, &p.Spec.Containers[0]); (err == nil) != ready {
+					t.Error(at, boot, "ready:", ready, "but devices:", err)
 				}
 				defer n.come(x, "/x")()
 				x.Calls()
@@ -370,6 +382,26 @@ func TestVersions(t *testing.T) {
 			"is not that of a DRA driver":                       {Name: "No Name"},
 		} {
 			n.fails(n.set.Serve(t.Context(), d.Registration("/x"), func() { t.Error("registered") }), want)
+		}
+	})
+}
+
+// While a driver is upgraded there are two of its name: the newer is called, and the older again where that goes.
+func TestUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		old, fresh := dratest.New("x.example.com"), dratest.New("x.example.com")
+		defer n.come(old, "/old")()
+		gone := n.come(fresh, "/fresh")
+		p := claimer("p", "c")
+		n.claim("c", []string{"x.example.com"}, p)
+		n.prepare(p)
+		n.calls(fresh, "prepare c")
+		gone()
+		n.release(p)
+		n.calls(old, "unprepare c")
+		if h := n.set.Holders(); len(h) > 0 {
+			t.Error(h)
 		}
 	})
 }
