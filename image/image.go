@@ -159,6 +159,11 @@ func (s *Store) Tag(_ context.Context, ref, name string) error {
 		return err
 	}
 	defer release()
+	done, err := s.edit()
+	if err != nil {
+		return err
+	}
+	defer done()
 	m, err := s.resolve(ref)
 	if err != nil {
 		return err
@@ -181,6 +186,16 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 }
 
 func (s *Store) remove(id string) error {
+	done, err := s.edit()
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.removeRecords(id)
+}
+
+// Preconditions: edit.
+func (s *Store) removeRecords(id string) error {
 	names, err := s.namesOf()
 	if err != nil {
 		return err

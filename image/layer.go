@@ -23,7 +23,8 @@ const maxWindow = 128 << 20
 type layerRecord struct {
 	DiffID string `json:"diffID"`
 	Used   usage  `json:"used"`
-	// Boot is the kernel's ID of the boot in which it was made, until Settle: in any other it need not be whole.
+	// Boot is the kernel's ID of the boot in which it was made, until Settle: in any other it need not be whole. It is unwritten when
+	// Settle failed.
 	Boot string `json:"boot,omitempty"`
 }
 
@@ -45,7 +46,7 @@ func (s *Store) layerRecord(chain string) string {
 // hasLayer tells a layer that is whole, and whether it is settled. One that an earlier boot left without that need not be whole.
 func (s *Store) hasLayer(chain string) (has, settled bool) {
 	r, err := readJSON[layerRecord](s.layerRecord(chain))
-	return err == nil && (r.Boot == "" || r.Boot == s.boot), r.Boot == ""
+	return err == nil && (r.Boot == "" || r.Boot == s.boot), err == nil && r.Boot == ""
 }
 
 // lower lists the layers' directories from the top down.

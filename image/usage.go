@@ -28,6 +28,9 @@ func (s *Store) Usage() (Usage, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
+		if errors.Is(err, errDamaged) { // a power cut's, until a sweep or a pull takes the layer
+			r.Used, err = measured(filepath.Dir(d))
+		}
 		if err != nil {
 			return u, fmt.Errorf("measure images: %w", err)
 		}
@@ -35,6 +38,11 @@ func (s *Store) Usage() (Usage, error) {
 		u.Inodes += r.Used.Inodes
 	}
 	return u, nil
+}
+
+func measured(dir string) (usage, error) {
+	u, err := diskusage.Of(dir)
+	return usage(u), err
 }
 
 // SnapshotUsage is what was written to a snapshot, measured now. What vanishes
