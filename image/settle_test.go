@@ -538,6 +538,31 @@ func TestSites(t *testing.T) {
 	wantNothingOpen(t, s)
 }
 
+// TestTwoSweeps has several processes remove the same.
+func TestTwoSweeps(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		dir := filepath.Join(t.TempDir(), "trash")
+		for i := range 100 {
+			if err := os.MkdirAll(filepath.Join(dir, fmt.Sprint(i), "a/b/c"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				if err := discard([]string{dir}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+}
+
 // TestManyProcesses has several processes add, remove, name, mount and settle the same images at once. Whatever is there is whole, and
 // it is the same after a boot.
 func TestManyProcesses(t *testing.T) {

@@ -214,13 +214,22 @@ func (s *Store) sweep() error {
 	s.sweepDue.Store(false)
 	trash, err := s.unreachable()
 	lock.Close()
-	for _, t := range trash {
-		err = errors.Join(err, rmtree.Remove(t))
-	}
-	if err != nil {
+	if err := errors.Join(err, discard(trash)); err != nil {
 		return fmt.Errorf("sweep image store: %w", err)
 	}
 	return nil
+}
+
+// discard removes directories in tmp/, without the lock: others may be at it too, and what one has removed is missing in the middle of the other's.
+func discard(trash []string) (err error) {
+	for _, t := range trash {
+		e := rmtree.Remove(t)
+		for errors.Is(e, fs.ErrNotExist) {
+			e = rmtree.Remove(t)
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // unreachable moves unreferenced layers to tmp/ and returns what can be deleted

@@ -15,8 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // parallelLayers is how many layers of an image are fetched and unpacked at
@@ -290,10 +288,7 @@ func (s *Store) place(l *layer) (made bool, err error) {
 		return err == nil, err
 	}
 	trash, made, err := s.replace(l)
-	for _, t := range trash {
-		err = errors.Join(err, rmtree.Remove(t))
-	}
-	return made, err
+	return made, errors.Join(err, discard(trash))
 }
 
 // replace puts a layer in the place of one that need not be whole, and returns what is to be removed.
