@@ -145,6 +145,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer stopStreams()
+	// It ends after the socket, however Run ends: what was pulled until then is settled.
+	settling, settled := context.WithCancel(s.lasting)
+	defer settled()
 	stopSocket, err := s.serveSocket(failed)
 	if err != nil {
 		return err
@@ -154,7 +157,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.serving = true
 	s.mu.Unlock()
 	ready()
-	s.background.Go(func() { s.settle(ctx) })
+	s.background.Go(func() { s.settle(settling) })
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
