@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // inode is a file as it is on disk, or will be.
@@ -169,13 +171,18 @@ var lost = []struct {
 		id, _, err := look(d.root)
 		return errors.Join(err, d.restore(id, to))
 	}},
-	{"none of it", func(d *disk, to string) error { return d.copy(d.root, to, false) }},
-	{"half of contents", func(d *disk, to string) error { return d.copy(d.root, to, true) }},
+	{"none of it", func(d *disk, to string) error { return d.copy(d.root, to, nothing) }},
+	{"half of contents", func(d *disk, to string) error { return d.copy(d.root, to, func(string) bool { return true }) }},
+	{"half of what is not records'", func(d *disk, to string) error {
+		return d.copy(d.root, to, func(path string) bool { return filepath.Ext(path) != ".json" })
+	}},
 }
 
-// copy copies a folder as it is now. With halves, files that are not durable as
-// they are have half their contents.
-func (d *disk) copy(from, to string, halves bool) error {
+func nothing(string) bool { return false }
+
+// copy copies a folder as it is now. Those files that are not durable as they are
+// have half their contents of which halved says so.
+func (d *disk) copy(from, to string, halved func(path string) bool) error {
 	id, n, err := look(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -183,7 +190,7 @@ func (d *disk) copy(from, to string, halves bool) error {
 	if err != nil {
 		return err
 	}
-	if was := d.durable[id]; halves && (was == nil || was.data != n.data) {
+	if was := d.durable[id]; halved(from) && (was == nil || was.data != n.data) {
 		n.data = n.data[:len(n.data)/2]
 		if n.mode&unix.S_IFMT == unix.S_IFLNK {
 			return nil
@@ -193,7 +200,7 @@ func (d *disk) copy(from, to string, halves bool) error {
 		return err
 	}
 	for name := range n.names {
-		if err := d.copy(filepath.Join(from, name), filepath.Join(to, name), halves); err != nil {
+		if err := d.copy(filepath.Join(from, name), filepath.Join(to, name), halved); err != nil {
 			return err
 		}
 	}
@@ -212,6 +219,8 @@ type cut struct {
 	images, maybe map[string][]string
 	// names are what each of these names may hold, now those that it holds when the process is killed and the power stays.
 	names, now map[string][][]string
+	// again, when set, adds images of maybe once more.
+	again func(*Store) []*Image
 
 	mu sync.Mutex
 }
@@ -237,6 +246,12 @@ func (c *cut) check(at string) {
 		dir := filepath.Join(c.dir, fmt.Sprintf("%d %s", c.steps, l.what))
 		if err := l.keep(c.disk, dir); err != nil {
 			c.t.Fatalf("before %s, losing %s: %v", at, l.what, err)
+		}
+		if c.again != nil {
+			c.addAgain(dir, fmt.Sprintf("added again after a power cut before %s, losing %s", at, l.what))
+			if err := errors.Join(rmtree.Remove(dir), l.keep(c.disk, dir)); err != nil {
+				c.t.Fatal(err)
+			}
 		}
 		c.open(dir, fmt.Sprintf("power cut before %s, losing %s", at, l.what))
 		if err := os.RemoveAll(dir); err != nil {
@@ -266,6 +281,9 @@ func (c *cut) open(dir, after string) {
 	for _, im := range images {
 		for _, l := range im.Layers {
 			layers[hexOf(l.Chain)] = true
+			if has, settled := s.hasLayer(l.Chain); !has || !settled {
+				t.Errorf("%s: image %v relies on layer %s, which need not be whole", after, im.Tags, l.Chain)
+			}
 		}
 		for _, name := range im.Tags {
 			have[name] = true
@@ -311,10 +329,38 @@ func (c *cut) open(dir, after string) {
 	}
 }
 
+// addAgain opens what is left while somebody holds off the sweep, and adds images of which some layers may be left.
+func (c *cut) addAgain(dir, after string) {
+	release, err := (&Store{dir: dir}).share()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer release()
+	s, err := Open(Config{Dir: dir, test: hooks{boot: "the next"}}, newLog(c.t))
+	if err != nil {
+		c.t.Fatalf("%s: %v", after, err)
+	}
+	for _, im := range c.again(s) {
+		root, err := s.Mount(c.t.Context(), im.ID, "check")
+		if err != nil {
+			c.t.Fatalf("%s: %v", after, err)
+		}
+		if got := listing(c.t, root); !slices.ContainsFunc(slices.Collect(maps.Values(c.maybe)), func(want []string) bool { return slices.Equal(got, want) }) {
+			c.t.Errorf("%s: an image holds %q", after, got)
+		}
+		if err := s.Unmount(c.t.Context(), "check"); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if err := s.Settle(); err != nil {
+		c.t.Errorf("%s: %v", after, err)
+	}
+}
+
 // kill leaves a folder as a process does that is killed. Another one in the same boot has all that was there, and settles it.
 func (c *cut) kill(at string) {
 	dir := filepath.Join(c.dir, fmt.Sprintf("%d killed", c.steps))
-	if err := c.disk.copy(c.disk.root, dir, false); err != nil {
+	if err := c.disk.copy(c.disk.root, dir, nothing); err != nil {
 		c.t.Fatalf("killed before %s: %v", at, err)
 	}
 	s, err := Open(Config{Dir: dir, test: hooks{boot: "this"}}, newLog(c.t))
