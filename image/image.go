@@ -84,7 +84,7 @@ func (s *Store) Get(_ context.Context, ref string) (*Image, error) {
 // resolve reads the record that ref means.
 func (s *Store) resolve(ref string) (record, error) {
 	for _, name := range candidates(ref) {
-		n, err := readJSON[nameRecord](s.namePath(name))
+		n, err := s.readName(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -191,11 +191,6 @@ func (s *Store) remove(id string) error {
 		return err
 	}
 	defer done()
-	return s.removeRecords(id)
-}
-
-// Preconditions: edit.
-func (s *Store) removeRecords(id string) error {
 	names, err := s.namesOf()
 	if err != nil {
 		return err
@@ -208,6 +203,10 @@ func (s *Store) removeRecords(id string) error {
 	if err := s.removeFile(s.imagePath(id)); err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
+	return s.syncRecords()
+}
+
+func (s *Store) syncRecords() error {
 	return errors.Join(s.syncDir(s.path("names")), s.syncDir(s.path("images")))
 }
 

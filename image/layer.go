@@ -23,8 +23,7 @@ const maxWindow = 128 << 20
 type layerRecord struct {
 	DiffID string `json:"diffID"`
 	Used   usage  `json:"used"`
-	// Boot is the kernel's ID of the boot in which it was made, until Settle: in any other it need not be whole. It is unwritten when
-	// Settle failed.
+	// Boot is the kernel's ID of the boot in which it was made, until Settle: in any other it need not be whole.
 	Boot string `json:"boot,omitempty"`
 }
 

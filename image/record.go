@@ -43,7 +43,7 @@ type Layer struct {
 type nameRecord struct {
 	Name  string `json:"name"`
 	Image string `json:"image"`
-	// Was is the settled image that had the name before. It gets it back when Image is lost to a power cut.
+	// Was is the settled image that had the name before. It gets it back when Image is lost, see readName.
 	Was string `json:"was,omitempty"`
 }
 
@@ -102,7 +102,30 @@ func readAll[T any](dir string, pass func(error) bool) ([]T, error) {
 
 func (s *Store) readImages() ([]record, error) { return readAll[record](s.path("images"), none) }
 
-func (s *Store) readNames() ([]nameRecord, error) { return readAll[nameRecord](s.path("names"), none) }
+func (s *Store) readNames() ([]nameRecord, error) {
+	names, err := readAll[nameRecord](s.path("names"), none)
+	for i, n := range names {
+		names[i] = s.asMeant(n)
+	}
+	return names, err
+}
+
+func (s *Store) readName(name string) (nameRecord, error) {
+	n, err := readJSON[nameRecord](s.namePath(name))
+	return s.asMeant(n), err
+}
+
+// asMeant gives a name back to the image that had it before where the one that it was given to had to be removed, and the disk took no
+// other record of the name.
+func (s *Store) asMeant(n nameRecord) nameRecord {
+	if n.Was == "" {
+		return n
+	}
+	if _, err := os.Lstat(s.imagePath(n.Image)); !errors.Is(err, fs.ErrNotExist) {
+		return n
+	}
+	return nameRecord{Name: n.Name, Image: n.Was}
+}
 
 func none(error) bool { return false }
 
@@ -157,7 +180,7 @@ func (s *Store) commit(m record, names []string) error {
 // name lets a name mean an image. Preconditions: edit.
 func (s *Store) name(name, id string) error {
 	r := nameRecord{Name: name, Image: id}
-	if old, err := readJSON[nameRecord](s.namePath(name)); err == nil {
+	if old, err := s.readName(name); err == nil {
 		if old.Image == id {
 			return nil
 		}

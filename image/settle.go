@@ -34,9 +34,6 @@ type site struct {
 	made []string
 }
 
-// unwritten is the Boot of layers that could not be written: no boot's ID, so that they are not whole in any.
-const unwritten = "unwritten"
-
 // later leaves sites to Settle, which closes them.
 func (u *unsettled) later(sites ...*site) {
 	u.mu.Lock()
@@ -192,14 +189,12 @@ func (s *Store) lose(made map[string]bool, cause error) error {
 		return errors.Join(cause, err)
 	}
 	defer done()
-	if err := s.loseLayers(made); err != nil {
-		return errors.Join(cause, err)
-	}
+	failed := s.loseLayers(made)
 	images, err := s.soundImages()
 	if err != nil {
-		return errors.Join(cause, err)
+		return errors.Join(cause, failed, err)
 	}
-	var removed, failed error
+	var removed error
 	for _, m := range images {
 		if m.Boot == "" && !slices.ContainsFunc(m.Layers, func(l Layer) bool { has, _ := s.hasLayer(l.Chain); return !has }) {
 			continue
@@ -210,37 +205,43 @@ func (s *Store) lose(made map[string]bool, cause error) error {
 	if failed == nil {
 		s.broken = nil
 	}
-	return errors.Join(cmp.Or(removed, cause), failed)
+	return errors.Join(cmp.Or(removed, cause), failed, s.syncRecords())
 }
 
+// loseLayers takes away the records of layers, without which they are nothing: a disk that takes nothing any more takes that.
 func (s *Store) loseLayers(made map[string]bool) error {
 	entries, err := os.ReadDir(s.path("layers"))
 	for _, e := range entries {
 		chain := "sha256:" + e.Name()
 		r, readErr := readJSON[layerRecord](s.layerRecord(chain))
-		if readErr != nil || r.Boot == unwritten || r.Boot == "" && !made[chain] {
-			continue
+		if readErr == nil && (r.Boot != "" || made[chain]) {
+			err = errors.Join(err, s.removeFile(s.layerRecord(chain)))
 		}
-		r.Boot = unwritten
-		err = errors.Join(err, s.writeQuickly(s.layerRecord(chain), r))
 	}
 	return err
 }
 
-// drop removes an image that is not whole. Its names go back to the images that had them before. Preconditions: edit.
+// drop removes an image that is not whole, for now. Its names go back to the images that had them before. It gets by with a disk that takes
+// nothing any more: see asMeant. Preconditions: edit.
 func (s *Store) drop(id string) error {
 	names, err := s.readNames()
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if n.Image == id && n.Was != id && s.settled(n.Was) {
-			if err := s.writeJSON(s.namePath(n.Name), nameRecord{Name: n.Name, Image: n.Was}); err != nil {
+		switch {
+		case n.Image != id:
+		case n.Was == id || !s.settled(n.Was):
+			if err := s.removeFile(s.namePath(n.Name)); err != nil {
 				return err
+			}
+		default:
+			if err := s.writeJSON(s.namePath(n.Name), nameRecord{Name: n.Name, Image: n.Was}); err != nil {
+				s.log.Warn("name of an image that is removed is given back, but not recorded", "name", n.Name, "err", err)
 			}
 		}
 	}
-	return s.removeRecords(id)
+	return s.removeFile(s.imagePath(id))
 }
 
 // forgetImages removes images that an earlier boot did not settle.
@@ -268,5 +269,5 @@ func (s *Store) forgetImages() error {
 			return err
 		}
 	}
-	return nil
+	return s.syncRecords()
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -180,6 +181,52 @@ func TestUnwritableTwice(t *testing.T) {
 	wantNoImage(t, s, im.ID)
 	if err := s.Settle(); err != nil {
 		t.Error(err)
+	}
+	wantNothingOpen(t, s)
+}
+
+// TestDiskTakesNothing has a disk from which files can be removed, and no more, from Settle's first sync on: what was durable has its
+// name again, also for others and after a boot, and what was not is gone.
+func TestDiskTakesNothing(t *testing.T) {
+	t.Parallel()
+	full := false
+	s := newStore(t, func(c *Config) {
+		c.test.faults = func(what, path string) error {
+			if full && what != "remove" {
+				return unix.ENOSPC
+			}
+			return nil
+		}
+	})
+	if _, err := ingest(t, s, bundleOf(t, layerOf(t, file("a", "A"))), "name"); err != nil {
+		t.Fatal(err)
+	}
+	lost := pullLater(t, s, bundleOf(t, layerOf(t, file("b", "B"))), "name", "new")
+	full = true
+	if err := s.Settle(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), lost.ID) {
+		t.Error(err)
+	}
+	if has, _ := s.hasLayer(lost.Layers[0].Chain); has {
+		t.Error("the layer is taken for whole")
+	}
+	full = false
+	for _, p := range []*Store{s, reopen(t, s.dir, hooks{}), reopen(t, s.dir, hooks{boot: "the next"})} {
+		wantNoImage(t, p, lost.ID)
+		wantNoImage(t, p, "new")
+		wantImage(t, p, "name", "a = A")
+		images, err := p.List(t.Context())
+		if err != nil || len(images) != 1 || !slices.Equal(images[0].Tags, []string{"name"}) {
+			t.Error(images, err)
+		}
+	}
+	if err := s.Settle(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(t.Context(), "name"); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(s.path("names")); err != nil || len(left) != 0 {
+		t.Errorf("names %v are left, %v", left, err)
 	}
 	wantNothingOpen(t, s)
 }
