@@ -31,6 +31,7 @@ import (
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
 	"github.com/yare-dev/yare/controllers/serviceaccounttoken"
+	"github.com/yare-dev/yare/controllers/servicecidrs"
 	"github.com/yare-dev/yare/controllers/servingtrust"
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
@@ -115,6 +116,7 @@ func List(d Deps) []*reconcile.Controller {
 		pvcprotection.New(d.Deps),
 		pvprotection.New(d.Deps),
 		vacprotection.New(d.Deps),
+		servicecidrs.New(d.Deps),
 		ttlafterfinished.New(d.Deps),
 		rootca.New(d.Deps, d.RootCA),
 	)

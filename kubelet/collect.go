@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,11 +13,11 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/kubelet/node"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
@@ -75,6 +76,18 @@ type usage struct{ seen, used time.Time }
 
 // collectImages removes images that no container has, those unused the longest first, when their file system is too full.
 func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
+	return k.removeImages(ctx, now, func() (int64, error) { return k.tooManyImages(ctx) })
+}
+
+// removeUnusedImages removes all images that no container has, but for those that have just come.
+func (k *Kubelet) removeUnusedImages(ctx context.Context) error {
+	return k.removeImages(ctx, time.Now(), func() (int64, error) { return math.MaxInt64, nil })
+}
+
+// removeImages removes images that no container has, so that as many bytes come free as goal returns.
+func (k *Kubelet) removeImages(ctx context.Context, now time.Time, goal func() (int64, error)) error {
+	k.imagesLock.Lock()
+	defer k.imagesLock.Unlock()
 	list, err := k.deps.CRI.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
 		return err
@@ -88,24 +101,12 @@ func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
 		used[c.ImageRef], used[c.ImageId], used[c.GetImage().GetImage()] = true, true, true
 	}
 	k.remember(list.Images, used, now)
-	info, err := k.deps.CRI.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	bytes, err := goal()
 	if err != nil {
 		return err
 	}
-	if len(info.ImageFilesystems) == 0 {
-		return nil
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(info.ImageFilesystems[0].GetFsId().GetMountpoint(), &fs); err != nil {
-		return err
-	}
-	total, free := int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize
-	if total == 0 || (total-free)*100 < total*int64(k.config.ImageGCHighPercent) || k.config.ImageGCHighPercent == 100 {
-		return nil
-	}
-	goal := (total - free) - total*int64(k.config.ImageGCLowPercent)/100
 	var errs []error
-	for _, i := range k.choose(list.Images, used, goal, now) {
+	for _, i := range k.choose(list.Images, used, bytes, now) {
 		k.log.Info("removing unused image", "image", i.Id)
 		if _, err := k.deps.CRI.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
 			errs = append(errs, err)
@@ -114,13 +115,45 @@ func (k *Kubelet) collectImages(ctx context.Context, now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// remember notes which images are in use now.
+// tooManyImages returns how many bytes of images are too many.
+func (k *Kubelet) tooManyImages(ctx context.Context) (int64, error) {
+	if k.config.ImageGCHighPercent == 100 {
+		return 0, nil
+	}
+	images, _, err := k.imageFolders(ctx)
+	if err != nil || images == "" {
+		return 0, err
+	}
+	fs, err := node.Disk(images)
+	if err != nil {
+		return 0, err
+	}
+	if fs.Bytes == 0 || (fs.Bytes-fs.Free)*100 < fs.Bytes*int64(k.config.ImageGCHighPercent) {
+		return 0, nil
+	}
+	return (fs.Bytes - fs.Free) - fs.Bytes*int64(k.config.ImageGCLowPercent)/100, nil
+}
+
+// imagesListed notes images as the Node's status is made of them.
+func (k *Kubelet) imagesListed(images []*runtimeapi.Image) {
+	if !k.imagesLock.TryLock() {
+		return // they are just being removed
+	}
+	defer k.imagesLock.Unlock()
+	k.remember(images, nil, time.Now())
+}
+
+// remember notes which images there are, and are in use, now. Those that the first list has have been there for long.
 func (k *Kubelet) remember(images []*runtimeapi.Image, used map[string]bool, now time.Time) {
+	seen := now
+	if k.images == nil {
+		seen = time.Time{}
+	}
 	next := make(map[string]*usage, len(images))
 	for _, i := range images {
 		m := k.images[i.Id]
 		if m == nil {
-			m = &usage{seen: now}
+			m = &usage{seen: seen}
 		}
 		if used[i.Id] {
 			m.used = now
@@ -209,6 +242,11 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 			gone[uid] = true
 		}
 	}
+	for _, uid := range k.devices.Holders() {
+		if !k.pods.Has(uid) {
+			gone[uid] = true
+		}
+	}
 	groups := map[string]string{}
 	if g, ok := k.groups.(*resources.Groups); ok {
 		groups = g.Pods()
@@ -219,6 +257,10 @@ func (k *Kubelet) removeStrangers(ctx context.Context) bool {
 		}
 		if err := k.volumes.Down(ctx, uid); err != nil {
 			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
+			stays[uid] = true
+		}
+		if err := k.devices.Free(uid); err != nil {
+			k.log.Warn("pod's devices stay allocated", "uid", uid, "err", err)
 			stays[uid] = true
 		}
 		logs, err := filepath.Glob(filepath.Join(k.config.LogDir, "*_"+string(uid)))

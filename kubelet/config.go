@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/users"
 )
 
@@ -51,6 +52,9 @@ type Config struct {
 	// CSIDrivers takes up the CSI drivers that register by a socket in the folder plugins_registry of RootDir, which becomes a shared mount
 	// where it is not on one: what drivers in pods mount in it has to be seen.
 	CSIDrivers bool `json:"csiDrivers"`
+	// DevicePlugins takes up the device plugins that register at device-plugins/kubelet.sock in RootDir, or by a socket in plugins_registry, and
+	// says at pod-resources/kubelet.sock which pods have what.
+	DevicePlugins bool `json:"devicePlugins"`
 	// ContainerLogMaxSize is when a container's log file is rotated; ContainerLogMaxFiles how many are kept.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize"`
 	ContainerLogMaxFiles int    `json:"containerLogMaxFiles"`
@@ -65,6 +69,20 @@ type Config struct {
 	// ImageGCLowPercent. High 100 removes none.
 	ImageGCHighPercent int `json:"imageGCHighThresholdPercent"`
 	ImageGCLowPercent  int `json:"imageGCLowThresholdPercent"`
+	// EvictionHard are thresholds of signals, quantities or percentages, below which pods are evicted at once. Left out: memory.available
+	// 100Mi, nodefs.available 10%, nodefs.inodesFree 5%, imagefs.available 15%, imagefs.inodesFree 5%. Signals that it does not name have none,
+	// unless MergeDefaultEvictionSettings; 0% is none too.
+	EvictionHard                 map[string]string `json:"evictionHard,omitzero"`
+	MergeDefaultEvictionSettings bool              `json:"mergeDefaultEvictionSettings"`
+	// EvictionSoft are thresholds that have to be met for as long as EvictionSoftGracePeriod says for each. Pods get their own grace period then,
+	// but at most EvictionMaxPodGracePeriod, in seconds.
+	EvictionSoft              map[string]string `json:"evictionSoft,omitempty"`
+	EvictionSoftGracePeriod   map[string]string `json:"evictionSoftGracePeriod,omitempty"`
+	EvictionMaxPodGracePeriod int32             `json:"evictionMaxPodGracePeriod"`
+	// EvictionMinimumReclaim is how much more than its threshold a signal must have before pods stop being evicted.
+	EvictionMinimumReclaim map[string]string `json:"evictionMinimumReclaim,omitempty"`
+	// EvictionPressureTransitionPeriod is how long the Node's conditions of pressure outlast their reasons. 0 is 5m.
+	EvictionPressureTransitionPeriod Duration `json:"evictionPressureTransitionPeriod"`
 	// MaxContainerRestartPeriod is the longest wait between restarts of a crashing container.
 	MaxContainerRestartPeriod Duration `json:"maxContainerRestartPeriod"`
 	// CPUCFSQuota enforces CPU limits.
@@ -96,8 +114,10 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Duration) UnmarshalText(b []byte) (err error) {
-	d.Duration, err = time.ParseDuration(string(b))
-	return err
+	if d.Duration, err = time.ParseDuration(string(b)); err != nil {
+		return fmt.Errorf("%q is not a duration such as 1m30s", b)
+	}
+	return nil
 }
 
 // Defaults returns the usual configuration; the node's name and addresses are missing.
@@ -105,10 +125,11 @@ func Defaults() Config {
 	return Config{
 		Address: "0.0.0.0", Port: 10250, HealthzPort: 10248,
 		RootDir: "/var/lib/kubelet", LogDir: "/var/log/pods",
-		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true,
+		ClusterDomain: "cluster.local", ResolvConf: "/etc/resolv.conf", CSIDrivers: true, DevicePlugins: true,
 		MaxPods: 110, ContainerLogMaxSize: "10Mi", ContainerLogMaxFiles: 5, MaxParallelImagePulls: 5,
 		ImageGCHighPercent: 85, ImageGCLowPercent: 80,
-		MaxContainerRestartPeriod: Duration{5 * time.Minute}, CPUCFSQuota: true,
+		EvictionPressureTransitionPeriod: Duration{eviction.UsualTransition},
+		MaxContainerRestartPeriod:        Duration{5 * time.Minute}, CPUCFSQuota: true,
 		UserNamespaces: UserNamespaces{IDsPerPod: users.PerPod},
 	}
 }
@@ -170,10 +191,25 @@ func (c *Config) Validate() error {
 	if c.ImageGCLowPercent < 0 || c.ImageGCLowPercent >= c.ImageGCHighPercent || c.ImageGCHighPercent > 100 {
 		bad("imageGCLowThresholdPercent", "must be below imageGCHighThresholdPercent, both within 0 and 100")
 	}
+	c.CheckEviction(bad)
 	if p := c.MaxContainerRestartPeriod; p.Duration < time.Second || p.Duration > 5*time.Minute {
 		bad("maxContainerRestartPeriod", "must be within 1s and 5m")
 	}
 	return errors.Join(errs...)
+}
+
+// CheckEviction tells problem of every mistake in the fields about eviction.
+func (c *Config) CheckEviction(problem func(field, format string, args ...any)) {
+	c.eviction().Check(problem)
+}
+
+// eviction is what the settings say of eviction under pressure.
+func (c *Config) eviction() eviction.Settings {
+	return eviction.Settings{
+		Hard: c.EvictionHard, MergeDefaults: c.MergeDefaultEvictionSettings, Soft: c.EvictionSoft, SoftGracePeriod: c.EvictionSoftGracePeriod,
+		MaxPodGracePeriod: c.EvictionMaxPodGracePeriod, MinimumReclaim: c.EvictionMinimumReclaim,
+		TransitionPeriod: c.EvictionPressureTransitionPeriod.Duration,
+	}
 }
 
 func (c *Config) reserved() (corev1.ResourceList, error) {

@@ -9,6 +9,7 @@
 //	            │   ├ resources  cgroups               ├ logs   read and rotate
 //	            │   ├ keyring    pull credentials      └ users  ranges of ids for user namespaces
 //	            │   └ field      what a Pod says of itself (pure)
+//	            ├ eviction  what to do when memory, disk or process ids run out
 //	            ├ server  what others ask of the node
 //	            └ stats   what pods use
 //
@@ -19,6 +20,5 @@
 // Invariants: a kubelet that is stopped, killed or replaced disturbs no container; what it finds at start that belongs to no
 // pod any more (after the API has told which there are) is removed; nothing outside its folders, cgroups and labels is touched.
 //
-// Not here yet, and never pretended: eviction under pressure (the conditions are reported), volumes of other types than
-// package volume lists, devices.
+// Not here yet, and never pretended: volumes of other types than package volume lists, devices.
 package kubelet

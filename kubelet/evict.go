@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"strings"
 	"time"
@@ -37,9 +38,11 @@ func (k *Kubelet) limitStorage(ctx context.Context) {
 				}
 				continue
 			}
-			if message := pod.Exceeded(p, written); message != "" {
+			if message, limit := pod.Exceeded(p, written); message != "" {
 				k.log.Info("evicting pod", "pod", p.Namespace+"/"+p.Name, "why", strings.TrimSpace(message))
-				k.pods.Evict(p.UID, message)
+				if k.pods.Evict(p.UID, pod.Eviction{Message: message, Grace: pod.EvictedGrace}) != nil {
+					k.evictions.Evicted(limit)
+				}
 			}
 		}
 	}
@@ -49,6 +52,43 @@ func (k *Kubelet) limitStorage(ctx context.Context) {
 // and the logs of all.
 func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, whole bool) (pod.Written, error) {
 	w := pod.Written{Volumes: map[string]int64{}, Containers: map[string]int64{}}
+	volumes, err := k.volumesOnDisk(p)
+	for name, u := range volumes {
+		w.Volumes[name] = u.Bytes
+	}
+	if err != nil || !whole {
+		return w, err
+	}
+	for s := range containerStatuses(p) {
+		logs, err := k.logsOnDisk(p, s.Name)
+		if err != nil {
+			return w, err
+		}
+		layer, err := k.layer(ctx, s)
+		if err != nil {
+			return w, fmt.Errorf("layer of container %q: %w", s.Name, err)
+		}
+		w.Containers[s.Name] = logs.Bytes + layer
+	}
+	return w, nil
+}
+
+// containerStatuses are those of all containers of the pod.
+func containerStatuses(p *corev1.Pod) iter.Seq[*corev1.ContainerStatus] {
+	return func(yield func(*corev1.ContainerStatus) bool) {
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+			for i := range list {
+				if !yield(&list[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// volumesOnDisk measures the pod's volumes that are on the node's disk, by name.
+func (k *Kubelet) volumesOnDisk(p *corev1.Pod) (map[string]diskusage.Usage, error) {
+	out := map[string]diskusage.Usage{}
 	for i := range p.Spec.Volumes {
 		v := &p.Spec.Volumes[i]
 		if !pod.OnDisk(v) {
@@ -56,31 +96,24 @@ func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, whole bool) (pod.W
 		}
 		used, err := k.volumes.DiskUsage(p, v)
 		if err != nil {
-			return w, fmt.Errorf("volume %q: %w", v.Name, err)
+			return out, fmt.Errorf("volume %q: %w", v.Name, err)
 		}
-		w.Volumes[v.Name] = used
+		out[v.Name] = used
 	}
-	if !whole {
-		return w, nil
+	return out, nil
+}
+
+// logsOnDisk measures the logs of a container, of all its runs.
+func (k *Kubelet) logsOnDisk(p *corev1.Pod, container string) (diskusage.Usage, error) {
+	u, err := diskusage.Of(filepath.Join(spec.LogDirectory(k.config.LogDir, p), container))
+	if err != nil {
+		return u, fmt.Errorf("logs of container %q: %w", container, err)
 	}
-	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
-		for _, s := range list {
-			logs, err := diskusage.Of(filepath.Join(spec.LogDirectory(k.config.LogDir, p), s.Name))
-			if err != nil {
-				return w, fmt.Errorf("logs of container %q: %w", s.Name, err)
-			}
-			layer, err := k.layer(ctx, s)
-			if err != nil {
-				return w, fmt.Errorf("layer of container %q: %w", s.Name, err)
-			}
-			w.Containers[s.Name] = logs.Bytes + layer
-		}
-	}
-	return w, nil
+	return u, nil
 }
 
 // layer is what a running container has written to its root file system, in bytes.
-func (k *Kubelet) layer(ctx context.Context, s corev1.ContainerStatus) (int64, error) {
+func (k *Kubelet) layer(ctx context.Context, s *corev1.ContainerStatus) (int64, error) {
 	if s.State.Running == nil {
 		return 0, nil
 	}

@@ -15,12 +15,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/kubelet/drivers"
+	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/keyring"
 	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/node"
@@ -46,6 +49,8 @@ type Deps struct {
 	Log *slog.Logger
 	// Groups makes cgroups; nil: the host's.
 	Groups pod.Groups
+	// Observe says what the machine has left; nil: what it has.
+	Observe func(context.Context) (eviction.Observations, error)
 }
 
 // Kubelet implements run.Component.
@@ -57,13 +62,18 @@ type Kubelet struct {
 	groups   pod.Groups
 	volumes  *volume.Volumes
 	drivers  *drivers.Set
+	devices  *devices.Set
 	facts    node.Facts
 	ids      users.IDs
 	keyring  *keyring.Keyring
 
+	evictions *eviction.Metrics
+	stalls    *eviction.Stalls
+
 	// Made by Run, when the runtime has said its name.
-	pods   *pod.Pods
-	keeper *node.Keeper
+	pods    *pod.Pods
+	keeper  *node.Keeper
+	evictor *eviction.Evictor
 
 	mu      sync.Mutex
 	statics map[string]*corev1.Pod // by namespace/name
@@ -71,7 +81,9 @@ type Kubelet struct {
 	poke    chan struct{} // to look after mirrors
 
 	strangers chan struct{} // to remove what belongs to no pod
-	images    map[string]*usage
+
+	imagesLock sync.Mutex        // also while images are removed
+	images     map[string]*usage // by ID; nil before they are known
 }
 
 // New checks the configuration and returns a Kubelet. Nothing is started or touched.
@@ -108,11 +120,14 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		images:    map[string]*usage{},
+		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(),
 	}
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
 		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
+	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Log: k.log,
+		Changed: func() { k.keeper.Poke() }, Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) },
+		Pods: func() []*corev1.Pod { return k.pods.All() }})
 	return k, nil
 }
 
@@ -144,7 +159,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	k.assemble(ctx, version)
-	k.pods.Open(ctx)
+	if err := k.open(ctx); err != nil {
+		return err
+	}
 	var wg, up sync.WaitGroup
 	defer k.pods.Close()
 	defer wg.Wait()
@@ -166,11 +183,18 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
 	if k.config.CSIDrivers {
 		part(func(ready func()) error { k.drivers.Run(ctx, ready); return nil })
+	}
+	if k.config.DevicePlugins {
+		part(func(ready func()) error { return k.devices.Run(ctx, ready) })
+	}
+	if k.config.CSIDrivers || k.config.DevicePlugins {
 		part(func(ready func()) error { return k.register(ctx, ready) })
 	}
 	part(func(ready func()) error { ready(); k.watchStrangers(ctx); return nil })
 	part(func(ready func()) error { ready(); k.collect(ctx); return nil })
 	part(func(ready func()) error { ready(); k.limitStorage(ctx); return nil })
+	part(func(ready func()) error { ready(); k.evictor.Run(ctx); return nil })
+	part(func(ready func()) error { ready(); k.watchStalls(ctx); return nil })
 	if k.config.Port != 0 {
 		part(func(ready func()) error { return k.serve(ctx, ready) })
 	}
@@ -220,10 +244,28 @@ func (k *Kubelet) makeGroups() error {
 	return nil
 }
 
+// open has all known that there was before, and how the machine is, before any pod is looked at.
+func (k *Kubelet) open(ctx context.Context) error {
+	if _, err := k.evictor.Look(ctx); err != nil {
+		k.log.Warn("the machine's state is not known", "err", err)
+	}
+	if k.config.DevicePlugins {
+		if err := k.devices.Open(ctx); err != nil {
+			return err
+		}
+	}
+	k.pods.Open(ctx)
+	return nil
+}
+
 // assemble makes the parts that a run has.
 func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionResponse) {
 	c := &k.config
 	reserved, _ := c.reserved() // checked by Validate
+	thresholds := c.eviction().Thresholds()
+	kept := func(capacity corev1.ResourceList) corev1.ResourceList { return eviction.Kept(thresholds, capacity) }
+	free := kept(corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(k.facts.Memory, resource.BinarySI)})
+	k.evictor = k.newEvictor()
 	handlers := map[string]*runtimeapi.RuntimeHandlerFeatures{}
 	var ranges *users.Ranges
 	if s, err := k.deps.CRI.Runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
@@ -236,8 +278,8 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	}
 	k.keeper = node.New(node.Config{
 		Name: c.NodeName, Addresses: c.NodeIPs, Port: c.Port, MaxPods: c.MaxPods, Reserved: reserved,
-		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir,
-		InUse: k.volumes.InUse, Reported: k.volumes.Reported,
+		Labels: c.NodeLabels, Taints: c.RegisterWithTaints, Root: c.RootDir, Kept: kept, Under: k.evictor.Under, Listed: k.imagesListed,
+		Devices: k.devices.Counts, InUse: k.volumes.InUse, Reported: k.volumes.Reported,
 	}, k.deps.Client, k.deps.CRI, k.log, func() { k.pods.WakeAll(); k.drivers.NodeChanged() })
 	k.pods = pod.New(pod.Config{
 		Node: spec.Node{
@@ -245,13 +287,14 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 			SeccompRoot: filepath.Join(c.RootDir, "seccomp"),
 			Host: resources.Host{Memory: k.facts.Memory, PidLimit: c.PodPidsLimit, NoQuota: !c.CPUCFSQuota,
 				Unified: k.facts.UnifiedCgroups, SingleKill: c.SingleProcessOOMKill, Throttle: c.MemoryThrottlingFactor,
-				Allocatable: k.facts.Memory - reserved.Memory().Value()},
+				Allocatable: k.facts.Memory - reserved.Memory().Value() - free.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
-		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Log: k.log,
+		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
+		Pressure: k.evictor.Conditions,
 	})
 }
 
@@ -270,7 +313,13 @@ func (k *Kubelet) expectDrivers() error {
 
 // register takes up the programs that offer themselves by their sockets.
 func (k *Kubelet) register(ctx context.Context, ready func()) error {
-	handlers := map[string]registrar.Handler{registerapi.CSIPlugin: k.drivers}
+	handlers := map[string]registrar.Handler{}
+	if k.config.CSIDrivers {
+		handlers[registerapi.CSIPlugin] = k.drivers
+	}
+	if k.config.DevicePlugins {
+		handlers[registerapi.DevicePlugin] = k.devices
+	}
 	return registrar.New(filepath.Join(k.config.RootDir, "plugins_registry"), handlers, k.log).Run(ctx, ready)
 }
 
@@ -290,7 +339,7 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 	}}
 	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All, Volumes: volumes}
 	registry := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{stats.NewRunning(k.pods.All), stats.NewClaims(volumes)} {
+	for _, c := range append(k.evictions.Collectors(), stats.NewRunning(k.pods.All), stats.NewClaims(volumes)) {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/kubelet/eviction"
 	"github.com/yare-dev/yare/kubelet/kubelettest"
 	"github.com/yare-dev/yare/kubelet/resources"
 )
@@ -34,24 +36,49 @@ type host struct {
 	api     *kubelettest.API
 	runtime *kubelettest.Runtime
 	config  Config
+	gauges  *gauges
 	stop    func()
+}
+
+// gauges are what the kubelet observes in place of this one, which may be short of something just now.
+type gauges struct {
+	mu   sync.Mutex
+	have map[eviction.Signal]eviction.Observation
+}
+
+func (m *gauges) Observe(context.Context) (eviction.Observations, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return eviction.Observations{At: time.Now(), Of: maps.Clone(m.have)}, nil
+}
+
+// left sets what is left of the signal's resource, of 1000 units; of memory and disks Mi.
+func (m *gauges) left(s eviction.Signal, n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	unit := int64(1 << 20)
+	if s == eviction.PIDAvailable || s == eviction.NodeFsInodesFree {
+		unit = 1
+	}
+	m.have[s] = eviction.Observation{Available: n * unit, Capacity: 1000 * unit}
 }
 
 func newHost(t *testing.T, change ...func(*Config)) *host {
 	c := Defaults()
-	c.CSIDrivers = false // a bubble cannot wait for changes of a folder
+	c.CSIDrivers, c.DevicePlugins = false, false // a bubble cannot wait for changes of a folder
 	c.NodeName, c.NodeIPs, c.Port, c.HealthzPort = "n1", []string{"192.168.0.1"}, 0, 0
 	dir := t.TempDir()
 	c.RootDir, c.LogDir = filepath.Join(dir, "root"), filepath.Join(dir, "log")
 	for _, f := range change {
 		f(&c)
 	}
-	return &host{t: t, api: kubelettest.NewAPI(), runtime: kubelettest.NewRuntime("app"), config: c}
+	return &host{t: t, api: kubelettest.NewAPI(), runtime: kubelettest.NewRuntime("app"), config: c,
+		gauges: &gauges{have: map[eviction.Signal]eviction.Observation{}}}
 }
 
 // start runs a kubelet until h.stop; ready is closed when it is ready.
 func (h *host) start() (ready chan struct{}) {
-	k, err := New(h.config, Deps{Client: h.api, CRI: cri.InProcess(h.runtime), Events: h.api, Groups: noGroups{},
+	k, err := New(h.config, Deps{Client: h.api, CRI: cri.InProcess(h.runtime), Events: h.api, Groups: noGroups{}, Observe: h.gauges.Observe,
 		Log: slog.New(slog.NewTextHandler(h.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		h.t.Fatal(err)

@@ -88,6 +88,7 @@ type machine struct {
 	cri    *cri.Client
 	config Config
 	certs  certs
+	runs   *Kubelet
 	stop   func()
 }
 
@@ -118,7 +119,8 @@ func newMachine(t testing.TB) *machine {
 		t.Fatal(err)
 	}
 	cgroup := ocitest.Cgroup(t)
-	runtime, err := criserver.New(criserver.Config{Dir: filepath.Join(dir, "cri"), RunDir: filepath.Join(dir, "r"), CgroupParent: cgroup},
+	runtime, err := criserver.New(criserver.Config{Dir: filepath.Join(dir, "cri"), RunDir: filepath.Join(dir, "r"), CgroupParent: cgroup,
+		CDI: []string{filepath.Join(dir, "cdi")}},
 		criserver.Deps{Images: images, Network: network, Init: ocitest.Init(t), Log: log})
 	if err != nil {
 		t.Fatal(err)
@@ -130,8 +132,9 @@ func newMachine(t testing.TB) *machine {
 	m := &machine{TB: t, api: kubelettest.NewAPI(), cri: cri.InProcess(runtime), certs: newCerts(t)}
 	m.config = Defaults()
 	m.config.NodeName, m.config.NodeIPs, m.config.Address, m.config.Port = "n1", []string{"127.0.0.1"}, "127.0.0.1", freePort(t)
-	m.config.HealthzPort, m.config.CSIDrivers = 0, false
+	m.config.HealthzPort, m.config.CSIDrivers, m.config.DevicePlugins = 0, false, false
 	m.config.RootDir, m.config.LogDir, m.config.CgroupRoot = filepath.Join(dir, "root"), filepath.Join(dir, "log"), cgroup
+	m.config.EvictionHard = map[string]string{} // what this machine is short of just now is not what is tested
 	m.start()
 	t.Cleanup(func() {
 		pods, _, _ := m.api.List(context.Background(), api.PodKind, client.Query{})
@@ -174,6 +177,7 @@ func (m *machine) kubelet() *Kubelet {
 
 func (m *machine) start() {
 	k := m.kubelet()
+	m.runs = k
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- k.Run(ctx, func() { close(ready) }) }()

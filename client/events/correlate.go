@@ -143,7 +143,7 @@ func (c *correlator) newEvent(one occurrence, message string) *corev1.Event {
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Event"},
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace(one.ref),
-			Name:      fmt.Sprintf("%s.%x", one.ref.Name, c.stamp),
+			Name:      fmt.Sprintf("%s.%x", one.ref.Name, c.stamp), Annotations: one.annotations,
 		},
 		InvolvedObject: one.ref, Source: one.source, Type: one.kind, Reason: one.reason, Message: message,
 		FirstTimestamp: at, LastTimestamp: at, Count: 1,

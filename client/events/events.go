@@ -61,6 +61,8 @@ type occurrence struct {
 	reason  string
 	message string
 	at      time.Time
+
+	annotations map[string]string // of a new Event
 }
 
 // New returns a Recorder that writes through w once it runs. Component is the reporting controller
@@ -92,10 +94,19 @@ func (r *Recorder) Event(o api.Object, type_, reason, message string) {
 
 // EventAt is Event about a part of o, which fieldPath names: spec.containers{name}; empty is all of o.
 func (r *Recorder) EventAt(o api.Object, fieldPath, type_, reason, message string) {
+	r.record(occurrence{ref: reference(o, fieldPath), kind: type_, reason: reason, message: message})
+}
+
+// Annotated is Event with annotations, which belong to it from then on.
+func (r *Recorder) Annotated(o api.Object, annotations map[string]string, type_, reason, message string) {
+	r.record(occurrence{ref: reference(o, ""), annotations: annotations, kind: type_, reason: reason, message: message})
+}
+
+func (r *Recorder) record(one occurrence) {
 	if r == nil {
 		return
 	}
-	one := occurrence{ref: reference(o, fieldPath), source: r.source, kind: type_, reason: reason, message: message, at: time.Now()}
+	one.source, one.at = r.source, time.Now()
 	select {
 	case r.queue <- one:
 		if n := r.dropped.Swap(0); n > 0 {
@@ -130,16 +141,16 @@ func (r *Recorder) Run(ctx context.Context, ready func()) error {
 			return nil
 		case one := <-r.queue:
 			if d := c.admit(one); d != nil {
-				r.record(ctx, c, d)
+				r.write(ctx, c, d)
 			}
 		}
 	}
 }
 
-// record writes d, waiting for an API server that is away.
-func (s *sink) record(ctx context.Context, c *correlator, d *decision) {
+// write writes d, waiting for an API server that is away.
+func (s *sink) write(ctx context.Context, c *correlator, d *decision) {
 	for i := range tries {
-		stored, err := s.write(ctx, d)
+		stored, err := s.send(ctx, d)
 		switch {
 		case err == nil:
 			c.wrote(d, stored)
@@ -170,8 +181,8 @@ func final(err error) bool {
 	return code >= 400 && code < 500 && code != 429
 }
 
-// write patches the Event that d repeats, or creates it where there is none (any more).
-func (s *sink) write(ctx context.Context, d *decision) (*corev1.Event, error) {
+// send patches the Event that d repeats, or creates it where there is none (any more).
+func (s *sink) send(ctx context.Context, d *decision) (*corev1.Event, error) {
 	if d.again {
 		patch, err := json.Marshal(map[string]any{
 			"count": d.event.Count, "lastTimestamp": d.event.LastTimestamp, "message": d.event.Message,

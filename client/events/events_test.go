@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -221,5 +222,24 @@ func TestLRU(t *testing.T) {
 	}
 	if v, ok := l.get(1); !ok || v != "a" || len(l.at) != 2 || l.order.Len() != 2 {
 		t.Error("1 is gone")
+	}
+}
+
+// Annotations are those of the Event, also when it is said again.
+func TestAnnotated(t *testing.T) {
+	l := &ledger{}
+	record(t, l, func(r *Recorder) {
+		for range 2 {
+			r.Annotated(pod("a"), map[string]string{"starved_resource": "memory"}, "Warning", "Evicted", "m")
+		}
+		r.Event(pod("b"), "Warning", "Evicted", "m")
+	})
+	if want := []string{"create ns/a m x1", "patch ns/a m x2", "create ns/b m x1"}; !slices.Equal(l.lines, want) {
+		t.Errorf("%q, want %q", l.lines, want)
+	}
+	for _, e := range l.events {
+		if got, want := e.Annotations["starved_resource"] == "memory", e.InvolvedObject.Name == "a"; got != want {
+			t.Errorf("%s: annotations %v", e.InvolvedObject.Name, e.Annotations)
+		}
 	}
 }

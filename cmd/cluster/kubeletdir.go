@@ -42,7 +42,7 @@ func (h Host) MakeKubeletDir(r *Record) (dir, note string, err error) {
 		return "", "", err
 	}
 	if r.KubeletDir != usual {
-		return own, fmt.Sprintf("%s was another's when the cluster was made: tell drivers of storage that this cluster's kubelet has its folder in %s", usual, own), nil
+		return own, fmt.Sprintf("%s was another's when the cluster was made: tell drivers of storage and device plugins that this cluster's kubelet has its folder in %s", usual, own), nil
 	}
 	if err := os.Symlink(own, usual); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", "", err

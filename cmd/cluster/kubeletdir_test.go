@@ -30,7 +30,7 @@ func TestKubeletDir(t *testing.T) {
 	a, b := claim(t, h, Wish{Name: "a"}), claim(t, h, Wish{Name: "b"})
 	for range 2 { // the second is after a restart
 		want(a, h.UsualKubelet, "")
-		want(b, b.ownKubelet(), "was another's when the cluster was made: tell drivers of storage that this cluster's kubelet has its folder in "+b.DataDir)
+		want(b, b.ownKubelet(), "was another's when the cluster was made: tell drivers of storage and device plugins that this cluster's kubelet has its folder in "+b.DataDir)
 	}
 	remove(a)
 	if _, err := os.Lstat(h.UsualKubelet); !errors.Is(err, fs.ErrNotExist) {

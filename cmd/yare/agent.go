@@ -46,7 +46,9 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 		Example: `  yare node-credentials worker1 --address 192.168.1.11 > worker1.join      # on the server
   yare agent --join worker1.join`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := errors.Join(requireRoot(), a.open()); err != nil {
+			var wrong []error
+			a.config.checkEviction(func(field, format string, args ...any) { wrong = append(wrong, fmt.Errorf(field+": "+format, args...)) })
+			if err := errors.Join(append(wrong, requireRoot(), a.open())...); err != nil {
 				return err
 			}
 			var err error
@@ -80,6 +82,7 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	f.StringVar(&a.config.ImageCredentialProviderBinDir, "image-credential-provider-bin-dir", "", "folder of these programs")
 	addHandlers(c, &a.config.RuntimeHandlers)
 	f.IntVar(&a.config.MaxPods, "max-pods", a.config.MaxPods, "how many pods this node takes")
+	addEviction(c, &a.config)
 	a.addLog(c)
 	return c
 }
@@ -150,6 +153,7 @@ func (a *agent) nodeKubelet(runtime *cri.Client) (run.Component, error) {
 	}
 	c.LogDir = filepath.Join(data, "pods")
 	c.CgroupRoot, c.MaxPods = a.record.Cgroup(), int64(a.config.MaxPods)
+	a.config.evict(&c)
 	c.StaticPodPath = filepath.Join(data, "manifests")
 	c.ImageCredentialProviderConfig, c.ImageCredentialProviderBinDir = a.config.ImageCredentialProviderConfig, a.config.ImageCredentialProviderBinDir
 	cfg, err := a.join.rest(a.join.Kubelet)

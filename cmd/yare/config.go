@@ -14,6 +14,7 @@ import (
 
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/cri/criserver"
+	"github.com/yare-dev/yare/kubelet"
 )
 
 // Config is the file of `yare up` and `yare server`: every setting, with its default. Unknown fields are errors. settings.yaml is made
@@ -66,6 +67,27 @@ type Config struct {
 	ImageCredentialProviderBinDir string `json:"imageCredentialProviderBinDir,omitempty"`
 	// MaxPods of this node.
 	MaxPods int `json:"maxPods"`
+	// EvictionHard are thresholds below which this node evicts pods at once, as in upstream's KubeletConfiguration: quantities or percentages of
+	// memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree (where images are on a file system of their
+	// own) and pid.available. Default:
+	//
+	//	evictionHard: {memory.available: 100Mi, nodefs.available: 10%, nodefs.inodesFree: 5%, imagefs.available: 15%, imagefs.inodesFree: 5%}
+	//
+	// Signals that are not named have no threshold then, unless MergeDefaultEvictionSettings. 0% is none too.
+	EvictionHard                 map[string]string `json:"evictionHard,omitzero"`
+	MergeDefaultEvictionSettings bool              `json:"mergeDefaultEvictionSettings,omitempty"`
+	// EvictionSoft are thresholds that have to be met for as long as EvictionSoftGracePeriod says for each before pods are evicted. These get
+	// their own grace period, but at most EvictionMaxPodGracePeriod, in seconds.
+	//
+	//	evictionSoft: {memory.available: 500Mi}
+	//	evictionSoftGracePeriod: {memory.available: 1m30s}
+	EvictionSoft              map[string]string `json:"evictionSoft,omitempty"`
+	EvictionSoftGracePeriod   map[string]string `json:"evictionSoftGracePeriod,omitempty"`
+	EvictionMaxPodGracePeriod int32             `json:"evictionMaxPodGracePeriod,omitempty"`
+	// EvictionMinimumReclaim is how much more than its threshold each signal must have before pods stop being evicted.
+	EvictionMinimumReclaim map[string]string `json:"evictionMinimumReclaim,omitempty"`
+	// EvictionPressureTransitionPeriod is how long the Node's conditions of pressure outlast their reasons. Default: 5m.
+	EvictionPressureTransitionPeriod kubelet.Duration `json:"evictionPressureTransitionPeriod,omitzero"`
 	// Debug serves profiles of the server below /debug/pprof, and the host's /var/log below /logs, to administrators.
 	Debug bool `json:"debug,omitempty"`
 	// LogLevel is debug, info, warn or error.
@@ -108,6 +130,7 @@ func (c Config) validate() error {
 		problem("imageCredentialProviderConfig", "is given together with imageCredentialProviderBinDir or not at all")
 	}
 	c.APIServer.validate(problem)
+	c.checkEviction(problem)
 	if c.RuntimeEndpoint != "" && !strings.HasPrefix(strings.TrimPrefix(c.RuntimeEndpoint, "unix://"), "/") {
 		problem("runtimeEndpoint", "%q: use the path of a unix socket", c.RuntimeEndpoint)
 	}

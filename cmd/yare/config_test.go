@@ -92,6 +92,13 @@ func TestSettingsMistakes(t *testing.T) {
 		"debug: 3":                                 {"debug: is a number, where true or false belongs"},
 		"name: [a]":                                {"name: is a list, where text belongs"},
 		"etcdEndpoints: https://x":                 {"etcdEndpoints: is text, where a list belongs"},
+		"evictionHard: {memory: 1Gi}":              {"evictionHard.memory: is not a signal: use memory.available"},
+		"evictionHard: {memory.available: x}":      {`evictionHard.memory.available: "x" is neither`},
+		"evictionHard: {memory.available: 5}":      {"evictionHard", "is a number, where text belongs"},
+		"evictionSoft: {pid.available: 5%}":        {"evictionSoftGracePeriod: pid.available is missing"},
+		"evictionPressureTransitionPeriod: 5":      {"evictionPressureTransitionPeriod: "},
+		"evictionPressureTransitionPeriod: -5m":    {"evictionPressureTransitionPeriod: -5m0s is negative"},
+		"evictionPressureTransitionPeriod: soon":   {`evictionPressureTransitionPeriod: "soon" is not a duration such as 1m30s`},
 		"apiServer: {auditLogMaxSize: big}":        {"apiServer.auditLogMaxSize: is text, where a whole number belongs"},
 		"apiServer: x":                             {"apiServer: is text, where a map belongs"},
 		"runtimeHandlers: {crun: /usr/bin/crun}":   {"is text, where a map belongs"},
@@ -256,7 +263,7 @@ func TestSettingsHelp(t *testing.T) {
 	if _, err := c.decode([]byte(got.String())); err != nil || !reflect.DeepEqual(c, defaultConfig()) {
 		t.Errorf("not the defaults: %+v, %v", c, err)
 	}
-	for _, name := range []string{"runtimeHandlers:", "encryptionConfig:", "usernameHeaders:", "overhead.podFixed"} {
+	for _, name := range []string{"runtimeHandlers:", "encryptionConfig:", "usernameHeaders:", "overhead.podFixed", "evictionHard:", "nodefs.inodesFree"} {
 		if !strings.Contains(output(t, "config", "--help"), name) {
 			t.Errorf("no %s in yare config --help", name)
 		}

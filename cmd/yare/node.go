@@ -64,6 +64,7 @@ func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	c.CgroupRoot = s.record.Cgroup()
 	c.ClusterDNS = []string{s.record.DNSAddress().String()}
 	c.MaxPods = int64(s.config.MaxPods)
+	s.config.evict(&c)
 	if c.StaticPodPath = s.config.StaticPodDir; c.StaticPodPath == "" {
 		c.StaticPodPath = filepath.Join(data, "manifests")
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/run"
 )
 
 // notifyFD is the descriptor on which `yare up` hears from the server that it starts: a line for each
@@ -90,7 +91,11 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		return err
 	}
 	defer done()
-	if pid, running := r.Server(); running {
+	pid, running, err := serving(ctx, r)
+	if err != nil {
+		return err
+	}
+	if running {
 		if s != nil && !r.HasSettings(s.text) {
 			return fmt.Errorf(`cluster %q runs with other settings than %s has; settings are taken at a start.
   End its server ('kill %d', its containers live on) or all that runs in it ('yare down --keep-data%s'), then repeat this command`,
@@ -118,6 +123,29 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 	p.done("cluster %q %s in %.2f s: https://127.0.0.1:%d", r.Name, verb, time.Since(begin).Seconds(), r.APIPort)
 	p.hint(r)
 	return nil
+}
+
+// answerLimit is how long a server that is there may not answer: it may be starting.
+const answerLimit = 30 * time.Second
+
+// serving returns the cluster's server that answers. One that does not is waited for: it answers, or ends, as one does that was just killed and
+// holds its lock until the kernel has taken it apart.
+func serving(ctx context.Context, r *cluster.Record) (pid int, running bool, err error) {
+	for end := time.Now().Add(answerLimit); ; {
+		if pid, running = r.Server(); !running {
+			return 0, false, nil
+		}
+		_, err := health(ctx, r)
+		if err == nil {
+			return pid, true, nil
+		}
+		if time.Now().After(end) {
+			return 0, false, fmt.Errorf("the server of cluster %q, process %d, does not answer: %w\n  End it ('kill -9 %d', its containers live on), then repeat this command", r.Name, pid, err, pid)
+		}
+		if err := run.Pause(ctx, 20*time.Millisecond); err != nil {
+			return 0, false, err
+		}
+	}
 }
 
 // start runs the server in a session of its own, with the settings or else those that the cluster keeps, and follows its progress until

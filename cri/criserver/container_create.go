@@ -174,6 +174,9 @@ func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.Co
 		return nil, err
 	}
 	spec, err := containerSpec(in)
+	if err == nil {
+		err = injectCDI(spec, config.GetCDIDevices(), s.cfg.CDI)
+	}
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -42,6 +42,8 @@ type Config struct {
 	// Handlers are other OCI runtimes by the name that a RuntimeClass has for them, a DNS label. [CheckHandlers] says what is
 	// wrong with them.
 	Handlers map[string]Handler
+	// CDI are the folders of CDI files, which say what a device means for a container; empty means /etc/cdi and /var/run/cdi.
+	CDI []string
 	// Version is told as the runtime's own, in the form of semver.org, which upstream's kubelet insists on; empty means 0.0.0.
 	Version string
 }

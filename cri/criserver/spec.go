@@ -133,9 +133,6 @@ func supported(in specInput) error {
 	if p := sc.GetApparmorProfile(); strings.HasPrefix(p, "localhost/") {
 		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", p)
 	}
-	if n := in.Container.GetCDIDevices(); len(n) > 0 {
-		return fmt.Errorf("CDI device %q: CDI is not supported", n[0].GetName())
-	}
 	if in.Container.GetWindows() != nil {
 		return fmt.Errorf("windows containers are not supported")
 	}

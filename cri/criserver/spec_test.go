@@ -118,7 +118,6 @@ func TestSpecRefusals(t *testing.T) {
 		"AppArmor": func(in *specInput) {
 			sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
 		},
-		"CDI":       func(in *specInput) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "gpu"}} },
 		"CAP_NOVEL": func(in *specInput) { sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NOVEL"}} },
 		"cgroup v2": func(in *specInput) {
 			in.Facts.Unified = false

@@ -200,6 +200,9 @@ func (s *Server) measureSandboxes(f *runtimeapi.PodSandboxStatsFilter) ([]*runti
 			continue
 		}
 		st, err := s.measureSandbox(sb)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile: the others have their figures
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -105,6 +106,16 @@ func (a *API) EventAt(o api.Object, fieldPath, type_, reason, message string) {
 	defer a.mu.Unlock()
 	about := strings.TrimSpace(o.GetName() + " " + fieldPath)
 	a.events = append(a.events, fmt.Sprintf("%s %s %s: %s", type_, about, reason, message))
+}
+
+// Annotated implements the kubelet's recorder of events: annotations that are not empty follow the message.
+func (a *API) Annotated(o api.Object, annotations map[string]string, type_, reason, message string) {
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		if annotations[name] != "" {
+			message += " " + name + "=" + annotations[name]
+		}
+	}
+	a.EventAt(o, "", type_, reason, message)
 }
 
 // Events returns the events so far, "type pod[ fieldPath] reason: message", and forgets them.

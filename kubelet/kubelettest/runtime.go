@@ -31,9 +31,12 @@ type Runtime struct {
 	RunSandbox func(*runtimeapi.PodSandboxConfig) error
 	Create     func(*runtimeapi.ContainerConfig) error
 	NotReady   bool
-	// Memory is what each container uses, in bytes; Layer what one has written to its root file system, by name.
-	Memory uint64
-	Layer  map[string]uint64
+	// Memory is what each container uses, in bytes; Memories what one does, and Layer what it has written to its root file system, by name.
+	Memory   uint64
+	Memories map[string]uint64
+	Layer    map[string]uint64
+	// Removed is told of an image that was removed.
+	Removed func(image string)
 	// Sessions prepares those of Exec, Attach and PortForward.
 	Sessions streaming.Server
 
@@ -429,9 +432,44 @@ func (r *Runtime) ContainerStats(_ context.Context, q *runtimeapi.ContainerStats
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: &runtimeapi.ContainerStats{
-		WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: &runtimeapi.UInt64Value{Value: r.Layer[c.Config.Metadata.Name]}},
-		Memory:        &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.Memory}}}}, nil
+	return &runtimeapi.ContainerStatsResponse{Stats: r.stats(c)}, nil
+}
+
+// stats are a container's. r.mu is held.
+func (r *Runtime) stats(c *Container) *runtimeapi.ContainerStats {
+	name := c.Config.Metadata.Name
+	memory, ok := r.Memories[name]
+	if !ok {
+		memory = r.Memory
+	}
+	n := func(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
+	return &runtimeapi.ContainerStats{
+		Attributes:    &runtimeapi.ContainerAttributes{Id: c.status.Id, Metadata: c.Config.Metadata, Labels: c.Config.Labels},
+		WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: n(r.Layer[name]), InodesUsed: n(1)},
+		Memory:        &runtimeapi.MemoryUsage{UsageBytes: n(memory), WorkingSetBytes: n(memory)}}
+}
+
+// ListPodSandboxStats implements the CRI: a pod uses what its running containers use, a process each.
+func (r *Runtime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := &runtimeapi.ListPodSandboxStatsResponse{}
+	for _, id := range slices.Sorted(maps.Keys(r.sandboxes)) {
+		s := r.sandboxes[id]
+		if s.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			continue
+		}
+		linux := &runtimeapi.LinuxPodSandboxStats{}
+		for _, c := range r.containers {
+			if c.Sandbox == id && c.status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+				linux.Containers = append(linux.Containers, r.stats(c))
+			}
+		}
+		linux.Process = &runtimeapi.ProcessUsage{ProcessCount: &runtimeapi.UInt64Value{Value: uint64(len(linux.Containers))}}
+		out.Stats = append(out.Stats, &runtimeapi.PodSandboxStats{Linux: linux,
+			Attributes: &runtimeapi.PodSandboxAttributes{Id: id, Metadata: s.Metadata, Labels: s.Labels}})
+	}
+	return out, nil
 }
 
 // ExecSync implements the CRI.
@@ -503,6 +541,9 @@ func (r *Runtime) PullImage(_ context.Context, q *runtimeapi.PullImageRequest) (
 
 // RemoveImage implements the CRI.
 func (r *Runtime) RemoveImage(_ context.Context, q *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	if r.Removed != nil {
+		defer r.Removed(q.Image.Image)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.note("remove image %s", q.Image.Image)

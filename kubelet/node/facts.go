@@ -8,63 +8,49 @@ package node
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/yare-dev/yare/linux"
 )
 
 // Facts is what the kernel says of the machine.
 type Facts struct {
-	CPUs            int
-	Memory          int64            // bytes
-	MemoryAvailable int64            // bytes that can be had without swapping
-	Hugepages       map[string]int64 // page size ("2Mi") to bytes set aside
-	Storage         int64            // bytes of the file system that holds the kubelet's root
-	StorageFree     int64
-	Inodes          int64
-	InodesFree      int64
-	PIDs, PIDsMax   int64
-	Swap            int64
-	MachineID       string
-	SystemUUID      string
-	BootID          string
-	Kernel          string
-	OSImage         string
-	Architecture    string
-	UnifiedCgroups  bool // cgroup v2 alone
+	CPUs           int
+	Memory         int64 // bytes
+	MemoryUsage    int64
+	WorkingSet     int64            // bytes that nobody can have but by taking them away from somebody
+	Hugepages      map[string]int64 // page size ("2Mi") to bytes set aside
+	Storage        int64            // bytes of the file system that holds the kubelet's root
+	StorageFree    int64
+	Inodes         int64
+	InodesFree     int64
+	PIDs, PIDsMax  int64
+	Swap           int64
+	MachineID      string
+	SystemUUID     string
+	BootID         string
+	Kernel         string
+	OSImage        string
+	Architecture   string
+	UnifiedCgroups bool // cgroup v2 alone
 }
 
 // Read gathers the facts; root is the kubelet's folder. What cannot be read is left zero, but for memory and cpu.
 func Read(root string) (Facts, error) {
 	f := Facts{CPUs: goruntime.NumCPU(), Architecture: goruntime.GOARCH, Hugepages: hugepages("/sys/kernel/mm/hugepages")}
-	mem, err := os.ReadFile("/proc/meminfo")
+	mem, err := Memory()
 	if err != nil {
-		return f, fmt.Errorf("read memory: %w", err)
+		return f, err
 	}
-	values := meminfo(mem)
-	f.Memory, f.MemoryAvailable, f.Swap = values["MemTotal"], values["MemAvailable"], values["SwapTotal"]
-	if f.Memory == 0 {
-		return f, fmt.Errorf("read memory: /proc/meminfo has no MemTotal")
+	f.Memory, f.MemoryUsage, f.WorkingSet, f.Swap = mem.Total, mem.Usage, mem.WorkingSet, mem.Swap
+	if disk, err := Disk(root); err == nil {
+		f.Storage, f.StorageFree, f.Inodes, f.InodesFree = disk.Bytes, disk.Free, disk.Inodes, disk.InodesFree
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(existing(root), &fs); err == nil {
-		f.Storage, f.StorageFree = int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize
-		f.Inodes, f.InodesFree = int64(fs.Files), int64(fs.Ffree)
-	}
-	f.PIDsMax = number("/proc/sys/kernel/pid_max")
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		if fields := strings.Fields(string(b)); len(fields) > 3 {
-			_, all, _ := strings.Cut(fields[3], "/")
-			f.PIDs, _ = strconv.ParseInt(all, 10, 64)
-		}
-	}
+	f.PIDs, f.PIDsMax = PIDs()
 	f.MachineID = word("/etc/machine-id")
 	f.SystemUUID = strings.ToLower(word("/sys/class/dmi/id/product_uuid"))
 	if f.SystemUUID == "" {

@@ -151,7 +151,9 @@ func (k *Keeper) runtime(ctx context.Context) Runtime {
 	}
 	rt.Version = v.RuntimeName + "://" + v.RuntimeVersion
 	if list, err := k.cri.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{}); err == nil {
-		rt.Images = list.Images
+		if rt.Images = list.Images; k.config.Listed != nil {
+			k.config.Listed(list.Images)
+		}
 	}
 	return rt
 }

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 func ready(network bool) *runtimeapi.StatusResponse {
@@ -20,7 +22,7 @@ func ready(network bool) *runtimeapi.StatusResponse {
 }
 
 func facts() Facts {
-	return Facts{CPUs: 4, Memory: 8 << 30, MemoryAvailable: 4 << 30, Hugepages: map[string]int64{"2Mi": 1 << 30}, Storage: 100 << 30, StorageFree: 50 << 30,
+	return Facts{CPUs: 4, Memory: 8 << 30, WorkingSet: 4 << 30, Hugepages: map[string]int64{"2Mi": 1 << 30}, Storage: 100 << 30, StorageFree: 50 << 30,
 		Inodes: 1000, InodesFree: 900, PIDs: 100, PIDsMax: 32768, Kernel: "6.1", OSImage: "Test", Architecture: "amd64"}
 }
 
@@ -43,6 +45,16 @@ func TestStatus(t *testing.T) {
 			t.Errorf("allocatable %s is %s, want %s", name, q.String(), want)
 		}
 	}
+	kept := c
+	kept.Kept = func(capacity corev1.ResourceList) corev1.ResourceList {
+		if capacity.Memory().Value() != 8<<30 {
+			t.Error("not the capacity:", capacity)
+		}
+		return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}
+	}
+	if l := Status(kept, facts(), Runtime{Status: ready(true)}, &corev1.NodeStatus{}, now).Allocatable; l.Memory().String() != "5Gi" || l.StorageEphemeral().String() != "100Gi" {
+		t.Error("what is kept free is given away:", l)
+	}
 	if len(st.Addresses) != 3 || st.Addresses[2].Type != corev1.NodeHostName || st.DaemonEndpoints.KubeletEndpoint.Port != 10250 {
 		t.Error(st.Addresses, st.DaemonEndpoints)
 	}
@@ -58,9 +70,8 @@ func TestStatus(t *testing.T) {
 	if differs(&later, &st) {
 		t.Error("a heartbeat is written")
 	}
-	f := facts()
-	f.MemoryAvailable, f.StorageFree, f.PIDs = 1<<20, 1<<30, 32000
-	bad := Status(c, f, Runtime{Err: errors.New("refused")}, &st, now.Add(time.Minute))
+	c.Under = func(corev1.NodeConditionType) bool { return true }
+	bad := Status(c, facts(), Runtime{Err: errors.New("refused")}, &st, now.Add(time.Minute))
 	want = "MemoryPressure=True KubeletHasInsufficientMemory, DiskPressure=True KubeletHasDiskPressure, PIDPressure=True KubeletHasInsufficientPID, Ready=False KubeletNotReady"
 	if got := conditions(bad); got != want || !differs(&bad, &st) {
 		t.Error(got)
@@ -99,7 +110,7 @@ func TestImages(t *testing.T) {
 
 func TestRead(t *testing.T) {
 	f, err := Read(filepath.Join(t.TempDir(), "not", "there", "yet"))
-	if err != nil || f.CPUs < 1 || f.Memory == 0 || f.MemoryAvailable == 0 || f.Storage == 0 || f.PIDsMax == 0 || f.Kernel == "" || f.BootID == "" {
+	if err != nil || f.CPUs < 1 || f.Memory == 0 || f.WorkingSet <= 0 || f.WorkingSet >= f.Memory || f.MemoryUsage < f.WorkingSet || f.Storage == 0 || f.PIDsMax == 0 || f.Kernel == "" || f.BootID == "" {
 		t.Errorf("%+v %v", f, err)
 	}
 	dir := t.TempDir()
@@ -113,5 +124,30 @@ func TestRead(t *testing.T) {
 	}
 	if h := hugepages(dir); h["2Mi"] != 6<<20 || h["1Gi"] != 1<<30 || h["64Ki"] != 128<<10 {
 		t.Error(h)
+	}
+}
+
+// The use of memory is that of the hierarchy that counts it, in the words of either version.
+func TestCgroupMemory(t *testing.T) {
+	for name, c := range map[string]struct {
+		controllers    []string
+		files          map[string]string
+		usage, working int64
+	}{
+		"v1":              {[]string{"memory"}, map[string]string{"memory.stat": "inactive_file 1\ntotal_inactive_file 300\n", "memory.usage_in_bytes": "1000\n"}, 1000, 700},
+		"v2 root":         {nil, map[string]string{"memory.stat": "anon 600\nfile 400\nkernel 50\ninactive_file 300\n"}, 1000, 700},
+		"v2 below a root": {nil, map[string]string{"memory.stat": "anon 600\nfile 400\ninactive_file 300\n", "memory.current": "1100\n"}, 1100, 800},
+		"all inactive":    {nil, map[string]string{"memory.stat": "inactive_file 300\n", "memory.current": "100\n"}, 100, 0},
+		"not counted":     {nil, nil, 0, 0},
+	} {
+		dir := t.TempDir()
+		for file, text := range c.files {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if usage, working := cgroupMemory(linux.Hierarchy{Root: dir, Controllers: c.controllers}); usage != c.usage || working != c.working {
+			t.Errorf("%s: %d %d, want %d %d", name, usage, working, c.usage, c.working)
+		}
 	}
 }

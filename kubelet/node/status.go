@@ -11,17 +11,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/stream"
 )
 
-// Thresholds below which a node is under pressure; upstream's defaults.
 const (
-	minMemory      = 100 << 20 // bytes available
-	minStorage     = 10        // percent free
-	minInodes      = 5         // percent free
-	minPIDs        = 5         // percent free
-	maxImages      = 50        // listed in the status
-	maxImageNames  = 5         // of one image
+	maxImages      = 50 // listed in the status
+	maxImageNames  = 5  // of one image
 	kubeletVersion = "v1.37.2"
 )
 
@@ -32,9 +28,17 @@ type Config struct {
 	Port      int32    // of the kubelet's server
 	MaxPods   int64
 	Reserved  corev1.ResourceList // taken from capacity, not for pods
-	Labels    map[string]string
-	Taints    []corev1.Taint
-	Root      string // the kubelet's folder, whose file system is the node's storage
+	// Kept returns what of a capacity is kept free besides, by eviction; nil: nothing.
+	Kept func(corev1.ResourceList) corev1.ResourceList
+	// Under reports whether the Node has a condition of pressure; nil: none.
+	Under  func(corev1.NodeConditionType) bool
+	Labels map[string]string
+	Taints []corev1.Taint
+	Root   string // the kubelet's folder, whose file system is the node's storage
+	// Listed is told which images there are; nil: nobody asks.
+	Listed func([]*runtimeapi.Image)
+	// Devices returns what device plugins offer, by resource; nil: none.
+	Devices func() map[corev1.ResourceName]devices.Count
 	// InUse returns the attached volumes that pods of the node have, or are to have; Reported is told when the Node has them.
 	InUse    func() ([]corev1.UniqueVolumeName, error)
 	Reported func([]corev1.UniqueVolumeName)
@@ -54,6 +58,7 @@ func Status(c Config, f Facts, rt Runtime, old *corev1.NodeStatus, now time.Time
 	st := *old.DeepCopy()
 	st.Capacity = capacity(c, f, old)
 	st.Allocatable = allocatable(c, st.Capacity)
+	offer(&st, c.Devices, old)
 	st.Addresses = nil
 	for _, ip := range c.Addresses {
 		st.Addresses = append(st.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})
@@ -73,9 +78,8 @@ func Status(c Config, f Facts, rt Runtime, old *corev1.NodeStatus, now time.Time
 	if features := rt.Status.GetFeatures(); features != nil {
 		st.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: &features.SupplementalGroupsPolicy}
 	}
-	memory := f.MemoryAvailable < minMemory
-	disk := f.Storage > 0 && (f.StorageFree*100 < f.Storage*minStorage || f.Inodes > 0 && f.InodesFree*100 < f.Inodes*minInodes)
-	pids := f.PIDsMax > 0 && (f.PIDsMax-f.PIDs)*100 < f.PIDsMax*minPIDs
+	under := func(t corev1.NodeConditionType) bool { return c.Under != nil && c.Under(t) }
+	memory, disk, pids := under(corev1.NodeMemoryPressure), under(corev1.NodeDiskPressure), under(corev1.NodePIDPressure)
 	set(&st, corev1.NodeMemoryPressure, memory, now, pick(memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
 		pick(memory, "kubelet has insufficient memory available", "kubelet has sufficient memory available"))
 	set(&st, corev1.NodeDiskPressure, disk, now, pick(disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
@@ -141,12 +145,33 @@ func capacity(c Config, f Facts, old *corev1.NodeStatus) corev1.ResourceList {
 	return l
 }
 
-// allocatable is the capacity without what is reserved and, of memory, without what is never given away (hugepages).
+// offer shows what device plugins have.
+func offer(st *corev1.NodeStatus, counts func() map[corev1.ResourceName]devices.Count, old *corev1.NodeStatus) {
+	if counts == nil {
+		return
+	}
+	for name, n := range counts() {
+		st.Capacity[name] = *resource.NewQuantity(n.Capacity, resource.DecimalSI)
+		if q, ok := old.Capacity[name]; ok && n.Unknown {
+			st.Capacity[name] = q
+		}
+		st.Allocatable[name] = *resource.NewQuantity(n.Allocatable, resource.DecimalSI)
+	}
+}
+
+// allocatable is the capacity without what is reserved, what eviction keeps free and, of memory, what is never given away (hugepages).
 func allocatable(c Config, capacity corev1.ResourceList) corev1.ResourceList {
 	l := corev1.ResourceList{}
+	var kept corev1.ResourceList
+	if c.Kept != nil {
+		kept = c.Kept(capacity)
+	}
 	for name, q := range capacity {
 		q = q.DeepCopy()
 		if r, ok := c.Reserved[name]; ok {
+			q.Sub(r)
+		}
+		if r, ok := kept[name]; ok {
 			q.Sub(r)
 		}
 		if name == corev1.ResourceMemory {

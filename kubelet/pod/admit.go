@@ -16,8 +16,8 @@ import (
 )
 
 // Admit decides whether the node can take the pod beside the others that it has; nil says yes. It repeats what the scheduler
-// decided, since pods can be bound past it and the node may have changed.
-func Admit(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, unsafeSysctls []string) *Condition {
+// decided, since pods can be bound past it and the node may have changed. What is counted elsewhere is left out.
+func Admit(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, unsafeSysctls []string, elsewhere func(corev1.ResourceName) bool) *Condition {
 	if what := spec.Unsupported(pod); what != "" {
 		reason := "UnsupportedPodFeature"
 		if pod.Spec.OS != nil && pod.Spec.OS.Name != corev1.Linux {
@@ -37,7 +37,7 @@ func Admit(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, unsafeSysct
 	if c := admitPorts(pod, others); c != nil {
 		return c
 	}
-	return admitResources(pod, node, others)
+	return admitResources(pod, node, others, elsewhere)
 }
 
 func admitNode(pod *corev1.Pod, node *corev1.Node) *Condition {
@@ -115,11 +115,19 @@ func admitPorts(pod *corev1.Pod, others []*corev1.Pod) *Condition {
 	return nil
 }
 
-func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Condition {
+func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, elsewhere func(corev1.ResourceName) bool) *Condition {
 	if most, ok := node.Status.Allocatable[corev1.ResourcePods]; ok && int64(len(others)+1) > most.Value() {
 		return &Condition{"OutOfpods", fmt.Sprintf("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), most.Value())}
 	}
-	if name, text := lacking(resources.Requests(pod), node, others); name != "" {
+	wants := resources.Requests(pod)
+	maps.DeleteFunc(wants, func(name corev1.ResourceName, _ resource.Quantity) bool {
+		if !strings.Contains(string(name), "/") {
+			return false
+		}
+		_, known := node.Status.Allocatable[name] // else it is the whole cluster's, which the scheduler counts
+		return !known || elsewhere(name)
+	})
+	if name, text := lacking(wants, node, others); name != "" {
 		return &Condition{"OutOf" + string(name), "Pod was rejected: " + text}
 	}
 	return nil

@@ -58,6 +58,7 @@ type bed struct {
 	node    *corev1.Node                // set before there are pods
 	later   atomic.Pointer[corev1.Node] // what has become of it since
 	disks   volume.Disks
+	devices Devices // nil: none
 	pods    *Pods
 	stop    func()
 }
@@ -86,7 +87,7 @@ func (b *bed) start() {
 		Node:        spec.Node{Name: "n1", LogRoot: filepath.Join(b.dir, "log"), ClusterDomain: "cluster.local", Host: resources.Host{Memory: 8 << 30}},
 		RuntimeName: "books", MaxRestartDelay: 5 * time.Minute, MaxParallelPulls: 5, HostsFile: filepath.Join(b.dir, "hosts"),
 	}, Deps{
-		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups,
+		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups, Devices: b.devices,
 		Volumes: volume.New(filepath.Join(b.dir, "pods"), b.disks), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Node: func() *corev1.Node { return cmp.Or(b.later.Load(), b.node) }, HostIPs: func() []string { return []string{"192.168.0.1"} },
 		DNS: func() spec.DNS { return spec.DNS{Servers: []string{"10.96.0.10"}, Domain: "cluster.local"} },

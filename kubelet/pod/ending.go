@@ -29,29 +29,18 @@ func (e *ending) left(now time.Time) time.Duration { return max(0, e.grace-now.S
 // decideEnding looks whether the pod must end, or end sooner than it is ending already.
 func (w *worker) decideEnding(pod *corev1.Pod, v *View) {
 	now := w.now()
+	w.decideEviction(pod, v, now)
 	grace := time.Duration(spec.Grace(pod)) * time.Second
 	wanted := pod.DeletionTimestamp != nil && !w.static || w.isGone()
 	if w.ending != nil {
 		if wanted && grace < w.ending.grace {
-			w.ending = &ending{grace: grace, since: now}
-			for _, c := range v.Alive() {
-				w.jobs.forget("kill " + c.Id)
-			}
+			w.endWithin(grace, v, now)
 		}
 		return
 	}
 	final := pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
 	if wanted || final {
 		w.ending = &ending{grace: grace, since: now}
-		return
-	}
-	w.mu.Lock()
-	evicted := w.evicted
-	w.mu.Unlock()
-	if evicted != "" {
-		w.verdict = &Condition{reasonEvicted, evicted}
-		w.say(pod, corev1.EventTypeWarning, reasonEvicted, "%s", evicted)
-		w.ending = &ending{grace: evictedGrace, since: now}
 		return
 	}
 	if s := pod.Spec.ActiveDeadlineSeconds; s != nil && pod.Status.StartTime != nil {
@@ -66,6 +55,16 @@ func (w *worker) decideEnding(pod *corev1.Pod, v *View) {
 	}
 }
 
+// endWithin ends the pod within grace, also one that is ending already.
+func (w *worker) endWithin(grace time.Duration, v *View, now time.Time) {
+	if w.ending != nil {
+		for _, c := range v.Alive() {
+			w.jobs.forget("kill " + c.Id)
+		}
+	}
+	w.ending = &ending{grace: grace, since: now}
+}
+
 // end goes through the steps backward. When all is down the pod's last status is written and the pod is deleted from the
 // API if someone asked for that; when the API has it no more, its traces are removed. It reports whether they are.
 func (w *worker) end(ctx context.Context, pod *corev1.Pod, real, full *View) (finished bool) {
@@ -76,6 +75,9 @@ func (w *worker) end(ctx context.Context, pod *corev1.Pod, real, full *View) (fi
 		w.settled = true
 		w.mu.Lock()
 		w.over = true
+		if w.evicted != nil {
+			w.evicted.end()
+		}
 		w.mu.Unlock()
 		w.wakeDeferred()
 	}

@@ -3,10 +3,12 @@ package pod
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
@@ -76,7 +78,7 @@ func TestExceeded(t *testing.T) {
 			`Container b exceeded its local ephemeral storage limit "1Mi". `},
 		{"each its own", newPod("a", storageLimit("b", "1Mi"), storageLimit("c", "2Mi")), Written{Containers: map[string]int64{"b": mi, "c": 2 * mi}}, ""},
 	} {
-		if got := Exceeded(c.pod, c.written); got != c.want {
+		if got, limit := Exceeded(c.pod, c.written); got != c.want || (limit == "") != (c.want == "") {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
@@ -89,7 +91,7 @@ func TestEvict(t *testing.T) {
 		b.wantRunning("app")
 		b.api.Events()
 		for range 2 { // once is enough
-			b.pods.Evict(b.pod("a").UID, "It wrote too much. ")
+			b.pods.Evict(b.pod("a").UID, Eviction{Message: "It wrote too much. ", Grace: EvictedGrace})
 		}
 		b.wantRunning()
 		b.wantStatus("a", "Failed (Evicted) app=Completed")
@@ -105,5 +107,123 @@ func TestEvict(t *testing.T) {
 		b.start()
 		b.wantRunning()
 		b.wantStatus("a", "Failed (Evicted) app=Completed")
+	})
+}
+
+// A node under pressure takes those pods that upstream's takes.
+func TestAdmitUnderPressure(t *testing.T) {
+	const memory, disk, pids = corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure
+	request := func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m")}
+	}
+	bear := func(key string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.Tolerations = []corev1.Toleration{{Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule}}
+		}
+	}
+	priority := func(n int32) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Spec.Priority = &n } }
+	static := func(p *corev1.Pod) { p.Annotations = map[string]string{spec.ConfigSourceAnnotation: "file"} }
+	for _, c := range []struct {
+		name     string
+		pressure []corev1.NodeConditionType
+		change   func(*corev1.Pod)
+		want     string
+	}{
+		{"none", nil, func(*corev1.Pod) {}, ""},
+		{"best effort", []corev1.NodeConditionType{memory}, func(*corev1.Pod) {}, "Pod was rejected: The node had condition: [MemoryPressure]. "},
+		{"burstable", []corev1.NodeConditionType{memory}, request, ""},
+		{"bears it", []corev1.NodeConditionType{memory}, bear(corev1.TaintNodeMemoryPressure), ""},
+		{"bears something else", []corev1.NodeConditionType{memory}, bear(corev1.TaintNodeDiskPressure), "Pod was rejected: The node had condition: [MemoryPressure]. "},
+		{"disk: burstable", []corev1.NodeConditionType{disk}, request, "Pod was rejected: The node had condition: [DiskPressure]. "},
+		{"disk: bears it", []corev1.NodeConditionType{disk}, bear(corev1.TaintNodeDiskPressure), "Pod was rejected: The node had condition: [DiskPressure]. "},
+		{"processes", []corev1.NodeConditionType{pids}, request, "Pod was rejected: The node had condition: [PIDPressure]. "},
+		{"two", []corev1.NodeConditionType{disk, memory}, bear(corev1.TaintNodeMemoryPressure), "Pod was rejected: The node had condition: [DiskPressure MemoryPressure]. "},
+		{"important is not critical", []corev1.NodeConditionType{disk}, priority(1000000000), "Pod was rejected: The node had condition: [DiskPressure]. "},
+		{"critical", []corev1.NodeConditionType{disk, memory, pids}, priority(2000000000), ""},
+		{"static", []corev1.NodeConditionType{disk, memory, pids}, static, ""},
+	} {
+		got := ""
+		if refused := AdmitUnderPressure(newPod("a", c.change), c.pressure); refused != nil {
+			if got = refused.Message; refused.Reason != "Evicted" {
+				t.Errorf("%s: reason %s", c.name, refused.Reason)
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// Others disrupt pods too: their word stays, but where the kubelet has ended the pod itself.
+func TestMergeDisruption(t *testing.T) {
+	condition := func(reason string) []corev1.PodCondition {
+		return []corev1.PodCondition{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason}}
+	}
+	for _, c := range []struct{ theirs, ours, want string }{
+		{"EvictionByEvictionAPI", "", "EvictionByEvictionAPI"}, {"EvictionByEvictionAPI", "EvictionByEvictionAPI", "EvictionByEvictionAPI"},
+		{"", corev1.PodReasonTerminationByKubelet, corev1.PodReasonTerminationByKubelet},
+		{"EvictionByEvictionAPI", corev1.PodReasonTerminationByKubelet, corev1.PodReasonTerminationByKubelet}, {"", "DeletionByPodGC", ""},
+	} {
+		var theirs, ours []corev1.PodCondition
+		if c.theirs != "" {
+			theirs = condition(c.theirs)
+		}
+		if c.ours != "" {
+			ours = condition(c.ours)
+		}
+		got := ""
+		for _, m := range mergeConditions(theirs, ours) {
+			got += m.Reason
+		}
+		if got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
+// Whoever evicts is told of the end, and a pod is evicted once. Those that must not be are no candidates.
+func TestEvictable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		high := int32(2000000000)
+		b.runtime.Linger["app"] = 20 * time.Second
+		b.api.Put(newPod("a"))
+		b.api.Put(newPod("critical", func(p *corev1.Pod) { p.Spec.Priority = &high }))
+		b.api.Put(newPod("deleted"))
+		b.settle()
+		names := func() (out string) {
+			b.settle()
+			for _, p := range b.pods.Evictable() {
+				out += p.Name + " "
+			}
+			return out
+		}
+		if got := names(); got != "a deleted " {
+			t.Error(got)
+		}
+		b.api.DeletePod(api.Key{Namespace: "default", Name: "deleted"}, 3600)
+		uid := b.pod("a").UID
+		begun := time.Now()
+		ended := b.pods.Evict(uid, Eviction{Message: "It must go. ", Grace: 10 * time.Second, Pressure: true})
+		if ended == nil || b.pods.Evict(uid, Eviction{}) != nil || b.pods.Evict("nobody", Eviction{}) != nil {
+			t.Error("evicted more than once, or nobody, or never")
+		}
+		if got := names(); got != "deleted " {
+			t.Error(got)
+		}
+		<-ended
+		if took := time.Since(begun); took != 10*time.Second {
+			t.Error("it took", took)
+		}
+		b.wantStatus("a", "Failed (Evicted) app=Error")
+		if b.pods.Evict(uid, Eviction{}) != nil {
+			t.Error("evicted after its end")
+		}
+		// What takes its time to be deleted is ended sooner.
+		begun = time.Now()
+		<-b.pods.Evict(b.pod("deleted").UID, Eviction{Message: "It must go. ", Grace: 5 * time.Second})
+		if took := time.Since(begun); took != 5*time.Second {
+			t.Error("it took", took)
+		}
 	})
 }

@@ -222,8 +222,9 @@ func TestConditions(t *testing.T) {
 
 func TestAdmit(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}},
-		Spec:   corev1.NodeSpec{Taints: []corev1.Taint{{Key: "gone", Effect: corev1.TaintEffectNoExecute}, {Key: "full", Effect: corev1.TaintEffectNoSchedule}}},
-		Status: corev1.NodeStatus{Allocatable: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("2")}}}
+		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "gone", Effect: corev1.TaintEffectNoExecute}, {Key: "full", Effect: corev1.TaintEffectNoSchedule}}},
+		Status: corev1.NodeStatus{Allocatable: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("2"),
+			"example.com/gpu": resource.MustParse("0"), "example.com/owned": resource.MustParse("0")}}}
 	ok := func(p *corev1.Pod) {
 		p.Spec.Tolerations = []corev1.Toleration{{Key: "gone", Operator: corev1.TolerationOpExists}}
 	}
@@ -235,9 +236,12 @@ func TestAdmit(t *testing.T) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: name, Value: "1"}}}
 		}
 	}
-	gpu := func(p *corev1.Pod) {
-		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{"example.com/gpu": resource.MustParse("1")}
+	device := func(name corev1.ResourceName) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{name: resource.MustParse("1")}
+		}
 	}
+	owns := func(name corev1.ResourceName) bool { return name == "example.com/owned" }
 	for _, c := range []struct {
 		name   string
 		pod    *corev1.Pod
@@ -248,7 +252,9 @@ func TestAdmit(t *testing.T) {
 		{"taint", newPod("p"), nil, "TaintToleration"},
 		{"selector", newPod("p", ok, func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"zone": "b"} }), nil, "NodeAffinity"},
 		{"too many pods", newPod("p", ok), []*corev1.Pod{newPod("x"), newPod("y")}, "OutOfpods"},
-		{"device", newPod("p", ok, gpu), nil, "OutOfexample.com/gpu"},
+		{"device", newPod("p", ok, device("example.com/gpu")), nil, "OutOfexample.com/gpu"},
+		{"device of a plugin", newPod("p", ok, device("example.com/owned")), nil, ""},
+		{"resource of the cluster", newPod("p", ok, device("example.com/licence")), nil, ""},
 		{"port", newPod("p", ok, port), []*corev1.Pod{newPod("x", port)}, "NodePorts"},
 		{"port free", newPod("p", ok, port), []*corev1.Pod{newPod("x")}, ""},
 		{"safe sysctl", newPod("p", ok, sysctl("net/ipv4/tcp_syncookies")), nil, ""},
@@ -259,7 +265,7 @@ func TestAdmit(t *testing.T) {
 		{"claims", newPod("p", ok, func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil, "UnsupportedPodFeature"},
 	} {
 		got := ""
-		if refused := Admit(c.pod, node, c.others, []string{"net.core.*"}); refused != nil {
+		if refused := Admit(c.pod, node, c.others, []string{"net.core.*"}, owns); refused != nil {
 			got = refused.Reason
 		}
 		if got != c.want {

@@ -27,12 +27,30 @@ import (
 type Events interface {
 	// EventAt is about the part of o that fieldPath names; empty is all of it.
 	EventAt(o api.Object, fieldPath, type_, reason, message string)
+	Annotated(o api.Object, annotations map[string]string, type_, reason, message string)
 }
 
 // Groups makes the cgroups of pods.
 type Groups interface {
 	Ensure(path string, l resources.Limits) error
 	Remove(path string) error
+}
+
+// Devices gives pods what device plugins offer; devices.Set does.
+type Devices interface {
+	// Owns reports whether a resource is counted here, and not by the Node.
+	Owns(corev1.ResourceName) bool
+	// Missing reports whether the pod is to be granted something yet; Allocate grants it, or says what it waits for. An error refuses the pod.
+	Missing(*corev1.Pod) bool
+	Allocate(context.Context, *corev1.Pod) (wait string, err error)
+	// Prepares reports whether Prepare has to be called before each start of the container.
+	Prepares(pod types.UID, container string) bool
+	Prepare(ctx context.Context, pod types.UID, container string) error
+	// Additions returns what a container gets for its devices.
+	Additions(types.UID, *corev1.Container) (*spec.Additions, error)
+	Health(pod types.UID, container string) []corev1.ResourceStatus
+	// Free takes the pod's devices back.
+	Free(types.UID) error
 }
 
 // Config is what all workers go by.
@@ -57,6 +75,7 @@ type Deps struct {
 	Events  Events
 	Volumes *volume.Volumes
 	Groups  Groups
+	Devices Devices      // nil: none
 	Probes  probe.Runner // Exec is set by New
 	// Keyring has the node's credentials for registries; nil for none.
 	Keyring *keyring.Keyring
@@ -67,6 +86,8 @@ type Deps struct {
 	HostIPs func() []string
 	// DNS returns what pods are told about names.
 	DNS func() spec.DNS
+	// Pressure returns the Node's conditions of pressure, ordered; nil: there are never any.
+	Pressure func() []corev1.NodeConditionType
 }
 
 // Pods are the workers of this node, one for each pod.
@@ -93,6 +114,9 @@ type Pods struct {
 func New(c Config, d Deps) *Pods {
 	p := &Pods{config: c, Deps: d, cri: d.CRI, log: d.Log, runner: d.Probes, workers: map[types.UID]*worker{},
 		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
+	if p.Devices == nil {
+		p.Devices = noDevices{}
+	}
 	p.runner.Exec = p.Exec
 	p.refs = newReferences(d.Client, p.referenceChanged)
 	p.bundles = newBundles(d.Client, p.referenceChanged)
@@ -239,7 +263,13 @@ func (p *Pods) Has(uid types.UID) bool {
 func (p *Pods) admit(pod *corev1.Pod) *Condition {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	refused := Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls)
+	var refused *Condition
+	if p.Pressure != nil {
+		refused = AdmitUnderPressure(pod, p.Pressure())
+	}
+	if refused == nil {
+		refused = Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls, p.Devices.Owns)
+	}
 	if refused == nil {
 		p.workers[pod.UID].noteAdmitted(allocationOf(pod))
 	}

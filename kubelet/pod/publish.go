@@ -90,9 +90,10 @@ func closed(s *corev1.PodStatus) bool {
 
 func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 	s := Situation{
-		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Ended: w.settled,
+		Pod: pod, View: v, Health: w.health, Waiting: map[string]Condition{}, Verdict: w.verdict, Refused: w.refused, Disrupted: w.disrupted, Ended: w.settled,
 		Message: func(c *Container) string { return w.messages[c.Id] },
 		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
+		Devices: func(container string) []corev1.ResourceStatus { return w.Devices.Health(w.uid, container) },
 		Has: func(c *corev1.Container, now *Container) bool {
 			cpu, memory := resources.Differ(now.Resources.GetLinux(), resources.Container(pod, c, w.config.Node.Host))
 			return !cpu && !memory
@@ -147,20 +148,24 @@ func (w *worker) write(ctx context.Context, target *corev1.Pod, status corev1.Po
 	return fmt.Errorf("write status: somebody else keeps changing it")
 }
 
-// mergeConditions takes the kubelet's conditions from ours and the rest from theirs.
+// mergeConditions takes the kubelet's conditions from ours and the rest from theirs. Others disrupt pods too: that is the kubelet's where
+// it says so.
 func mergeConditions(theirs, ours []corev1.PodCondition) []corev1.PodCondition {
-	var out []corev1.PodCondition
+	var out, last []corev1.PodCondition
 	for _, c := range ours {
-		if rank(c.Type) < rank(corev1.PodScheduled) {
+		switch {
+		case rank(c.Type) < rank(corev1.PodScheduled):
 			out = append(out, c)
+		case c.Type == corev1.DisruptionTarget && c.Reason == corev1.PodReasonTerminationByKubelet:
+			last = append(last, c)
 		}
 	}
 	for _, c := range theirs {
-		if rank(c.Type) >= rank(corev1.PodScheduled) {
+		if rank(c.Type) >= rank(corev1.PodScheduled) && (c.Type != corev1.DisruptionTarget || len(last) == 0) {
 			out = append(out, c)
 		}
 	}
-	return out
+	return append(out, last...)
 }
 
 // readMessages reads what containers left when they ended, once, before their folders go.

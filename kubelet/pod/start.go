@@ -51,6 +51,13 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, v *View, s
 	if blocked {
 		return false, true
 	}
+	switch ready, err := w.prepareDevices(ctx, pod, name); {
+	case err != nil:
+		w.hold(pod, name, Condition{"CreateContainerError", message(err)}, message(err))
+		return false, false
+	case !ready:
+		return false, true
+	}
 	id, err := w.create(ctx, pod, v, s, image, images)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -164,11 +171,15 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if err != nil {
 		return "", err
 	}
+	additions, err := w.Devices.Additions(pod.UID, c)
+	if err != nil {
+		return "", err
+	}
 	users, err := w.users(pod, handler)
 	if err != nil {
 		return "", err
 	}
-	parts := spec.Parts{Users: users, Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts, Devices: devices}
+	parts := spec.Parts{Users: users, Kind: s.Kind, Attempt: s.Attempt, Image: image, ImageRef: image.Id, Env: env, Mounts: mounts, Devices: devices, Additions: additions}
 	if s.Kind == spec.Ephemeral {
 		parts.TargetID = w.target(pod, c.Name, v)
 	}

@@ -27,8 +27,14 @@ type Situation struct {
 	Message func(c *Container) string
 	// Verdict is set when the kubelet ended the pod against its will (Evicted, DeadlineExceeded, OutOfcpu).
 	Verdict *Condition
+	// Disrupted is set when it did so for the node's sake.
+	Disrupted *Condition
+	// Refused says that the verdict came before anything of the pod was made.
+	Refused bool
 	// Pending is why a resize waits, Resizing is set while one goes on; else they are nil.
 	Pending, Resizing *Condition
+	// Devices returns how the devices of a container are, nil where it has none; nil: no container has any.
+	Devices func(container string) []corev1.ResourceStatus
 	// Has reports whether a running container has the resources that its spec here gives it.
 	Has     func(*corev1.Container, *Container) bool
 	Ended   bool // everything has ended and nothing will start again
@@ -61,6 +67,9 @@ func Status(s Situation) corev1.PodStatus {
 	}
 	st.Phase = s.phase(&st)
 	s.conditions(&st)
+	if s.Refused { // what its containers wait for would hide why
+		st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses = nil, nil, nil
+	}
 	return st
 }
 
@@ -127,6 +136,12 @@ func (s *Situation) container(c *corev1.Container, kind spec.Kind, prev *corev1.
 	runs := s.View.Containers[c.Name]
 	started := false
 	cs.Started = &started
+	if s.Devices != nil {
+		cs.AllocatedResourcesStatus = s.Devices(c.Name)
+	}
+	if cs.AllocatedResourcesStatus == nil && prev != nil { // those of a pod that has ended are others' by now
+		cs.AllocatedResourcesStatus = prev.AllocatedResourcesStatus
+	}
 	if len(runs) == 0 {
 		cs.State.Waiting = waiting(s.Waiting, c.Name, idle)
 		return cs
@@ -376,6 +391,9 @@ func (s *Situation) conditions(st *corev1.PodStatus) {
 		}
 	}
 	s.set(st, corev1.PodReady, ready, reason, message)
+	if s.Disrupted != nil {
+		s.set(st, corev1.DisruptionTarget, true, s.Disrupted.Reason, s.Disrupted.Message)
+	}
 	s.passing(st, corev1.PodResizePending, s.Pending)
 	s.passing(st, corev1.PodResizeInProgress, s.Resizing)
 	sort.SliceStable(st.Conditions, func(i, j int) bool { return rank(st.Conditions[i].Type) < rank(st.Conditions[j].Type) })

@@ -35,6 +35,7 @@ func (w *worker) steps() []step {
 	nothing := func(context.Context, *corev1.Pod, *View) (bool, error) { return true, nil }
 	return []step{
 		{"admit", w.admitUp, nothing},
+		{"devices", w.devicesUp, w.devicesDown},
 		{"allocate", w.allocateUp, nothing},
 		{"folders", w.foldersUp, w.foldersDown},
 		{"cgroup", w.cgroupUp, w.cgroupDown},
@@ -81,16 +82,21 @@ func (w *worker) admitUp(_ context.Context, pod *corev1.Pod, v *View) (bool, err
 	if v.Sandbox() != nil {
 		w.noteAdmitted(allocationShown(pod))
 	} else if refused := w.Pods.admit(pod); refused != nil {
-		w.verdict = refused
-		w.say(pod, corev1.EventTypeWarning, refused.Reason, "%s", refused.Message)
-		w.ending = &ending{grace: 0, since: w.now()}
-		w.moved = true
+		w.refuse(pod, refused)
 		return false, nil
 	}
 	if w.started = w.now(); pod.Status.StartTime != nil {
 		w.started = pod.Status.StartTime.Time
 	}
 	return true, nil
+}
+
+// refuse ends a pod of which nothing was made yet.
+func (w *worker) refuse(pod *corev1.Pod, why *Condition) {
+	w.verdict, w.refused = why, true
+	w.say(pod, corev1.EventTypeWarning, why.Reason, "%s", why.Message)
+	w.ending = &ending{grace: 0, since: w.now()}
+	w.moved = true
 }
 
 func (w *worker) logDirectory(pod *corev1.Pod) string {

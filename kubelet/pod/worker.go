@@ -29,7 +29,7 @@ type worker struct {
 	pod      *corev1.Pod // what the source said last
 	mirror   *corev1.Pod // of a static pod
 	gone     bool        // the source has it no more
-	evicted  string      // why it must not go on; empty: it may
+	evicted  *eviction   // nil: it may go on
 	admitted bool
 	given    allocation // what its containers may use; nil before it is admitted
 	deferred *Condition // why the node does not give what the spec wants now
@@ -44,6 +44,9 @@ type worker struct {
 	probes     *probe.Set
 	ending     *ending
 	verdict    *Condition
+	disrupted  *Condition // why the node ended it for its own sake
+	noticed    bool       // that it is evicted
+	refused    bool       // the verdict came before anything of it was made
 	started    time.Time
 	waiting    map[string]*Condition
 	crashes    *crashes
@@ -78,6 +81,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 		pullErrors: map[string]string{}, backedOff: map[string]time.Time{}, hooks: map[string]string{}, messages: map[string]string{},
 		born: map[string]bool{}, exposed: map[string]bool{}, again: map[string]bool{}, certificates: map[projection]*certificate{},
 	}
+	w.evicted = evictedBefore(pod)
 	w.jobs = newJobs(w.poke)
 	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)
 	return w
@@ -106,13 +110,6 @@ func (w *worker) setMirror(m *corev1.Pod) {
 func (w *worker) setGone() {
 	w.mu.Lock()
 	w.gone = true
-	w.mu.Unlock()
-	w.poke()
-}
-
-func (w *worker) setEvicted(message string) {
-	w.mu.Lock()
-	w.evicted = message
 	w.mu.Unlock()
 	w.poke()
 }

@@ -396,7 +396,7 @@ func TestAdmissionRefuses(t *testing.T) {
 		b.api.Put(newPod("a", cpu("1500m")))
 		b.wantStatus("a", "Running ready app=running")
 		b.api.Put(newPod("b", cpu("600m")))
-		b.wantStatus("b", "Failed (OutOfcpu) app=ContainerCreating")
+		b.wantStatus("b", "Failed (OutOfcpu)")
 		if got := b.pod("b").Status.Message; got != "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 1500, capacity: 2000" {
 			t.Error(got)
 		}

@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/logs"
 )
 
@@ -32,6 +34,10 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	got, err := s.CRI.Runtime.ContainerStatus(r.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: which})
+	if cri.Code(err) == codes.NotFound { // the disk was short: what had ended was removed
+		http.Error(w, fmt.Sprintf("unable to retrieve container logs for %s: the container has ended and was removed", which), http.StatusBadRequest)
+		return
+	}
 	if err != nil {
 		refuse(w, err)
 		return

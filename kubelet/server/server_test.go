@@ -166,6 +166,7 @@ func TestWhoMayAsk(t *testing.T) {
 		{"bad option", admin, "/containerLogs/ns/a/app?tailLines=-1", 400},
 		{"waits for its image", admin, "/containerLogs/ns/a/waits", 400},
 		{"no previous run", admin, "/containerLogs/ns/a/app?previous=true", 400},
+		{"its container was removed", admin, "/containerLogs/ns/a/app", 400},
 		{"exec in what does not run", admin, "/exec/ns/a/waits?command=x&output=1", 400},
 		{"exec in another pod of the name", admin, "/exec/ns/a/other/app?command=x&output=1", 404},
 		{"bad port", admin, "/portForward/ns/a?port=99999", 400},

@@ -20,6 +20,8 @@ type Parts struct {
 	Env      []*runtimeapi.KeyValue
 	Mounts   []*runtimeapi.Mount
 	Devices  []*runtimeapi.Device
+	// Additions come with devices that plugins gave the container; nil for none.
+	Additions *Additions
 	// TargetID is the container whose PID namespace an ephemeral container enters, or empty.
 	TargetID string
 	// Users is the user namespace of a pod that has one of its own.
@@ -42,8 +44,9 @@ func Container(pod *corev1.Pod, c *corev1.Container, parts Parts, n Node) (*runt
 	for _, m := range parts.Mounts { // what is in volumes has the owners that the container sees
 		m.UidMappings, m.GidMappings = parts.Users.GetUids(), parts.Users.GetGids()
 	}
-	values := make(map[string]string, len(parts.Env))
-	for _, kv := range parts.Env {
+	env := parts.Additions.env(parts.Env)
+	values := make(map[string]string, len(env))
+	for _, kv := range env {
 		values[kv.Key] = string(kv.Value)
 	}
 	lookup := func(name string) (string, bool) { v, ok := values[name]; return v, ok }
@@ -59,14 +62,14 @@ func Container(pod *corev1.Pod, c *corev1.Container, parts Parts, n Node) (*runt
 		GraceAnnotation:         strconv.FormatInt(Grace(pod), 10),
 		ContainerKindAnnotation: parts.Kind.String(),
 	}
-	return &runtimeapi.ContainerConfig{
+	config := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: c.Name, Attempt: parts.Attempt},
 		Image:    &runtimeapi.ImageSpec{Image: parts.ImageRef, UserSpecifiedImage: c.Image, ImageRef: parts.ImageRef},
 		Command:  expandAll(c.Command, lookup),
 		Args:     expandAll(c.Args, lookup),
 
 		WorkingDir:  c.WorkingDir,
-		Envs:        parts.Env,
+		Envs:        env,
 		Mounts:      parts.Mounts,
 		Devices:     parts.Devices,
 		Labels:      containerLabels(pod, c),
@@ -77,7 +80,9 @@ func Container(pod *corev1.Pod, c *corev1.Container, parts Parts, n Node) (*runt
 		Tty:         c.TTY,
 		Linux:       &runtimeapi.LinuxContainerConfig{Resources: resources.Container(pod, c, n.Host), SecurityContext: sc},
 		StopSignal:  stopSignal(c),
-	}, nil
+	}
+	parts.Additions.add(config)
+	return config, nil
 }
 
 func containerLabels(pod *corev1.Pod, c *corev1.Container) map[string]string {

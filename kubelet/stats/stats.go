@@ -155,8 +155,7 @@ func (r *Reader) node() (*statsapi.NodeStats, error) {
 	now := time.Now()
 	at := metav1.NewTime(now)
 	used, boot := cpuTime()
-	workingSet, usage := uint64(f.Memory-f.MemoryAvailable), uint64(f.Memory-f.MemoryAvailable)
-	available := uint64(f.MemoryAvailable)
+	workingSet, usage, available := uint64(f.WorkingSet), uint64(f.MemoryUsage), uint64(max(0, f.Memory-f.WorkingSet))
 	out := &statsapi.NodeStats{
 		NodeName: r.Node, StartTime: metav1.NewTime(boot),
 		CPU:    &statsapi.CPUStats{Time: at, UsageCoreNanoSeconds: &used, UsageNanoCores: r.rate(now, used)},

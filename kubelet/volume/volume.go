@@ -151,13 +151,12 @@ func (v *Volumes) folder(pod *corev1.Pod, vol *corev1.Volume, kind string) (stri
 }
 
 // DiskUsage is what the volume takes on disk now, in bytes; 0 where it is not there.
-func (v *Volumes) DiskUsage(pod *corev1.Pod, vol *corev1.Volume) (int64, error) {
+func (v *Volumes) DiskUsage(pod *corev1.Pod, vol *corev1.Volume) (diskusage.Usage, error) {
 	dir, err := v.path(pod, vol)
 	if err != nil {
-		return 0, err
+		return diskusage.Usage{}, err
 	}
-	u, err := diskusage.Of(dir)
-	return u.Bytes, err
+	return diskusage.Of(dir)
 }
 
 func (v *Volumes) emptyDir(pod *corev1.Pod, vol *corev1.Volume) error {
