@@ -99,6 +99,9 @@ type container struct {
 	pid   int
 	group *cgroup.Group
 	usage cpuSample
+	// layer is what it had written to its root file system, in bytes, when
+	// somebody measured that last; nil: nobody has.
+	layer *uint64
 }
 
 // state is derived: nothing else can disagree with it.
