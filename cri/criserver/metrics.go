@@ -120,12 +120,12 @@ func podMetrics(r *cgroupmetrics.Reader, sb *sandbox, rec *sandboxRecord) ([]*ru
 	r.Start()
 	id := ""
 	if parent := rec.Config.GetLinux().GetCgroupParent(); parent != "" {
-		g, err := cgroup.Open(parent)
+		g, err := sb.cgroup(parent)
 		if err != nil {
 			return nil, err
 		}
 		id = g.Path()
-		if err := r.Group(g.Dirs()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := r.Group(g.Dirs(), sb.limits()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		made := rec.Created / int64(time.Second)
@@ -147,7 +147,7 @@ func containerMetrics(r *cgroupmetrics.Reader, c *container, pod *sandboxRecord,
 		return nil, err
 	}
 	r.Start()
-	err = r.Group(g.Dirs())
+	err = r.Group(g.Dirs(), c.limits())
 	c.mu.Lock()
 	rec, pid, layer := c.rec, c.pid, c.layer
 	c.mu.Unlock()
@@ -195,6 +195,54 @@ func told(values []cgroupmetrics.Value, base []string) []*runtimeapi.Metric {
 		add(d.nano, d.kind, labels, v.Value)
 	}
 	return out
+}
+
+// cgroup is the pod's, whose path is that of its configuration.
+func (sb *sandbox) cgroup(path string) (*cgroup.Group, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.group == nil {
+		g, err := cgroup.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		sb.group = g
+	}
+	return sb.group, nil
+}
+
+// limits are those of the pod's cgroup, as far as they are known. Its processes are those of its containers.
+func (sb *sandbox) limits() *cgroupmetrics.Given {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.given == nil {
+		sb.given = &cgroupmetrics.Given{Inner: true}
+	}
+	return sb.given
+}
+
+func (sb *sandbox) forgetLimits() {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.given = nil
+}
+
+// limits is as of sandbox.
+func (c *container) limits() *cgroupmetrics.Given {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.given == nil {
+		c.given = &cgroupmetrics.Given{}
+	}
+	return c.given
+}
+
+// forgetLimits also forgets the pod's: who changes a container changes its pod.
+func (c *container) forgetLimits() {
+	c.mu.Lock()
+	c.given = nil
+	c.mu.Unlock()
+	c.sandbox.forgetLimits()
 }
 
 // What containers have written is a walk through their files. It is made at most once in layersAge, and takes one part in layersShare of the time

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 )
 
 // device returns the label of a device "8:0": "/dev/sda". It is empty, as in cAdvisor, for what is no block device.
@@ -69,9 +73,12 @@ func (r *Reader) io2(d dir) {
 }
 
 // io1 reads lines "8:0 Read 1", of bytes and of operations.
-func (r *Reader) io1(d dir) {
+func (r *Reader) io1(d at) {
 	var disks []disk
 	r.throttle(d, "blkio.throttle.io_service_bytes", &disks, func(d *disk) (read, written *uint64) { return &d.readBytes, &d.writeBytes })
+	if len(disks) == 0 {
+		return // no operation without bytes
+	}
 	r.throttle(d, "blkio.throttle.io_serviced", &disks, func(d *disk) (read, written *uint64) { return &d.reads, &d.writes })
 	for _, sum := range disks {
 		r.disk(sum)
@@ -79,10 +86,10 @@ func (r *Reader) io1(d dir) {
 }
 
 // throttle reads a file of the group with those below it, or on an old kernel of the group alone.
-func (r *Reader) throttle(d dir, name string, disks *[]disk, of func(*disk) (read, written *uint64)) {
-	b := r.file(d, name+"_recursive")
+func (r *Reader) throttle(d at, name string, disks *[]disk, of func(*disk) (read, written *uint64)) {
+	b := r.file(d.dir, d.prefix+name+"_recursive")
 	if b == nil {
-		b = r.file(d, name)
+		b = r.file(d.dir, d.prefix+name)
 	}
 	for line := range bytes.Lines(b) {
 		f := bytes.Fields(line)
@@ -111,9 +118,9 @@ func (r *Reader) throttle(d dir, name string, disks *[]disk, of func(*disk) (rea
 // Network reads a file net/dev of /proc, but for the loopback and what skip names; nil names none. Lines are
 // "eth0: rx-bytes packets errs drop fifo frame compressed multicast tx-bytes packets errs drop ...".
 func (r *Reader) Network(file string, skip func(link string) bool) error {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err
+	b := r.file(unix.AT_FDCWD, file)
+	if b == nil {
+		return linux.Wrap("read", file, unix.ENOENT)
 	}
 	for line := range bytes.Lines(b) {
 		before, after, ok := bytes.Cut(line, []byte{':'})

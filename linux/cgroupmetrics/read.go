@@ -3,8 +3,10 @@ package cgroupmetrics
 import (
 	"bytes"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,47 +36,117 @@ func (r *Reader) addIf(known bool, metric int, v uint64) {
 	}
 }
 
+// Given is what a group was given, its limits, and what somebody keeps of them: they are a third of the files, and change only by who gives them, who
+// then has a new Given made. Those that somebody else changes are seen after givenAge.
+type Given struct {
+	// Inner says that all processes of the group are in groups below it.
+	Inner bool
+
+	mu     sync.Mutex
+	at     time.Time
+	values []Value
+}
+
+const givenAge = 5 * time.Minute
+
 // Group reads a group. One that is not there, or no longer, is an error that is fs.ErrNotExist.
-func (r *Reader) Group(dirs map[string]string) error {
+func (r *Reader) Group(dirs map[string]string, given *Given) error {
 	unified := len(dirs) == 1 && dirs[""] != ""
+	name := dirs["memory"]
+	if unified || name == "" {
+		name = dirs[""]
+	}
+	main, err := open(name) // the directory of most files
+	if err != nil && unified {
+		return err
+	}
+	defer main.close()
 	if unified {
-		d, err := open(dirs[""])
-		if err != nil {
-			return err
+		l := r.limits(given, func() { r.limits2(main) })
+		r.cpu2(main, l)
+		r.memory2(main)
+		r.threads(at{main, ""})
+		r.io2(main)
+	} else {
+		l := r.limits(given, func() { r.limits1(dirs, main) })
+		begun := len(r.values)
+		if dir := dirs["cpu"]; dir != "" && l.quota {
+			r.cpu1(at{unix.AT_FDCWD, dir + "/"})
 		}
-		defer d.close()
-		r.cpu2(d)
-		r.memory2(d)
-		r.threads(d)
-		r.io2(d)
-		r.pressures(d)
-		r.processes(d)
-		return nil
-	}
-	found := false
-	for _, c := range []struct {
-		controller string
-		read       func(dir)
-	}{{"cpu", r.cpu1}, {"cpuacct", r.cpuacct1}, {"memory", r.memory1}, {"pids", r.threads}, {"blkio", r.io1}, {"", r.pressures}} {
-		d, err := open(dirs[c.controller])
-		if err != nil {
-			continue // a hierarchy that is not mounted, or in which nobody made the group
+		if dir := dirs["cpuacct"]; dir != "" {
+			r.cpuacct1(at{unix.AT_FDCWD, dir + "/"})
 		}
-		found = true
-		c.read(d)
-		d.close()
-	}
-	if !found {
-		return linux.Wrap("open", dirs["memory"], unix.ENOENT)
-	}
-	for _, c := range []string{"", "cpu", "pids", "memory"} { // who was born in a group is in its v2 part, if that is there
-		if d, err := open(dirs[c]); err == nil {
-			r.processes(d)
-			d.close()
-			break
+		if dirs["memory"] != "" && main >= 0 {
+			r.memory1(main, l)
+		}
+		if dir := dirs["pids"]; dir != "" {
+			r.threads(at{unix.AT_FDCWD, dir + "/"})
+		}
+		if dir := dirs["blkio"]; dir != "" {
+			r.io1(at{unix.AT_FDCWD, dir + "/"})
+		}
+		if len(r.values) == begun && !l.cpu { // a hierarchy may not be mounted, or have no such group: but not all
+			return linux.Wrap("open", name, unix.ENOENT)
 		}
 	}
+	r.shared(dirs, main, unified, given)
 	return nil
+}
+
+// shared reads what is the same in both versions: pressure, which v2 alone has, on a hybrid host too, and processes.
+func (r *Reader) shared(dirs map[string]string, main dir, unified bool, given *Given) {
+	v2 := main
+	if !unified {
+		var err error
+		if v2, err = open(dirs[""]); err == nil { // who was born in a group is in its v2 part, if that is there
+			defer v2.close()
+		}
+	}
+	if v2 >= 0 {
+		r.pressures(v2)
+	}
+	switch {
+	case given.Inner:
+		r.add(processes, 0)
+		r.addIf(sized(), fileDescriptors, 0)
+	case v2 >= 0:
+		r.processes(at{v2, ""})
+	default:
+		for _, c := range []string{"cpu", "pids", "memory"} {
+			if dirs[c] != "" && r.processes(at{unix.AT_FDCWD, dirs[c] + "/"}) {
+				return
+			}
+		}
+	}
+}
+
+// limited is what limits say of other figures.
+type limited struct{ cpu, quota, memory bool }
+
+// limits adds the limits, which read reads unless they are known.
+func (r *Reader) limits(given *Given, read func()) (l limited) {
+	given.mu.Lock()
+	defer given.mu.Unlock()
+	if now := time.Now(); now.Sub(given.at) < givenAge {
+		r.values = append(r.values, given.values...)
+	} else {
+		begun := len(r.values)
+		read()
+		if given.values = slices.Clone(r.values[begun:]); len(given.values) > 0 {
+			given.at = now
+		}
+	}
+	for _, v := range given.values {
+		switch v.Metric {
+		case &table[specPeriod]:
+			l.cpu = true
+		case &table[specQuota]:
+			l.quota = true
+		case &table[specMemory]:
+			l.memory = v.Value > 0
+		}
+	}
+	return l
 }
 
 // dir is a directory's descriptor.
@@ -85,10 +157,23 @@ func open(path string) (dir, error) {
 		return -1, unix.ENOENT
 	}
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	return dir(fd), linux.Wrap("open", path, err)
+	if err != nil {
+		return -1, linux.Wrap("open", path, err)
+	}
+	return dir(fd), nil
 }
 
-func (d dir) close() { unix.Close(int(d)) }
+func (d dir) close() {
+	if d >= 0 {
+		unix.Close(int(d))
+	}
+}
+
+// at is where files are: what comes before their names, relative to a descriptor.
+type at struct {
+	dir
+	prefix string
+}
 
 // file returns a file's text until the next call; nil: there is none, or no longer.
 func (r *Reader) file(d dir, name string) []byte {
@@ -98,7 +183,7 @@ func (r *Reader) file(d dir, name string) []byte {
 	}
 	defer unix.Close(fd)
 	if r.buf == nil {
-		r.buf = make([]byte, 8<<10)
+		r.buf = make([]byte, 16<<10)
 	}
 	for n := 0; ; {
 		if n == len(r.buf) {
@@ -109,13 +194,16 @@ func (r *Reader) file(d dir, name string) []byte {
 		case err == unix.EINTR:
 		case err != nil:
 			return nil
-		case m == 0:
-			return r.buf[:n]
+		case m == 0 || n == 0 && m < short:
+			return r.buf[:n+m]
 		default:
 			n += m
 		}
 	}
 }
+
+// short is what the kernel gives of such files at once: less is all. Lists of many records it gives by the page, and a page may have room for one more.
+const short = 2048
 
 // unlimited is where the kernel's words for "no limit" begin: the largest page-aligned number on v1. cAdvisor shows them as 0.
 const unlimited = 1 << 62
@@ -161,19 +249,43 @@ func keyed(b []byte, f func(key []byte, n uint64)) {
 	}
 }
 
-// cpu2 reads v2's. Who has no quota is not held back, and has no figures of that, as in cAdvisor.
-func (r *Reader) cpu2(d dir) {
-	limited := false
+func (r *Reader) limits2(d dir) {
 	first, second, _ := bytes.Cut(bytes.TrimSpace(r.file(d, "cpu.max")), []byte{' '})
-	if quota, ok := parse(first); ok {
-		limited = true
-		r.add(specQuota, quota)
-	}
+	quota, ok := parse(first) // or "max"
+	r.addIf(ok, specQuota, quota)
 	period, ok := parse(second)
 	r.addIf(ok, specPeriod, period)
 	if weight, ok := r.number(d, "cpu.weight"); ok && weight > 0 {
 		r.add(specShares, 2+(weight-1)*262142/9999) // as shares become weights, KEP-2254
 	}
+	r.addNumber(d, "memory.max", specMemory)
+	r.addNumber(d, "memory.min", specReservation)
+	r.addNumber(d, "memory.swap.max", specSwap)
+	r.addNumber(d, "pids.max", threadsMax)
+}
+
+func (r *Reader) limits1(dirs map[string]string, memory dir) {
+	if cpu, err := open(dirs["cpu"]); err == nil {
+		r.addNumber(cpu, "cpu.shares", specShares)
+		r.addNumber(cpu, "cpu.cfs_period_us", specPeriod)
+		if quota, ok := r.number(cpu, "cpu.cfs_quota_us"); ok && quota > 0 { // or -1
+			r.add(specQuota, quota)
+		}
+		cpu.close()
+	}
+	if dirs["memory"] != "" && memory >= 0 {
+		r.addNumber(memory, "memory.limit_in_bytes", specMemory)
+		r.addNumber(memory, "memory.soft_limit_in_bytes", specReservation)
+		r.addNumber(memory, "memory.memsw.limit_in_bytes", specSwap)
+	}
+	if pids, err := open(dirs["pids"]); err == nil {
+		r.addNumber(pids, "pids.max", threadsMax)
+		pids.close()
+	}
+}
+
+// cpu2 reads v2's. Who has no quota is not held back, and has no figures of that, as in cAdvisor.
+func (r *Reader) cpu2(d dir, l limited) {
 	keyed(r.file(d, "cpu.stat"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "usage_usec":
@@ -183,28 +295,22 @@ func (r *Reader) cpu2(d dir) {
 		case "system_usec":
 			r.add(cpuSystem, n*1000)
 		case "nr_periods":
-			r.addIf(limited, cfsPeriods, n)
+			r.addIf(l.quota, cfsPeriods, n)
 		case "nr_throttled":
-			r.addIf(limited, cfsThrottledPeriods, n)
+			r.addIf(l.quota, cfsThrottledPeriods, n)
 		case "throttled_usec":
-			r.addIf(limited, cfsThrottled, n*1000)
+			r.addIf(l.quota, cfsThrottled, n*1000)
 		case "nr_bursts":
-			r.addIf(limited, cfsBurstPeriods, n)
+			r.addIf(l.quota, cfsBurstPeriods, n)
 		case "burst_usec":
-			r.addIf(limited, cfsBurst, n*1000)
+			r.addIf(l.quota, cfsBurst, n*1000)
 		}
 	})
 }
 
-func (r *Reader) cpu1(d dir) {
-	r.addNumber(d, "cpu.shares", specShares)
-	r.addNumber(d, "cpu.cfs_period_us", specPeriod)
-	quota, limited := r.number(d, "cpu.cfs_quota_us") // -1 is none
-	if !limited || quota == 0 {
-		return
-	}
-	r.add(specQuota, quota)
-	keyed(r.file(d, "cpu.stat"), func(key []byte, n uint64) {
+// cpu1 is for groups with a quota.
+func (r *Reader) cpu1(d at) {
+	keyed(r.file(d.dir, d.prefix+"cpu.stat"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "nr_periods":
 			r.add(cfsPeriods, n)
@@ -223,11 +329,11 @@ func (r *Reader) cpu1(d dir) {
 // tick is a unit of cpuacct.stat in nanoseconds: USER_HZ is 100 on every architecture that we know.
 const tick = 1e9 / 100
 
-func (r *Reader) cpuacct1(d dir) {
-	if n, ok := r.number(d, "cpuacct.usage"); ok {
+func (r *Reader) cpuacct1(d at) {
+	if n, ok := r.number(d.dir, d.prefix+"cpuacct.usage"); ok {
 		r.add(cpuUsage, n, "total")
 	}
-	keyed(r.file(d, "cpuacct.stat"), func(key []byte, n uint64) {
+	keyed(r.file(d.dir, d.prefix+"cpuacct.stat"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "user":
 			r.add(cpuUser, n*tick)
@@ -294,9 +400,6 @@ func (r *Reader) memory2(d dir) {
 	r.workingSet(m)
 	r.addNumber(d, "memory.peak", memoryMax)
 	r.addNumber(d, "memory.swap.current", memorySwap)
-	r.addNumber(d, "memory.max", specMemory)
-	r.addNumber(d, "memory.min", specReservation)
-	r.addNumber(d, "memory.swap.max", specSwap)
 	keyed(r.file(d, "memory.events"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "high":
@@ -336,7 +439,7 @@ func (r *Reader) hostMemory(m memory) {
 	}
 }
 
-func (r *Reader) memory1(d dir) {
+func (r *Reader) memory1(d dir, l limited) {
 	var m memory
 	var faults, major, allFaults, allMajor uint64
 	keyed(r.file(d, "memory.stat"), func(key []byte, n uint64) {
@@ -376,11 +479,12 @@ func (r *Reader) memory1(d dir) {
 	r.failures("pgmajfault", major, allMajor)
 	r.workingSet(m)
 	r.addNumber(d, "memory.max_usage_in_bytes", memoryMax)
-	r.addNumber(d, "memory.failcnt", memoryFailcnt)
+	if l.memory {
+		r.addNumber(d, "memory.failcnt", memoryFailcnt)
+	} else {
+		r.add(memoryFailcnt, 0) // who has no limit does not hit it
+	}
 	r.addNumber(d, "memory.kmem.usage_in_bytes", memoryKernel)
-	r.addNumber(d, "memory.limit_in_bytes", specMemory)
-	r.addNumber(d, "memory.soft_limit_in_bytes", specReservation)
-	r.addNumber(d, "memory.memsw.limit_in_bytes", specSwap)
 	keyed(r.file(d, "memory.oom_control"), func(key []byte, n uint64) {
 		if string(key) == "oom_kill" {
 			r.add(oomEvents, n)
@@ -393,16 +497,13 @@ func (r *Reader) failures(kind string, own, all uint64) {
 	r.add(memoryFailures, all, kind, "hierarchy")
 }
 
-func (r *Reader) threads(d dir) {
-	r.addNumber(d, "pids.current", threads)
-	r.addNumber(d, "pids.max", threadsMax)
-}
+func (r *Reader) threads(d at) { r.addNumber(d.dir, d.prefix+"pids.current", threads) }
 
 // processes counts those of the group itself, without groups below it, as cAdvisor does, and their descriptors.
-func (r *Reader) processes(d dir) {
-	b := r.file(d, "cgroup.procs")
+func (r *Reader) processes(d at) bool {
+	b := r.file(d.dir, d.prefix+"cgroup.procs")
 	if b == nil {
-		return // v2 has none in a threaded group
+		return false // v2 has none in a threaded group
 	}
 	var count, files uint64
 	path := make([]byte, 0, 32)
@@ -419,6 +520,7 @@ func (r *Reader) processes(d dir) {
 	}
 	r.add(processes, count)
 	r.addIf(sized(), fileDescriptors, files)
+	return true
 }
 
 // sized tells whether the kernel says how many descriptors a process has without their being listed: as the size of /proc/<pid>/fd, since Linux 6.2.
