@@ -3,6 +3,7 @@ package stats
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,13 +17,13 @@ import (
 	"github.com/yare-dev/yare/linux/cgroupmetrics"
 )
 
-// Cadvisor returns what /metrics/cadvisor shows, in Prometheus' text format: pods' and containers' metrics as the runtime tells them (KEP-2371, as
+// Cadvisor writes what /metrics/cadvisor shows, in Prometheus' text format: pods' and containers' metrics as the runtime tells them (KEP-2371, as
 // upstream's kubelet with PodAndContainerStatsFromCRI), those of the node's own cgroups, which no runtime tells of, and the machine's.
 //
-// The cgroups are read once, and the text is made at once. What cannot be read is left out and said by container_scrape_error and
+// The cgroups are read once, before the first byte is written. What cannot be read is left out and said by container_scrape_error and
 // machine_scrape_error, as in cAdvisor; package cgroupmetrics says which of cAdvisor's metrics there are not. Of the machine's, NVM and
 // DIMMs are left out, and books and drawers, of mainframes.
-func (r *Reader) Cadvisor(ctx context.Context) []byte {
+func (r *Reader) Cadvisor(ctx context.Context, w io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var p page
@@ -39,7 +40,7 @@ func (r *Reader) Cadvisor(ctx context.Context) []byte {
 		failed = 1
 	}
 	p.single("machine_scrape_error", "1 if there was an error while getting machine metrics, 0 otherwise.", failed, nil, nil)
-	return p.text()
+	return p.write(w)
 }
 
 func (r *Reader) fromRuntime(ctx context.Context, p *page) error {
@@ -109,8 +110,8 @@ func (p *page) own(id string, values []cgroupmetrics.Value) {
 		}
 		f := p.family(v.Name, v.Help, kind, append([]string{"container", "id", "image", "name", "namespace", "pod"}, v.Metric.Labels...))
 		f.kind = kind // a runtime may have told of it, and had nobody to tell it of
-		all := make([]string, len(f.labels))
-		for _, l := range f.labels {
+		all := make([]string, len(f.labels.labels))
+		for _, l := range f.labels.labels {
 			if l.name == "id" {
 				all[l.place] = id
 			}
@@ -120,7 +121,7 @@ func (p *page) own(id string, values []cgroupmetrics.Value) {
 				}
 			}
 		}
-		f.add(v.Value, v.Nano, all, 0)
+		f.add(series{value: v.Value, nano: v.Nano, values: all})
 	}
 }
 

@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -11,14 +12,32 @@ import (
 )
 
 // page is metrics in Prometheus' text format. It is written directly, and not by way of the library's collectors: a node has some ten thousand
-// series, for which these take three times the processor time of all else that a scrape does.
-type page struct{ families map[string]*family }
+// series, for which these take several times the processor time of all else that a scrape does.
+type page struct {
+	families map[string]*family
+	sets     map[string]*labelSet // by the names
+}
 
 // family is a metric with its series.
 type family struct {
 	name, help, kind string
-	labels           []label // in the order of their names
-	lines            []byte
+	labels           *labelSet
+	series           []series
+}
+
+// series are a value and those of its labels; at is in nanoseconds, 0: now.
+type series struct {
+	value  uint64
+	nano   bool
+	values []string
+	at     int64
+}
+
+// labelSet are labels that some families have.
+type labelSet struct {
+	labels []label // in the order of their names
+	// told are their texts, by the first value's place in memory: all metrics of a container have the same values in the same place.
+	told map[*string][]byte
 }
 
 // label has the place of its value among those that come with a series.
@@ -37,54 +56,71 @@ func (p *page) family(name, help, kind string, labels []string) *family {
 	if f := p.families[name]; f != nil {
 		return f
 	}
-	f := &family{name: name, help: help, kind: kind}
-	for i, l := range labels {
-		f.labels = append(f.labels, label{l, i})
-	}
-	slices.SortFunc(f.labels, func(a, b label) int { return strings.Compare(a.name, b.name) })
 	if p.families == nil {
-		p.families = map[string]*family{}
+		p.families, p.sets = map[string]*family{}, map[string]*labelSet{}
 	}
+	key := strings.Join(labels, ",")
+	set := p.sets[key]
+	if set == nil {
+		set = &labelSet{told: map[*string][]byte{}}
+		for i, l := range labels {
+			set.labels = append(set.labels, label{l, i})
+		}
+		slices.SortFunc(set.labels, func(a, b label) int { return strings.Compare(a.name, b.name) })
+		p.sets[key] = set
+	}
+	f := &family{name: name, help: help, kind: kind, labels: set}
 	p.families[name] = f
 	return f
 }
 
 // single adds a metric that has one value.
 func (p *page) single(name, help string, value uint64, labels []string, values []string) {
-	p.family(name, help, gauge, labels).add(value, false, values, 0)
+	p.family(name, help, gauge, labels).add(series{value: value, values: values})
 }
 
-// add adds a series; at is in nanoseconds, 0: now. Values that do not go with the labels are left out, as upstream does.
-func (f *family) add(value uint64, nano bool, values []string, at int64) {
-	if len(values) != len(f.labels) {
-		return
+// add adds a series, whose values are not changed afterwards. Values that do not go with the labels are left out, as upstream does.
+func (f *family) add(s series) {
+	if len(s.values) == len(f.labels.labels) {
+		f.series = append(f.series, s)
 	}
-	b := append(f.lines, f.name...)
-	for i, l := range f.labels {
-		if b = append(b, ','); i == 0 {
-			b[len(b)-1] = '{'
+}
+
+// text returns `{name="value",...}`.
+func (l *labelSet) text(values []string) []byte {
+	if len(values) == 0 {
+		return nil
+	}
+	if b := l.told[&values[0]]; b != nil {
+		return b
+	}
+	b := []byte{'{'}
+	for i, one := range l.labels {
+		if i > 0 {
+			b = append(b, ',')
 		}
-		b = append(append(b, l.name...), '=', '"')
-		b = append(appendEscaped(b, values[l.place], true), '"')
+		b = append(append(b, one.name...), '=', '"')
+		b = append(appendEscaped(b, values[one.place], true), '"')
 	}
-	if len(f.labels) > 0 {
-		b = append(b, '}')
-	}
-	if b = append(b, ' '); nano {
-		b = strconv.AppendFloat(b, float64(value)/float64(time.Second), 'f', -1, 64)
+	b = append(b, '}')
+	l.told[&values[0]] = b
+	return b
+}
+
+func (s *series) append(b []byte, f *family) []byte {
+	b = append(append(append(b, f.name...), f.labels.text(s.values)...), ' ')
+	if s.nano {
+		b = strconv.AppendFloat(b, float64(s.value)/float64(time.Second), 'f', -1, 64)
 	} else {
-		b = strconv.AppendUint(b, value, 10)
+		b = strconv.AppendUint(b, s.value, 10)
 	}
-	if at != 0 {
-		b = strconv.AppendInt(append(b, ' '), at/int64(time.Millisecond), 10)
+	if s.at != 0 {
+		b = strconv.AppendInt(append(b, ' '), s.at/int64(time.Millisecond), 10)
 	}
-	f.lines = append(b, '\n')
+	return append(b, '\n')
 }
 
 func appendEscaped(b []byte, text string, quotes bool) []byte {
-	if !strings.ContainsAny(text, "\\\n\"") {
-		return append(b, text...)
-	}
 	for _, c := range []byte(text) {
 		switch {
 		case c == '\n':
@@ -98,25 +134,33 @@ func appendEscaped(b []byte, text string, quotes bool) []byte {
 	return b
 }
 
-// text returns all families that have series, by name.
-func (p *page) text() []byte {
-	size := 0
-	for _, f := range p.families {
-		size += len(f.lines) + len(f.help) + 2*len(f.name) + 64
-	}
-	b := make([]byte, 0, size)
+// writeAt is how much is written at once.
+const writeAt = 64 << 10
+
+// write writes all families that have series, by name.
+func (p *page) write(w io.Writer) error {
+	b := make([]byte, 0, writeAt+4<<10)
 	for _, name := range slices.Sorted(maps.Keys(p.families)) {
 		f := p.families[name]
-		if len(f.lines) == 0 {
+		if len(f.series) == 0 {
 			continue
 		}
 		b = append(append(append(b, "# HELP "...), name...), ' ')
 		b = append(appendEscaped(b, f.help, false), '\n')
 		b = append(append(append(b, "# TYPE "...), name...), ' ')
 		b = append(append(b, f.kind...), '\n')
-		b = append(b, f.lines...)
+		for i := range f.series {
+			if b = f.series[i].append(b, f); len(b) < writeAt {
+				continue
+			}
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+			b = b[:0]
+		}
 	}
-	return b
+	_, err := w.Write(b)
+	return err
 }
 
 // runtime adds what the runtime tells. A runtime that tells times both in seconds, of which CRI has whole ones alone, and as
@@ -146,7 +190,7 @@ func (p *page) runtime(descriptors []*runtimeapi.MetricDescriptor, pods []*runti
 			if m.MetricType == runtimeapi.MetricType_COUNTER {
 				t.kind = counter
 			}
-			t.add(m.Value.Value, t.nano, m.LabelValues, m.Timestamp)
+			t.add(series{m.Value.Value, t.nano, m.LabelValues, m.Timestamp})
 		}
 	}
 	for _, pod := range pods {
