@@ -77,7 +77,9 @@ func (r *Reader) ownGroups(p *page, now time.Time) error {
 				return err
 			}
 			read.Filesystem(disk, &disk.Used)
-			if err := read.Network("/proc/self/net/dev", elsewhere); err != nil {
+			elsewhere, end := r.links.host()
+			err = read.Network("/proc/self/net/dev", elsewhere)
+			if end(); err != nil {
 				return err
 			}
 		}
@@ -87,10 +89,29 @@ func (r *Reader) ownGroups(p *page, now time.Time) error {
 	return nil
 }
 
-// elsewhere tells whether a link's other end is one of its own, as that of pods' links is: its traffic is the pod's.
-func elsewhere(link string) bool {
-	dir := "/sys/class/net/" + link
-	return word(dir+"/iflink") != word(dir+"/ifindex")
+// links remembers of the host's links by name which have another end, as those of pods have: their traffic is the pod's. To find that out takes
+// more than to read all their counters.
+type links struct {
+	mu      sync.Mutex
+	paired map[string]bool
+}
+
+// host returns what tells such links, for one scrape, and what ends this, which forgets links that are gone.
+func (l *links) host() (elsewhere func(link string) bool, end func()) {
+	l.mu.Lock()
+	seen := map[string]bool{}
+	return func(link string) bool {
+			is, known := l.paired[link]
+			if !known {
+				dir := "/sys/class/net/" + link
+				is = word(dir+"/iflink") != word(dir+"/ifindex")
+			}
+			seen[link] = is
+			return is
+		}, func() {
+			l.paired = seen
+			l.mu.Unlock()
+		}
 }
 
 func word(path string) string {

@@ -170,3 +170,14 @@ func BenchmarkCompressed(b *testing.B) {
 	}
 	b.ReportMetric(float64(size), "B/sent")
 }
+
+// BenchmarkOwn is what the kubelet reads itself.
+func BenchmarkOwn(b *testing.B) {
+	r := &Reader{CRI: &cri.Client{Runtime: failing{}}, Root: b.TempDir()}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := r.Cadvisor(b.Context(), io.Discard); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

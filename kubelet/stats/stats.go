@@ -40,6 +40,8 @@ type Reader struct {
 
 	mu   sync.Mutex
 	last cpuSample
+
+	links links
 }
 
 type cpuSample struct {

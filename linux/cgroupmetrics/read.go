@@ -77,7 +77,7 @@ func (r *Reader) Group(dirs map[string]string, given *Given) error {
 			r.cpuacct1(at{unix.AT_FDCWD, dir + "/"})
 		}
 		if dirs["memory"] != "" && main >= 0 {
-			r.memory1(main, l)
+			r.memory1(main, l, given.Inner)
 		}
 		if dir := dirs["pids"]; dir != "" {
 			r.threads(at{unix.AT_FDCWD, dir + "/"})
@@ -439,7 +439,7 @@ func (r *Reader) hostMemory(m memory) {
 	}
 }
 
-func (r *Reader) memory1(d dir, l limited) {
+func (r *Reader) memory1(d dir, l limited, inner bool) {
 	var m memory
 	var faults, major, allFaults, allMajor uint64
 	keyed(r.file(d, "memory.stat"), func(key []byte, n uint64) {
@@ -485,6 +485,10 @@ func (r *Reader) memory1(d dir, l limited) {
 		r.add(memoryFailcnt, 0) // who has no limit does not hit it
 	}
 	r.addNumber(d, "memory.kmem.usage_in_bytes", memoryKernel)
+	if inner { // v1 counts with the victim's own group
+		r.add(oomEvents, 0)
+		return
+	}
 	keyed(r.file(d, "memory.oom_control"), func(key []byte, n uint64) {
 		if string(key) == "oom_kill" {
 			r.add(oomEvents, n)

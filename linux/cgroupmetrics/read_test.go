@@ -132,6 +132,36 @@ func TestGroup(t *testing.T) {
 	}
 }
 
+// TestGiven: limits are read once, and figures each time; of a group without processes of its own some are known.
+func TestGiven(t *testing.T) {
+	t.Parallel()
+	dirs := group(t, map[string]string{"cpu/cpu.shares": "2\n", "cpu/cpu.cfs_quota_us": "-1\n", "memory/memory.limit_in_bytes": "1000\n", "memory/memory.stat": "total_rss 1\n",
+		"memory/memory.usage_in_bytes": "10\n", "memory/memory.failcnt": "5\n", "memory/memory.oom_control": "oom_kill 1\n", "cpu/cgroup.procs": "2147483647\n"})
+	given := &Given{Inner: true}
+	for i, change := range []struct{ file, text string }{{}, {"cpu.shares", "7\n"}, {"memory.usage_in_bytes", "20\n"}} {
+		if change.file != "" {
+			if err := os.WriteFile(filepath.Join(dirs[change.file[:strings.Index(change.file, ".")]], change.file), []byte(change.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		usage := []string{"10", "10", "20"}[i]
+		want := []string{"memory_failcnt 5", "memory_failures_total[pgfault container] 0", "memory_failures_total[pgfault hierarchy] 0", "memory_failures_total[pgmajfault container] 0",
+			"memory_failures_total[pgmajfault hierarchy] 0", "memory_rss 1", "memory_usage_bytes " + usage, "memory_working_set_bytes " + usage, "oom_events_total 0", "processes 0",
+			"spec_cpu_shares 2", "spec_memory_limit_bytes 1000"}
+		var r Reader
+		if err := r.Group(dirs, given); err != nil {
+			t.Fatal(err)
+		}
+		if got := lines(r.Values()); !slices.Equal(got, want) {
+			t.Errorf("%d: got\n%s", i, strings.Join(got, "\n"))
+		}
+	}
+	var r Reader
+	if err := r.Group(dirs, &Given{}); err != nil || !slices.Contains(lines(r.Values()), "spec_cpu_shares 7") || !slices.Contains(lines(r.Values()), "processes 1") {
+		t.Errorf("%v, %q", err, lines(r.Values()))
+	}
+}
+
 // named is a Reader that knows devices which this machine may not have.
 func named() *Reader {
 	return &Reader{devices: map[string][]string{"8:0": {"/dev/sda"}, "8:16": {"/dev/sdb"}, "0:40": {""}}}
