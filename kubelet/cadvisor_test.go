@@ -10,10 +10,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/linux/netns"
 )
 
@@ -146,5 +148,37 @@ func TestRealCadvisor(t *testing.T) {
 		t.Log(text)
 	}
 	m.remove("web")
+	m.awaitEmpty()
+}
+
+// BenchmarkRealCadvisor scrapes 100 containers, each in a pod of its own.
+func BenchmarkRealCadvisor(b *testing.B) {
+	m := newMachine(b)
+	for i := range 100 {
+		m.api.Put(realPod(fmt.Sprint("p", i), "sleep", "1000"))
+	}
+	for i := range 100 {
+		m.await(fmt.Sprint("p", i), func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodRunning })
+	}
+	var before, after unix.Rusage
+	for b.Loop() {
+		if before.Utime == (unix.Timeval{}) {
+			if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+				b.Fatal(err)
+			}
+		}
+		m.get("/metrics/cadvisor")
+	}
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+		b.Fatal(err)
+	}
+	used := func(r *unix.Rusage) int64 { return r.Utime.Nano() + r.Stime.Nano() }
+	b.ReportMetric(float64(used(&after)-used(&before))/float64(b.N)/1e6, "cpu-ms/op")
+	for i := range 100 {
+		m.api.DeletePod(api.Key{Namespace: "default", Name: fmt.Sprint("p", i)}, 2)
+	}
+	for i := range 100 {
+		m.await(fmt.Sprint("p", i), func(p *corev1.Pod) bool { return p == nil })
+	}
 	m.awaitEmpty()
 }

@@ -87,6 +87,7 @@ func (s *Server) sandboxMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
 	}
 	s.walkLayers(running)
 	var r cgroupmetrics.Reader
+	defer r.Close()
 	disk, err := r.Find(s.images.Dir())
 	if err != nil {
 		return nil, err

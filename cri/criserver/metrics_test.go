@@ -108,6 +108,13 @@ func TestMetricsMove(t *testing.T) {
 			t.Errorf("%s is %d (%v), want %d", key, got, ok, want)
 		}
 	}
+	if _, err := h.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id,
+		Linux: &runtimeapi.LinuxContainerResources{CpuQuota: 150_000, CpuPeriod: 100_000}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.series()[of("container_spec_cpu_quota")]; got != 150_000 {
+		t.Errorf("the quota is %d after it was changed", got)
+	}
 	if _, err := h.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
 		t.Fatal(err)
 	}

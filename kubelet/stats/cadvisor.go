@@ -63,6 +63,7 @@ func (r *Reader) ownGroups(p *page, now time.Time) error {
 		return err
 	}
 	var read cgroupmetrics.Reader
+	defer read.Close()
 	pods := r.CgroupRoot + "/kubepods"
 	for _, id := range []string{"/", pods, pods + "/burstable", pods + "/besteffort"} {
 		read.Start()
@@ -92,7 +93,7 @@ func (r *Reader) ownGroups(p *page, now time.Time) error {
 // links remembers of the host's links by name which have another end, as those of pods have: their traffic is the pod's. To find that out takes
 // more than to read all their counters.
 type links struct {
-	mu      sync.Mutex
+	mu     sync.Mutex
 	paired map[string]bool
 }
 

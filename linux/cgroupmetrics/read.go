@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,16 @@ type Reader struct {
 	values  []Value
 	buf     []byte
 	devices map[string][]string
+	// above are directories two levels above groups: from there, most groups are near, and the way from the root is most of what opening a file takes.
+	above map[string]dir
+}
+
+// Close closes what a Reader keeps open. It can be used again.
+func (r *Reader) Close() {
+	for _, d := range r.above {
+		d.close()
+	}
+	r.above = nil
 }
 
 // Start begins with the figures of something new. Values that were returned before are no longer valid.
@@ -56,7 +67,7 @@ func (r *Reader) Group(dirs map[string]string, given *Given) error {
 	if unified || name == "" {
 		name = dirs[""]
 	}
-	main, err := open(name) // the directory of most files
+	main, err := r.open(name) // the directory of most files
 	if err != nil && unified {
 		return err
 	}
@@ -70,20 +81,20 @@ func (r *Reader) Group(dirs map[string]string, given *Given) error {
 	} else {
 		l := r.limits(given, func() { r.limits1(dirs, main) })
 		begun := len(r.values)
-		if dir := dirs["cpu"]; dir != "" && l.quota {
-			r.cpu1(at{unix.AT_FDCWD, dir + "/"})
+		if dir := r.near(dirs["cpu"]); dir.prefix != "" && l.quota {
+			r.cpu1(dir)
 		}
-		if dir := dirs["cpuacct"]; dir != "" {
-			r.cpuacct1(at{unix.AT_FDCWD, dir + "/"})
+		if dir := r.near(dirs["cpuacct"]); dir.prefix != "" {
+			r.cpuacct1(dir)
 		}
 		if dirs["memory"] != "" && main >= 0 {
 			r.memory1(main, l, given.Inner)
 		}
-		if dir := dirs["pids"]; dir != "" {
-			r.threads(at{unix.AT_FDCWD, dir + "/"})
+		if dir := r.near(dirs["pids"]); dir.prefix != "" {
+			r.threads(dir)
 		}
-		if dir := dirs["blkio"]; dir != "" {
-			r.io1(at{unix.AT_FDCWD, dir + "/"})
+		if dir := r.near(dirs["blkio"]); dir.prefix != "" {
+			r.io1(dir)
 		}
 		if len(r.values) == begun && !l.cpu { // a hierarchy may not be mounted, or have no such group: but not all
 			return linux.Wrap("open", name, unix.ENOENT)
@@ -98,7 +109,7 @@ func (r *Reader) shared(dirs map[string]string, main dir, unified bool, given *G
 	v2 := main
 	if !unified {
 		var err error
-		if v2, err = open(dirs[""]); err == nil { // who was born in a group is in its v2 part, if that is there
+		if v2, err = r.open(dirs[""]); err == nil { // who was born in a group is in its v2 part, if that is there
 			defer v2.close()
 		}
 	}
@@ -113,7 +124,7 @@ func (r *Reader) shared(dirs map[string]string, main dir, unified bool, given *G
 		r.processes(at{v2, ""})
 	default:
 		for _, c := range []string{"cpu", "pids", "memory"} {
-			if dirs[c] != "" && r.processes(at{unix.AT_FDCWD, dirs[c] + "/"}) {
+			if dirs[c] != "" && r.processes(r.near(dirs[c])) {
 				return
 			}
 		}
@@ -152,15 +163,46 @@ func (r *Reader) limits(given *Given, read func()) (l limited) {
 // dir is a directory's descriptor.
 type dir int
 
-func open(path string) (dir, error) {
+func open(from dir, path string) (dir, error) {
+	fd, err := unix.Openat(int(from), path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return dir(fd), nil
+}
+
+// open opens a group's directory.
+func (r *Reader) open(path string) (dir, error) {
 	if path == "" {
 		return -1, unix.ENOENT
 	}
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, linux.Wrap("open", path, err)
+	from := r.near(path)
+	d, err := open(from.dir, from.prefix)
+	return d, linux.Wrap("open", path, err)
+}
+
+// near returns how to reach a group's directory; of none, nothing.
+func (r *Reader) near(path string) at {
+	path = strings.TrimSuffix(path, "/")
+	cut := strings.LastIndexByte(path[:max(0, strings.LastIndexByte(path, '/'))], '/')
+	if cut <= 0 {
+		if path != "" {
+			path += "/"
+		}
+		return at{unix.AT_FDCWD, path}
 	}
-	return dir(fd), nil
+	above, known := r.above[path[:cut]]
+	if !known {
+		var err error
+		if above, err = open(unix.AT_FDCWD, path[:cut]); err != nil {
+			return at{unix.AT_FDCWD, path + "/"}
+		}
+		if r.above == nil {
+			r.above = map[string]dir{}
+		}
+		r.above[path[:cut]] = above
+	}
+	return at{above, path[cut+1:] + "/"}
 }
 
 func (d dir) close() {
@@ -265,7 +307,7 @@ func (r *Reader) limits2(d dir) {
 }
 
 func (r *Reader) limits1(dirs map[string]string, memory dir) {
-	if cpu, err := open(dirs["cpu"]); err == nil {
+	if cpu, err := r.open(dirs["cpu"]); err == nil {
 		r.addNumber(cpu, "cpu.shares", specShares)
 		r.addNumber(cpu, "cpu.cfs_period_us", specPeriod)
 		if quota, ok := r.number(cpu, "cpu.cfs_quota_us"); ok && quota > 0 { // or -1
@@ -278,7 +320,7 @@ func (r *Reader) limits1(dirs map[string]string, memory dir) {
 		r.addNumber(memory, "memory.soft_limit_in_bytes", specReservation)
 		r.addNumber(memory, "memory.memsw.limit_in_bytes", specSwap)
 	}
-	if pids, err := open(dirs["pids"]); err == nil {
+	if pids, err := r.open(dirs["pids"]); err == nil {
 		r.addNumber(pids, "pids.max", threadsMax)
 		pids.close()
 	}

@@ -121,6 +121,7 @@ func TestGroup(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var r Reader
+			defer r.Close()
 			r.Start()
 			if err := r.Group(group(t, c.files), &Given{}); err != nil {
 				t.Fatal(err)
@@ -149,6 +150,7 @@ func TestGiven(t *testing.T) {
 			"memory_failures_total[pgmajfault hierarchy] 0", "memory_rss 1", "memory_usage_bytes " + usage, "memory_working_set_bytes " + usage, "oom_events_total 0", "processes 0",
 			"spec_cpu_shares 2", "spec_memory_limit_bytes 1000"}
 		var r Reader
+		defer r.Close()
 		if err := r.Group(dirs, given); err != nil {
 			t.Fatal(err)
 		}
@@ -157,6 +159,7 @@ func TestGiven(t *testing.T) {
 		}
 	}
 	var r Reader
+	defer r.Close()
 	if err := r.Group(dirs, &Given{}); err != nil || !slices.Contains(lines(r.Values()), "spec_cpu_shares 7") || !slices.Contains(lines(r.Values()), "processes 1") {
 		t.Errorf("%v, %q", err, lines(r.Values()))
 	}
@@ -206,6 +209,7 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r Reader
+	defer r.Close()
 	r.Start()
 	if err := r.Network(file, func(link string) bool { return link == "veth1" }); err != nil {
 		t.Fatal(err)
@@ -225,6 +229,7 @@ func TestGone(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "gone")
 	for _, dirs := range []map[string]string{{"": dir}, {"": dir, "cpu": dir, "memory": dir}} {
 		var r Reader
+		defer r.Close()
 		if err := r.Group(dirs, &Given{}); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%v", err)
 		}
@@ -239,6 +244,7 @@ func TestRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r Reader
+	defer r.Close()
 	r.Start()
 	if err := r.Group(Dirs(hierarchies, "/"), &Given{}); err != nil {
 		t.Fatal(err)
@@ -281,6 +287,7 @@ func BenchmarkGroup(b *testing.B) {
 	}
 	dirs := Dirs(hierarchies, "/")
 	var r Reader
+	defer r.Close()
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Start()
