@@ -159,7 +159,7 @@ func containerMetrics(r *cgroupmetrics.Reader, c *container, pod *sandboxRecord,
 		return nil, err
 	}
 	r.Filesystem(disk, layer)
-	r.Limits(pid)
+	r.Ulimits(pid)
 	r.Times(rec.Created/int64(time.Second), rec.Started/int64(time.Second), time.Now().Unix())
 	name := rec.Image.GetUserSpecifiedImage()
 	if name == "" {

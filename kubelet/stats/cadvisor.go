@@ -67,7 +67,7 @@ func (r *Reader) ownGroups(p *page, now time.Time) error {
 	pods := r.CgroupRoot + "/kubepods"
 	for _, id := range []string{"/", pods, pods + "/burstable", pods + "/besteffort"} {
 		read.Start()
-		if err := read.Group(cgroupmetrics.Dirs(hierarchies, id), &cgroupmetrics.Given{Inner: id != "/"}); err != nil {
+		if err := read.Group(cgroupmetrics.Dirs(hierarchies, id), &cgroupmetrics.Given{Inner: id != "/", Host: id == "/"}); err != nil {
 			return err
 		}
 		boot := time.Time{}

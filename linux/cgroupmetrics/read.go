@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -50,8 +49,8 @@ func (r *Reader) addIf(known bool, metric int, v uint64) {
 // Given is what a group was given, its limits, and what somebody keeps of them: they are a third of the files, and change only by who gives them, who
 // then has a new Given made. Those that somebody else changes are seen after givenAge.
 type Given struct {
-	// Inner says that all processes of the group are in groups below it.
-	Inner bool
+	// Inner says that all processes of the group are in groups below it, Host that it is the root of the host's hierarchies.
+	Inner, Host bool
 
 	mu     sync.Mutex
 	at     time.Time
@@ -75,10 +74,11 @@ func (r *Reader) Group(dirs map[string]string, given *Given) error {
 	if unified {
 		l := r.limits(given, func() { r.limits2(main) })
 		r.cpu2(main, l)
-		r.memory2(main)
+		r.memory2(main, given.Host)
 		r.threads(at{main, ""})
 		r.io2(main)
 	} else {
+		before := len(r.values)
 		l := r.limits(given, func() { r.limits1(dirs, main) })
 		begun := len(r.values)
 		if dir := r.near(dirs["cpu"]); dir.prefix != "" && l.quota {
@@ -96,7 +96,8 @@ func (r *Reader) Group(dirs map[string]string, given *Given) error {
 		if dir := r.near(dirs["blkio"]); dir.prefix != "" {
 			r.io1(dir)
 		}
-		if len(r.values) == begun && !l.cpu { // a hierarchy may not be mounted, or have no such group: but not all
+		if len(r.values) == begun { // a hierarchy may not be mounted, or have no such group: but not all
+			r.values = r.values[:before]
 			return linux.Wrap("open", name, unix.ENOENT)
 		}
 	}
@@ -132,7 +133,7 @@ func (r *Reader) shared(dirs map[string]string, main dir, unified bool, given *G
 }
 
 // limited is what limits say of other figures.
-type limited struct{ cpu, quota, memory bool }
+type limited struct{ quota, memory bool }
 
 // limits adds the limits, which read reads unless they are known.
 func (r *Reader) limits(given *Given, read func()) (l limited) {
@@ -149,8 +150,6 @@ func (r *Reader) limits(given *Given, read func()) (l limited) {
 	}
 	for _, v := range given.values {
 		switch v.Metric {
-		case &table[specPeriod]:
-			l.cpu = true
 		case &table[specQuota]:
 			l.quota = true
 		case &table[specMemory]:
@@ -385,164 +384,6 @@ func (r *Reader) cpuacct1(d at) {
 	})
 }
 
-// memory is what both versions have.
-type memory struct{ usage, inactive, stack, slab, kernel uint64 }
-
-func (r *Reader) workingSet(m memory) {
-	r.add(memoryUsage, m.usage)
-	r.add(memoryWorkingSet, m.usage-min(m.usage, m.inactive))
-}
-
-func (r *Reader) memory2(d dir) {
-	var m memory
-	keyed(r.file(d, "memory.stat"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "anon":
-			r.add(memoryRSS, n)
-		case "file":
-			r.add(memoryCache, n)
-		case "file_mapped":
-			r.add(memoryMapped, n)
-		case "active_file":
-			r.add(memoryActiveFile, n)
-		case "inactive_file":
-			m.inactive = n
-			r.add(memoryInactiveFile, n)
-		case "kernel":
-			m.kernel = n
-		case "kernel_stack":
-			m.stack = n
-		case "slab":
-			m.slab = n
-		case "file_dirty":
-			r.add(memoryDirty, n)
-		case "file_writeback":
-			r.add(memoryWriteback, n)
-		case "pgscan":
-			r.add(memoryScanned, n)
-		case "pgsteal":
-			r.add(memoryStolen, n)
-		case "workingset_refault_file":
-			r.add(memoryRefaultFile, n)
-		case "workingset_refault_anon":
-			r.add(memoryRefaultAnon, n)
-		case "pgfault", "pgmajfault": // v2 counts for the group with those below it alone
-			r.failures(string(key), n, n)
-		}
-	})
-	if m.kernel == 0 { // before Linux 5.18
-		m.kernel = m.stack + m.slab
-	}
-	var ok bool
-	if m.usage, ok = r.number(d, "memory.current"); !ok {
-		r.hostMemory(m)
-		return
-	}
-	r.add(memoryKernel, m.kernel)
-	r.workingSet(m)
-	r.addNumber(d, "memory.peak", memoryMax)
-	r.addNumber(d, "memory.swap.current", memorySwap)
-	keyed(r.file(d, "memory.events"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "high":
-			r.add(memoryEventsHigh, n)
-		case "max":
-			r.add(memoryEventsMax, n)
-			r.add(memoryFailcnt, n)
-		case "oom_kill":
-			r.add(oomEvents, n)
-		}
-	})
-}
-
-// hostMemory is for v2's root group, which counts no sum: it is what the machine does not have free.
-func (r *Reader) hostMemory(m memory) {
-	var total, free, swap, swapFree uint64
-	for line := range bytes.Lines(r.file(unix.AT_FDCWD, "/proc/meminfo")) {
-		key, value, _ := bytes.Cut(line, []byte{':'})
-		n, ok := parse(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB"))))
-		if !ok {
-			continue
-		}
-		switch string(key) {
-		case "MemTotal":
-			total = n << 10
-		case "MemFree":
-			free = n << 10
-		case "SwapTotal":
-			swap = n << 10
-		case "SwapFree":
-			swapFree = n << 10
-		}
-	}
-	if m.usage = total - free; m.usage > 0 && free <= total {
-		r.workingSet(m)
-		r.add(memorySwap, swap-min(swap, swapFree))
-	}
-}
-
-func (r *Reader) memory1(d dir, l limited, inner bool) {
-	var m memory
-	var faults, major, allFaults, allMajor uint64
-	keyed(r.file(d, "memory.stat"), func(key []byte, n uint64) {
-		switch string(key) {
-		case "total_rss":
-			r.add(memoryRSS, n)
-		case "total_cache":
-			r.add(memoryCache, n)
-		case "total_mapped_file":
-			r.add(memoryMapped, n)
-		case "total_swap":
-			r.add(memorySwap, n)
-		case "total_dirty":
-			r.add(memoryDirty, n)
-		case "total_writeback":
-			r.add(memoryWriteback, n)
-		case "total_active_file":
-			r.add(memoryActiveFile, n)
-		case "total_inactive_file":
-			m.inactive = n
-			r.add(memoryInactiveFile, n)
-		case "pgfault":
-			faults = n
-		case "pgmajfault":
-			major = n
-		case "total_pgfault":
-			allFaults = n
-		case "total_pgmajfault":
-			allMajor = n
-		}
-	})
-	var ok bool
-	if m.usage, ok = r.number(d, "memory.usage_in_bytes"); !ok {
-		return // the group has gone meanwhile
-	}
-	r.failures("pgfault", faults, allFaults)
-	r.failures("pgmajfault", major, allMajor)
-	r.workingSet(m)
-	r.addNumber(d, "memory.max_usage_in_bytes", memoryMax)
-	if l.memory {
-		r.addNumber(d, "memory.failcnt", memoryFailcnt)
-	} else {
-		r.add(memoryFailcnt, 0) // who has no limit does not hit it
-	}
-	r.addNumber(d, "memory.kmem.usage_in_bytes", memoryKernel)
-	if inner { // v1 counts with the victim's own group
-		r.add(oomEvents, 0)
-		return
-	}
-	keyed(r.file(d, "memory.oom_control"), func(key []byte, n uint64) {
-		if string(key) == "oom_kill" {
-			r.add(oomEvents, n)
-		}
-	})
-}
-
-func (r *Reader) failures(kind string, own, all uint64) {
-	r.add(memoryFailures, own, kind, "container")
-	r.add(memoryFailures, all, kind, "hierarchy")
-}
-
 func (r *Reader) threads(d at) { r.addNumber(d.dir, d.prefix+"pids.current", threads) }
 
 // processes counts those of the group itself, without groups below it, as cAdvisor does, and their descriptors.
@@ -593,65 +434,4 @@ func (r *Reader) pressures(d dir) {
 			}
 		}
 	}
-}
-
-// Limits adds the soft limit of open files of the process that a container began with.
-func (r *Reader) Limits(pid int) {
-	var l unix.Rlimit
-	if pid > 0 && unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l) == nil && l.Cur != unix.RLIM_INFINITY {
-		r.add(ulimits, l.Cur, "max_open_files")
-	}
-}
-
-// Times adds when a container, or a group, was made, started and seen, in seconds since 1970; 0 is not known.
-func (r *Reader) Times(created, started, seen int64) {
-	r.addIf(created > 0, creationTime, uint64(created))
-	r.addIf(started > 0, startTime, uint64(started))
-	r.addIf(seen > 0, lastSeen, uint64(seen))
-}
-
-// Filesystem is one that is written to.
-type Filesystem struct {
-	Bytes, Inodes, InodesFree uint64
-	Used                      uint64 // bytes, by everybody
-	device                    []string
-}
-
-// Find returns the file system of a path.
-func (r *Reader) Find(path string) (*Filesystem, error) {
-	var fs unix.Statfs_t
-	var st unix.Stat_t
-	if err := unix.Statfs(path, &fs); err != nil {
-		return nil, linux.Wrap("measure", path, err)
-	}
-	if err := unix.Stat(path, &st); err != nil {
-		return nil, linux.Wrap("measure", path, err)
-	}
-	id := strconv.Itoa(int(unix.Major(st.Dev))) + ":" + strconv.Itoa(int(unix.Minor(st.Dev)))
-	size := uint64(fs.Bsize)
-	return &Filesystem{Bytes: fs.Blocks * size, Inodes: fs.Files, InodesFree: fs.Ffree, Used: (fs.Blocks - fs.Bfree) * size, device: r.device([]byte(id))}, nil
-}
-
-// Filesystem adds a file system, and how much of it those use whom the figures are of; nil: that is not known.
-func (r *Reader) Filesystem(f *Filesystem, used *uint64) {
-	r.add(fsInodesFree, f.InodesFree, f.device...)
-	r.add(fsInodes, f.Inodes, f.device...)
-	r.add(fsLimit, f.Bytes, f.device...)
-	if used != nil {
-		r.add(fsUsage, *used, f.device...)
-	}
-}
-
-// Dirs returns the directories of a path in all hierarchies of the host.
-func Dirs(hierarchies []linux.Hierarchy, path string) map[string]string {
-	dirs := map[string]string{}
-	for _, h := range hierarchies {
-		if h.Unified() {
-			dirs[""] = h.Root + path
-		}
-		for _, c := range h.Controllers {
-			dirs[c] = h.Root + path
-		}
-	}
-	return dirs
 }

@@ -115,8 +115,8 @@ func TestGroup(t *testing.T) {
 			"spec_memory_reservation_limit_bytes 0", "spec_memory_swap_limit_bytes 2000", "threads 5", "threads_max 100",
 		}},
 		"v1 without quota": {map[string]string{
-			"cpu/cpu.shares": "2\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.stat": "nr_periods 0\n", "cpu/cgroup.procs": "",
-		}, []string{"processes 0", "spec_cpu_period 100000", "spec_cpu_shares 2"}},
+			"cpu/cpu.shares": "2\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.stat": "nr_periods 0\n", "cpu/cgroup.procs": "", "pids/pids.current": "0\n",
+		}, []string{"processes 0", "spec_cpu_period 100000", "spec_cpu_shares 2", "threads 0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -162,6 +162,15 @@ func TestGiven(t *testing.T) {
 	defer r.Close()
 	if err := r.Group(dirs, &Given{}); err != nil || !slices.Contains(lines(r.Values()), "spec_cpu_shares 7") || !slices.Contains(lines(r.Values()), "processes 1") {
 		t.Errorf("%v, %q", err, lines(r.Values()))
+	}
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Start()
+	if err := r.Group(dirs, given); !errors.Is(err, fs.ErrNotExist) || len(r.Values()) > 0 {
+		t.Errorf("of a group that is gone: %v, %q", err, lines(r.Values()))
 	}
 }
 
@@ -246,10 +255,10 @@ func TestRoot(t *testing.T) {
 	var r Reader
 	defer r.Close()
 	r.Start()
-	if err := r.Group(Dirs(hierarchies, "/"), &Given{}); err != nil {
+	if err := r.Group(Dirs(hierarchies, "/"), &Given{Host: true}); err != nil {
 		t.Fatal(err)
 	}
-	r.Limits(os.Getpid())
+	r.Ulimits(os.Getpid())
 	disk, err := r.Find("/")
 	if err != nil {
 		t.Fatal(err)
@@ -264,6 +273,21 @@ func TestRoot(t *testing.T) {
 		"container_processes", "container_ulimits_soft", "container_fs_limit_bytes", "container_fs_usage_bytes", "container_start_time_seconds", "container_last_seen"} {
 		if got[name] == 0 {
 			t.Errorf("no %s", name)
+		}
+	}
+}
+
+// TestHost: v2's root has no sum of memory, and a group that was just removed none either.
+func TestHost(t *testing.T) {
+	t.Parallel()
+	dirs := group(t, map[string]string{"v2/cpu.stat": "usage_usec 1\n", "v2/memory.stat": "anon 1\n"})
+	for _, host := range []bool{true, false} {
+		var r Reader
+		if err := r.Group(dirs, &Given{Host: host}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(strings.Join(lines(r.Values()), "\n"), "memory_working_set_bytes"); got != host {
+			t.Errorf("host %v: %q", host, lines(r.Values()))
 		}
 	}
 }
