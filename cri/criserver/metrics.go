@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -171,10 +172,16 @@ func containerMetrics(r *cgroupmetrics.Reader, c *container, pod *sandboxRecord,
 }
 
 // told puts figures into CRI's words. Metrics without a time were measured for who asked. A node has thousands of them: they
-// are made in one piece.
+// are made in one piece, and share the values of their labels.
 func told(values []cgroupmetrics.Value, base []string) []*runtimeapi.Metric {
-	metrics, numbers := make([]runtimeapi.Metric, 2*len(values)), make([]runtimeapi.UInt64Value, 2*len(values))
-	out := make([]*runtimeapi.Metric, 0, 2*len(values))
+	count := len(values)
+	for _, v := range values {
+		if v.Nano {
+			count++
+		}
+	}
+	metrics, numbers := make([]runtimeapi.Metric, count), make([]runtimeapi.UInt64Value, count)
+	out := make([]*runtimeapi.Metric, 0, count)
 	add := func(name string, kind runtimeapi.MetricType, labels []string, v uint64) {
 		m, n := &metrics[len(out)], &numbers[len(out)]
 		n.Value = v
@@ -182,10 +189,14 @@ func told(values []cgroupmetrics.Value, base []string) []*runtimeapi.Metric {
 		out = append(out, m)
 	}
 	all := names()
+	var own *string // that labels were made for: those of an interface, or a device, come one after the other
+	var labels []string
 	for _, v := range values {
-		labels := base
-		if len(v.Labels) > 0 {
-			labels = append(append(make([]string, 0, len(base)+len(v.Labels)), base...), v.Labels...)
+		switch {
+		case len(v.Labels) == 0:
+			own, labels = nil, base
+		case own != &v.Labels[0]:
+			own, labels = &v.Labels[0], slices.Concat(base, v.Labels)
 		}
 		d := all[v.Metric]
 		if d.nano == "" {

@@ -28,6 +28,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -255,16 +256,25 @@ func (s *Server) cadvisor(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Vary", "Accept-Encoding")
 	out := io.Writer(w)
 	if acceptsGzip(r.Header.Get("Accept-Encoding")) {
-		if z, err := gzip.NewWriterLevel(w, gzip.BestSpeed); err == nil {
-			w.Header().Set("Content-Encoding", "gzip")
-			defer z.Close()
-			out = z
-		}
+		w.Header().Set("Content-Encoding", "gzip")
+		z := compressors.Get().(*gzip.Writer)
+		z.Reset(w)
+		defer func() {
+			z.Close()
+			compressors.Put(z)
+		}()
+		out = z
 	}
 	if err := s.Cadvisor(r.Context(), out); err != nil {
 		s.Log.Debug("metrics are not sent", "err", err)
 	}
 }
+
+// compressors take more than a megabyte each.
+var compressors = sync.Pool{New: func() any {
+	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // there is such a level
+	return z
+}}
 
 // acceptsGzip reads an Accept-Encoding: "gzip, deflate;q=0.5".
 func acceptsGzip(header string) bool {

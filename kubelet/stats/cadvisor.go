@@ -143,7 +143,7 @@ func (p *page) own(id string, values []cgroupmetrics.Value) {
 				}
 			}
 		}
-		f.add(series{value: v.Value, nano: v.Nano, values: all})
+		f.add(series{told(v.Value, all), v.Nano}, 8)
 	}
 }
 

@@ -25,12 +25,10 @@ type family struct {
 	series           []series
 }
 
-// series are a value and those of its labels; at is in nanoseconds, 0: now.
+// series is a metric in CRI's words; nano says that its value is in nanoseconds and shown in seconds.
 type series struct {
-	value  uint64
-	nano   bool
-	values []string
-	at     int64
+	*runtimeapi.Metric
+	nano bool
 }
 
 // labelSet are labels that some families have.
@@ -76,14 +74,24 @@ func (p *page) family(name, help, kind string, labels []string) *family {
 
 // single adds a metric that has one value.
 func (p *page) single(name, help string, value uint64, labels []string, values []string) {
-	p.family(name, help, gauge, labels).add(series{value: value, values: values})
+	p.family(name, help, gauge, labels).add(series{told(value, values), false}, 1)
 }
 
-// add adds a series, whose values are not changed afterwards. Values that do not go with the labels are left out, as upstream does.
-func (f *family) add(s series) {
-	if len(s.values) == len(f.labels.labels) {
-		f.series = append(f.series, s)
+// told is a value in CRI's words.
+func told(value uint64, labels []string) *runtimeapi.Metric {
+	return &runtimeapi.Metric{LabelValues: labels, Value: &runtimeapi.UInt64Value{Value: value}}
+}
+
+// add adds a series, which is not changed afterwards, to a family of about as many as room says. Values that do not go with the labels are
+// left out, as upstream does.
+func (f *family) add(s series, room int) {
+	if len(s.LabelValues) != len(f.labels.labels) {
+		return
 	}
+	if f.series == nil {
+		f.series = make([]series, 0, room)
+	}
+	f.series = append(f.series, s)
 }
 
 // text returns `{name="value",...}`.
@@ -94,7 +102,7 @@ func (l *labelSet) text(values []string) []byte {
 	if b := l.told[&values[0]]; b != nil {
 		return b
 	}
-	b := []byte{'{'}
+	b := append(make([]byte, 0, 384), '{')
 	for i, one := range l.labels {
 		if i > 0 {
 			b = append(b, ',')
@@ -108,14 +116,14 @@ func (l *labelSet) text(values []string) []byte {
 }
 
 func (s *series) append(b []byte, f *family) []byte {
-	b = append(append(append(b, f.name...), f.labels.text(s.values)...), ' ')
+	b = append(append(append(b, f.name...), f.labels.text(s.LabelValues)...), ' ')
 	if s.nano {
-		b = strconv.AppendFloat(b, float64(s.value)/float64(time.Second), 'f', -1, 64)
+		b = strconv.AppendFloat(b, float64(s.Value.Value)/float64(time.Second), 'f', -1, 64)
 	} else {
-		b = strconv.AppendUint(b, s.value, 10)
+		b = strconv.AppendUint(b, s.Value.Value, 10)
 	}
-	if s.at != 0 {
-		b = strconv.AppendInt(append(b, ' '), s.at/int64(time.Millisecond), 10)
+	if s.Timestamp != 0 { // else: now
+		b = strconv.AppendInt(append(b, ' '), s.Timestamp/int64(time.Millisecond), 10)
 	}
 	return append(b, '\n')
 }
@@ -181,6 +189,10 @@ func (p *page) runtime(descriptors []*runtimeapi.MetricDescriptor, pods []*runti
 			}
 		}
 	}
+	room := 8 // with the node's own
+	for _, pod := range pods {
+		room += 1 + len(pod.ContainerMetrics)
+	}
 	add := func(metrics []*runtimeapi.Metric) {
 		for _, m := range metrics {
 			t := targets[m.Name]
@@ -190,7 +202,7 @@ func (p *page) runtime(descriptors []*runtimeapi.MetricDescriptor, pods []*runti
 			if m.MetricType == runtimeapi.MetricType_COUNTER {
 				t.kind = counter
 			}
-			t.add(series{m.Value.Value, t.nano, m.LabelValues, m.Timestamp})
+			t.add(series{m, t.nano}, room)
 		}
 	}
 	for _, pod := range pods {

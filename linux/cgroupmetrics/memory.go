@@ -48,7 +48,7 @@ func (r *Reader) memory2(d dir, host bool) {
 		case "workingset_refault_anon":
 			r.add(memoryRefaultAnon, n)
 		case "pgfault", "pgmajfault": // v2 counts for the group with those below it alone
-			r.failures(string(key), n, n)
+			r.failures(failure(key), n, n)
 		}
 	})
 	if m.kernel == 0 { // before Linux 5.18
@@ -140,8 +140,8 @@ func (r *Reader) memory1(d dir, l limited, inner bool) {
 	if m.usage, ok = r.number(d, "memory.usage_in_bytes"); !ok {
 		return // the group has gone meanwhile
 	}
-	r.failures("pgfault", faults, allFaults)
-	r.failures("pgmajfault", major, allMajor)
+	r.failures(minor, faults, allFaults)
+	r.failures(majors, major, allMajor)
 	r.workingSet(m)
 	r.addNumber(d, "memory.max_usage_in_bytes", memoryMax)
 	if l.memory {
@@ -161,7 +161,27 @@ func (r *Reader) memory1(d dir, l limited, inner bool) {
 	})
 }
 
-func (r *Reader) failures(kind string, own, all uint64) {
-	r.add(memoryFailures, own, kind, "container")
-	r.add(memoryFailures, all, kind, "hierarchy")
+// failures are the labels of a kind of them, for the group alone and with those below it.
+type failures [2][]string
+
+func of(kind string) failures {
+	return failures{{kind, "container"}, {kind, "hierarchy"}}
+}
+
+// Labels that do not change are made once.
+var (
+	total         = []string{"total"}
+	minor, majors = of("pgfault"), of("pgmajfault")
+)
+
+func failure(key []byte) failures {
+	if string(key) == "pgfault" {
+		return minor
+	}
+	return majors
+}
+
+func (r *Reader) failures(kind failures, own, all uint64) {
+	r.add(memoryFailures, own, kind[0]...)
+	r.add(memoryFailures, all, kind[1]...)
 }

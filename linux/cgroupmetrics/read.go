@@ -330,7 +330,7 @@ func (r *Reader) cpu2(d dir, l limited) {
 	keyed(r.file(d, "cpu.stat"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "usage_usec":
-			r.add(cpuUsage, n*1000, "total")
+			r.add(cpuUsage, n*1000, total...)
 		case "user_usec":
 			r.add(cpuUser, n*1000)
 		case "system_usec":
@@ -372,7 +372,7 @@ const tick = 1e9 / 100
 
 func (r *Reader) cpuacct1(d at) {
 	if n, ok := r.number(d.dir, d.prefix+"cpuacct.usage"); ok {
-		r.add(cpuUsage, n, "total")
+		r.add(cpuUsage, n, total...)
 	}
 	keyed(r.file(d.dir, d.prefix+"cpuacct.stat"), func(key []byte, n uint64) {
 		switch string(key) {
