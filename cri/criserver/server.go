@@ -85,6 +85,8 @@ type Server struct {
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
 	names      map[string]string // reserved names -> ID
+
+	layers layers
 }
 
 // maxRunDir leaves room for a shim's directory and socket in a socket address.
