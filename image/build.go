@@ -59,20 +59,20 @@ func (s *Store) BuildFromDir(ctx context.Context, dir, ref string, o ConfigOptio
 	}
 	b := &bundle{manifest: digestOf(manifest), config: config, layers: []blob{{digest: diffID, size: size}}}
 	im, err := s.ingest(ctx, b, []string{name.String()}, true)
-	if err != nil {
-		return nil, err
+	if err := errors.Join(err, s.Settle()); err != nil {
+		return nil, fmt.Errorf("build image of %s: %w", dir, err)
 	}
-	return im, s.Settle()
+	return im, s.checkSettled(im.ID)
 }
 
 // packLayer makes a bottom layer of a directory.
 func (s *Store) packLayer(ctx context.Context, dir string) (diffID string, size int64, err error) {
 	r, w := io.Pipe()
 	count := &countingWriter{w: w}
-	err = s.inSite(func(site string) error {
+	err = s.inSite(func(site *site) error {
 		var packed sync.WaitGroup
 		packed.Go(func() { w.CloseWithError(pack(ctx, dir, count)) })
-		layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, site)
+		layers := s.layersOf([]blob{{open: func(context.Context) (io.ReadCloser, error) { return r, nil }}}, []string{""}, site.dir.Name())
 		err := s.unpack(ctx, layers)
 		r.Close()
 		packed.Wait()
@@ -80,7 +80,7 @@ func (s *Store) packLayer(ctx context.Context, dir string) (diffID string, size 
 			return err
 		}
 		diffID = layers[0].diffID
-		return s.keep(layers)
+		return s.keep(layers, site)
 	})
 	return diffID, count.n, err
 }

@@ -14,10 +14,11 @@
 // # On disk
 //
 //	lock                    flock(2): shared to add, exclusive to sweep
-//	images/<id>.json        one image: layers, configuration, sizes, pin
+//	images/<id>.json        one image: layers, configuration, sizes, pin. The folder has a flock too: edit
 //	names/<hash>.json       one name -> image ID
 //	layers/<chain>/fs       the lower directory of overlayfs
 //	layers/<chain>/layer.json
+//	layers/<chain>-<...>    one that could not be written, for containers that run on it
 //	snapshots/<key>/snapshot.json, upper, work or copy, rootfs (the mount point)
 //	tmp/                    work in progress
 //
@@ -32,8 +33,11 @@
 //
 // No process owns the folder. Whoever adds holds the lock shared for as long as
 // it relies on layers that no record names yet; a sweep takes it exclusively
-// and without waiting, and is put off when that fails. Reads take no lock: they
-// see the files as they are, so a server sees what a command line imported.
+// and without waiting, and is put off when that fails. Whoever changes a record
+// holds that of images/ for a moment. Reads take no lock: they see the files as
+// they are, so a server sees what a command line imported. Any process settles
+// what others left, and one that hears of an error of the disk removes for all
+// what was not settled, since the kernel does not tell those who ask later.
 //
 // # Trust
 //

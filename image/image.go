@@ -84,7 +84,7 @@ func (s *Store) Get(_ context.Context, ref string) (*Image, error) {
 // resolve reads the record that ref means.
 func (s *Store) resolve(ref string) (record, error) {
 	for _, name := range candidates(ref) {
-		n, err := readJSON[nameRecord](s.namePath(name))
+		n, err := s.readName(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -159,6 +159,11 @@ func (s *Store) Tag(_ context.Context, ref, name string) error {
 		return err
 	}
 	defer release()
+	done, err := s.edit()
+	if err != nil {
+		return err
+	}
+	defer done()
 	m, err := s.resolve(ref)
 	if err != nil {
 		return err
@@ -181,6 +186,11 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 }
 
 func (s *Store) remove(id string) error {
+	done, err := s.edit()
+	if err != nil {
+		return err
+	}
+	defer done()
 	names, err := s.namesOf()
 	if err != nil {
 		return err
@@ -193,6 +203,10 @@ func (s *Store) remove(id string) error {
 	if err := s.removeFile(s.imagePath(id)); err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
+	return s.syncRecords()
+}
+
+func (s *Store) syncRecords() error {
 	return errors.Join(s.syncDir(s.path("names")), s.syncDir(s.path("images")))
 }
 

@@ -51,7 +51,11 @@ func (s *Store) Import(ctx context.Context, file string) ([]*Image, error) {
 	}
 	defer root.Close()
 	images, err := (&layout{store: s, root: root}).images(ctx)
-	if err := errors.Join(err, s.Settle()); err != nil {
+	err = errors.Join(err, s.Settle())
+	for _, im := range images {
+		err = errors.Join(err, s.checkSettled(im.ID))
+	}
+	if err != nil {
 		return images, fmt.Errorf("import %s: %w", file, err)
 	}
 	return images, nil

@@ -60,25 +60,20 @@ func (s *Store) ingest(ctx context.Context, b *bundle, names []string, pinned bo
 		ID: digestOf(b.config), Manifest: b.manifest, Config: config, Raw: b.config,
 		Size: int64(len(b.config)), Pinned: pinned, Added: time.Now().UTC(),
 	}
-	err = s.inSite(func(site string) error {
-		layers := s.layersOf(b.layers, diffIDs(config), site)
+	err = s.inSite(func(site *site) error {
+		layers := s.layersOf(b.layers, diffIDs(config), site.dir.Name())
 		if err := s.unpack(ctx, layers); err != nil {
 			if worthKeeping(err) {
-				err = errors.Join(err, s.keep(whole(layers)))
+				err = errors.Join(err, s.keep(whole(layers), site))
 			}
 			return err
 		}
-		if err := s.keep(layers); err != nil {
+		if err := s.keep(layers, site); err != nil {
 			return err
 		}
-		settled := s.settled(m.ID)
 		for _, l := range layers {
 			m.Layers = append(m.Layers, Layer{DiffID: l.diffID, Chain: l.chain, Size: l.size})
 			m.Size += l.size
-			settled = settled && l.settled
-		}
-		if !settled {
-			m.Boot = s.boot
 		}
 		return s.commit(m, names)
 	})

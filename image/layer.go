@@ -45,7 +45,7 @@ func (s *Store) layerRecord(chain string) string {
 // hasLayer tells a layer that is whole, and whether it is settled. One that an earlier boot left without that need not be whole.
 func (s *Store) hasLayer(chain string) (has, settled bool) {
 	r, err := readJSON[layerRecord](s.layerRecord(chain))
-	return err == nil && (r.Boot == "" || r.Boot == s.boot), r.Boot == ""
+	return err == nil && (r.Boot == "" || r.Boot == s.boot), err == nil && r.Boot == ""
 }
 
 // lower lists the layers' directories from the top down.

@@ -63,7 +63,9 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	}
 	im, err := s.pullAny(ctx, hosts, r, o)
 	if err == nil && !o.Later {
-		err = s.Settle()
+		if err = s.Settle(); err == nil {
+			err = s.checkSettled(im.ID)
+		}
 	}
 	if err == nil {
 		return im, nil

@@ -169,7 +169,21 @@ func (s *Store) share() (release func(), err error) {
 }
 
 func (s *Store) lock(how int) (*os.File, error) {
-	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	return flock(s.path("lock"), os.O_CREATE|os.O_RDWR, how)
+}
+
+// edit takes the lock of records, for a moment: whoever writes one back that he read holds it, so that no removal, pin or name of
+// somebody else's is lost in between.
+func (s *Store) edit() (done func(), err error) {
+	f, err := flock(s.path("images"), unix.O_DIRECTORY, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+func flock(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock image store: %w", err)
 	}
@@ -200,13 +214,22 @@ func (s *Store) sweep() error {
 	s.sweepDue.Store(false)
 	trash, err := s.unreachable()
 	lock.Close()
-	for _, t := range trash {
-		err = errors.Join(err, rmtree.Remove(t))
-	}
-	if err != nil {
+	if err := errors.Join(err, discard(trash)); err != nil {
 		return fmt.Errorf("sweep image store: %w", err)
 	}
 	return nil
+}
+
+// discard removes directories in tmp/, without the lock: others may be at it too, and what one has removed is missing in the middle of the other's.
+func discard(trash []string) (err error) {
+	for _, t := range trash {
+		e := rmtree.Remove(t)
+		for errors.Is(e, fs.ErrNotExist) {
+			e = rmtree.Remove(t)
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // unreachable moves unreferenced layers to tmp/ and returns what can be deleted
@@ -222,7 +245,7 @@ func (s *Store) unreachable() (trash []string, err error) {
 	if trash, err = s.unrecorded(trash); err != nil {
 		return trash, err
 	}
-	live, err := s.liveLayers()
+	live, used, err := s.liveLayers()
 	if err != nil {
 		// An unreadable record may be all that keeps a layer: keep everything.
 		return trash, err
@@ -232,7 +255,8 @@ func (s *Store) unreachable() (trash []string, err error) {
 		return trash, err
 	}
 	for _, e := range layers {
-		if live[e.Name()] {
+		chain, _, aside := strings.Cut(e.Name(), "-") // see place
+		if used[chain] || live[chain] && !aside {
 			continue
 		}
 		if trash, err = s.trash(trash, s.path("layers", e.Name())); err != nil {
@@ -269,28 +293,34 @@ func (s *Store) trash(to []string, dir string) ([]string, error) {
 	return append(to, bin), s.rename(dir, filepath.Join(bin, filepath.Base(dir)))
 }
 
-// liveLayers is the set of chain IDs (hex) in use by an image or a snapshot.
-func (s *Store) liveLayers() (map[string]bool, error) {
-	live := map[string]bool{}
+// liveLayers are the sets of chain IDs (hex) that images have, and that snapshots use.
+func (s *Store) liveLayers() (live, used map[string]bool, err error) {
+	live = map[string]bool{}
 	images, err := s.readImages()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, m := range images {
 		for _, l := range m.Layers {
 			live[hexOf(l.Chain)] = true
 		}
 	}
+	used, err = s.usedLayers()
+	return live, used, err
+}
+
+func (s *Store) usedLayers() (map[string]bool, error) {
+	used := map[string]bool{}
 	snapshots, err := s.Snapshots()
 	if err != nil {
 		return nil, err
 	}
 	for _, sn := range snapshots {
 		for _, l := range sn.Layers {
-			live[hexOf(l)] = true
+			used[hexOf(l)] = true
 		}
 	}
-	return live, nil
+	return used, nil
 }
 
 // temp makes a private directory in tmp/. The caller holds the lock and removes
@@ -299,8 +329,8 @@ func (s *Store) temp(what string) (string, error) {
 	return os.MkdirTemp(s.path("tmp"), what+"-")
 }
 
-// inSite lets do make layers in a private directory in tmp/, which is removed after it, and leaves what was kept of them to Settle.
-func (s *Store) inSite(do func(site string) error) error {
+// inSite lets do make layers in a private directory in tmp/, which is removed after it.
+func (s *Store) inSite(do func(*site) error) error {
 	path, err := s.temp("layers")
 	if err != nil {
 		return err
@@ -313,10 +343,10 @@ func (s *Store) inSite(do func(site string) error) error {
 	// Layers are unpacked side by side. All in one block group of ext4, each new file would have to look for a free inode among
 	// those of the others, and without a journal also among what was deleted in the last minutes: up to 30 times as long.
 	linux.SpreadBelow(int(dir.Fd()))
-	if err := do(path); err != nil {
+	in := &site{dir: dir}
+	err = do(in)
+	if len(in.made) == 0 { // else it is Settle's
 		dir.Close()
-		return err
 	}
-	s.later(dir)
-	return nil
+	return err
 }

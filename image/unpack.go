@@ -15,8 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // parallelLayers is how many layers of an image are fetched and unpacked at
@@ -35,8 +33,8 @@ type layer struct {
 	used usage
 	// done is closed when the layer, and all that are below, are whole.
 	done chan struct{}
-	// kept layers are in their places; settled ones were so, and on the disk, before.
-	kept, settled bool
+	// kept layers are in their places.
+	kept bool
 }
 
 // layersOf lists a bundle's layers, those that the Store has as done. The
@@ -50,7 +48,7 @@ func (s *Store) layersOf(blobs []blob, diffIDs []string, site string) []*layer {
 		l := &layer{blob: b, diffID: diffIDs[i], dir: dir, below: all[:i:i], done: make(chan struct{})}
 		l.chain = chain(parent, l.diffID)
 		parent = l.chain
-		if l.kept, l.settled = s.hasLayer(l.chain); l.kept {
+		if l.kept, _ = s.hasLayer(l.chain); l.kept {
 			l.dir = s.layerDir(l.chain)
 		}
 		all = append(all, l)
@@ -246,9 +244,14 @@ func (s *Store) pour(ctx context.Context, l *layer, a *applier) (diffID string, 
 	return "sha256:" + hex.EncodeToString(hash.Sum(nil)), err
 }
 
-// keep moves layers that are done to their places, where Settle makes them durable. Somebody else's being there already is as good,
-// unless a power cut spoilt it.
-func (s *Store) keep(layers []*layer) error {
+// keep moves layers that are done to their places, and leaves it to Settle to make them durable.
+func (s *Store) keep(layers []*layer, from *site) error {
+	// Also those that are in their places when another fails: Settle has to hear of all that could not be written.
+	defer func() {
+		if len(from.made) > 0 {
+			s.later(from)
+		}
+	}()
 	var fresh []*layer
 	for _, l := range layers {
 		if l.kept {
@@ -266,27 +269,52 @@ func (s *Store) keep(layers []*layer) error {
 		}
 	}
 	for _, l := range fresh {
-		if err := s.place(l); err != nil {
+		made, err := s.place(l)
+		if err != nil {
 			return fmt.Errorf("keep layer: %w", err)
+		}
+		if made {
+			from.made = append(from.made, l.chain)
 		}
 		l.dir, l.kept = s.layerDir(l.chain), true
 	}
 	return nil
 }
 
-func (s *Store) place(l *layer) error {
-	err := s.rename(l.dir, s.layerDir(l.chain))
+// place tells whether it was this one that came to the layer's place. Somebody else's being there already is as good, unless it need not be whole.
+func (s *Store) place(l *layer) (made bool, err error) {
+	err = s.rename(l.dir, s.layerDir(l.chain))
 	if !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		return err
+		return err == nil, err
 	}
+	trash, made, err := s.replace(l)
+	return made, errors.Join(err, discard(trash))
+}
+
+// replace puts a layer in the place of one that need not be whole, and returns what is to be removed.
+func (s *Store) replace(l *layer) (trash []string, made bool, err error) {
+	done, err := s.edit()
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
 	if has, _ := s.hasLayer(l.chain); has {
-		return nil
+		return nil, false, nil
 	}
-	trash, err := s.trash(nil, s.layerDir(l.chain))
-	for _, t := range trash {
-		err = errors.Join(err, rmtree.Remove(t))
+	used, err := s.usedLayers()
+	if err != nil {
+		return nil, false, err
 	}
-	return errors.Join(err, s.rename(l.dir, s.layerDir(l.chain)))
+	place := s.layerDir(l.chain)
+	if used[hexOf(l.chain)] { // aside, for those that run on it: the sweep takes it when they are gone
+		err = s.rename(place, place+"-"+filepath.Base(l.dir))
+	} else {
+		trash, err = s.trash(nil, place)
+	}
+	if err == nil {
+		err = s.rename(l.dir, place)
+	}
+	return trash, err == nil, err
 }
 
 // whole are the layers that are done.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/yare-dev/yare/linux/diskusage"
@@ -19,14 +20,15 @@ type Usage struct {
 // included.
 func (s *Store) Usage() (Usage, error) {
 	var u Usage
-	dirs, err := filepath.Glob(s.path("layers", "*", "layer.json"))
+	layers, err := os.ReadDir(s.path("layers"))
 	if err != nil {
-		return u, err
+		return u, fmt.Errorf("measure images: %w", err)
 	}
-	for _, d := range dirs {
-		r, err := readJSON[layerRecord](d)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	for _, l := range layers {
+		dir := s.path("layers", l.Name())
+		r, err := readJSON[layerRecord](filepath.Join(dir, "layer.json"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) { // until a sweep, or a pull, takes the layer
+			r.Used, err = measured(dir)
 		}
 		if err != nil {
 			return u, fmt.Errorf("measure images: %w", err)
@@ -35,6 +37,11 @@ func (s *Store) Usage() (Usage, error) {
 		u.Inodes += r.Used.Inodes
 	}
 	return u, nil
+}
+
+func measured(dir string) (usage, error) {
+	u, err := diskusage.Of(dir)
+	return usage(u), err
 }
 
 // SnapshotUsage is what was written to a snapshot, measured now. What vanishes

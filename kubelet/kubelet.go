@@ -352,7 +352,8 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 	volumes := &stats.Volumes{Context: ctx, Measure: k.volumes.Stats, Pods: k.pods.All, Failed: func(p *corev1.Pod, err error) {
 		k.log.Warn("volume is not measured", "pod", p.Namespace+"/"+p.Name, "err", err)
 	}}
-	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, Pods: k.pods.All, Volumes: volumes}
+	reader := &stats.Reader{CRI: k.deps.CRI, Node: k.config.NodeName, Root: k.config.RootDir, CgroupRoot: k.config.CgroupRoot,
+		Pods: k.pods.All, Volumes: volumes}
 	registry := prometheus.NewRegistry()
 	for _, c := range append(k.evictions.Collectors(), stats.NewRunning(k.pods.All), stats.NewClaims(volumes)) {
 		if err := registry.Register(c); err != nil {
@@ -361,7 +362,7 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 	}
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
 		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: server.NewReviews(k.deps.Client, k.config.NodeName), Stats: reader.Summary,
-		Metrics: registry, Resource: reader.Resource, Configz: k.config, Log: k.log,
+		Metrics: registry, Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: k.config, Log: k.log,
 	})
 	if err != nil {
 		return err

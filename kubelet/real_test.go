@@ -84,12 +84,13 @@ const busybox = "example.com/busybox:1"
 // machine is a node with real containers.
 type machine struct {
 	testing.TB
-	api    *kubelettest.API
-	cri    *cri.Client
-	config Config
-	certs  certs
-	runs   *Kubelet
-	stop   func()
+	api     *kubelettest.API
+	network *bareNetwork
+	cri     *cri.Client
+	config  Config
+	certs   certs
+	runs    *Kubelet
+	stop    func()
 }
 
 func newMachine(t testing.TB) *machine {
@@ -129,7 +130,7 @@ func newMachine(t testing.TB) *machine {
 	up, down := make(chan struct{}), make(chan error, 1)
 	go func() { down <- runtime.Run(ctx, func() { close(up) }) }()
 	<-up
-	m := &machine{TB: t, api: kubelettest.NewAPI(), cri: cri.InProcess(runtime), certs: newCerts(t)}
+	m := &machine{TB: t, api: kubelettest.NewAPI(), network: network, cri: cri.InProcess(runtime), certs: newCerts(t)}
 	m.config = Defaults()
 	m.config.NodeName, m.config.NodeIPs, m.config.Address, m.config.Port = "n1", []string{"127.0.0.1"}, "127.0.0.1", freePort(t)
 	m.config.HealthzPort, m.config.CSIDrivers, m.config.DevicePlugins, m.config.DynamicResources = 0, false, false, false

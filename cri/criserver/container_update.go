@@ -31,6 +31,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	defer c.forgetLimits() // also those of an update that failed half-way
 	if err := c.update(ctx, limits); err != nil {
 		return nil, err
 	}
@@ -88,9 +89,11 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 // is the kubelet's, which has changed it; a sandbox has nothing of its own to
 // limit.
 func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	if _, err := s.findSandbox(r.GetPodSandboxId()); err != nil {
+	sb, err := s.findSandbox(r.GetPodSandboxId())
+	if err != nil {
 		return nil, err
 	}
+	sb.forgetLimits()
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 

@@ -129,12 +129,12 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 		Username: a.GetUsername(), Password: a.GetPassword(), Basic: a.GetAuth(),
 		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
 	}, Later: true})
-	if err != nil {
-		return nil, imageError(err)
-	}
-	select {
+	select { // also after a pull that was broken off: layers are left of it
 	case s.pulled <- struct{}{}:
 	default: // it is due already
+	}
+	if err != nil {
+		return nil, imageError(err)
 	}
 	s.log.Info("image pulled", "image", r.GetImage().GetImage(), "id", im.ID)
 	return &runtimeapi.PullImageResponse{ImageRef: im.ID}, nil

@@ -85,6 +85,8 @@ type Server struct {
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
 	names      map[string]string // reserved names -> ID
+
+	layers layers
 }
 
 // maxRunDir leaves room for a shim's directory and socket in a socket address.
@@ -147,6 +149,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer stopStreams()
+	// It ends after the socket, however Run ends: what was pulled until then is settled.
+	settling, settled := context.WithCancel(s.lasting)
+	defer settled()
 	stopSocket, err := s.serveSocket(failed)
 	if err != nil {
 		return err
@@ -156,7 +161,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.serving = true
 	s.mu.Unlock()
 	ready()
-	s.background.Go(func() { s.settle(ctx) })
+	s.background.Go(func() { s.settle(settling) })
 	select {
 	case <-ctx.Done():
 		return ctx.Err()

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/linux/cgroupmetrics"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/shim"
 )
@@ -52,6 +53,10 @@ type sandbox struct {
 	// leaving says that the shim's end is wanted.
 	leaving bool
 	usage   cpuSample
+	// group is the pod's cgroup, opened when it is first asked for, and given
+	// its limits.
+	group *cgroup.Group
+	given *cgroupmetrics.Given
 }
 
 // containerRecord is what container.json holds.
@@ -99,6 +104,10 @@ type container struct {
 	pid   int
 	group *cgroup.Group
 	usage cpuSample
+	// layer is what it had written to its root file system, in bytes, when
+	// somebody measured that last; nil: nobody has.
+	layer *uint64
+	given *cgroupmetrics.Given // the cgroup's limits
 }
 
 // state is derived: nothing else can disagree with it.

@@ -108,6 +108,7 @@ func (s *Server) measure(c *container) (*runtimeapi.ContainerStats, error) {
 		return nil, err
 	}
 	out.WritableLayer = s.filesystemUsage(layer)
+	c.setLayer(layer)
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return out, nil
 	}

@@ -6,7 +6,7 @@
 //	GET      /containerLogs/<ns>/<pod>/<container>   follow, previous, tailLines, sinceSeconds, sinceTime, timestamps, limitBytes, stream
 //	GET,POST /exec, /attach/<ns>/<pod>[/<uid>]/<container>, /portForward/<ns>/<pod>[/<uid>]
 //	POST     /run/<ns>/<pod>[/<uid>]/<container>?cmd=
-//	GET      /stats/summary, /metrics, /metrics/resource, /configz
+//	GET      /stats/summary, /metrics, /metrics/resource, /metrics/cadvisor, /configz
 //
 // Exec, attach and port-forward sessions are passed on to the URL that the runtime names, and the kubelet does not look
 // into them, but for the protocols that package stream brings to runtimes which do not know them.
@@ -22,13 +22,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -57,6 +60,8 @@ type Deps struct {
 	Metrics prometheus.Gatherer
 	// Resource is what /metrics/resource shows.
 	Resource func(ctx context.Context) (prometheus.Gatherer, error)
+	// Cadvisor writes what /metrics/cadvisor shows, in Prometheus' text format.
+	Cadvisor func(ctx context.Context, w io.Writer) error
 	Configz  any
 	Log      *slog.Logger
 }
@@ -155,6 +160,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /stats/summary", "stats", s.summary)
 	handle("GET /metrics", "metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	handle("GET /metrics/resource", "metrics", s.resource)
+	handle("GET /metrics/cadvisor", "metrics", s.cadvisor)
 	fine("GET /configz", "configz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"kubeletconfig": s.Configz})
 	})
@@ -242,6 +248,44 @@ func (s *Server) resource(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	promhttp.HandlerFor(g, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+}
+
+// cadvisor sends thousands of lines that differ little: compressed they are a thirtieth. What cannot be sent is for nobody to see any more.
+func (s *Server) cadvisor(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	w.Header().Set("Vary", "Accept-Encoding")
+	out := io.Writer(w)
+	if acceptsGzip(r.Header.Get("Accept-Encoding")) {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := compressors.Get().(*gzip.Writer)
+		z.Reset(w)
+		defer func() {
+			z.Close()
+			compressors.Put(z)
+		}()
+		out = z
+	}
+	if err := s.Cadvisor(r.Context(), out); err != nil {
+		s.Log.Debug("metrics are not sent", "err", err)
+	}
+}
+
+// compressors take more than a megabyte each.
+var compressors = sync.Pool{New: func() any {
+	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // there is such a level
+	return z
+}}
+
+// acceptsGzip reads an Accept-Encoding: "gzip, deflate;q=0.5".
+func acceptsGzip(header string) bool {
+	for _, part := range strings.Split(header, ",") {
+		name, q, _ := strings.Cut(part, ";")
+		if strings.TrimSpace(name) == "gzip" {
+			q = strings.ReplaceAll(q, " ", "")
+			return q != "q=0" && strings.Trim(q, "0.") != "q="
+		}
+	}
+	return false
 }
 
 func answer(w http.ResponseWriter, v any) {

@@ -22,6 +22,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -193,7 +194,7 @@ func TestSessionsNeedCreate(t *testing.T) {
 	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
 	for _, c := range []struct{ method, path, upgrade, want string }{
 		{"GET", "/exec/ns/a/app", "websocket", "create nodes/proxy"}, {"POST", "/exec/ns/a/app", "", "create nodes/proxy"},
-		{"GET", "/stats/summary", "", "get nodes/stats"}, {"GET", "/metrics", "", "get nodes/metrics"}, {"GET", "/containerLogs/ns/a/app", "", "get nodes/proxy"},
+		{"GET", "/stats/summary", "", "get nodes/stats"}, {"GET", "/metrics", "", "get nodes/metrics"}, {"GET", "/metrics/cadvisor", "", "get nodes/metrics"}, {"GET", "/containerLogs/ns/a/app", "", "get nodes/proxy"},
 	} {
 		r := httptest.NewRequest(c.method, c.path, nil)
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
@@ -279,6 +280,35 @@ func TestTokens(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestCadvisor: what Prometheus is sent is compressed if it can read that, and the same.
+func TestCadvisor(t *testing.T) {
+	const text = "container_last_seen 1\n"
+	s := &Server{Deps: Deps{Cadvisor: func(_ context.Context, w io.Writer) error {
+		_, err := io.WriteString(w, text)
+		return err
+	}}}
+	for accepts, want := range map[string]bool{"": false, "gzip": true, "deflate, gzip;q=0.5": true, "gzip; q=0": false, "gzip;q=0.000": false, "identity, xgzip": false} {
+		r, w := httptest.NewRequest("GET", "/metrics/cadvisor", nil), httptest.NewRecorder()
+		r.Header.Set("Accept-Encoding", accepts)
+		s.cadvisor(w, r)
+		got := w.Result()
+		if compressed := got.Header.Get("Content-Encoding") == "gzip"; compressed != want || got.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
+			t.Errorf("%q: %v", accepts, got.Header)
+		}
+		body := io.Reader(w.Body)
+		if want {
+			z, err := gzip.NewReader(w.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body = z
+		}
+		if b, err := io.ReadAll(body); err != nil || string(b) != text {
+			t.Errorf("%q: %q, %v", accepts, b, err)
+		}
+	}
 }
 
 func TestHealthzNeedsNoCredentials(t *testing.T) {

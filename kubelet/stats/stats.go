@@ -1,5 +1,5 @@
-// Package stats says what the node and its pods use: the summary API (stats/v1alpha1) and the resource metrics. It
-// replaces upstream's kubelet/server/stats and cAdvisor; pods' figures are the runtime's.
+// Package stats says what the node and its pods use: the summary API (stats/v1alpha1), the resource metrics and
+// cAdvisor's. It replaces upstream's kubelet/server/stats and cAdvisor; pods' figures are the runtime's.
 //
 // Nothing is sampled in the background: each request reads, volumes at most once a minute, and rates (usageNanoCores) are the runtime's where it gives
 // them, else the difference from the request before.
@@ -32,12 +32,16 @@ type Reader struct {
 	CRI  *cri.Client
 	Node string
 	Root string // the kubelet's folder
-	Pods func() []*corev1.Pod
+	// CgroupRoot is above kubepods: "" or "/some/path".
+	CgroupRoot string
+	Pods       func() []*corev1.Pod
 	// Volumes measures pods' volumes.
 	Volumes *Volumes
 
 	mu   sync.Mutex
 	last cpuSample
+
+	links links
 }
 
 type cpuSample struct {
