@@ -118,10 +118,12 @@ func (w *worker) foldersDown(ctx context.Context, pod *corev1.Pod, _ *View) (boo
 	if !w.jobs.stop(mountJob) {
 		return false, nil
 	}
-	if slow, err := w.Volumes.Slow(pod.UID); err != nil || !slow {
-		return true, errors.Join(err, w.Volumes.Down(ctx, pod.UID))
-	}
 	const unmountJob = "unmount"
+	if exists, _, _ := w.jobs.state(unmountJob); !exists { // else it has unmounted by now, and may still be removing
+		if slow, err := w.Volumes.Slow(pod.UID); err != nil || !slow {
+			return true, errors.Join(err, w.Volumes.Down(ctx, pod.UID))
+		}
+	}
 	done, err := w.jobs.do(ctx, unmountJob, func(ctx context.Context) error { return w.Volumes.Down(ctx, pod.UID) })
 	if done {
 		w.jobs.forget(unmountJob)
