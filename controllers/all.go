@@ -27,6 +27,7 @@ import (
 	"github.com/yare-dev/yare/controllers/pvcprotection"
 	"github.com/yare-dev/yare/controllers/pvprotection"
 	"github.com/yare-dev/yare/controllers/replicaset"
+	"github.com/yare-dev/yare/controllers/resourceclaim"
 	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
@@ -126,5 +127,5 @@ func List(d Deps) []*reconcile.Controller {
 	if d.LocalVolumes {
 		list = append(list, localvolume.New(d.Deps))
 	}
-	return append(list, ephemeralvolume.New(d.Deps))
+	return append(list, ephemeralvolume.New(d.Deps), resourceclaim.New(d.Deps))
 }
