@@ -42,6 +42,9 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 			if now.Status.QOSClass == "" {
 				now.Status.QOSClass = old.Status.QOSClass
 			}
+			if old.Status.NodeAllocatableResourceClaimStatuses == nil {
+				now.Status.NodeAllocatableResourceClaimStatuses = nil // an alpha feature of upstream, off by default there
+			}
 		},
 		Warn:    func(p, old *corev1.Pod) []string { return podspec.Warnings(&p.Spec, field.NewPath("spec")) },
 		Fields:  podFields,

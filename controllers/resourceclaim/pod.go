@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
@@ -151,11 +152,13 @@ func newClaim(p *corev1.Pod, entry *corev1.PodResourceClaim, t *resourcev1.Resou
 const longest = 57
 
 // prefix returns what the name of a claim begins with. The API server cuts what is too long at its end, which would leave nothing of the
-// entry's name: hence both are cut here, each by its share.
+// entry's name: hence both are cut here, each by its share. What is left of the pod's name is not empty and does not end in a dot, either of which would
+// make a name that is refused.
 func prefix(pod, entry string) string {
 	s := pod + "-" + entry + "-"
 	if n := len(s); n > longest {
-		s = pod[:len(pod)*longest/n] + "-" + entry[:len(entry)*longest/n] + "-"
+		pod = strings.TrimRight(pod[:max(1, len(pod)*longest/n)], ".-")
+		s = pod + "-" + entry[:len(entry)*longest/n] + "-"
 	}
 	return s
 }

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -121,13 +122,18 @@ func TestPrefix(t *testing.T) {
 	long := strings.Repeat("p", 253)
 	for _, x := range [][3]string{
 		{"pod", "gpu", "pod-gpu-"},
+		{"a.b", strings.Repeat("e", 63), "a-" + strings.Repeat("e", 52) + "-"},
 		{strings.Repeat("p", 51), "gpus", strings.Repeat("p", 51) + "-gpus-"},
 		{strings.Repeat("p", 52), "gpus", strings.Repeat("p", 51) + "-gpu-"},
 		{long, "g", strings.Repeat("p", 56) + "--"},
 		{long, strings.Repeat("e", 63), strings.Repeat("p", 45) + "-" + strings.Repeat("e", 11) + "-"},
-		{"p", strings.Repeat("e", 63), "-" + strings.Repeat("e", 54) + "-"},
+		{"a." + long[2:], "g", "a." + strings.Repeat("p", 54) + "--"},
+		{"p", strings.Repeat("e", 63), "p-" + strings.Repeat("e", 54) + "-"},
 	} {
 		got := prefix(x[0], x[1])
+		if bad := apivalidation.NameIsDNSSubdomain(got+"xxxxx", false); len(bad) > 0 {
+			t.Errorf("%s, %s: a name like %sxxxxx is refused: %v", x[0], x[1], got, bad)
+		}
 		if got != x[2] || len(got) > longest+1 {
 			t.Errorf("%s, %s: %s (%d), want %s", x[0], x[1], got, len(got), x[2])
 		}

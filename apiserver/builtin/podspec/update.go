@@ -185,6 +185,7 @@ func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 			errs = append(errs, texts(at.Child("Type"), string(c.Type), validation.IsQualifiedName(string(c.Type)))...)
 		}
 	}
+	errs = append(errs, claimStatuses(now, old, path)...)
 	if was := old.Status.QOSClass; was != "" && now.Status.QOSClass != was {
 		errs = append(errs, field.Invalid(path.Child("qosClass"), now.Status.QOSClass, "field is immutable"))
 	}
