@@ -72,15 +72,18 @@ func (c controller) generate(ctx context.Context, log *slog.Logger, p *corev1.Po
 			continue
 		}
 		name, err := c.claimFor(ctx, p, entry)
-		switch {
-		case err != nil && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		if err == nil {
+			if name != "" {
+				log.Debug("claim for pod", "entry", entry.Name, "claim", name)
+				made[entry.Name] = name
+			}
+			continue
+		}
+		if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 			c.Events.Event(p, corev1.EventTypeWarning, "FailedResourceClaimCreation", fmt.Sprintf("PodResourceClaim %s: %v", entry.Name, err))
-			fallthrough
-		case err != nil:
+		}
+		if _, waits := errors.AsType[noTemplate](err); !waits {
 			errs = append(errs, fmt.Errorf("claim %s: %w", entry.Name, err))
-		case name != "":
-			log.Debug("claim for pod", "entry", entry.Name, "claim", name)
-			made[entry.Name] = name
 		}
 	}
 	if len(made) > 0 {
@@ -92,6 +95,9 @@ func (c controller) generate(ctx context.Context, log *slog.Logger, p *corev1.Po
 	}
 	return p, errors.Join(errs...)
 }
+
+// noTemplate is the lack of a template. It is not tried again: the pod is woken when the template comes.
+type noTemplate struct{ error }
 
 // claimFor makes the claim of an entry. It returns its name if the pod's status does not have it yet.
 func (c controller) claimFor(ctx context.Context, p *corev1.Pod, entry *corev1.PodResourceClaim) (string, error) {
@@ -122,7 +128,11 @@ func (c controller) claimFor(ctx context.Context, p *corev1.Pod, entry *corev1.P
 	template := *entry.ResourceClaimTemplateName
 	t, err := client.Get[*resourcev1.ResourceClaimTemplate](ctx, c.Client, api.Key{Namespace: p.Namespace, Name: template})
 	if err != nil {
-		return "", fmt.Errorf("resource claim template %q: %w", template, err)
+		err = fmt.Errorf("resource claim template %q: %w", template, err)
+		if apierrors.IsNotFound(err) {
+			err = noTemplate{err}
+		}
+		return "", err
 	}
 	claim, err := client.Create(ctx, c.Client, newClaim(p, entry, t))
 	if err != nil {
