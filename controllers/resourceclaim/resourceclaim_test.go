@@ -424,6 +424,66 @@ func TestAllocatedInBetween(t *testing.T) {
 	})
 }
 
+// A controller that begins puts right what happened while none ran.
+func TestBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		rt.Create(t, c, template("t"))
+		own := func(name string, p *corev1.Pod) {
+			claim := &resourcev1.ResourceClaim{ObjectMeta: meta(name)}
+			claim.Annotations = map[string]string{resourcev1.PodResourceClaimAnnotation: "x"}
+			claim.OwnerReferences = []metav1.OwnerReference{*reconcile.ControllerRef(p)}
+			rt.Create(t, c, claim)
+		}
+		rt.Create(t, c, &resourcev1.ResourceClaim{ObjectMeta: meta("stale")})
+		gone := pod("gone", "n1")
+		gone.UID = "gone"
+		allocate(t, c, "stale", gone)
+		ended := rt.Create(t, c, pod("ended", "n1", byTemplate("x", "t")))
+		own("ended-x-1", ended)
+		allocate(t, c, "ended-x-1", ended)
+		finish(t, c, ended, corev1.PodFailed)
+		own("begun-x-1", rt.Create(t, c, pod("begun", "", byTemplate("x", "t"))))
+		rt.Create(t, c, pod("fresh", "", byTemplate("x", "t")))
+		d := rt.Deps(t, c)
+		rt.Start(t, d, New(d))
+		want(t, c, "stale", "free", "of a pod that is gone")
+		want(t, c, "ended-x-1", "gone", "of a pod that has ended")
+		if claim := made(t, c, "begun", "x"); claim == nil || claim.Name != "begun-x-1" {
+			t.Errorf("a claim that was not recorded: %+v", claim)
+		}
+		if made(t, c, "fresh", "x") == nil {
+			t.Error("no claim was made")
+		}
+	})
+}
+
+// lagging is a client that knows of no pods yet but when it asks the server.
+type lagging struct {
+	client.Client
+	pods bool
+}
+
+func (l *lagging) Get(ctx context.Context, k *api.Kind, key api.Key) (api.Object, error) {
+	if k == api.PodKind && !l.pods && !client.IsLive(ctx) {
+		return nil, apierrors.NewNotFound(k.GroupResource(), key.Name)
+	}
+	return l.Client.Get(ctx, k, key)
+}
+
+// A claim that is seen before its pod is not taken from it.
+func TestLagging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		slow := &lagging{Client: c}
+		d := rt.Deps(t, slow)
+		rt.Start(t, d, New(d))
+		rt.Create(t, c, &resourcev1.ResourceClaim{ObjectMeta: meta("x")})
+		allocate(t, c, "x", rt.Create(t, c, pod("p", "n1", byName("x", "x"))))
+		want(t, c, "x", "allocated p held", "whose pod is not known yet")
+	})
+}
+
 // Pods without claims, and heartbeats of others, wake nobody.
 func TestWakes(t *testing.T) {
 	base := pod("p", "n1", byTemplate("x", "t"))
