@@ -3,6 +3,7 @@ package devicetainteviction
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -103,9 +104,9 @@ func (c *controller) runRule(ctx context.Context, name string) (reconcile.Result
 }
 
 // findings are what a rule is about.
-type findings struct{ devices, pods, namespaces int }
+type findings struct{ published, allocated, pods, namespaces int }
 
-// survey counts the allocated devices that the rule taints, and the pods that it evicts or, if its effect was NoExecute, would.
+// survey counts the devices that the rule taints, and the pods that it evicts or, if its effect was NoExecute, would.
 func (c *controller) survey(ctx context.Context, r *resourcev1.DeviceTaintRule) (f findings, err error) {
 	claims, err := client.List[*resourcev1.ResourceClaim](ctx, c.Client, client.Query{})
 	if err != nil {
@@ -115,9 +116,10 @@ func (c *controller) survey(ctx context.Context, r *resourcev1.DeviceTaintRule) 
 	as.Spec.Taint.Effect = resourcev1.DeviceTaintEffectNoExecute
 	rules := []*resourcev1.DeviceTaintRule{as}
 	nothing := func(device) []resourcev1.DeviceTaint { return nil }
+	f.published = c.pools.selected(r)
 	pods, namespaces := sets.New[*corev1.Pod](), sets.New[string]()
 	for _, claim := range claims {
-		f.devices += selected(r, claim)
+		f.allocated += selected(r, claim)
 		if !reserved(claim) {
 			continue
 		}
@@ -139,28 +141,31 @@ func (c *controller) survey(ctx context.Context, r *resourcev1.DeviceTaintRule) 
 	return f, nil
 }
 
-// condition is what a rule's status says of f.
+// condition is what a rule's status says of f, in upstream's words.
 func (f findings) condition(effect resourcev1.DeviceTaintEffect, evicted int) metav1.Condition {
 	c := metav1.Condition{Type: resourcev1.DeviceTaintConditionEvictionInProgress, Status: metav1.ConditionFalse}
-	since := fmt.Sprintf("%s evicted since starting the controller.", number(evicted, "pod"))
+	pods, where := number(f.pods, "pod"), number(f.namespaces, "different namespace")
+	if f.namespaces == 1 {
+		where = "1 namespace"
+	}
 	switch {
 	case effect == resourcev1.DeviceTaintEffectNone:
 		c.Reason = "NoEffect"
-		c.Message = fmt.Sprintf("%s selected. %s would be evicted in %s if the effect was NoExecute. This information will not be updated again. "+
-			"Recreate the DeviceTaintRule to trigger an update.", number(f.devices, "allocated device"), number(f.pods, "pod"), number(f.namespaces, "namespace"))
+		c.Message = fmt.Sprintf("%s selected. %s selected. %s would be evicted in %s if the effect was NoExecute. This information will not be updated again. "+
+			"Recreate the DeviceTaintRule to trigger an update.", number(f.published, "published device"), number(f.allocated, "allocated device"), pods, where)
 	case effect != resourcev1.DeviceTaintEffectNoExecute:
-		c.Reason, c.Message = "OtherEffect", fmt.Sprintf("The effect %s evicts no pods.", effect)
-	case f.pods > 0:
-		need := "need"
-		if f.pods == 1 {
-			need = "needs"
-		}
-		c.Status, c.Reason = metav1.ConditionTrue, "PodsPendingEviction"
-		c.Message = fmt.Sprintf("%s %s to be evicted in %s. %s", number(f.pods, "pod"), need, number(f.namespaces, "namespace"), since)
+		c.Reason, c.Message = "OtherEffect", "Eviction only happens for the NoExecute effect."
+	case f.pods == 1:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "PodsPendingEviction", fmt.Sprintf("1 pod needs to be evicted in %s.", where)
+	case f.pods > 1:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "PodsPendingEviction", fmt.Sprintf("%s need to be evicted in %s.", pods, where)
 	case evicted > 0:
-		c.Reason, c.Message = "Completed", since
+		c.Reason = "Completed"
 	default:
-		c.Reason, c.Message = "NotStarted", since
+		c.Reason = "NotStarted"
+	}
+	if evicted > 0 {
+		c.Message = strings.TrimSpace(c.Message + " " + number(evicted, "pod") + " evicted since starting the controller.")
 	}
 	return c
 }

@@ -79,6 +79,22 @@ func (p *pools) taints(d device) (out []resourcev1.DeviceTaint) {
 	return out
 }
 
+// selected is how many of the devices that drivers offer the rule taints.
+func (p *pools) selected(r *resourcev1.DeviceTaintRule) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for of, list := range p.slices {
+		for _, s := range list {
+			for i := range s.Spec.Devices {
+				if taints(r, device{of, s.Spec.Devices[i].Name}) {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
 // taints says whether the rule puts its taint on the device. One without a selector does so on none, one with an empty selector on all.
 func taints(r *resourcev1.DeviceTaintRule, d device) bool {
 	s := r.Spec.DeviceSelector

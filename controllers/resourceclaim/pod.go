@@ -148,11 +148,14 @@ func newClaim(p *corev1.Pod, entry *corev1.PodResourceClaim, t *resourcev1.Resou
 		annotations = map[string]string{}
 	}
 	annotations[resourcev1.PodResourceClaimAnnotation] = entry.Name
+	// A pod that is deleted in the foreground does not wait for its claims, which wait for its end.
+	owner := reconcile.ControllerRef(p)
+	owner.BlockOwnerDeletion = nil
 	return &resourcev1.ResourceClaim{
 		TypeMeta: metav1.TypeMeta{APIVersion: resourcev1.SchemeGroupVersion.String(), Kind: "ResourceClaim"},
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: p.Namespace, GenerateName: prefix(p.Name, entry.Name), Labels: maps.Clone(t.Spec.Labels), Annotations: annotations,
-			OwnerReferences: []metav1.OwnerReference{*reconcile.ControllerRef(p)},
+			OwnerReferences: []metav1.OwnerReference{*owner},
 		},
 		Spec: *t.Spec.Spec.DeepCopy(),
 	}

@@ -170,7 +170,7 @@ func TestGenerate(t *testing.T) {
 		if one == nil || two == nil || one.Name == two.Name {
 			t.Fatalf("claims %+v, %+v", one, two)
 		}
-		if !strings.HasPrefix(one.Name, "p-one-") || !metav1.IsControlledBy(one, p) || !*one.OwnerReferences[0].BlockOwnerDeletion || one.Labels["a"] != "b" ||
+		if !strings.HasPrefix(one.Name, "p-one-") || !metav1.IsControlledBy(one, p) || one.OwnerReferences[0].BlockOwnerDeletion != nil || one.Labels["a"] != "b" ||
 			one.Annotations["c"] != "d" || one.Annotations[resourcev1.PodResourceClaimAnnotation] != "one" || one.Spec.Devices.Requests[0].Name != "gpu" {
 			t.Errorf("claim %+v", one)
 		}

@@ -1,7 +1,6 @@
 package podspec
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -56,7 +55,13 @@ func (v *check) usedClaims(used []corev1.ResourceClaim, path *field.Path) (errs 
 			errs = append(errs, texts(at.Child("request"), c.Request, validation.IsDNS1123Label(c.Request))...)
 			name += "/" + c.Request
 		}
-		if seen.Has(name) {
+		// A claim as a whole and one of its requests overlap.
+		switch {
+		case seen.Has(c.Name):
+			errs = append(errs, field.Duplicate(at, c.Name))
+		case seen.Has(name):
+			errs = append(errs, field.Duplicate(at, name))
+		case c.Request == "" && slices.ContainsFunc(used[:i], func(o corev1.ResourceClaim) bool { return o.Name == name }):
 			errs = append(errs, field.Duplicate(at, name))
 		}
 		seen.Insert(name)
@@ -110,33 +115,99 @@ func claimStatuses(now, old *corev1.Pod, path *field.Path) (errs field.ErrorList
 }
 
 // extendedClaim checks which request of the claim each container has for each of its extended resources.
-func extendedClaim(s *corev1.PodExtendedResourceClaimStatus, spec *corev1.PodSpec, path *field.Path) field.ErrorList {
-	errs := texts(path.Child("resourceClaimName"), s.ResourceClaimName, isName(s.ResourceClaimName))
+func extendedClaim(s *corev1.PodExtendedResourceClaimStatus, spec *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	mappings := path.Child("requestMappings")
 	if len(s.RequestMappings) == 0 {
-		errs = append(errs, field.Required(mappings, ""))
+		errs = append(errs, field.Required(mappings, "at least one request mapping is required"))
 	}
 	for i, m := range s.RequestMappings {
 		at := mappings.Index(i)
-		var of *corev1.Container
-		for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
-			for j := range list {
-				if list[j].Name == m.ContainerName {
-					of = &list[j]
-				}
+		if of := containerCalled(spec, m.ContainerName); of == nil {
+			errs = append(errs, field.Invalid(at.Child("containerName"), m.ContainerName, "must match the name of an entry in spec.initContainers.name or spec.containers.name"))
+		} else if _, asked := of.Resources.Requests[corev1.ResourceName(m.ResourceName)]; !asked {
+			errs = append(errs, field.Invalid(at.Child("resourceName"), m.ResourceName, "must match the extended resource name of an entry in "+
+				"spec.initContainers.resources.requests or spec.containers.resources.requests"))
+		}
+		errs = append(errs, texts(path.Child("requestName"), m.RequestName, validation.IsDNS1123Label(m.RequestName))...)
+		if slices.Contains(s.RequestMappings[:i], m) {
+			errs = append(errs, field.Duplicate(at.Child("containerName"), m.ContainerName), field.Duplicate(at.Child("resourceName"), m.ResourceName),
+				field.Duplicate(at.Child("requestName"), m.RequestName))
+		}
+	}
+	at := path.Child("resourceClaimName")
+	if s.ResourceClaimName == "" {
+		return append(errs, field.Required(at, ""))
+	}
+	return append(errs, texts(at, s.ResourceClaimName, isName(s.ResourceClaimName))...)
+}
+
+func containerCalled(spec *corev1.PodSpec, name string) *corev1.Container {
+	for _, list := range [][]corev1.Container{spec.Containers, spec.InitContainers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
 			}
 		}
-		if of == nil {
-			errs = append(errs, field.Invalid(at.Child("containerName"), m.ContainerName,
-				"must match the name of an entry in `spec.initContainers.name` or `spec.containers.name`"))
-		} else if _, asked := of.Resources.Requests[corev1.ResourceName(m.ResourceName)]; !asked {
-			errs = append(errs, field.Invalid(at.Child("resourceName"), m.ResourceName,
-				fmt.Sprintf("must be a resource that container %q requests", m.ContainerName)))
+	}
+	return nil
+}
+
+// claimPrefix begins what the health of a claim's devices is told under, "claim:NAME" or "claim:NAME/REQUEST".
+const claimPrefix = "claim:"
+
+// deviceHealth checks what statuses of containers say of the devices that these have.
+func deviceHealth(statuses []corev1.ContainerStatus, containers []corev1.Container, extended *corev1.PodExtendedResourceClaimStatus, path *field.Path) (errs field.ErrorList) {
+	for i := range statuses {
+		s := &statuses[i]
+		at := path.Index(i).Child("allocatedResourcesStatus")
+		k := slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == s.Name })
+		for j := range s.AllocatedResourcesStatus {
+			r, at := &s.AllocatedResourcesStatus[j], at.Index(j)
+			if k >= 0 && !has(&containers[k], r.Name, extended) {
+				why := "must match one of the container's resource requests"
+				if strings.HasPrefix(string(r.Name), claimPrefix) {
+					why = "must match one of the container's resource claims as 'claim:<claimName>/<requestName>' when container.resources.claims[*].request is set or 'claim:<claimName>' when it is empty"
+				}
+				errs = append(errs, field.Invalid(at.Child("name"), r.Name, why))
+			}
+			errs = append(errs, healths(r.Resources, at.Child("resources"))...)
 		}
-		errs = append(errs, texts(at.Child("requestName"), m.RequestName, validation.IsDNS1123Label(m.RequestName))...)
-		if slices.Contains(s.RequestMappings[:i], m) {
-			errs = append(errs, field.Duplicate(at, m.ContainerName+"/"+m.ResourceName))
+	}
+	return errs
+}
+
+// has says whether the container has resources under that name.
+func has(c *corev1.Container, name corev1.ResourceName, extended *corev1.PodExtendedResourceClaimStatus) bool {
+	claim, ok := strings.CutPrefix(string(name), claimPrefix)
+	if !ok {
+		_, asked := c.Resources.Requests[name]
+		return asked
+	}
+	claim, request, _ := strings.Cut(claim, "/")
+	if slices.Contains(c.Resources.Claims, corev1.ResourceClaim{Name: claim, Request: request}) {
+		return true
+	}
+	return extended != nil && request != "" && claim == extended.ResourceClaimName &&
+		slices.ContainsFunc(extended.RequestMappings, func(m corev1.ContainerExtendedResourceRequest) bool {
+			q, asked := c.Resources.Requests[corev1.ResourceName(m.ResourceName)]
+			return m.ContainerName == c.Name && m.RequestName == request && asked && !q.IsZero()
+		})
+}
+
+func healths(devices []corev1.ResourceHealth, path *field.Path) (errs field.ErrorList) {
+	seen := sets.New[corev1.ResourceID]()
+	for i := range devices {
+		d, at := &devices[i], path.Index(i)
+		errs = append(errs, known(at.Child("health"), d.Health, corev1.ResourceHealthStatusHealthy, corev1.ResourceHealthStatusUnhealthy, corev1.ResourceHealthStatusUnknown)...)
+		if m := d.Message; m != nil && *m == "" {
+			errs = append(errs, field.Required(at.Child("message"), "must be non-empty if specified"))
+		} else if m != nil && len(*m) > corev1.ResourceHealthMessageMaxLength {
+			errs = append(errs, field.TooLong(at.Child("message"), *m, corev1.ResourceHealthMessageMaxLength))
 		}
+		if seen.Has(d.ResourceID) {
+			errs = append(errs, field.Duplicate(at.Child("resourceID"), d.ResourceID))
+		}
+		seen.Insert(d.ResourceID)
 	}
 	return errs
 }

@@ -186,6 +186,9 @@ func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 		}
 	}
 	errs = append(errs, claimStatuses(now, old, path)...)
+	extended := now.Status.ExtendedResourceClaimStatus
+	errs = append(errs, deviceHealth(now.Status.ContainerStatuses, old.Spec.Containers, extended, path.Child("containerStatuses"))...)
+	errs = append(errs, deviceHealth(now.Status.InitContainerStatuses, old.Spec.InitContainers, extended, path.Child("initContainerStatuses"))...)
 	if was := old.Status.QOSClass; was != "" && now.Status.QOSClass != was {
 		errs = append(errs, field.Invalid(path.Child("qosClass"), now.Status.QOSClass, "field is immutable"))
 	}
