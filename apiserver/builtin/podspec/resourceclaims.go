@@ -50,27 +50,31 @@ func (v *check) usedClaims(used []corev1.ResourceClaim, path *field.Path) (errs 
 			errs = append(errs, field.Required(at, ""))
 			continue
 		}
-		name := c.Name
-		if c.Request != "" {
-			errs = append(errs, texts(at.Child("request"), c.Request, validation.IsDNS1123Label(c.Request))...)
-			name += "/" + c.Request
+		if seen.Has(c.Name) {
+			errs = append(errs, field.Duplicate(at, c.Name)) // its requests are there already
+		} else {
+			errs = append(errs, usedClaim(used[:i], c, seen, at)...)
 		}
-		// A claim as a whole and one of its requests overlap.
-		switch {
-		case seen.Has(c.Name):
-			errs = append(errs, field.Duplicate(at, c.Name))
-		case seen.Has(name):
-			errs = append(errs, field.Duplicate(at, name))
-		case c.Request == "" && slices.ContainsFunc(used[:i], func(o corev1.ResourceClaim) bool { return o.Name == name }):
-			errs = append(errs, field.Duplicate(at, name))
-		}
-		seen.Insert(name)
 		if !hasClaim(v.spec, c.Name) {
 			unknown := field.NotFound(at, c.Name)
 			unknown.Detail = "must be one of the names in pod.spec.resourceClaims" + namesOf(v.spec.ResourceClaims)
 			errs = append(errs, unknown)
 		}
 	}
+	return errs
+}
+
+// usedClaim checks a claim, or a request of it, beside those before. A claim as a whole and one of its requests overlap.
+func usedClaim(before []corev1.ResourceClaim, c corev1.ResourceClaim, seen sets.Set[string], at *field.Path) (errs field.ErrorList) {
+	name := c.Name
+	if c.Request != "" {
+		errs = append(errs, texts(at.Child("request"), c.Request, validation.IsDNS1123Label(c.Request))...)
+		name += "/" + c.Request
+	}
+	if seen.Has(name) || c.Request == "" && slices.ContainsFunc(before, func(o corev1.ResourceClaim) bool { return o.Name == name }) {
+		errs = append(errs, field.Duplicate(at, name))
+	}
+	seen.Insert(name)
 	return errs
 }
 
