@@ -10,6 +10,7 @@ import (
 	"github.com/yare-dev/yare/controllers/cronjob"
 	"github.com/yare-dev/yare/controllers/daemonset"
 	"github.com/yare-dev/yare/controllers/deployment"
+	"github.com/yare-dev/yare/controllers/devicetainteviction"
 	"github.com/yare-dev/yare/controllers/disruption"
 	"github.com/yare-dev/yare/controllers/endpoints"
 	"github.com/yare-dev/yare/controllers/endpointslice"
@@ -27,6 +28,7 @@ import (
 	"github.com/yare-dev/yare/controllers/pvcprotection"
 	"github.com/yare-dev/yare/controllers/pvprotection"
 	"github.com/yare-dev/yare/controllers/replicaset"
+	"github.com/yare-dev/yare/controllers/resourceclaim"
 	"github.com/yare-dev/yare/controllers/resourcequota"
 	"github.com/yare-dev/yare/controllers/rootca"
 	"github.com/yare-dev/yare/controllers/serviceaccount"
@@ -126,5 +128,5 @@ func List(d Deps) []*reconcile.Controller {
 	if d.LocalVolumes {
 		list = append(list, localvolume.New(d.Deps))
 	}
-	return append(list, ephemeralvolume.New(d.Deps))
+	return append(list, ephemeralvolume.New(d.Deps), resourceclaim.New(d.Deps), devicetainteviction.New(d.Deps))
 }

@@ -42,6 +42,14 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 			if now.Status.QOSClass == "" {
 				now.Status.QOSClass = old.Status.QOSClass
 			}
+			// Nor does one that does not know claims of devices. An empty list clears them.
+			if now.Status.ResourceClaimStatuses == nil {
+				now.Status.ResourceClaimStatuses = old.Status.ResourceClaimStatuses
+			}
+			if now.Status.ExtendedResourceClaimStatus == nil {
+				now.Status.ExtendedResourceClaimStatus = old.Status.ExtendedResourceClaimStatus
+			}
+			now.Status.NodeAllocatableResourceClaimStatuses = old.Status.NodeAllocatableResourceClaimStatuses // an alpha feature of upstream, off by default there
 		},
 		Warn:    func(p, old *corev1.Pod) []string { return podspec.Warnings(&p.Spec, field.NewPath("spec")) },
 		Fields:  podFields,
@@ -57,6 +65,9 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 	errs := podspec.Spec(&p.Spec, field.NewPath("spec"))
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && p.Spec.NodeName == "" {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "annotations").Key(corev1.MirrorPodAnnotationKey), "", "must set spec.nodeName if mirror pod annotation is set"))
+	}
+	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && len(p.Spec.ResourceClaims) > 0 {
+		errs = append(errs, field.Forbidden(field.NewPath(""), "static pods do not support resource claims"))
 	}
 	return errs
 }

@@ -122,6 +122,8 @@ func accountOf(controller string) string {
 		return "kube-apiserver-serving-clustertrustbundle-publisher"
 	case "certificatesigningrequest-signing-controller", "certificatesigningrequest-approving-controller", "certificatesigningrequest-cleaner-controller":
 		return "certificate-controller"
+	case "resourceclaim-controller":
+		return "resource-claim-controller"
 	case "podcertificaterequest-cleaner-controller":
 		return "podcertificaterequestcleaner"
 	}

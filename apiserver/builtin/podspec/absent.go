@@ -19,12 +19,10 @@ func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 			errs = append(errs, field.Forbidden(at, notHere))
 		}
 	}
-	refuse(len(s.ResourceClaims) > 0, path.Child("resourceClaims"))
 	refuse(s.Resources != nil, path.Child("resources"))
 	refuse(s.SchedulingGroup != nil, path.Child("schedulingGroup"))
 	refuse(len(s.EvictionResponders) > 0, path.Child("evictionResponders"))
 	eachContainer(s, path, func(c *corev1.Container, at *field.Path) {
-		refuse(len(c.Resources.Claims) > 0, at.Child("resources", "claims"))
 		for i := range c.VolumeMounts {
 			refuse(len(c.VolumeMounts[i].BindMountOptions) > 0, at.Child("volumeMounts").Index(i).Child("bindMountOptions"))
 		}

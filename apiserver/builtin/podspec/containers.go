@@ -66,6 +66,7 @@ func (v *check) container(c *corev1.Container, path *field.Path) (errs field.Err
 	errs = append(errs, v.mounts(c, path.Child("volumeMounts"))...)
 	errs = append(errs, v.devices(c, path.Child("volumeDevices"))...)
 	errs = append(errs, Requirements(&c.Resources, path.Child("resources"))...)
+	errs = append(errs, v.usedClaims(c.Resources.Claims, path.Child("resources", "claims"))...)
 	errs = append(errs, resizePolicies(c, v.spec.RestartPolicy, path.Child("resizePolicy"))...)
 	errs = append(errs, v.containerSecurity(c.SecurityContext, path.Child("securityContext"))...)
 	return errs

@@ -6,6 +6,7 @@
 //	containers.go  containers of each sort   probes.go   probes and lifecycle handlers
 //	env.go         environment               volumes.go, mounts.go
 //	claim.go       claims for volumes        foreignvolumes.go  what CSI drivers have taken over
+//	resourceclaims.go  claims of devices
 //	resources.go   quantities                security.go security contexts, sysctls
 //	scheduling.go  affinity, tolerations, spread
 //	absent.go      fields whose behaviour this release does not have, refused by name
@@ -51,6 +52,7 @@ func Template(t *corev1.PodTemplateSpec, path *field.Path) field.ErrorList {
 func Spec(s *corev1.PodSpec, path *field.Path) field.ErrorList {
 	v := &check{spec: s}
 	errs := v.volumes(path.Child("volumes"))
+	errs = append(errs, resourceClaims(s.ResourceClaims, path.Child("resourceClaims"))...)
 	errs = append(errs, v.allContainers(path)...)
 	errs = append(errs, v.policies(path)...)
 	errs = append(errs, v.names(path)...)

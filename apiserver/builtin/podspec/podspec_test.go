@@ -94,6 +94,7 @@ func TestWarnings(t *testing.T) {
 func FuzzSpec(f *testing.F) {
 	f.Add(`{"containers":[{"name":"a","image":"i"}]}`)
 	f.Add(`{"containers":[{"name":"a","image":"i","env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels['a']"}}}],"livenessProbe":{"grpc":{"port":1}}}],"volumes":[{"name":"v","projected":{"sources":[{}]}}]}`)
+	f.Add(`{"resourceClaims":[{"name":"a","resourceClaimName":"b"},{"name":"a"}],"containers":[{"name":"a","resources":{"claims":[{"name":"a","request":"r"},{"name":"c"}]}}]}`)
 	f.Add(`{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{}]}}},"tolerations":[{"operator":"Exists"}],"schedulingGates":[{"name":"a"}]}`)
 	f.Add(`{"securityContext":{"sysctls":[{"name":"net/a.b"}]},"hostNetwork":true,"containers":[{"resources":{"limits":{"cpu":"1.0001"}}}]}`)
 	f.Fuzz(func(t *testing.T, data string) {

@@ -185,6 +185,10 @@ func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 			errs = append(errs, texts(at.Child("Type"), string(c.Type), validation.IsQualifiedName(string(c.Type)))...)
 		}
 	}
+	errs = append(errs, claimStatuses(now, old, path)...)
+	extended := now.Status.ExtendedResourceClaimStatus
+	errs = append(errs, deviceHealth(now.Status.ContainerStatuses, old.Spec.Containers, extended, path.Child("containerStatuses"))...)
+	errs = append(errs, deviceHealth(now.Status.InitContainerStatuses, old.Spec.InitContainers, extended, path.Child("initContainerStatuses"))...)
 	if was := old.Status.QOSClass; was != "" && now.Status.QOSClass != was {
 		errs = append(errs, field.Invalid(path.Child("qosClass"), now.Status.QOSClass, "field is immutable"))
 	}
