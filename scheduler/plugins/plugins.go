@@ -29,6 +29,7 @@ const (
 	Volumes     // a claim, a volume or a storage class came or changed
 	Attachments // a volume was detached, or a node's drivers changed
 	Capacities  // what a driver has left, or whether it says so
+	Devices     // devices, their classes or taints came or changed, or devices became free
 )
 
 // Filter says which nodes can take a pod.
@@ -86,6 +87,7 @@ func Filters() []Filter {
 	return []Filter{
 		nodeUnschedulable, taintToleration, nodeAffinity, nodePorts, nodeResourcesFit,
 		volumeRestrictions, nodeVolumeLimits, volumes, volumeZone, podTopologySpread, interPodAffinity,
+		dynamicResources,
 	}
 }
 
@@ -93,7 +95,7 @@ func Filters() []Filter {
 func Scores() []Score {
 	return []Score{
 		taintTolerationScore, nodeAffinityScore, podTopologySpreadScore, interPodAffinityScore,
-		leastAllocated, balancedAllocation, imageLocality,
+		leastAllocated, balancedAllocation, imageLocality, dynamicResourcesScore,
 	}
 }
 
