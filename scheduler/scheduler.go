@@ -168,7 +168,7 @@ func (s *Scheduler) loop(ctx context.Context, ready func()) {
 // schedule places one pod and starts what has to be written.
 func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 	if len(it.pod.Spec.ResourceClaims) > 0 {
-		s.cluster.Devices.Now = now
+		s.cluster.Devices.Now, s.cluster.Devices.Ended = now, ctx.Err
 		defer func() { s.cluster.Devices.Judged = nil }()
 	}
 	p, err := s.cluster.Pod(it.pod)

@@ -26,6 +26,8 @@ type Devices struct {
 	Changed uint64
 	// Now is when the pod that is placed was taken up: what waits for a driver does so for a limited time.
 	Now time.Time
+	// Ended says why a search for devices is of no use anymore. It may be nil.
+	Ended func() error
 	// Judged is kept by plugins: what the claims of the pod that is placed can get, by node.
 	Judged any
 

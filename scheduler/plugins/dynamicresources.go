@@ -342,9 +342,7 @@ func (d *demands) search(n *corev1.Node) finding {
 		return f
 	}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), d.left)
-	defer cancel()
-	got, err := d.allocate(ctx, n)
+	got, err := d.allocate(span{begin.Add(d.left), d.c.Devices.Ended}, n)
 	d.left -= time.Since(begin)
 	switch {
 	case errors.Is(err, structured.ErrFailedAllocationOnNode):
@@ -361,6 +359,34 @@ func (d *demands) search(n *corev1.Node) finding {
 		f.allocations = got
 	}
 	return f
+}
+
+// span is the context of a search, which looks whether it has ended: no timer is needed.
+type span struct {
+	until time.Time
+	ended func() error // may be nil
+}
+
+// Deadline is part of context.Context.
+func (s span) Deadline() (time.Time, bool) { return s.until, true }
+
+// Done is part of context.Context.
+func (s span) Done() <-chan struct{} { return nil }
+
+// Value is part of context.Context.
+func (s span) Value(any) any { return nil }
+
+// Err is part of context.Context.
+func (s span) Err() error {
+	if s.ended != nil {
+		if err := s.ended(); err != nil {
+			return err
+		}
+	}
+	if !time.Now().Before(s.until) {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 // allocate searches devices for the open claims on a node.
