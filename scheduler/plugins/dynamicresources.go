@@ -51,6 +51,7 @@ var selectors = sync.OnceValue(func() *cel.Cache { return cel.NewCache(128, cel.
 // Alone of all filters it looks at the clock, to end a search that takes too long.
 var dynamicResources = Filter{
 	Name:  "DynamicResources",
+	Dear:  true,
 	Wakes: NodeAdded | NodeLabels | Devices,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		d, err := demandsOf(c, p)

@@ -38,6 +38,8 @@ type Filter struct {
 	// Local says that the check looks at the node alone (and the pods on it), and at nothing of the pod that Signature
 	// leaves out. Its outcome holds until Cluster.Changed.
 	Local bool
+	// Dear says that asking takes long: once enough nodes have passed, the others are not asked.
+	Dear bool
 	// Wakes are the changes after which a node that did not pass may.
 	Wakes Change
 	// Prepare returns the check for p, nil when p does not care. An error is a fault of p: it can be placed nowhere.
