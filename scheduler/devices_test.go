@@ -451,3 +451,33 @@ func TestDevicesAndVolumes(t *testing.T) {
 		b.expect("a", "n2", "")
 	})
 }
+
+// A pod with claims drives others off the only node that has devices for it, when there is no room, but never for devices.
+func TestDevicesAndPreemption(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(b *bench) {
+		b.deviceClass("gpu")
+		b.node(makeNode("n1"))
+		b.node(makeNode("n2"))
+		b.devices("n1", "d1")
+		b.devicesWanted("high", 1)
+		b.devicesWanted("higher", 1)
+		here := func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "n1"} }
+		b.create(makePod("low", requests("3", "1Gi"), here, important32(1)))
+		time.Sleep(time.Second)
+		b.create(makePod("high", requests("3", "1Gi"), withDevices("high"), important32(5)))
+		time.Sleep(time.Second)
+		if got := b.gone(); len(got) != 1 || got[0] != "low" {
+			t.Errorf("%v had to go", got)
+		}
+		time.Sleep(time.Minute)
+		b.expect("high", "n1", "")
+		b.expectClaim("high", "n1/d1 for high")
+		b.create(makePod("higher", requests("100m", "1Gi"), withDevices("higher"), important32(9)))
+		time.Sleep(time.Minute)
+		b.expect("higher", "", "0/2 nodes are available: 2 cannot allocate all claims.")
+		if got := b.gone(); len(got) != 0 {
+			t.Errorf("%v had to go for devices that this does not free", got)
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -22,14 +23,16 @@ type Devices struct {
 	Classes map[string]*resourcev1.DeviceClass
 	// Taken is what claims have, or were given by allocations that are being written.
 	Taken structured.AllocatedState
-	// Changed counts changes.
-	Changed uint64
+	// Changed counts changes, Grown those after which a claim may get what it could not get before.
+	Changed, Grown uint64
 	// Now is when the pod that is placed was taken up: what waits for a driver does so for a limited time.
 	Now time.Time
 	// Ended says why a search for devices is of no use anymore. It may be nil.
 	Ended func() error
 	// Judged is kept by plugins: what the claims of the pod that is placed can get, by node.
 	Judged any
+	// Barren is kept by plugins: which nodes had nothing when Grown was what it is.
+	Barren any
 
 	pending map[types.UID]*resourcev1.AllocationResult // chosen, and not known to be written yet
 	counted map[types.UID]*resourcev1.AllocationResult // what is in Taken
@@ -128,7 +131,14 @@ func (d *Devices) count(claim types.UID, want *resourcev1.AllocationResult) (fre
 	if old == want {
 		return false
 	}
+	if old != nil && want != nil && equality.Semantic.DeepEqual(old.Devices.Results, want.Devices.Results) {
+		d.counted[claim] = want // what was promised was written
+		return false
+	}
 	d.take(old, false)
+	if old != nil {
+		d.Grown++
+	}
 	if want == nil {
 		delete(d.counted, claim)
 		return true
@@ -170,12 +180,14 @@ func (d *Devices) take(a *resourcev1.AllocationResult, taken bool) {
 // SetClass takes in a class, or that it is gone.
 func (d *Devices) SetClass(c *resourcev1.DeviceClass, deleted bool) {
 	d.Changed++
+	d.Grown++
 	set(d.Classes, c.Name, c, deleted)
 }
 
 // SetSlice takes in devices of a driver, or that they are gone.
 func (d *Devices) SetSlice(s *resourcev1.ResourceSlice, deleted bool) {
 	d.Changed++
+	d.Grown++
 	d.stale = true
 	set(d.slices, s.Name, s, deleted)
 }
@@ -183,6 +195,7 @@ func (d *Devices) SetSlice(s *resourcev1.ResourceSlice, deleted bool) {
 // SetRule takes in a rule that taints devices, or that it is gone.
 func (d *Devices) SetRule(r *resourcev1.DeviceTaintRule, deleted bool) {
 	d.Changed++
+	d.Grown++
 	d.stale = true
 	set(d.rules, r.Name, r, deleted)
 }

@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -152,6 +153,7 @@ type demands struct {
 	found     map[int]finding             // by slot
 	general   structured.Allocator        // for nodes without devices of their own
 	left      time.Duration
+	barren    map[int]*corev1.Node        // by slot, known from other pods; nil if nothing is open
 	fault     string                      // of the claims or their classes: no node will do
 	elsewhere []*resourcev1.ResourceClaim // in had, not to be had on a node that was asked about
 }
@@ -205,8 +207,46 @@ func demandsOf(c *cluster.Cluster, p *cluster.Pod) (*demands, error) {
 		a.bound(c.Devices.Now)
 		d.had = append(d.had, a)
 	}
+	if len(d.open) > 0 {
+		if d.barren, err = barrenFor(c, d.open); err != nil {
+			return nil, err
+		}
+	}
 	c.Devices.Judged = d
 	return d, nil
+}
+
+// barren are the nodes that had nothing for claims, by what these want. What is allocated since then makes it no better. So of many pods that
+// want the same and are woken by one device that became free, only the first ones search.
+type barren struct {
+	grown uint64
+	nodes map[string]map[int]*corev1.Node
+}
+
+// maxBarren bounds the sorts of claims that are remembered.
+const maxBarren = 64
+
+// barrenFor returns the nodes that are known to have nothing for such claims.
+func barrenFor(c *cluster.Cluster, claims []*resourcev1.ResourceClaim) (map[int]*corev1.Node, error) {
+	b, ok := c.Devices.Barren.(*barren)
+	if !ok || b.grown != c.Devices.Grown || len(b.nodes) >= maxBarren {
+		b = &barren{c.Devices.Grown, map[string]map[int]*corev1.Node{}}
+		c.Devices.Barren = b
+	}
+	var key []byte
+	for _, claim := range claims {
+		spec, err := claim.Spec.Marshal()
+		if err != nil {
+			return nil, fmt.Errorf("encode the spec of resource claim %s: %w", api.KeyOf(claim), err)
+		}
+		key = append(binary.AppendUvarint(key, uint64(len(spec))), spec...)
+	}
+	nodes := b.nodes[string(key)]
+	if nodes == nil {
+		nodes = map[int]*corev1.Node{}
+		b.nodes[string(key)] = nodes
+	}
+	return nodes, nil
 }
 
 // deviceClaims returns the claims of p, each once.
@@ -319,13 +359,13 @@ func (d *demands) on(slot int) finding {
 	n := d.c.Nodes[slot]
 	f, ok := d.found[slot]
 	if !ok || f.node != n {
-		f = d.search(n)
+		f = d.search(slot, n)
 		d.found[slot] = f
 	}
 	return f
 }
 
-func (d *demands) search(n *corev1.Node) finding {
+func (d *demands) search(slot int, n *corev1.Node) finding {
 	f := finding{node: n}
 	for _, a := range d.had {
 		if a.failed || a.nodes != nil && !a.nodes.Match(n) {
@@ -340,6 +380,9 @@ func (d *demands) search(n *corev1.Node) finding {
 		return f
 	case d.fault != "":
 		f.why = d.fault
+		return f
+	case d.barren[slot] == n:
+		f.why = noDevices
 		return f
 	}
 	begin := time.Now()
@@ -356,6 +399,7 @@ func (d *demands) search(n *corev1.Node) finding {
 		f.why = d.fault
 	case len(got) != len(d.open):
 		f.why = noDevices
+		d.barren[slot] = n
 	default:
 		f.allocations = got
 	}

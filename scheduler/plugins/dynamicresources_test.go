@@ -417,3 +417,57 @@ func TestTaken(t *testing.T) {
 		}
 	}
 }
+
+// Where nothing was found for one pod, nothing is searched for others that want the same, until there may be more.
+func TestBarren(t *testing.T) {
+	t.Parallel()
+	c := world(t, []*corev1.Node{node("a"), node("b")}, nil)
+	c.Devices.SetClass(&resourcev1.DeviceClass{ObjectMeta: metav1.ObjectMeta{Name: "any"}}, false)
+	c.Devices.SetSlice(slice("a", "a", 1, onNode("a"), device("1"), device("2")), false)
+	c.Devices.SetSlice(slice("b", "b", 1, onNode("b"), device("1")), false)
+	other := wanted("other", 1, has("b", "b", []string{"1"}))
+	c.Devices.SetClaim(other)
+	for i := range 9 {
+		c.Devices.SetClaim(wanted(fmt.Sprint("x", i), 1))
+	}
+	c.Devices.SetClaim(wanted("two", 2))
+	searched := 0
+	c.Devices.Ended = func() error { searched++; return nil }
+	try := func(claim, want string, searches bool) {
+		t.Helper()
+		searched = 0
+		p := pod("p", uses(claim))
+		got := allotted(c, p)
+		if got != want || (searched > 0) != searches {
+			t.Errorf("%s: got %s after %d looks, want %s", claim, got, searched, want)
+		}
+		q, err := c.Pod(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for slot := range c.Nodes {
+			d, err := demandsOf(c, q)
+			if err == nil && len(d.on(slot).allocations) > 0 {
+				c.Devices.Promise(types.UID(claim), &d.on(slot).allocations[0])
+				return
+			}
+		}
+	}
+	none := "cannot allocate all claims"
+	try("x0", "a: x0 a/1; b: "+none, true)
+	try("x1", "a: x1 a/2; b: "+none, true)
+	try("x2", "a: "+none+"; b: "+none, true)
+	try("x3", "a: "+none+"; b: "+none, false)
+	try("two", "a: "+none+"; b: "+none, true)
+	try("two", "a: "+none+"; b: "+none, false)
+	c.Devices.RemoveClaim(other)
+	try("x3", "a: "+none+"; b: x3 b/1", true)
+	try("x4", "a: "+none+"; b: "+none, true)
+	try("x5", "a: "+none+"; b: "+none, false)
+	c.SetNode(node("a", label("new", "")))
+	try("x5", "a: "+none+"; b: "+none, true)
+	c.Devices.SetSlice(slice("n", "n", 1, onAll, device("1")), false)
+	try("x5", "a: x5 n/1; b: x5 n/1", true)
+	c.Devices.Withdraw("x5")
+	try("x6", "a: x6 n/1; b: x6 n/1", true)
+}
