@@ -1,9 +1,12 @@
 package scheduler
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -478,6 +481,64 @@ func TestDevicesAndPreemption(t *testing.T) {
 		b.expect("higher", "", "0/2 nodes are available: 2 cannot allocate all claims.")
 		if got := b.gone(); len(got) != 0 {
 			t.Errorf("%v had to go for devices that this does not free", got)
+		}
+	})
+}
+
+// watching notes which kinds are watched.
+type watching struct {
+	client.Client
+	mu    sync.Mutex
+	kinds []string
+}
+
+func (w *watching) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.kinds = append(w.kinds, k.Kind)
+	return w.Client.Watch(ctx, k, q, from)
+}
+
+// devices says which kinds of devices are watched.
+func (w *watching) devices() (kinds []string) {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, k := range deviceKinds() {
+		for _, got := range w.kinds {
+			if got == k.Kind {
+				kinds = append(kinds, got)
+			}
+		}
+	}
+	return kinds
+}
+
+// Devices are looked at from the first pod on that needs them.
+func TestDevicesAreNotWatchedForNothing(t *testing.T) {
+	t.Parallel()
+	w := &watching{}
+	bubble(t, func(c client.Client) client.Client { w.Client = c; return w }, func(b *bench) {
+		b.node(makeNode("n1"))
+		b.deviceClass("gpu")
+		b.devices("n1", "d1", "d2")
+		for _, c := range []string{"a", "b"} {
+			b.devicesWanted(c, 1)
+		}
+		b.create(makePod("plain"))
+		b.create(makePod("others", withDevices("a"), func(p *corev1.Pod) { p.Spec.SchedulerName = "other" }))
+		time.Sleep(time.Minute)
+		b.expect("plain", "n1", "")
+		if got := w.devices(); len(got) != 0 {
+			t.Errorf("watches %v", got)
+		}
+		for _, c := range []string{"a", "b"} {
+			b.create(makePod(c, withDevices(c)))
+			time.Sleep(time.Second)
+			b.expect(c, "n1", "")
+		}
+		if got := w.devices(); len(got) != 4 {
+			t.Errorf("watches %v", got)
 		}
 	})
 }

@@ -13,7 +13,9 @@
 // when they are gone.
 //
 // Claims for devices (dynamic resource allocation, KEP-4381) are allocated with upstream's library, with the features that upstream
-// has on by default. They are looked at from the first pod on that has some.
+// has on by default: administrators' access, alternatives, partitions, taints (DeviceTaintRules too), shared capacity, binding conditions.
+// What the API server drops has no effect here: derived and list-type attributes, compatibility groups, skipped node operations,
+// resources of nodes as devices. Claims are looked at from the first pod on that has some.
 //
 // Not built yet, and not pretended: extenders; devices in place of extended resources (a DeviceClass's spec.extendedResourceName,
 // KEP-5004: such pods stay pending and say what is insufficient); claims of pod groups (off by default upstream).

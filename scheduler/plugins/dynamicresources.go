@@ -224,7 +224,7 @@ type barren struct {
 }
 
 // maxBarren bounds the sorts of claims that are remembered.
-const maxBarren = 64
+const maxBarren = 16
 
 // barrenFor returns the nodes that are known to have nothing for such claims.
 func barrenFor(c *cluster.Cluster, claims []*resourcev1.ResourceClaim) (map[int]*corev1.Node, error) {
