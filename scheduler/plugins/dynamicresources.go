@@ -26,6 +26,7 @@ import (
 const (
 	claimElsewhere = "resourceclaim not available on the node"
 	noDevices      = "cannot allocate all claims"
+	tooSlow        = "timed out trying to allocate devices"
 )
 
 // Limits of time, upstream's defaults (KEP-4381, KEP-5007). The first is for all nodes together: a search can be made to take
@@ -153,7 +154,8 @@ type demands struct {
 	found     map[int]finding             // by slot
 	general   structured.Allocator        // for nodes without devices of their own
 	left      time.Duration
-	barren    map[int]*corev1.Node        // by slot, known from other pods; nil if nothing is open
+	wants     string                      // what is open, encoded
+	barren    map[int]*corev1.Node        // by slot, known from other pods
 	fault     string                      // of the claims or their classes: no node will do
 	elsewhere []*resourcev1.ResourceClaim // in had, not to be had on a node that was asked about
 }
@@ -208,7 +210,7 @@ func demandsOf(c *cluster.Cluster, p *cluster.Pod) (*demands, error) {
 		d.had = append(d.had, a)
 	}
 	if len(d.open) > 0 {
-		if d.barren, err = barrenFor(c, d.open); err != nil {
+		if err := d.recall(); err != nil {
 			return nil, err
 		}
 	}
@@ -220,33 +222,55 @@ func demandsOf(c *cluster.Cluster, p *cluster.Pod) (*demands, error) {
 // want the same and are woken by one device that became free, only the first ones search.
 type barren struct {
 	grown uint64
-	nodes map[string]map[int]*corev1.Node
+	nodes map[string]map[int]*corev1.Node // by slot
+	slow  map[string]time.Time            // what took too long, and until when it is not tried again
 }
 
-// maxBarren bounds the sorts of claims that are remembered.
-const maxBarren = 16
+// Limits of what is remembered.
+const (
+	maxBarren = 16
+	maxSlow   = 1024
+	slowTime  = 5 * time.Minute
+)
 
-// barrenFor returns the nodes that are known to have nothing for such claims.
-func barrenFor(c *cluster.Cluster, claims []*resourcev1.ResourceClaim) (map[int]*corev1.Node, error) {
-	b, ok := c.Devices.Barren.(*barren)
-	if !ok || b.grown != c.Devices.Grown || len(b.nodes) >= maxBarren {
-		b = &barren{c.Devices.Grown, map[string]map[int]*corev1.Node{}}
-		c.Devices.Barren = b
+// recall fills in what is known of claims that want what the open ones do.
+func (d *demands) recall() error {
+	devices := &d.c.Devices
+	b, ok := devices.Barren.(*barren)
+	if !ok {
+		b = &barren{slow: map[string]time.Time{}}
+		devices.Barren = b
+	}
+	if b.nodes == nil || b.grown != devices.Grown || len(b.nodes) >= maxBarren {
+		b.grown, b.nodes = devices.Grown, map[string]map[int]*corev1.Node{}
 	}
 	var key []byte
-	for _, claim := range claims {
+	for _, claim := range d.open {
 		spec, err := claim.Spec.Marshal()
 		if err != nil {
-			return nil, fmt.Errorf("encode the spec of resource claim %s: %w", api.KeyOf(claim), err)
+			return fmt.Errorf("encode the spec of resource claim %s: %w", api.KeyOf(claim), err)
 		}
 		key = append(binary.AppendUvarint(key, uint64(len(spec))), spec...)
 	}
-	nodes := b.nodes[string(key)]
-	if nodes == nil {
-		nodes = map[int]*corev1.Node{}
-		b.nodes[string(key)] = nodes
+	d.wants = string(key)
+	if d.barren = b.nodes[d.wants]; d.barren == nil {
+		d.barren = map[int]*corev1.Node{}
+		b.nodes[d.wants] = d.barren
 	}
-	return nodes, nil
+	if devices.Now.Before(b.slow[d.wants]) {
+		d.fault = tooSlow
+	}
+	return nil
+}
+
+// tookTooLong has no pod search for the same for a time, whatever becomes free: the scheduler does nothing else meanwhile.
+func (d *demands) tookTooLong() {
+	d.fault = tooSlow
+	slow := d.c.Devices.Barren.(*barren).slow
+	if len(slow) >= maxSlow {
+		clear(slow)
+	}
+	slow[d.wants] = d.c.Devices.Now.Add(slowTime)
 }
 
 // deviceClaims returns the claims of p, each once.
@@ -392,7 +416,7 @@ func (d *demands) search(slot int, n *corev1.Node) finding {
 	case errors.Is(err, structured.ErrFailedAllocationOnNode):
 		f.why = err.Error()
 	case errors.Is(err, context.DeadlineExceeded):
-		d.fault = "timed out trying to allocate devices"
+		d.tookTooLong()
 		f.why = d.fault
 	case err != nil:
 		d.fault = err.Error()

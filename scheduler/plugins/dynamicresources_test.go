@@ -335,6 +335,23 @@ func TestSearchEnds(t *testing.T) {
 		if b := d.on(1); b.why != name {
 			t.Errorf("got %q, want %q", b.why, name)
 		}
+		// Nor for other pods that want the same, for a time.
+		c.Devices.SetClaim(wanted("y", 1))
+		c.Devices.SetClaim(wanted("z", 2))
+		want := "a: y s/1; b: y s/1"
+		if name == tooSlow {
+			want = "a: " + tooSlow + "; b: " + tooSlow
+		}
+		if got := allotted(c, pod("q", uses("y"))); got != want {
+			t.Errorf("after %s: %s", name, got)
+		}
+		if got := allotted(c, pod("q", uses("z"))); got != "a: cannot allocate all claims; b: cannot allocate all claims" {
+			t.Errorf("after %s: %s", name, got)
+		}
+		c.Devices.Now = c.Devices.Now.Add(slowTime)
+		if got := allotted(c, pod("q", uses("y"))); got != "a: y s/1; b: y s/1" {
+			t.Errorf("later: %s", got)
+		}
 	}
 }
 
