@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,4 +187,118 @@ func TestDevicesAfterRestart(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Whatever fails, and however pods come and go, no device is ever given twice, and none is lost.
+func TestNoDeviceTwice(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(seed, 7))
+			var mu sync.Mutex
+			x := &meddler{}
+			luck := func(_ *resourcev1.ResourceClaim) int {
+				mu.Lock()
+				defer mu.Unlock()
+				return r.IntN(10)
+			}
+			x.before = func(ctx context.Context, c *resourcev1.ResourceClaim, _ string) error {
+				switch luck(c) {
+				case 0:
+					return apierrors.NewInternalError(errors.New("not now"))
+				case 1:
+					now, err := client.Get[*resourcev1.ResourceClaim](ctx, x.Client, api.KeyOf(c))
+					if err == nil {
+						_, err = client.Mutate(ctx, x.Client, now, "", func(c *resourcev1.ResourceClaim) { c.Labels = map[string]string{"v": now.ResourceVersion} })
+					}
+					return err
+				}
+				return nil
+			}
+			x.after = func(c *resourcev1.ResourceClaim, _ string) error {
+				if luck(c) == 0 {
+					return errors.New("connection reset by peer")
+				}
+				return nil
+			}
+			bubble(t, func(c client.Client) client.Client { x.Client = c; return x }, func(b *bench) {
+				b.deviceClass("gpu")
+				for _, n := range []string{"n1", "n2", "n3"} {
+					b.node(makeNode(n))
+					b.devices(n, "d1", "d2", "d3")
+				}
+				var live []string
+				for i := range 120 {
+					name := fmt.Sprint("p", i)
+					mu.Lock()
+					count, end := int64(1+r.IntN(2)), len(live) > 0 && r.IntN(3) > 0
+					victim := r.IntN(len(live) + 1)
+					wait := time.Duration(r.IntN(40)) * time.Millisecond
+					mu.Unlock()
+					b.devicesWanted(name, count)
+					b.create(makePod(name, withDevices(name)))
+					live = append(live, name)
+					time.Sleep(wait)
+					if end && victim < len(live) {
+						b.end(live[victim])
+						live = append(live[:victim], live[victim+1:]...)
+					}
+					b.noneTwice()
+				}
+				for len(live) > 3 {
+					b.end(live[0])
+					live = live[1:]
+				}
+				for range 3 { // what was written too late gives its devices back
+					time.Sleep(10 * time.Minute)
+					b.noneTwice()
+					b.giveBack()
+				}
+				time.Sleep(10 * time.Minute)
+				for _, name := range live { // three nodes have room for three that want two, and for three that want one
+					if p := b.pod(name); p.Spec.NodeName == "" {
+						t.Errorf("pod %s waits: %+v", name, p.Status.Conditions)
+					}
+				}
+			})
+		})
+	}
+}
+
+// giveBack does what the controller does: claims that no pod uses have no devices.
+func (b *bench) giveBack() {
+	b.t.Helper()
+	claims, err := client.List[*resourcev1.ResourceClaim](b.t.Context(), b.Client, client.Query{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, c := range claims {
+		_, err := client.Get[*corev1.Pod](b.t.Context(), b.Client, api.KeyOf(c)) // of the same name
+		if apierrors.IsNotFound(err) && c.Status.Allocation != nil {
+			b.claimStatus(c.Name, func(c *resourcev1.ResourceClaim) { c.Status.Allocation, c.Status.ReservedFor = nil, nil })
+		}
+	}
+}
+
+// noneTwice checks that no device is given twice.
+func (b *bench) noneTwice() {
+	b.t.Helper()
+	claims, err := client.List[*resourcev1.ResourceClaim](b.t.Context(), b.Client, client.Query{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	by := map[string]string{}
+	for _, c := range claims {
+		if c.Status.Allocation == nil {
+			continue
+		}
+		for _, r := range c.Status.Allocation.Devices.Results {
+			device := r.Pool + "/" + r.Device
+			if by[device] != "" {
+				b.t.Errorf("%s has %s, which %s has", c.Name, device, by[device])
+			}
+			by[device] = c.Name
+		}
+	}
 }

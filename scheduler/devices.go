@@ -77,7 +77,7 @@ func uses(p *corev1.Pod, c *resourcev1.ResourceClaim) bool {
 type allotting struct {
 	pod     *corev1.Pod
 	reserve []plugins.Reservation
-	written []*resourcev1.ResourceClaim // nil where it failed
+	seen    []*resourcev1.ResourceClaim // as they are after the write, whether it failed or not; nil where that is not known
 }
 
 // allot has reservations count at once: nobody else gets the devices.
@@ -99,12 +99,11 @@ func (s *Scheduler) writeClaims(ctx context.Context, a *allotting) error {
 		return nil
 	}
 	for i, r := range a.reserve {
-		c, err := s.reserve(ctx, a.pod, r)
-		if err != nil {
+		var err error
+		if a.seen[i], err = s.reserve(ctx, a.pod, r); err != nil {
 			s.releaseClaims(ctx, a)
 			return fmt.Errorf("reserve claim %s: %w", api.KeyOf(r.Claim), err)
 		}
-		a.written[i] = c
 	}
 	return nil
 }
@@ -115,8 +114,8 @@ func (s *Scheduler) releaseClaims(ctx context.Context, a *allotting) {
 	if a == nil {
 		return
 	}
-	for i, c := range a.written {
-		if c == nil {
+	for i, c := range a.seen {
+		if c == nil || !resourceclaim.IsReservedForPod(a.pod, c, false) {
 			continue
 		}
 		got, err := mutateClaim(ctx, s.c.Client, c, func(c *resourcev1.ResourceClaim) {
@@ -127,7 +126,7 @@ func (s *Scheduler) releaseClaims(ctx context.Context, a *allotting) {
 			s.c.Log.Warn("a claim stays reserved for a pod that was not bound", "claim", api.KeyOf(c), "pod", api.KeyOf(a.pod), "err", err)
 			continue
 		}
-		a.written[i] = got
+		a.seen[i] = got
 	}
 }
 
@@ -138,7 +137,7 @@ func (s *Scheduler) settle(a *allotting, now time.Time) {
 	}
 	some := false
 	for i, r := range a.reserve {
-		if c := a.written[i]; c != nil {
+		if c := a.seen[i]; c != nil {
 			// One that is gone already must not come back.
 			if known := s.cluster.Devices.Claims[api.KeyOf(c)]; known != nil && known.UID == c.UID {
 				some = s.takeClaim(c, now) || some
@@ -151,25 +150,69 @@ func (s *Scheduler) settle(a *allotting, now time.Time) {
 	s.queue.wake(freed(some), now)
 }
 
-// reserve writes to a claim that the pod uses it, and its allocation if it has none.
+// How often a write is tried to which there was no answer, and the first pause before that.
+const (
+	unanswered = 6
+	firstPause = 100 * time.Millisecond
+)
+
+// reserve writes to a claim that the pod uses it, and its allocation if it has none. It returns the claim as it is then also when that failed: a
+// write may have been done whose answer was lost, and then nobody else may get the devices.
 func (s *Scheduler) reserve(ctx context.Context, p *corev1.Pod, r plugins.Reservation) (*resourcev1.ResourceClaim, error) {
-	c, asked := r.Claim, false
-	for {
+	c := r.Claim
+	for lost := 0; ; {
 		got, err := s.tryReserve(ctx, p, c, r.Allocation)
-		// A write that nobody answered may have been done all the same: then the claim shows it.
-		lost := apierrors.ReasonForError(err) == metav1.StatusReasonUnknown && !asked
-		if err == nil || !lost && !apierrors.IsConflict(err) {
-			return got, err
+		if err == nil {
+			return got, nil
 		}
-		asked = asked || lost
-		now, e := client.Get[*resourcev1.ResourceClaim](ctx, s.c.Client, api.KeyOf(c))
+		if errors.As(err, new(changed)) {
+			return c, err
+		}
+		now, e := s.look(ctx, r.Claim)
 		if e != nil {
 			return nil, errors.Join(err, e)
 		}
-		if now.UID != r.Claim.UID {
-			return nil, errors.New("it is another one of the name by now")
-		}
 		c = now
+		again := apierrors.IsConflict(err)
+		if apierrors.ReasonForError(err) == metav1.StatusReasonUnknown {
+			lost++
+			again = lost < unanswered && pause(ctx, firstPause<<lost)
+		}
+		if !again {
+			return c, err
+		}
+	}
+}
+
+// changed is why a claim cannot be written to anymore as was meant.
+type changed string
+
+// Error is part of error.
+func (c changed) Error() string { return string(c) }
+
+// look returns a claim as it is now.
+func (s *Scheduler) look(ctx context.Context, c *resourcev1.ResourceClaim) (now *resourcev1.ResourceClaim, err error) {
+	for i := range unanswered {
+		now, err = client.Get[*resourcev1.ResourceClaim](ctx, s.c.Client, api.KeyOf(c))
+		switch {
+		case err == nil && now.UID != c.UID:
+			return nil, changed("it is another one of the name by now")
+		case err == nil:
+			return now, nil
+		case apierrors.ReasonForError(err) != metav1.StatusReasonUnknown || !pause(ctx, firstPause<<i):
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+// pause waits, and says whether to go on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
@@ -178,11 +221,11 @@ func (s *Scheduler) tryReserve(ctx context.Context, p *corev1.Pod, c *resourcev1
 	ours := a != nil && c.Status.Allocation != nil && equality.Semantic.DeepEqual(a.Devices, c.Status.Allocation.Devices)
 	switch {
 	case c.DeletionTimestamp != nil:
-		return nil, errors.New("it is being deleted")
+		return nil, changed("it is being deleted")
 	case a != nil && c.Status.Allocation != nil && !ours:
-		return nil, errors.New("it was allocated elsewhere in the meantime")
+		return nil, changed("it was allocated elsewhere in the meantime")
 	case a == nil && c.Status.Allocation == nil:
-		return nil, errors.New("it was deallocated in the meantime")
+		return nil, changed("it was deallocated in the meantime")
 	}
 	var err error
 	if a != nil && !ours && !slices.Contains(c.Finalizers, resourcev1.Finalizer) {
