@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/scheduler/cluster"
+	"github.com/yare-dev/yare/scheduler/plugins"
 	"github.com/yare-dev/yare/store/memory"
 )
 
@@ -139,4 +141,47 @@ func scheduleAll(b *testing.B, pods int, change func(*corev1.Pod)) time.Duration
 	start(New(Config{Client: c, Log: log}))
 	<-bound
 	return time.Since(begin)
+}
+
+// Placing pods with a claim for one of the eight devices that each of 1,000 nodes has, without the API.
+func BenchmarkPlaceDevices(b *testing.B) {
+	c, pl := cluster.New(), newPlacer(1)
+	fill := func() {
+		c, pl = cluster.New(), newPlacer(1)
+		class := &resourcev1.DeviceClass{ObjectMeta: metav1.ObjectMeta{Name: "gpu"}}
+		class.Spec.Selectors = []resourcev1.DeviceSelector{{CEL: &resourcev1.CELDeviceSelector{Expression: `device.driver == "` + driver + `"`}}}
+		c.Devices.SetClass(class, false)
+		for i := range 1000 {
+			n := bigNode(i)
+			c.SetNode(n)
+			s := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: n.Name}}
+			s.Spec.Driver, s.Spec.NodeName, s.Spec.Pool = driver, &n.Name, resourcev1.ResourcePool{Name: n.Name, ResourceSliceCount: 1}
+			for j := range 8 {
+				s.Spec.Devices = append(s.Spec.Devices, resourcev1.Device{Name: fmt.Sprint("d", j)})
+			}
+			c.Devices.SetSlice(s, false)
+		}
+	}
+	for i := 0; b.Loop(); i++ {
+		if i%4000 == 0 {
+			b.StopTimer()
+			fill()
+			b.StartTimer()
+		}
+		claim := &resourcev1.ResourceClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("c", i), UID: types.UID(fmt.Sprint("c", i))}}
+		claim.Spec.Devices.Requests = []resourcev1.DeviceRequest{{Name: "r", Exactly: &resourcev1.ExactDeviceRequest{
+			DeviceClassName: "gpu", AllocationMode: resourcev1.DeviceAllocationModeExactCount, Count: 1}}}
+		c.Devices.SetClaim(claim)
+		p, err := c.Pod(shaped(i, withDevices(claim.Name)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		slot, f := pl.place(c, p)
+		if f != nil {
+			b.Fatal(f)
+		}
+		c.Devices.Promise(claim.UID, plugins.DevicesOn(c, p, slot).Reserve[0].Allocation)
+		c.SetPod(p, c.Nodes[slot].Name)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pods/s")
 }

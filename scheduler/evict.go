@@ -16,6 +16,16 @@ import (
 	"github.com/yare-dev/yare/scheduler/plugins"
 )
 
+// makeRoom looks for what could help p, which fits nowhere, and returns what has to be written for that. Devices that nobody uses are given
+// back before pods that may do useful work have to go.
+func (s *Scheduler) makeRoom(p *cluster.Pod, f *failure) (node string, write func(context.Context) error) {
+	if c := plugins.Idle(s.cluster, p); c != nil {
+		delete(s.promises, p.UID)
+		return "", func(ctx context.Context) error { return s.deallocate(ctx, c) }
+	}
+	return s.preempt(p, f)
+}
+
 // preempt looks for pods that have to go for p, which fits nowhere, and returns what has to be written for that. The pod
 // is promised the node that they leave.
 func (s *Scheduler) preempt(p *cluster.Pod, f *failure) (node string, evict func(context.Context) error) {

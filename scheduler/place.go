@@ -22,6 +22,7 @@ type placer struct {
 	checks   []*plugins.Check // by filter
 	local    []*plugins.Check
 	global   []*plugins.Check
+	enough   int // feasible slots; 0: all are wanted
 	feasible []int
 	totals   []int64
 	ranks    []int64
@@ -104,7 +105,7 @@ func (pl *placer) place(c *cluster.Cluster, p *cluster.Pod) (int, *failure) {
 	if err != nil {
 		return 0, &failure{nodes: c.Count, fault: err}
 	}
-	pl.checks, pl.local, pl.global = pl.checks[:0], pl.local[:0], pl.global[:0]
+	pl.checks, pl.local, pl.global, pl.enough = pl.checks[:0], pl.local[:0], pl.global[:0], 0
 	for i := range pl.filters {
 		f := &pl.filters[i]
 		check, err := f.Prepare(c, p)
@@ -119,6 +120,9 @@ func (pl *placer) place(c *cluster.Cluster, p *cluster.Pod) (int, *failure) {
 		default:
 			pl.global = append(pl.global, check)
 		}
+		if check != nil && f.Dear {
+			pl.enough = max(leastLooked, c.Count*candidateShare/100)
+		}
 	}
 	pl.filter(c, p, m)
 	switch len(pl.feasible) {
@@ -130,7 +134,7 @@ func (pl *placer) place(c *cluster.Cluster, p *cluster.Pod) (int, *failure) {
 	return pl.best(c, p, m), nil
 }
 
-// filter finds the feasible slots. Local plugins are asked only about nodes that changed.
+// filter finds the feasible slots, or enough of them, beginning anywhere. Local plugins are asked only about nodes that changed.
 func (pl *placer) filter(c *cluster.Cluster, p *cluster.Pod, m *memo) {
 	pl.feasible = pl.feasible[:0]
 	var ranks []func(int) int64
@@ -142,8 +146,16 @@ func (pl *placer) filter(c *cluster.Cluster, p *cluster.Pod, m *memo) {
 			}
 		}
 	}
-	for slot, n := range c.Nodes {
-		if n == nil {
+	first := 0
+	if pl.enough > 0 && len(c.Nodes) > 0 {
+		first = pl.rand.IntN(len(c.Nodes))
+	}
+	for i := range c.Nodes {
+		slot := first + i
+		if slot >= len(c.Nodes) {
+			slot -= len(c.Nodes)
+		}
+		if c.Nodes[slot] == nil {
 			continue
 		}
 		if now := c.Changed[slot] + 1; m.seen[slot] != now {
@@ -154,7 +166,9 @@ func (pl *placer) filter(c *cluster.Cluster, p *cluster.Pod, m *memo) {
 			}
 		}
 		if m.pass[slot] && passes(pl.global, slot) {
-			pl.feasible = append(pl.feasible, slot)
+			if pl.feasible = append(pl.feasible, slot); len(pl.feasible) == pl.enough {
+				return
+			}
 		}
 	}
 }

@@ -24,7 +24,7 @@ type candidate struct {
 	violations int            // of disruption budgets
 }
 
-// How many candidates are looked for before the best is taken: a share of the nodes, and at least so many.
+// How many candidates are looked for before the best is taken, here and where it takes long to ask about a node: a share of the nodes, and at least so many.
 const (
 	candidateShare = 10 // in percent
 	leastLooked    = 100

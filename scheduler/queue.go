@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/dynamic-resource-allocation/resourceclaim"
 
 	"github.com/yare-dev/yare/scheduler/plugins"
 )
@@ -78,7 +79,8 @@ func (q *queue) set(p *corev1.Pod, now time.Time) {
 			q.activate(it)
 		}
 	case unschedulable:
-		if old.Generation != p.Generation || !maps.Equal(old.Labels, p.Labels) {
+		if old.Generation != p.Generation || !maps.Equal(old.Labels, p.Labels) ||
+			!resourceclaim.PodStatusEqual(old.Status.ResourceClaimStatuses, p.Status.ResourceClaimStatuses) {
 			q.backOff(it, now)
 		}
 	case active:
@@ -160,14 +162,27 @@ func (q *queue) wake(changes plugins.Change, now time.Time) {
 	if changes == 0 {
 		return
 	}
-	var helped []*item
+	q.wakeThose(func(it *item) bool { return it.wakes&changes != 0 }, now)
+}
+
+// wakeThose lets those pods be tried again that are helped.
+func (q *queue) wakeThose(helped func(*item) bool, now time.Time) {
+	var those []*item
 	for _, it := range q.later {
-		if it.state == unschedulable && it.wakes&changes != 0 {
-			helped = append(helped, it)
+		if it.state == unschedulable && helped(it) {
+			those = append(those, it)
 		}
 	}
-	for _, it := range helped {
+	for _, it := range those {
 		q.backOff(it, now)
+	}
+}
+
+// patience has an unschedulable pod be tried again at the latest then.
+func (q *queue) patience(it *item, until time.Time) {
+	if q.pods[it.pod.UID] == it && it.state == unschedulable && until.Before(it.due) {
+		it.due = until
+		heap.Fix(&q.later, it.index)
 	}
 }
 

@@ -12,7 +12,13 @@
 // for it: its victims, who are deleted gracefully; it is promised their node (status.nominatedNodeName) and tried again
 // when they are gone.
 //
-// Not built yet, and not pretended: extenders, and claims of other resources than volumes (such pods stay pending and say why).
+// Claims for devices (dynamic resource allocation, KEP-4381) are allocated with upstream's library, with the features that upstream
+// has on by default: administrators' access, alternatives, partitions, taints (DeviceTaintRules too), shared capacity, binding conditions.
+// What the API server drops has no effect here: derived and list-type attributes, compatibility groups, skipped node operations,
+// resources of nodes as devices. Claims are looked at from the first pod on that has some.
+//
+// Not built yet, and not pretended: extenders; devices in place of extended resources (a DeviceClass's spec.extendedResourceName,
+// KEP-5004: such pods stay pending and say what is insufficient); claims of pod groups (off by default upstream).
 package scheduler
 
 import (
@@ -27,6 +33,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -58,10 +65,12 @@ type Scheduler struct {
 	promises promises
 	budgets  map[api.Key]*budget
 
-	changes chan client.Event
-	results chan result
-	writing int // writes under way
-	wg      sync.WaitGroup
+	changes  chan client.Event
+	results  chan result
+	writing  int               // writes under way
+	unsynced int               // lists that have not arrived
+	follow   func([]*api.Kind) // starts watches; nil once those of devices were started
+	wg       sync.WaitGroup
 }
 
 // maxWrites bounds the writes under way: enough to fill one commit of the store with many.
@@ -70,7 +79,8 @@ const maxWrites = 64
 // result is the end of a write: of a binding, where it is not nil.
 type result struct {
 	binding *item
-	undo    []func() // what was assumed, to be done when the write failed
+	undo    []func()   // what was assumed, to be done when the write failed
+	claims  *allotting // claims that were written before, where not nil
 	err     error
 }
 
@@ -94,15 +104,18 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer s.wg.Wait()
 	defer cancel(nil)
-	kinds := append([]*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.PodKind}, storageKinds()...)
-	for _, k := range kinds {
-		s.wg.Go(func() {
-			if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {
-				cancel(err)
-			}
-		})
+	s.follow = func(kinds []*api.Kind) {
+		s.unsynced += len(kinds)
+		for _, k := range kinds {
+			s.wg.Go(func() {
+				if err := s.watch(ctx, k); err != nil && ctx.Err() == nil {
+					cancel(err)
+				}
+			})
+		}
 	}
-	s.loop(ctx, len(kinds), ready)
+	s.follow(append([]*api.Kind{api.NamespaceKind, api.NodeKind, api.PodDisruptionBudgetKind, api.PodKind}, storageKinds()...))
+	s.loop(ctx, sync.OnceFunc(ready))
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
@@ -123,20 +136,20 @@ func (s *Scheduler) watch(ctx context.Context, k *api.Kind) error {
 	return nil
 }
 
-// loop takes in changes and places pods. Until unsynced lists have arrived it only takes in.
-func (s *Scheduler) loop(ctx context.Context, unsynced int, ready func()) {
+// loop takes in changes and places pods. While lists have yet to arrive it only takes in.
+func (s *Scheduler) loop(ctx context.Context, ready func()) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		now := time.Now()
-		if unsynced == 0 && s.writing < maxWrites && len(s.changes) == 0 && len(s.results) == 0 {
+		if s.unsynced == 0 && s.writing < maxWrites && len(s.changes) == 0 && len(s.results) == 0 {
 			if it := s.queue.pop(now); it != nil {
 				s.schedule(ctx, it, now)
 				continue
 			}
 		}
 		timer.Stop()
-		if due, ok := s.queue.next(); ok && unsynced == 0 && s.writing < maxWrites {
+		if due, ok := s.queue.next(); ok && s.unsynced == 0 && s.writing < maxWrites {
 			timer.Reset(due.Sub(now))
 		}
 		select {
@@ -147,7 +160,7 @@ func (s *Scheduler) loop(ctx context.Context, unsynced int, ready func()) {
 		case e := <-s.changes:
 			if e.Op != client.Synced {
 				s.queue.wake(s.take(&e, now), now)
-			} else if unsynced--; unsynced == 0 {
+			} else if s.unsynced--; s.unsynced == 0 {
 				ready()
 			}
 		}
@@ -156,6 +169,10 @@ func (s *Scheduler) loop(ctx context.Context, unsynced int, ready func()) {
 
 // schedule places one pod and starts what has to be written.
 func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
+	if len(it.pod.Spec.ResourceClaims) > 0 {
+		s.cluster.Devices.Now, s.cluster.Devices.Ended = now, ctx.Err
+		defer func() { s.cluster.Devices.Judged = nil }()
+	}
 	p, err := s.cluster.Pod(it.pod)
 	var f *failure
 	slot := 0
@@ -165,11 +182,15 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 		slot, f = s.place(p)
 	}
 	pod := it.pod
+	if f != nil && errors.Is(f.fault, plugins.ErrNotYet) {
+		s.queue.fail(it, f.wakes, now)
+		return
+	}
 	if f != nil {
 		var promised string
 		var evict func(context.Context) error
 		if f.fault == nil && f.nodes > 0 {
-			promised, evict = s.preempt(p, f)
+			promised, evict = s.makeRoom(p, f)
 		}
 		s.queue.fail(it, f.wakes, now)
 		s.write(result{}, func() error {
@@ -182,14 +203,25 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 		return
 	}
 	node := s.cluster.Nodes[slot].Name
-	if b := plugins.VolumesOn(s.cluster, p, slot); b != nil {
-		s.await(ctx, it, p, b, node, now)
+	a := plugins.DevicesOn(s.cluster, p, slot)
+	if b := plugins.VolumesOn(s.cluster, p, slot); b != nil || a != nil && !a.Until.IsZero() {
+		s.await(ctx, it, p, b, a, node, now)
 		return
 	}
 	delete(s.promises, p.UID)
 	s.cluster.SetPod(p, node)
 	s.queue.wake(plugins.PodAdded, now)
-	s.write(result{binding: it}, func() error { return s.bind(ctx, pod, node) })
+	claims := s.allot(pod, a)
+	s.write(result{binding: it, claims: claims}, func() error {
+		err := s.writeClaims(ctx, claims)
+		if err != nil {
+			return err
+		}
+		if err = s.bind(ctx, pod, node); err != nil {
+			s.releaseClaims(ctx, claims)
+		}
+		return err
+	})
 }
 
 // place returns the best slot for a pod, on which pods count that were promised it. Where the pod fits only because of
@@ -219,6 +251,7 @@ func (s *Scheduler) write(r result, f func() error) {
 // written takes in the end of a write.
 func (s *Scheduler) written(r result, now time.Time) {
 	s.writing--
+	s.settle(r.claims, now)
 	if r.err == nil {
 		return
 	}
@@ -226,6 +259,9 @@ func (s *Scheduler) written(r result, now time.Time) {
 		for _, f := range r.undo {
 			f()
 			s.queue.wake(plugins.Volumes, now)
+		}
+		if r.claims != nil {
+			s.queue.wake(plugins.Devices, now)
 		}
 		s.c.Log.Warn("writing for a pod that waits failed", "err", r.err)
 		return
@@ -288,6 +324,8 @@ func (s *Scheduler) take(e *client.Event, now time.Time) plugins.Change {
 		} else {
 			s.budgets[api.KeyOf(o)] = newBudget(o)
 		}
+	case *resourcev1.ResourceClaim, *resourcev1.ResourceSlice, *resourcev1.DeviceClass, *resourcev1.DeviceTaintRule:
+		return s.takeDevices(e.Object, e.Op == client.Deleted, now)
 	case *corev1.Namespace:
 		if e.Op == client.Deleted {
 			s.cluster.RemoveNamespace(o.Name)
@@ -352,6 +390,10 @@ func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.
 		}
 		s.promises.note(old, p)
 		s.queue.set(p, now)
+		if len(p.Spec.ResourceClaims) > 0 && s.follow != nil {
+			s.follow(deviceKinds())
+			s.follow = nil
+		}
 	}
 	return 0
 }

@@ -18,15 +18,22 @@ import (
 	"github.com/yare-dev/yare/scheduler/plugins"
 )
 
-// await starts the binding of p's claims for a node that was chosen. The pod is promised the node, and tried again when claims or
-// volumes have changed: it fits there alone from then on. So a pod waits for its volumes, as long as it takes, without any write
-// being under way, and after a restart as before.
-func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plugins.Binding, node string, now time.Time) {
+// await starts the binding of p's claims, for volumes and for devices, for a node that was chosen. The pod is promised the node, and tried
+// again when claims or volumes have changed: it fits there alone from then on. So a pod waits for its volumes and for drivers that
+// prepare its devices without any write being under way, and after a restart as before. Either of b and a may be nil.
+func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plugins.Binding, a *plugins.Allotment, node string, now time.Time) {
 	pod := it.pod
 	known := s.promises[p.UID].node == node
 	s.promises[p.UID] = promise{pod, node}
-	s.queue.fail(it, plugins.Volumes|plugins.NodeAdded|plugins.NodeLabels, now)
-	if known && len(b.Reserve)+len(b.Select) == 0 {
+	s.queue.fail(it, plugins.Volumes|plugins.Devices|plugins.NodeAdded|plugins.NodeLabels, now)
+	if a != nil && !a.Until.IsZero() {
+		s.queue.patience(it, a.Until.Add(time.Second)) // the API's times are whole seconds
+	}
+	if b == nil {
+		b = &plugins.Binding{}
+	}
+	claims := s.allot(pod, a)
+	if known && len(b.Reserve)+len(b.Select) == 0 && claims == nil {
 		return
 	}
 	var writes []func() error
@@ -56,8 +63,8 @@ func (s *Scheduler) await(ctx context.Context, it *item, p *cluster.Pod, b *plug
 			return nil
 		})
 	}
-	s.write(result{undo: undo}, func() error {
-		var errs []error
+	s.write(result{undo: undo, claims: claims}, func() error {
+		errs := []error{s.writeClaims(ctx, claims)}
 		for _, w := range writes {
 			errs = append(errs, w())
 		}

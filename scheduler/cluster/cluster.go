@@ -55,6 +55,8 @@ type Cluster struct {
 	Changed []uint64
 	// Persistent is kept by the scheduler, but for Claimed.
 	Persistent
+	// Devices and the claims for them.
+	Devices Devices
 
 	slots     map[string]int // by node name
 	free      []int
@@ -77,6 +79,7 @@ func New() *Cluster {
 	c := &Cluster{
 		ImageNodes: map[string]int{},
 		Persistent: newPersistent(),
+		Devices:    newDevices(),
 		slots:      map[string]int{},
 		resources:  map[corev1.ResourceName]int{},
 		pods:       map[types.UID]*Pod{},

@@ -29,6 +29,7 @@ const (
 	Volumes     // a claim, a volume or a storage class came or changed
 	Attachments // a volume was detached, or a node's drivers changed
 	Capacities  // what a driver has left, or whether it says so
+	Devices     // devices, their classes or taints came or changed, or devices became free
 )
 
 // Filter says which nodes can take a pod.
@@ -37,6 +38,8 @@ type Filter struct {
 	// Local says that the check looks at the node alone (and the pods on it), and at nothing of the pod that Signature
 	// leaves out. Its outcome holds until Cluster.Changed.
 	Local bool
+	// Dear says that asking takes long: once enough nodes have passed, the others are not asked.
+	Dear bool
 	// Wakes are the changes after which a node that did not pass may.
 	Wakes Change
 	// Prepare returns the check for p, nil when p does not care. An error is a fault of p: it can be placed nowhere.
@@ -86,6 +89,7 @@ func Filters() []Filter {
 	return []Filter{
 		nodeUnschedulable, taintToleration, nodeAffinity, nodePorts, nodeResourcesFit,
 		volumeRestrictions, nodeVolumeLimits, volumes, volumeZone, podTopologySpread, interPodAffinity,
+		dynamicResources,
 	}
 }
 
@@ -93,7 +97,7 @@ func Filters() []Filter {
 func Scores() []Score {
 	return []Score{
 		taintTolerationScore, nodeAffinityScore, podTopologySpreadScore, interPodAffinityScore,
-		leastAllocated, balancedAllocation, imageLocality,
+		leastAllocated, balancedAllocation, imageLocality, dynamicResourcesScore,
 	}
 }
 

@@ -327,8 +327,6 @@ func TestVolumes(t *testing.T) {
 			`persistentvolumeclaim "x" bound to non-existent persistentvolume "v"`},
 		{"on its way", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", func(c *corev1.PersistentVolumeClaim) { c.DeletionTimestamp = &metav1.Time{} })}, nil,
 			`persistentvolumeclaim "x" is being deleted`},
-		{"other resources", pod("p", func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} }), nil, nil,
-			`resourceclaim "gpu": pods with claims are not supported by this release`},
 		{"bound, everywhere", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v"))}, []*corev1.PersistentVolume{pv("v", "", "1", "")},
 			"a: bound; b: bound; c: bound"},
 		{"bound, on one", pod("p", claims("x")), []*corev1.PersistentVolumeClaim{pvc("x", "", "1", boundTo("v"))}, []*corev1.PersistentVolume{pv("v", "", "1", "b")},

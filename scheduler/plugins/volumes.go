@@ -27,9 +27,6 @@ var volumes = Filter{
 	Name:  "VolumeBinding",
 	Wakes: NodeAdded | NodeLabels | Volumes | Capacities,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
-		for i := range p.Spec.ResourceClaims {
-			return nil, fmt.Errorf("resourceclaim %q: pods with claims are not supported by this release", p.Spec.ResourceClaims[i].Name)
-		}
 		w, err := wantsOf(c, p)
 		if w == nil || err != nil {
 			return nil, err

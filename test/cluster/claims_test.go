@@ -1,0 +1,227 @@
+package cluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	resourcev1 "k8s.io/api/resource/v1"
+	drapb "k8s.io/kubelet/pkg/apis/dra/v1"
+	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+const draDriver = "dra.example.com"
+
+// driver is a DRA driver, whose devices are files: what a container finds in its greeting is the device that it has. It notes for which claim
+// each device is prepared.
+type driver struct {
+	drapb.UnimplementedDRAPluginServer
+	registerapi.UnimplementedRegistrationServer
+	c      *cluster
+	socket string
+
+	mu       sync.Mutex
+	prepared map[string]string // claims by device
+}
+
+func (d *driver) GetInfo(context.Context, *registerapi.InfoRequest) (*registerapi.PluginInfo, error) {
+	return &registerapi.PluginInfo{Type: registerapi.DRAPlugin, Name: draDriver, Endpoint: d.socket, SupportedVersions: []string{drapb.DRAPluginService}}, nil
+}
+
+func (d *driver) NotifyRegistrationStatus(context.Context, *registerapi.RegistrationStatus) (*registerapi.RegistrationStatusResponse, error) {
+	return &registerapi.RegistrationStatusResponse{}, nil
+}
+
+func (d *driver) NodePrepareResources(_ context.Context, r *drapb.NodePrepareResourcesRequest) (*drapb.NodePrepareResourcesResponse, error) {
+	out := &drapb.NodePrepareResourcesResponse{Claims: map[string]*drapb.NodePrepareResourceResponse{}}
+	for _, c := range r.Claims {
+		devices, err := d.prepare(c)
+		out.Claims[c.Uid] = &drapb.NodePrepareResourceResponse{Devices: devices}
+		if err != nil {
+			out.Claims[c.Uid].Error = err.Error()
+		}
+	}
+	return out, nil
+}
+
+func (d *driver) prepare(c *drapb.Claim) (devices []*drapb.Device, err error) {
+	text, err := d.c.tryKubectl("get", "resourceclaim", "-n", c.Namespace, c.Name, "-o", "json")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, text)
+	}
+	var claim resourcev1.ResourceClaim
+	if err := json.Unmarshal([]byte(text), &claim); err != nil {
+		return nil, err
+	}
+	if string(claim.UID) != c.Uid || claim.Status.Allocation == nil {
+		return nil, fmt.Errorf("claim %s is not allocated", c.Name)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range claim.Status.Allocation.Devices.Results {
+		if other := d.prepared[r.Device]; other != "" && other != c.Uid {
+			d.c.t.Errorf("%s is prepared for claim %s, and is %s's", r.Device, c.Uid, other)
+		}
+		d.prepared[r.Device] = c.Uid
+		devices = append(devices, &drapb.Device{RequestNames: []string{r.Request}, PoolName: r.Pool, DeviceName: r.Device, CdiDeviceIds: []string{draDriver + "/file=" + r.Device}})
+	}
+	return devices, nil
+}
+
+func (d *driver) NodeUnprepareResources(_ context.Context, r *drapb.NodeUnprepareResourcesRequest) (*drapb.NodeUnprepareResourcesResponse, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := &drapb.NodeUnprepareResourcesResponse{Claims: map[string]*drapb.NodeUnprepareResourceResponse{}}
+	for _, c := range r.Claims {
+		for device, claim := range d.prepared {
+			if claim == c.Uid {
+				delete(d.prepared, device)
+			}
+		}
+		out.Claims[c.Uid] = &drapb.NodeUnprepareResourceResponse{}
+	}
+	return out, nil
+}
+
+// serves has the driver on its two sockets, and its devices in a CDI file, until the test ends.
+func (d *driver) serves(devices ...string) {
+	t, kubelet := d.c.t, filepath.Join(d.c.data, "kubelet")
+	files := t.TempDir()
+	cdi := map[string]any{"cdiVersion": "0.5.0", "kind": draDriver + "/file"}
+	var list []any
+	for _, name := range devices {
+		file := filepath.Join(files, name)
+		if err := os.WriteFile(file, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		mount := map[string]any{"hostPath": file, "containerPath": "/etc/hello/greeting", "options": []string{"bind", "ro"}}
+		list = append(list, map[string]any{"name": name, "containerEdits": map[string]any{"mounts": []any{mount}}})
+	}
+	cdi["devices"] = list
+	text, err := json.Marshal(cdi)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const dir = "/var/run/cdi"
+	if os.Mkdir(dir, 0o755) == nil {
+		t.Cleanup(func() { os.Remove(dir) })
+	}
+	file := filepath.Join(dir, "yare-test-"+draDriver+".json")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(file) })
+	d.socket = filepath.Join(kubelet, "plugins", draDriver, "dra.sock")
+	for path, register := range map[string]func(*grpc.Server){
+		d.socket: func(s *grpc.Server) { drapb.RegisterDRAPluginServer(s, d) },
+		filepath.Join(kubelet, "plugins_registry", draDriver+"-reg.sock"): func(s *grpc.Server) { registerapi.RegisterRegistrationServer(s, d) },
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer()
+		register(s)
+		done := make(chan struct{})
+		go func() { defer close(done); _ = s.Serve(l) }()
+		t.Cleanup(func() { s.Stop(); <-done })
+	}
+}
+
+const withClaims3 = `
+apiVersion: resource.k8s.io/v1
+kind: DeviceClass
+metadata: {name: files}
+spec: {selectors: [{cel: {expression: "device.driver == 'dra.example.com'"}}]}
+---
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaimTemplate
+metadata: {name: file}
+spec: {spec: {devices: {requests: [{name: file, exactly: {deviceClassName: files}}]}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: claims}
+spec:
+  replicas: 3
+  podManagementPolicy: Parallel
+  selector: {matchLabels: {app: claims}}
+  template:
+    metadata: {labels: {app: claims}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      resourceClaims: [{name: mine, resourceClaimTemplateName: file}]
+      containers: [{name: hello, image: "hello:1", resources: {claims: [{name: mine}]}}]
+`
+
+// TestClaims has pods with claims of a driver's devices, of which there are no more than pods, while the server is killed at any point of their way
+// up and down: each pod has the device that its claim says, none is prepared twice, and all is given back at the end.
+func TestClaims(t *testing.T) {
+	c := newCluster(t, "claims")
+	c.hello()
+	d := &driver{c: c, prepared: map[string]string{}}
+	d.serves("f0", "f1", "f2")
+	node := strings.TrimSpace(c.kubectl("get", "nodes", "-o", "name"))
+	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(`
+apiVersion: resource.k8s.io/v1
+kind: ResourceSlice
+metadata: {name: files}
+spec:
+  driver: dra.example.com
+  nodeName: NODE
+  pool: {name: NODE, resourceSliceCount: 1}
+  devices: [{name: f0}, {name: f1}, {name: f2}]
+`))
+	c.apply(withClaims3)
+	// settled returns what each pod finds, when all are ready.
+	settled := func() (found []string) {
+		t.Helper()
+		c.kubectl("rollout", "status", "statefulset/claims", "--timeout=60s")
+		for i := range 3 {
+			out := c.kubectl("exec", fmt.Sprintf("claims-%d", i), "--", "/hello", "get", "http://127.0.0.1:8080/")
+			device, _, _ := strings.Cut(out, " ")
+			found = append(found, device)
+		}
+		return found
+	}
+	all := []string{"f0", "f1", "f2"}
+	before := settled()
+	for n := range 5 {
+		c.kubectl("delete", "pod", "claims-1", "claims-2", "--wait=false")
+		time.Sleep(time.Duration(n) * 300 * time.Millisecond) // also while they end, and while they begin
+		if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		c.up()
+		for _, pod := range []string{"claims-1", "claims-2"} { // the former ones may still be ready
+			c.kubectl("wait", "pod/"+pod, "--for=jsonpath={.metadata.deletionTimestamp}=", "--timeout=60s")
+		}
+		after := settled()
+		if after[0] != before[0] {
+			t.Errorf("kill %d: the pod that was left alone had %s, and has %s", n, before[0], after[0])
+		}
+		if got := slices.Sorted(slices.Values(after)); !slices.Equal(got, all) {
+			t.Fatalf("kill %d: the pods have %v", n, after)
+		}
+	}
+	c.kubectl("delete", "statefulset", "claims")
+	c.kubectl("wait", "resourceclaims", "--all", "--for=delete", "--timeout=60s")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.prepared) > 0 {
+		t.Error("still prepared:", d.prepared)
+	}
+}
