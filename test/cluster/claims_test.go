@@ -186,10 +186,19 @@ spec:
   devices: [{name: f0}, {name: f1}, {name: f2}]
 `))
 	c.apply(withClaims3)
-	// settled returns what each pod finds, when all are ready.
+	// settled returns what each pod finds, when all are ready and none is about to go.
 	settled := func() (found []string) {
 		t.Helper()
-		c.kubectl("rollout", "status", "statefulset/claims", "--timeout=60s")
+		const columns = "{range .items[*]}{.metadata.deletionTimestamp}{.status.containerStatuses[0].ready}{'\\n'}{end}"
+		for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+			out, err := c.tryKubectl("get", "pods", "-l", "app=claims", "-o", "jsonpath="+columns)
+			if err == nil && out == "true\ntrue\ntrue\n" {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the pods are not ready: %v\n%s", err, out)
+			}
+		}
 		for i := range 3 {
 			out := c.kubectl("exec", fmt.Sprintf("claims-%d", i), "--", "/hello", "get", "http://127.0.0.1:8080/")
 			device, _, _ := strings.Cut(out, " ")
@@ -206,9 +215,6 @@ spec:
 			t.Fatal(err)
 		}
 		c.up()
-		for _, pod := range []string{"claims-1", "claims-2"} { // the former ones may still be ready
-			c.kubectl("wait", "pod/"+pod, "--for=jsonpath={.metadata.deletionTimestamp}=", "--timeout=60s")
-		}
 		after := settled()
 		if after[0] != before[0] {
 			t.Errorf("kill %d: the pod that was left alone had %s, and has %s", n, before[0], after[0])
