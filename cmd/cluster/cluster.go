@@ -34,6 +34,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/yare-dev/yare/linux/durable"
 )
 
 // Host is where clusters are kept. The zero Host is the machine's usual folders; tests give their own.
@@ -93,7 +95,7 @@ func (r *Record) KeepSettings(text []byte) error {
 	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
 		return err
 	}
-	return writeFile(r.SettingsFile(), text)
+	return durable.Write(r.SettingsFile(), text, 0o600)
 }
 
 // HasSettings says whether the text is what the cluster keeps; keeping nothing is the same as an empty text.
@@ -429,20 +431,5 @@ func (h Host) write(r *Record) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(h.recordFile(r.Name), append(b, '\n'))
-}
-
-// writeFile replaces a file so that after a crash it is the old or the new one.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return durable.Write(h.recordFile(r.Name), append(b, '\n'), 0o600)
 }

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/types"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/yare-dev/yare/linux/durable"
 )
 
 // What is on disk: the resources that plugins serve, and what pods were granted. The first changes seldom and is synced. The second is written
@@ -137,38 +139,14 @@ func read(path string, v any) error {
 	return nil
 }
 
-// write replaces a file, in one step.
-func write(path string, v any, sync bool) error {
+// write replaces a file, durably where it has to outlast the host.
+func write(path string, v any, durably bool) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	next := path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+	if durably {
+		return durable.Write(path, b, 0o600)
 	}
-	_, err = f.Write(b)
-	if err == nil && sync {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if sync {
-		return syncDir(filepath.Dir(path))
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.Replace(path, b, 0o600)
 }

@@ -505,7 +505,7 @@ func TestUnsaved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		b.serve(devicetest.New(dev, "d0"), "/a")
-		obstacle := filepath.Join(b.root, grantsFile+".next")
+		obstacle := filepath.Join(b.root, "."+grantsFile+".new")
 		if err := os.Mkdir(obstacle, 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/yare-dev/yare/linux/durable"
 )
 
 // Records are files of a folder, one for each claim. Each is synced before a driver is called: what a driver has prepared may outlast the boot, and
@@ -89,27 +91,7 @@ func (s *Set) write(path string, b []byte) error {
 	if err := os.MkdirAll(s.dir(), 0o750); err != nil {
 		return err
 	}
-	next := path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		return err
-	}
-	d, err := os.Open(s.dir())
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.Write(path, b, 0o600)
 }
 
 // forget removes the claim's record. One that comes back after a crash has its claim unprepared again.

@@ -15,7 +15,7 @@ import (
 func TestOpen(t *testing.T) {
 	for _, c := range []struct{ file, text, want string }{
 		{"u.json", `{"uid":"u","pods":["p"],"drivers":{"x":{"prepared":true}}}`, ""},
-		{"u.json.next", "half", ""},
+		{".u.json.new", "half", ""},
 		{"u.json", "", "u.json: unexpected end of JSON input; when no pod"},
 		{"u.json", `{"uid":"v"}`, `it is of the claim "v"`},
 		{"u.json", `{"uid":"u","drivers":{"x":null}}`, "driver x has no value"},

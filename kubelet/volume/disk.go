@@ -19,6 +19,7 @@ import (
 
 	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/csi"
+	"github.com/yare-dev/yare/linux/durable"
 )
 
 // Disks is what volumes of CSI drivers need; the zero Disks has no driver.
@@ -341,18 +342,7 @@ func writeJSON(file string, value any) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return durable.Write(file, b, 0o600)
 }
 
 // remove removes a file or an empty folder, which need not be there.
