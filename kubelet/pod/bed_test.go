@@ -121,8 +121,8 @@ func (b *bed) start() {
 	})
 	b.stop = func() {
 		cancel()
+		wg.Wait() // nobody brings pods to what is being closed
 		b.pods.Close()
-		wg.Wait()
 	}
 }
 
