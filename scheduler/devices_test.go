@@ -136,17 +136,17 @@ func TestDevices(t *testing.T) {
 			b.node(makeNode(n))
 		}
 		b.create(makePod("a", withDevices("a")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "", `0/3 nodes are available: resourceclaim "a" not found.`)
 		b.devicesWanted("a", 2)
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "", "0/3 nodes are available: request r: device class gpu does not exist.")
 		b.deviceClass("gpu")
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "", "0/3 nodes are available: 3 cannot allocate all claims.")
 		b.devices("n1", "d1")
 		b.devices("n2", "d1", "d2", "d3")
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "n2", "")
 		b.expectClaim("a", "n2/d1 n2/d2 for a")
 		if at := b.resourceClaim("a").Status.Allocation.AllocationTimestamp; at == nil {
@@ -214,7 +214,7 @@ func TestSharedClaim(t *testing.T) {
 		for i := range 5 {
 			b.create(makePod(fmt.Sprint("p", i), withDevices("a", "a")))
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		node := b.pod("p0").Spec.NodeName
 		for i := range 5 {
 			b.expect(fmt.Sprint("p", i), node, "")
@@ -239,7 +239,7 @@ func TestSharedClaim(t *testing.T) {
 		})
 		synctest.Wait()
 		b.create(makePod("late", withDevices("a")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("late", "", "0/2 nodes are available: resourceclaim in use.")
 		b.claimStatus("a", func(c *resourcev1.ResourceClaim) { c.Status.ReservedFor = c.Status.ReservedFor[:100] })
 		time.Sleep(time.Minute)
@@ -275,7 +275,7 @@ func TestGeneratedClaim(t *testing.T) {
 		if err := b.Delete(b.t.Context(), b.resourceClaim(name), client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.devicesWanted(name, 1, func(c *resourcev1.ResourceClaim) {
 			c.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "a", UID: b.pod("a").UID, Controller: new(true)}}
 		})
@@ -294,7 +294,7 @@ func TestIdleDevices(t *testing.T) {
 		b.devices("n1", "d1")
 		b.devicesWanted("a", 1)
 		b.create(makePod("a", withDevices("a")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "n1", "")
 		grace := int64(0)
 		if err := b.Delete(b.t.Context(), b.pod("a"), client.DeleteOptions{Grace: &grace}); err != nil {
@@ -339,13 +339,13 @@ func TestTaintedDevices(t *testing.T) {
 			c.Spec.Devices.Requests[0].Exactly.Tolerations = []resourcev1.DeviceToleration{{Key: "broken", Operator: resourcev1.DeviceTolerationOpExists}}
 		})
 		b.create(makePod("a", withDevices("a")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expectClaim("a", "n1/d2 for a")
 		b.create(makePod("b", withDevices("b")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("b", "", "0/1 nodes are available: 1 cannot allocate all claims.")
 		b.create(makePod("c", withDevices("c")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expectClaim("c", "n1/d1 for c")
 		b.end("c")
 		time.Sleep(time.Minute)
@@ -392,7 +392,7 @@ func TestBindingConditions(t *testing.T) {
 		waits("n1")
 		// Its room is kept meanwhile.
 		b.create(makePod("other", requests("3", "1Gi")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("other", "n2", "")
 		if err := b.Delete(b.t.Context(), b.pod("other"), client.DeleteOptions{Grace: new(int64)}); err != nil {
 			t.Fatal(err)
@@ -400,7 +400,7 @@ func TestBindingConditions(t *testing.T) {
 		slice("n2")
 		synctest.Wait()
 		say("broken", "n1")
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		if got := b.has("a"); got != "n1/d for a" && got != "n2/d for a" {
 			t.Errorf("claim has %q", got)
 		}
@@ -445,12 +445,12 @@ func TestDevicesAndVolumes(t *testing.T) {
 		b.devicesWanted("d", 1)
 		synctest.Wait()
 		b.create(makePod("a", usesClaim("v"), withDevices("d")))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expectClaim("d", "n2/d for a") // at once: nobody else can take it while the volume is bound
 		if got := b.bound(); got != "v2=v " {
 			t.Errorf("bound: %s", got)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.expect("a", "n2", "")
 	})
 }
@@ -467,9 +467,9 @@ func TestDevicesAndPreemption(t *testing.T) {
 		b.devicesWanted("higher", 1)
 		here := func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "n1"} }
 		b.create(makePod("low", requests("3", "1Gi"), here, important32(1)))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		b.create(makePod("high", requests("3", "1Gi"), withDevices("high"), important32(5)))
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
 		if got := b.gone(); len(got) != 1 || got[0] != "low" {
 			t.Errorf("%v had to go", got)
 		}
@@ -534,7 +534,7 @@ func TestDevicesAreNotWatchedForNothing(t *testing.T) {
 		}
 		for _, c := range []string{"a", "b"} {
 			b.create(makePod(c, withDevices(c)))
-			time.Sleep(time.Second)
+			time.Sleep(time.Minute)
 			b.expect(c, "n1", "")
 		}
 		if got := w.devices(); len(got) != 4 {
