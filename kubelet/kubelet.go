@@ -360,9 +360,11 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
+	shown := k.config // as it is in effect
+	shown.EvictionHard = shown.eviction().EffectiveHard()
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
 		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: server.NewReviews(k.deps.Client, k.config.NodeName), Stats: reader.Summary,
-		Metrics: registry, Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: k.config, Log: k.log,
+		Metrics: registry, Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: shown, Log: k.log,
 	})
 	if err != nil {
 		return err

@@ -111,8 +111,23 @@ func TestAddresses(t *testing.T) {
 			t.Error("an address of a range that is being deleted")
 		}
 
+		// So does the first one.
+		finalizers := func(names ...string) {
+			_, err := client.Mutate(t.Context(), c, get[*networkingv1.ServiceCIDR](t, c, "", "kubernetes"), "", func(s *networkingv1.ServiceCIDR) { s.Finalizers = names })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		finalizers("example.com/hold")
 		if err := c.Delete(t.Context(), get[*networkingv1.ServiceCIDR](t, c, "", "kubernetes"), client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
+		}
+		if _, err := client.Create(t.Context(), c, web("f", "10.43.0.20")); err == nil {
+			t.Error("an address of the configured range, which is being deleted")
+		}
+		finalizers()
+		if _, err := client.Create(t.Context(), c, web("f", "10.43.0.20")); err != nil {
+			t.Error(err)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()

@@ -43,6 +43,7 @@ type allocator struct {
 	used    map[claim]int // how many Services have it: foreign data may name one twice
 	pending map[claim]int
 	ranges  map[string][]netip.Prefix // of the ready ServiceCIDRs, by name
+	closed  map[string][]netip.Prefix // of the others
 }
 
 // claim is one address or one port of one protocol. Ports are claimed for a Service as a whole.
@@ -54,7 +55,7 @@ type claim struct {
 
 func newAllocator(d Deps) *allocator {
 	a := &allocator{prefix: d.Services.Masked(), reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
-		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}}
+		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}, closed: map[string][]netip.Prefix{}}
 	if a.last == 0 {
 		a.first, a.last = 30000, 32767
 	}
@@ -71,6 +72,7 @@ func newAllocator(d Deps) *allocator {
 func (a *allocator) Reset() {
 	clear(a.used)
 	clear(a.ranges)
+	clear(a.closed)
 }
 
 // Change implements follow.State.
@@ -78,9 +80,14 @@ func (a *allocator) Change(k *api.Kind, now, old api.Object) {
 	if k == api.ServiceCIDRKind {
 		if old != nil {
 			delete(a.ranges, old.GetName())
+			delete(a.closed, old.GetName())
 		}
-		if now != nil {
-			a.ranges[now.GetName()] = readyRanges(now.(*networkingv1.ServiceCIDR))
+		if c, ok := now.(*networkingv1.ServiceCIDR); ok {
+			to := a.closed
+			if ready(c) {
+				to = a.ranges
+			}
+			to[c.Name] = rangesOf(c)
 		}
 		return
 	}
@@ -94,12 +101,13 @@ func (a *allocator) Change(k *api.Kind, now, old api.Object) {
 	}
 }
 
-// readyRanges are the ranges from which new addresses can be taken: none of what is being deleted.
-func readyRanges(c *networkingv1.ServiceCIDR) (ranges []netip.Prefix) {
-	ready := meta.FindStatusCondition(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady)
-	if c.DeletionTimestamp != nil || ready != nil && ready.Status != metav1.ConditionTrue {
-		return nil
-	}
+// ready says whether new addresses can be taken from c: none from what is being deleted.
+func ready(c *networkingv1.ServiceCIDR) bool {
+	is := meta.FindStatusCondition(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady)
+	return c.DeletionTimestamp == nil && (is == nil || is.Status == metav1.ConditionTrue)
+}
+
+func rangesOf(c *networkingv1.ServiceCIDR) (ranges []netip.Prefix) {
 	for _, text := range c.Spec.CIDRs {
 		if p, err := netip.ParsePrefix(text); err == nil {
 			ranges = append(ranges, p.Masked())
@@ -238,9 +246,15 @@ func (t *taking) clusterIP(s *corev1.Service) error {
 		field.NewPath("spec", "clusterIPs"), s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %s", s.Spec.ClusterIP, why))})
 }
 
-// all are the ranges of addresses of the configured family, the configured one first.
-func (a *allocator) all() []netip.Prefix {
-	ps := []netip.Prefix{a.prefix}
+// all are the ranges of addresses of the configured family, the configured one first, unless its ServiceCIDR is not ready.
+func (a *allocator) all() (ps []netip.Prefix) {
+	isClosed := false
+	for _, closed := range a.closed {
+		isClosed = isClosed || slices.Contains(closed, a.prefix)
+	}
+	if !isClosed {
+		ps = append(ps, a.prefix)
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.ranges)) {
 		for _, p := range a.ranges[name] {
 			if p.Addr().Is4() == a.prefix.Addr().Is4() && !slices.Contains(ps, p) {

@@ -73,9 +73,10 @@ type Config struct {
 	//
 	//	evictionHard: {memory.available: 100Mi, nodefs.available: 10%, nodefs.inodesFree: 5%, imagefs.available: 15%, imagefs.inodesFree: 5%}
 	//
-	// Signals that are not named have no threshold then, unless MergeDefaultEvictionSettings. 0% is none too.
-	EvictionHard                 map[string]string `json:"evictionHard,omitzero"`
-	MergeDefaultEvictionSettings bool              `json:"mergeDefaultEvictionSettings,omitempty"`
+	// Signals that are not named have no threshold then. 0% is none too.
+	EvictionHard map[string]string `json:"evictionHard,omitzero"`
+	// MergeDefaultEvictionSettings has signals that EvictionHard does not name keep their defaults.
+	MergeDefaultEvictionSettings bool `json:"mergeDefaultEvictionSettings,omitempty"`
 	// EvictionSoft are thresholds that have to be met for as long as EvictionSoftGracePeriod says for each before pods are evicted. These get
 	// their own grace period, but at most EvictionMaxPodGracePeriod, in seconds.
 	//

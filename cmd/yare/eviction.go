@@ -10,7 +10,10 @@ import (
 func (c Config) evict(k *kubelet.Config) {
 	k.EvictionHard, k.MergeDefaultEvictionSettings = c.EvictionHard, c.MergeDefaultEvictionSettings
 	k.EvictionSoft, k.EvictionSoftGracePeriod, k.EvictionMaxPodGracePeriod = c.EvictionSoft, c.EvictionSoftGracePeriod, c.EvictionMaxPodGracePeriod
-	k.EvictionMinimumReclaim, k.EvictionPressureTransitionPeriod = c.EvictionMinimumReclaim, c.EvictionPressureTransitionPeriod
+	k.EvictionMinimumReclaim = c.EvictionMinimumReclaim
+	if c.EvictionPressureTransitionPeriod.Duration != 0 {
+		k.EvictionPressureTransitionPeriod = c.EvictionPressureTransitionPeriod
+	}
 }
 
 // checkEviction tells problem of every mistake in what is said of eviction.

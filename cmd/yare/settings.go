@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/kubelet"
 )
 
 // settings are a Config with the file that it is of.
@@ -99,7 +100,11 @@ func (c *Config) decode(text []byte) (given map[string]json.RawMessage, err erro
 		strict, err := kjson.UnmarshalStrict(one, c)
 		errs = append(errs, strict...) // unknown field "apiServer.x"
 		if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-			errs = append(errs, fmt.Errorf("%s: is %s, where %s belongs", wrong.Field, word(wrong.Value), wordFor(wrong.Type)))
+			what := "is"
+			if wrong.Field == name && given[name][0] == '{' && wrong.Type.Kind() == reflect.String { // in a map, of which it does not name the key
+				what = "one of its values is"
+			}
+			errs = append(errs, fmt.Errorf("%s: %s %s, where %s belongs", wrong.Field, what, word(wrong.Value), wordFor(wrong.Type)))
 		} else if err != nil {
 			// The one type that says itself what is wrong with it is an address.
 			errs = append(errs, fmt.Errorf("%s: %s", name, strings.NewReplacer("ParseAddr(", "", "):", ":").Replace(err.Error())))
@@ -126,8 +131,11 @@ func word(value string) string {
 
 // wordFor is what people call values of a Go type.
 func wordFor(t reflect.Type) string {
+	if t == reflect.TypeFor[kubelet.Duration]() {
+		return "a duration such as 1m30s"
+	}
 	switch t.Kind() {
-	case reflect.Int:
+	case reflect.Int, reflect.Int32, reflect.Int64:
 		return "a whole number"
 	case reflect.Bool:
 		return word("bool")

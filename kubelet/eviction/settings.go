@@ -115,6 +115,16 @@ func (s Settings) Check(problem func(field, format string, args ...any)) { s.par
 // they are acted upon.
 func (s Settings) Thresholds() []Threshold { return s.parse(func(string, string, ...any) {}) }
 
+// EffectiveHard is Hard with the defaults where these count.
+func (s Settings) EffectiveHard() map[string]string {
+	if s.Hard != nil && !s.MergeDefaults {
+		return s.Hard
+	}
+	hard := usualHard()
+	maps.Copy(hard, s.Hard)
+	return hard
+}
+
 func (s Settings) parse(problem func(field, format string, args ...any)) (all []Threshold) {
 	reclaim := map[Signal]Value{}
 	each("evictionMinimumReclaim", s.MinimumReclaim, problem, func(field string, signal Signal, text string) {
@@ -145,14 +155,7 @@ func (s Settings) parse(problem func(field, format string, args ...any)) (all []
 		t.Value, t.Reclaim = v, reclaim[t.Signal]
 		all = append(all, t)
 	}
-	hard := s.Hard
-	if hard == nil {
-		hard = usualHard()
-	} else if s.MergeDefaults {
-		hard = usualHard()
-		maps.Copy(hard, s.Hard)
-	}
-	each("evictionHard", hard, problem, func(field string, signal Signal, text string) {
+	each("evictionHard", s.EffectiveHard(), problem, func(field string, signal Signal, text string) {
 		add(field, Threshold{Signal: signal}, text)
 	})
 	each("evictionSoft", s.Soft, problem, func(field string, signal Signal, text string) {
@@ -162,6 +165,9 @@ func (s Settings) parse(problem func(field, format string, args ...any)) (all []
 		}
 		add(field, Threshold{Signal: signal, Soft: true, Grace: d}, text)
 	})
+	if s.MaxPodGracePeriod < 0 {
+		problem("evictionMaxPodGracePeriod", "%d is negative", s.MaxPodGracePeriod)
+	}
 	if s.TransitionPeriod < 0 {
 		problem("evictionPressureTransitionPeriod", "%v is negative", s.TransitionPeriod)
 	}
