@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/netns"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/hook"
 	"github.com/yare-dev/yare/oci/launch"
@@ -109,8 +111,6 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if err := c.write(c.record); err != nil {
 		return err
 	}
-	launcher := launch.Begin(ownNamespaces(spec))
-	defer launcher.Close()
 	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot,
 		Preserve: len(c.o.Files) - 3, Systemd: c.o.Systemd, Init: c.Init})
 	if err != nil {
@@ -130,7 +130,10 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	for _, w := range c.Plan.Process.Warnings {
 		c.Log.Warn("container set up with a restriction", "err", w)
 	}
-	c.setup = &setup{launcher: launcher, log: c.Log, consoleSocket: c.o.ConsoleSocket}
+	if c.setup, err = newSetup(c.Log, c.o.ConsoleSocket); err != nil {
+		return err
+	}
+	defer c.setup.close()
 	if spec.Linux.Seccomp != nil {
 		c.setup.agent = &agent{spec.Linux.Seccomp.ListenerPath, spec.Linux.Seccomp.ListenerMetadata, c.record, specs.StateCreating}
 	}
@@ -142,54 +145,74 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	return act(c, ctx)
 }
 
-// ownNamespaces are the CLONE_NEW flags of the namespaces that the container gets, as far as they may belong to the launcher's
-// user namespace.
-func ownNamespaces(spec *specs.Spec) (flags uintptr) {
-	if spec.Linux == nil {
-		return 0
-	}
-	for _, n := range spec.Linux.Namespaces {
-		if n.Type == specs.UserNamespace {
-			return 0
-		}
-		if n.Path == "" {
-			flags |= compile.CloneFlag(n.Type)
-		}
-	}
-	return flags
-}
-
-// launch starts the init and serves it until it waits to be started.
+// launch starts the init and serves it until it waits to be started. While the init's program starts, which takes it as long as
+// all else, the rest of what it is to be in is made: the cgroup, and the network namespace, unless it is to belong to a user
+// namespace that is made with the process.
 func (c *creation) launch(start int, extras ...int) error {
-	if err := c.Seal(); err != nil {
-		return err
-	}
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
-		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
-		Tasks: c.Entry.Tasks, Cgroup: c.Entry.Dir}
+		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj, Cgroup: c.Entry.Dir}
 	for i, fd := range c.Joins {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
-	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
+	c.Plan.Late = true
+	if !c.Foreign() && c.CloneFlags&unix.CLONE_NEWNET != 0 {
+		c.Plan.LateNetwork = true
+		process.CloneFlags &^= unix.CLONE_NEWNET
+	}
+	if err := c.Seal(); err != nil {
 		return err
+	}
+	late := make(chan error, 1)
+	go func() {
+		err := c.makeLate()
+		if err != nil {
+			_ = unix.Shutdown(c.setup.sync, unix.SHUT_WR) // by which the init ends
+		}
+		late <- err
+	}()
+	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
+		return errors.Join(<-late, err)
 	}
 	if c.o.Born != nil {
 		c.o.Born()
 	}
 	c.record.Pid = c.setup.pid
-	var err error
-	if c.record.StartTime, err = linux.StartTime(c.record.Pid); err == nil {
-		err = c.write(c.record)
+	var noted error
+	if c.record.StartTime, noted = linux.StartTime(c.record.Pid); noted == nil {
+		noted = c.write(c.record)
 	}
-	if e := c.setup.until(plan.MsgReady); e != nil || err != nil {
-		err = errors.Join(e, err)
-	} else {
-		err = c.publish(c.record)
+	err := c.setup.until(plan.MsgReady)
+	if e := <-late; e != nil {
+		return e // the other is what has come of it
 	}
 	if err != nil {
-		c.setup.close()
+		return err
 	}
-	return err
+	if noted == nil {
+		noted = c.publish(c.record)
+	}
+	if noted != nil {
+		c.setup.kill()
+	}
+	return noted
+}
+
+// makeLate makes what the process is to be in and is not born in, and has the init go there.
+func (c *creation) makeLate() error {
+	if err := c.Furnish(); err != nil {
+		return err
+	}
+	fds := c.Entry.Tasks
+	if c.Plan.LateNetwork {
+		network, err := netns.Unnamed()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(network)
+		fds = append([]int{network}, fds...)
+	}
+	_ = linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...) // an init that is dead has said why, or is found to be
+	return nil
 }
 
 // create leaves the init waiting at a fifo, and at another to tell how its
@@ -206,11 +229,7 @@ func (c *creation) create(context.Context) error {
 	}
 	defer unix.Close(outcome)
 	c.Plan.Outcome = int32(len(c.Extras) + 1)
-	if err := c.launch(start, append(c.Extras, outcome)...); err != nil {
-		return err
-	}
-	c.setup.close()
-	return nil
+	return c.launch(start, append(c.Extras, outcome)...)
 }
 
 // fifo makes a fifo. Open for reading and writing, it waits for nobody.
@@ -235,7 +254,6 @@ func (c *creation) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.setup.close()
 	if _, err := unix.Write(start[1], []byte{1}); err != nil {
 		return linux.Wrap("start", "container", err)
 	}
@@ -247,45 +265,51 @@ func (c *creation) run(ctx context.Context) error {
 
 // setup is the launcher's side of an init's set-up.
 type setup struct {
-	launcher      *launch.Launcher
-	log           interface{ Warn(string, ...any) }
+	log           *slog.Logger
 	consoleSocket string
 	hooks         func() error
 	agent         *agent
 	pid, pidfd    int
-	sync          int
+	sync, theirs  int // the ends of a socket pair, ours and the init's
+}
+
+// newSetup makes what the caller is to close.
+func newSetup(log *slog.Logger, consoleSocket string) (*setup, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, linux.Wrap("make", "socket pair", err)
+	}
+	return &setup{log: log, consoleSocket: consoleSocket, pidfd: -1, sync: pair[0], theirs: pair[1]}, nil
 }
 
 // launch starts the init with the streams, the plan and what else it gets.
-func (s *setup) launch(p launch.Process, files []*os.File, planFD int, extra ...int) error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("make", "socket pair", err)
-	}
-	defer unix.Close(pair[1])
+func (s *setup) launch(p launch.Process, files []*os.File, planFD int, extra ...int) (err error) {
 	for _, f := range files {
 		p.Files = append(p.Files, int(f.Fd()))
 	}
-	p.Files = append(append(p.Files, planFD, pair[1]), extra...)
-	if s.pid, s.pidfd, err = s.launcher.Start(p); err != nil {
-		unix.Close(pair[0])
-		return err
-	}
-	s.sync = pair[0]
-	return nil
+	p.Files = append(append(p.Files, planFD, s.theirs), extra...)
+	s.pid, s.pidfd, err = launch.Start(p)
+	unix.Close(s.theirs)
+	s.theirs = -1
+	return err
 }
 
-func (s *setup) close() { linux.CloseAll(s.sync, s.pidfd) }
+func (s *setup) close() { linux.CloseAll(s.sync, s.theirs, s.pidfd) }
 
 // until serves the init until it says what is awaited; 0 awaits the exec. If
 // the set-up fails, the init is dead and reaped.
 func (s *setup) until(awaited byte) error {
 	err := s.serve(awaited)
 	if err != nil {
-		_ = linux.SignalPidfd(s.pidfd, unix.SIGKILL)
-		_ = linux.Retry(func() error { _, e := unix.Wait4(s.pid, nil, 0, nil); return e })
+		s.kill()
 	}
 	return err
+}
+
+// kill ends the init and reaps it.
+func (s *setup) kill() {
+	_ = linux.SignalPidfd(s.pidfd, unix.SIGKILL)
+	_ = linux.Retry(func() error { _, e := unix.Wait4(s.pid, nil, 0, nil); return e })
 }
 
 func (s *setup) serve(awaited byte) error {

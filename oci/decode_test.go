@@ -3,6 +3,7 @@ package oci
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -63,6 +64,12 @@ func TestDecodeSpec(t *testing.T) {
 		if _, err := decodeSpec([]byte(text)); err == nil {
 			t.Errorf("%s was taken", text)
 		}
+	}
+	if _, err := decodeSpec([]byte(`{"process":{"rlimits":[{},{"hard":"many"}]}}`)); err == nil || !strings.HasPrefix(err.Error(), "process: rlimits: [1]: hard: ") {
+		t.Errorf("a wrong limit: %v", err)
+	}
+	if s, err := decodeSpec([]byte(` {"Process":{"CWD":"/"}, "PROCESS": {"cwd":"/"}} `)); err != nil || s.Process == nil || s.Process.Cwd != "/" {
+		t.Errorf("names in another case: got %+v, %v", s, err)
 	}
 	if s, err := decodeSpec([]byte(`{"linux":null,"hooks":null}`)); err != nil || s.Linux != nil || s.Hooks != nil {
 		t.Errorf("null: got %+v, %v", s, err)

@@ -31,8 +31,6 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if o.Process.Terminal != (o.ConsoleSocket != "") {
 		return 0, fmt.Errorf("exec in container %s: a console socket is needed with a terminal, and only then", id)
 	}
-	launcher := launch.Begin(0)
-	defer launcher.Close()
 	spec, err := c.spec()
 	if err != nil {
 		return 0, err
@@ -71,7 +69,11 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		return 0, err
 	}
 	defer entry.Close()
-	s := &setup{launcher: launcher, log: r.Log, consoleSocket: o.ConsoleSocket}
+	s, err := newSetup(r.Log, o.ConsoleSocket)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
 	if sec := spec.Linux.Seccomp; sec != nil {
 		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
 	}
@@ -80,7 +82,6 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if err := s.launch(process, o.Files, planFD, planFD, pidfd); err != nil {
 		return 0, err
 	}
-	defer s.close()
 	if err := s.until(0); err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}

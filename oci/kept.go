@@ -18,9 +18,9 @@ import (
 // without an upper layer, which nobody can write through, whatever they may remount. Where that cannot be, it is OpenInit.
 // There is one copy, of the version that was used last; a reboot, after which dir is empty, ends it.
 func OpenInitIn(dir string) (*Init, error) {
-	fd, kept := keptInit(dir)
+	i, kept := keptInit(dir)
 	if kept == nil {
-		return &Init{fd: fd}, nil
+		return i, nil
 	}
 	i, err := OpenInit()
 	if err != nil && !errors.Is(kept, ErrNoInit) {
@@ -33,35 +33,37 @@ func OpenInitIn(dir string) (*Init, error) {
 const keptPrefix = "@init-"
 
 // keptInit returns the kept program through its overlay.
-func keptInit(dir string) (int, error) {
+func keptInit(dir string) (*Init, error) {
 	sum, err := programs.ReadFile("bin/yare-init.sum")
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || err == nil && len(sum) < 16:
-		return -1, ErrNoInit
+		return nil, ErrNoInit
 	case err != nil:
-		return -1, fmt.Errorf("read sum of container init: %w", err)
+		return nil, fmt.Errorf("read sum of container init: %w", err)
 	case strings.ContainsAny(dir, ":,\\"):
-		return -1, fmt.Errorf("keep container init in %s: overlayfs takes no path with colon, comma or backslash", dir)
+		return nil, fmt.Errorf("keep container init in %s: overlayfs takes no path with colon, comma or backslash", dir)
 	}
 	info, err := fs.Stat(programs, "bin/yare-init")
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	home := filepath.Join(dir, keptPrefix+string(sum[:16]))
 	if !intact(home, info.Size()) {
 		if err := keepInit(home); err != nil {
-			return -1, err
+			return nil, err
 		}
 	}
 	tree, err := linux.NewFS("overlay", "overlay", []linux.Option{{Key: "lowerdir", Value: home + "/program:" + home + "/nothing"}},
 		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
-	// Not waited for: to forget a mount takes the kernel a grace period.
-	defer func() { go unix.Close(tree) }()
 	fd, err := unix.Openat(tree, "yare-init", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	return fd, linux.Wrap("open", "yare-init", err)
+	if err != nil {
+		unix.Close(tree)
+		return nil, linux.Wrap("open", "yare-init", err)
+	}
+	return &Init{fd: fd, mount: tree}, nil
 }
 
 // intact tells whether the program is there as it was kept: whole, and root's alone.

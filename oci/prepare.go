@@ -20,19 +20,21 @@ import (
 	"github.com/yare-dev/yare/oci/wire"
 )
 
-// Prepared is a container of which everything is decided and the cgroup made,
-// so that only the launch is left. The command line and the shim share it.
+// Prepared is a container of which everything is decided. The command line and
+// the shim share it.
 type Prepared struct {
 	*compile.Result
 	Group *cgroup.Group
-	// Entry, PlanFD and Joins are descriptors, closed by Close.
+	// Entry, PlanFD and Joins are descriptors, closed by Close. Entry has the
+	// tasks files after Furnish.
 	Entry  *cgroup.Entry
 	PlanFD int
 	Joins  []int
 	// Extras are the init's further descriptors, from plan.FirstFD on.
 	Extras []int
 
-	unit *sleeper // nil: the group is ours
+	limits *specs.LinuxResources
+	unit   *sleeper // nil: the group is ours
 }
 
 // PrepareOptions are what the spec does not say.
@@ -89,7 +91,9 @@ func LoadSpec(bundle string) (*specs.Spec, error) {
 	return b.Spec, nil
 }
 
-// Prepare decides about a container and makes its cgroup. On error nothing is
+// Prepare decides about a container and makes what its process must be born in.
+// What is left to do before the process may be told to go on is Furnish, of which
+// the init knows by the plan if it is to be born before. On error nothing is
 // left. The caller closes the result after the launch, and removes the group
 // with the container.
 func Prepare(o PrepareOptions) (_ *Prepared, err error) {
@@ -112,7 +116,7 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{Result: result, Group: group, PlanFD: -1}
+	p := &Prepared{Result: result, Group: group, PlanFD: -1, limits: o.Spec.Linux.Resources}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -124,18 +128,28 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if o.Systemd {
 		err = p.createUnit(&o)
 	} else {
-		err = group.Create(o.Spec.Linux.Resources)
+		err = group.CreateV2()
 	}
 	if err != nil {
 		return nil, err
 	}
-	if p.Entry, err = group.Entry(); err != nil {
+	if p.Entry, err = group.Birthplace(); err != nil {
 		return nil, err
 	}
 	if err := p.openNamespaces(); err != nil {
 		return nil, err
 	}
 	return p, p.openTrees()
+}
+
+// Furnish makes the rest of the cgroup, and sets its limits.
+func (p *Prepared) Furnish() error {
+	if p.unit == nil {
+		if err := p.Group.Complete(p.limits); err != nil {
+			return err
+		}
+	}
+	return p.Group.OpenTasks(p.Entry)
 }
 
 // Seal makes the plan what the init gets; it is not changed from then on.

@@ -20,7 +20,7 @@ var ErrNoInit = errors.New("built without the container init: run make")
 
 // Init is the container init program, ready to be executed. One per process
 // is enough; it may be used from any goroutine.
-type Init struct{ fd int }
+type Init struct{ fd, mount int } // mount: what the program is on, or -1
 
 // OpenInit makes the init program ready: it copies the embedded program into a
 // sealed memory file. Close frees it; running containers and shims keep their
@@ -53,7 +53,7 @@ func OpenInit() (*Init, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Init{fd: fd}, nil
+	return &Init{fd: fd, mount: -1}, nil
 }
 
 // NewInit is [OpenInit] with a program that is not the embedded one.
@@ -62,11 +62,16 @@ func NewInit(program []byte) (*Init, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Init{fd: fd}, nil
+	return &Init{fd: fd, mount: -1}, nil
 }
 
 // FD is the program as a descriptor; it stays Init's.
 func (i *Init) FD() int { return i.fd }
 
 // Close frees the memory file.
-func (i *Init) Close() error { return linux.Wrap("close", "container init", unix.Close(i.fd)) }
+func (i *Init) Close() error {
+	if i.mount >= 0 {
+		go unix.Close(i.mount) // not waited for: to forget a mount takes the kernel a grace period
+	}
+	return linux.Wrap("close", "container init", unix.Close(i.fd))
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,6 +166,36 @@ func TestVerbs(t *testing.T) {
 	}
 	if _, err := h.State("c"); !errors.Is(err, oci.ErrNotExist) {
 		t.Errorf("after delete: got %v", err)
+	}
+}
+
+// The cgroup is limited while the init starts: of limits that the kernel refuses nothing is left, the init neither.
+func TestLimitsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	read, write, err := os.Pipe() // its end is that of all who had it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	bundle := h.bundle(func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}}
+	}, "true")
+	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, write}})
+	if err == nil || !strings.Contains(err.Error(), "cpuset.cpus") || strings.Contains(err.Error(), "init died") {
+		t.Errorf("got %v", err)
+	}
+	write.Close()
+	if left, err := io.ReadAll(read); err != nil || len(left) > 0 {
+		t.Errorf("the init said %q, %v", left, err)
+	}
+	if list, err := h.List(); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
 	}
 }
 

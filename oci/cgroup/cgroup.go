@@ -13,10 +13,10 @@
 // Writing a pid to cgroup.procs waits for an RCU grace period (11 ms), because
 // the kernel must hold off the forks of the whole thread group. A group is
 // therefore never joined by writing another's pid. On v2 the child is cloned
-// into the group; on v1 the forking thread moves itself ("0" to the tasks
-// file), for which the kernel takes no such lock, and the child inherits; the
-// thread is then thrown away. Package launch does it with what [Group.Entry]
-// returns.
+// into the group; on v1 a thread moves itself ("0" to the tasks file), for which
+// the kernel takes no such lock: the forking one, whose child inherits it and
+// which is then thrown away, or that one of the child which will execute the
+// container's program. Package launch does it with what [Group.Entry] returns.
 //
 // A group that systemd makes, a unit, needs a process from its beginning: one that
 // sleeps there until the container is born, and is moved by systemd.
@@ -136,12 +136,42 @@ var ErrInUse = errors.New("it has processes")
 
 // Create makes the group and sets its limits; nil sets none. Missing parents
 // are made. An existing group that has processes is ErrInUse.
-func (g *Group) Create(r *specs.LinuxResources) error { return g.create(r, g.make) }
+func (g *Group) Create(r *specs.LinuxResources) error {
+	if err := g.CreateV2(); err != nil {
+		return err
+	}
+	return g.Complete(r)
+}
 
-func (g *Group) create(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
+// CreateV2 is the part of Create that must come before a process is born in the
+// group: it makes the v2 directory.
+func (g *Group) CreateV2() error {
+	if err := g.unused(); err != nil {
+		return err
+	}
+	if g.unified {
+		return g.with("create", func(m cgroups.Manager) error { return m.Apply(-1) }) // also enables the controllers on the way down
+	}
+	if dir, ok := g.dirs[""]; ok {
+		return makeDir(dir)
+	}
+	return nil
+}
+
+// Complete is the rest of Create: it makes the v1 directories, which processes
+// enter later, and sets the limits.
+func (g *Group) Complete(r *specs.LinuxResources) error {
+	return g.complete(r, func(cgroups.Manager) error { return g.makeV1() })
+}
+
+func (g *Group) unused() error {
 	if pids, err := g.Pids(); err == nil && len(pids) > 0 {
 		return fmt.Errorf("create cgroup %s: %w", g.path, ErrInUse)
 	}
+	return nil
+}
+
+func (g *Group) complete(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
 	return g.with("create", func(m cgroups.Manager) error {
 		if err := build(m); err != nil {
 			return err
@@ -173,18 +203,14 @@ func (g *Group) set(m cgroups.Manager, r *cgroups.Resources) (err error) {
 	return err
 }
 
-// make makes the directories.
-func (g *Group) make(m cgroups.Manager) error {
-	if g.unified {
-		return m.Apply(-1) // also enables the controllers on the way down
-	}
+// makeV1 makes the directories of the v1 hierarchies.
+func (g *Group) makeV1() error {
 	for controller, dir := range g.dirs {
-		err := unix.Mkdir(dir, 0o755) // the parents are there, mostly
-		if err == unix.ENOENT {
-			err = os.MkdirAll(dir, 0o755)
+		if controller == "" {
+			continue
 		}
-		if err != nil && err != unix.EEXIST {
-			return linux.Wrap("make", dir, err)
+		if err := makeDir(dir); err != nil {
+			return err
 		}
 		if controller == "cpuset" {
 			if err := fillCPUSet(dir); err != nil {
@@ -193,6 +219,17 @@ func (g *Group) make(m cgroups.Manager) error {
 		}
 	}
 	return nil
+}
+
+func makeDir(dir string) error {
+	err := unix.Mkdir(dir, 0o755) // the parents are there, mostly
+	if err == unix.ENOENT {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err == unix.EEXIST {
+		return nil
+	}
+	return linux.Wrap("make", dir, err)
 }
 
 // fillCPUSet copies what a new v1 cpuset group lacks from its parent, and first what that lacks: a group without processors and
@@ -492,31 +529,49 @@ type Entry struct {
 
 // Entry opens the group for launching into it. Close it after.
 func (g *Group) Entry() (*Entry, error) {
+	e, err := g.Birthplace()
+	if err == nil {
+		err = g.OpenTasks(e)
+	}
+	if err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Birthplace is Entry without the tasks files, of a group that may not be
+// complete yet.
+func (g *Group) Birthplace() (*Entry, error) {
 	e := &Entry{Dir: -1}
+	dir, ok := g.dirs[""]
+	if !ok {
+		return e, nil
+	}
+	name := g.habitable(dir)
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		e.Dir = fd
+	}
+	return e, linux.Wrap("open", name, err)
+}
+
+// OpenTasks adds the tasks files to an entry.
+func (g *Group) OpenTasks(e *Entry) error {
 	seen := map[string]bool{}
 	for controller, dir := range g.dirs {
-		if seen[dir] {
+		if controller == "" || seen[dir] {
 			continue
 		}
 		seen[dir] = true
-		name, flags := dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC
-		if controller == "" {
-			name = g.habitable(dir)
-		} else {
-			name, flags = filepath.Join(dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC
-		}
-		fd, err := unix.Open(name, flags, 0)
+		name := filepath.Join(dir, "tasks")
+		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			e.Close()
-			return nil, linux.Wrap("open", name, err)
+			return linux.Wrap("open", name, err)
 		}
-		if controller == "" {
-			e.Dir = fd
-		} else {
-			e.Tasks = append(e.Tasks, fd)
-		}
+		e.Tasks = append(e.Tasks, fd)
 	}
-	return e, nil
+	return nil
 }
 
 // habitable is where processes may be born: the group's v2 directory, or, if the

@@ -63,5 +63,8 @@ func tellNoSwap(r *cgroups.Resources) {
 // CreateUnit is Create for a unit. Systemd makes none without a process: that of
 // pid is moved there, and has to stay until another was born in the group.
 func (g *Group) CreateUnit(pid int, r *specs.LinuxResources) error {
-	return g.create(r, func(m cgroups.Manager) error { return m.Apply(pid) })
+	if err := g.unused(); err != nil {
+		return err
+	}
+	return g.complete(r, func(m cgroups.Manager) error { return m.Apply(pid) })
 }

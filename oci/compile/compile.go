@@ -101,7 +101,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	}
 	p.Process = *process
 	p.Process.CPUs, p.Process.FirstCPUs = nil, nil // they are for further processes only
-	if r.foreign() {
+	if r.Foreign() {
 		r.OOMScoreAdj, p.Process.OOMScoreAdj = p.Process.OOMScoreAdj, nil
 	}
 	p.Process.Preserve = int32(f.Preserve)
@@ -123,7 +123,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	if err := propagation(p, s.Linux.RootfsPropagation); err != nil {
 		return nil, err
 	}
-	if r.foreign() {
+	if r.Foreign() {
 		// The root is never shared: the kernel would not pivot to it.
 		root := Tree{Source: p.Root, Recursive: true, Propagation: unix.MS_PRIVATE}
 		if p.HostPropagation&unix.MS_SLAVE != 0 {
@@ -134,7 +134,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	if err := r.mounts(s, f); err != nil {
 		return nil, err
 	}
-	if err := devices(p, s, r.foreign()); err != nil {
+	if err := devices(p, s, r.Foreign()); err != nil {
 		return nil, err
 	}
 	p.Masked, p.Readonly = s.Linux.MaskedPaths, s.Linux.ReadonlyPaths

@@ -63,7 +63,7 @@ func (r *Result) mount(m specs.Mount, f Facts) ([]plan.Mount, error) {
 			remount = true
 		case o == "idmap" || o == "ridmap":
 			tree.Mapped, tree.MappedBelow = true, o == "ridmap"
-			if len(tree.UIDs)+len(tree.GIDs) == 0 && !r.foreign() {
+			if len(tree.UIDs)+len(tree.GIDs) == 0 && !r.Foreign() {
 				return nil, fmt.Errorf("option %s: needs uidMappings and gidMappings, or a user namespace", o)
 			}
 		default:
@@ -119,7 +119,7 @@ func (r *Result) bindMount(m plan.Mount, tree Tree, f Facts) ([]plan.Mount, erro
 	if !filepath.IsAbs(m.Source) {
 		m.Source = filepath.Join(f.Bundle, m.Source)
 	}
-	if tree.Mapped || r.foreign() { // only the launcher can map, and can reach every source
+	if tree.Mapped || r.Foreign() { // only the launcher can map, and can reach every source
 		tree.Source, tree.Recursive = m.Source, m.Recursive
 		// As if the init had copied it from the host's mounts, of which it makes that first.
 		tree.Propagation = r.Plan.HostPropagation &^ (unix.MS_REC | unix.MS_SHARED)

@@ -103,9 +103,9 @@ func (r *Result) users(l *specs.Linux) error {
 	return nil
 }
 
-// foreign tells whether the container is in a user namespace that is not the launcher's, and so can neither reach all of the
+// Foreign tells whether the container is in a user namespace that is not the launcher's, and so can neither reach all of the
 // host's paths nor make device nodes.
-func (r *Result) foreign() bool { return (r.CloneFlags|r.joined)&unix.CLONE_NEWUSER != 0 }
+func (r *Result) Foreign() bool { return (r.CloneFlags|r.joined)&unix.CLONE_NEWUSER != 0 }
 
 // IDMap translates mappings.
 func IDMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/launch"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
@@ -20,6 +21,11 @@ func (s *setup) container() error {
 	s.slave = -1
 	if p.Outcome != 0 {
 		s.outcome = s.extra(p.Outcome)
+	}
+	if p.Late {
+		if err := s.enterLate(p.LateNetwork); err != nil {
+			return err
+		}
 	}
 	if err := s.openProc(); err != nil {
 		return err
@@ -47,6 +53,32 @@ func (s *setup) container() error {
 		return err
 	}
 	return s.become(&p.Process, p)
+}
+
+// enterLate waits for what was made while this program started, and takes this thread there.
+func (s *setup) enterLate(network bool) error {
+	var kind [1]byte
+	n, fds, err := linux.ReceiveMessage(s.syncFD, kind[:])
+	if err != nil {
+		return err
+	}
+	defer linux.CloseAll(fds...)
+	if n == 0 || kind[0] != plan.MsgEnter || network && len(fds) == 0 {
+		return linux.Wrap("wait for", "launcher", unix.ECANCELED)
+	}
+	tasks := fds
+	if network {
+		if err := unix.Setns(fds[0], unix.CLONE_NEWNET); err != nil {
+			return linux.Wrap("join", "network namespace", err)
+		}
+		tasks = fds[1:]
+	}
+	for _, fd := range tasks {
+		if err := launch.Enter(fd); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openProc opens the host's procfs, while its mounts are those that we see and nobody can have put another there.

@@ -27,8 +27,9 @@
 //
 // # Invariants
 //
-//   - The main goroutine is locked to its thread; namespaces, credentials and
-//     filters are set on that thread only, and it is the one that execs.
+//   - What sets a process up stays on the program's first thread; namespaces,
+//     credentials and filters are set on that thread only, and it is the one
+//     that execs.
 //   - Nothing is opened by a path that the image or another container can
 //     redirect: targets are resolved with openat2 inside the root, procfs is the
 //     host's, opened before anything else, or a private mount, and /dev/null is
@@ -49,32 +50,46 @@ import (
 	"github.com/yare-dev/yare/oci/wire"
 )
 
-func main() {
-	runtime.LockOSThread()
-	role, _ := syscall.Getenv(launch.RoleVariable)
+// started is the descriptor from which ours count, or -1 if yare has not started us.
+var started = -1
+
+// init does what is not to go on for long, here because init functions run on the program's first thread: to be locked to it in
+// main would take the Go runtime another thread, which exec would then have to end.
+func init() {
 	number, _ := syscall.Getenv(launch.FDVariable)
 	fd, err := strconv.Atoi(number)
 	if err != nil || fd < plan.PlanFD {
-		_, _ = unix.Write(2, []byte("yare-init: runs only when started by yare\n"))
-		unix.Exit(2)
+		return
 	}
+	started = fd
 	s := &setup{planFD: fd, syncFD: fd + plan.SyncFD - plan.PlanFD, startFD: fd + plan.StartFD - plan.PlanFD,
 		firstFD: fd + plan.FirstFD - plan.PlanFD, proc: -1, root: -1, outcome: -1}
-	switch launch.Role(role) {
+	switch role() {
 	case launch.Container:
 		s.fail(s.container())
 	case launch.Exec:
 		s.fail(s.exec())
 	case launch.Reaper:
 		s.reap()
-	case launch.Shim:
-		if err := server.Run(fd); err != nil {
-			_, _ = unix.Write(2, []byte("yare-shim: "+err.Error()+"\n"))
-			unix.Exit(1)
-		}
-		unix.Exit(0)
 	}
-	unix.Exit(2)
+}
+
+func role() launch.Role {
+	role, _ := syscall.Getenv(launch.RoleVariable)
+	return launch.Role(role)
+}
+
+func main() {
+	runtime.LockOSThread()
+	if started < 0 || role() != launch.Shim {
+		_, _ = unix.Write(2, []byte("yare-init: runs only when started by yare\n"))
+		unix.Exit(2)
+	}
+	if err := server.Run(started); err != nil {
+		_, _ = unix.Write(2, []byte("yare-shim: "+err.Error()+"\n"))
+		unix.Exit(1)
+	}
+	unix.Exit(0)
 }
 
 // setup is one container or exec being set up.

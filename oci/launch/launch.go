@@ -7,7 +7,6 @@
 // given to the forking thread, from which the child inherits it:
 //
 //	thread (locked to its goroutine, never reused)
-//	  |  unshare(net, ipc, uts)         while the caller makes the cgroup
 //	  |  "0" -> <v1 group>/tasks      moves this thread only: no RCU wait
 //	  |  setns(net, ipc, uts, pid...)
 //	  |  clone(new namespaces, into the v2 cgroup by descriptor, pidfd)
@@ -109,71 +108,30 @@ const Before = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.
 // Start starts the process in a session of its own. The caller owns the pidfd
 // and must reap the child.
 func Start(p Process) (pid, pidfd int, err error) {
-	l := Begin(0)
-	defer l.Close()
-	return l.Start(p)
-}
-
-// Launcher is a thread from which one process is started.
-type Launcher struct {
-	process chan *Process
-	born    chan birthReport
-}
-
-type birthReport struct {
-	pid, pidfd int
-	err        error
-}
-
-// early are the namespaces that a launcher can make for the process it will start: that process inherits them. The network
-// namespace takes the kernel longer than all else, and nothing that has to be decided first.
-const early = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-
-// Begin readies a launcher. If it will start a process that needs new namespaces and neither makes nor joins a user namespace,
-// to which they would have to belong, then flags are theirs, and some are made while the caller is at other things. It must be
-// closed.
-func Begin(flags uintptr) *Launcher {
-	l := &Launcher{process: make(chan *Process, 1), born: make(chan birthReport, 1)}
-	go l.run(flags & early)
-	return l
-}
-
-// Start starts the process, as the function of that name. It can be done once.
-func (l *Launcher) Start(p Process) (pid, pidfd int, err error) {
-	l.process <- &p
-	r := <-l.born
-	return r.pid, r.pidfd, r.err
-}
-
-// Close lets go of the thread.
-func (l *Launcher) Close() { close(l.process) }
-
-func (l *Launcher) run(made uintptr) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// The main thread cannot end. It stands still here, so that the next
-		// goroutine gets another.
-		defer runtime.UnlockOSThread()
-		done := make(chan struct{})
-		go func() { defer close(done); l.run(made) }()
-		<-done
-		return
+	if !p.moves() {
+		return start(p)
 	}
-	// Never unlocked: the thread has changed and dies with the goroutine.
-	var err error
-	if made != 0 {
-		err = linux.Wrap("make", "namespaces", unix.Unshare(int(made)))
-	}
-	p := <-l.process
-	if p == nil {
-		return
-	}
-	r := birthReport{pidfd: -1, err: err}
-	if err == nil {
-		p.CloneFlags &^= made
-		r.pid, r.pidfd, r.err = start(*p)
-	}
-	l.born <- r
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread cannot end. It stands still here, so that the next
+			// goroutine gets another.
+			defer runtime.UnlockOSThread()
+			pid, pidfd, err = Start(p)
+			return
+		}
+		// Never unlocked: the thread has changed and dies with the goroutine.
+		pid, pidfd, err = start(p)
+	}()
+	<-done
+	return pid, pidfd, err
+}
+
+// moves tells whether the thread itself goes where the process is to be.
+func (p *Process) moves() bool {
+	return p.CPUs != nil || len(p.Tasks)+len(p.Join) > 0 || p.CloneFlags&unix.CLONE_NEWTIME != 0
 }
 
 func start(p Process) (int, int, error) {
@@ -183,9 +141,8 @@ func start(p Process) (int, int, error) {
 		}
 	}
 	for _, fd := range p.Tasks {
-		err := linux.Retry(func() error { _, err := unix.Write(fd, []byte("0")); return err })
-		if err != nil {
-			return 0, -1, linux.Wrap("join", "cgroup", err)
+		if err := Enter(fd); err != nil {
+			return 0, -1, err
 		}
 	}
 	apart := p.CloneFlags&inChild != 0
@@ -231,6 +188,11 @@ func start(p Process) (int, int, error) {
 		return 0, -1, linux.Wrap("start", p.Name, err)
 	}
 	return pid, pidfd, nil
+}
+
+// Enter moves this thread, and it alone, into the v1 group of a tasks file.
+func Enter(tasks int) error {
+	return linux.Wrap("join", "cgroup", linux.Retry(func() error { _, err := unix.Write(tasks, []byte("0")); return err }))
 }
 
 // newTime makes a time namespace for this thread's children. Its offsets can be set until the first of them is in it.

@@ -35,6 +35,10 @@ const (
 	// MsgListener carries the seccomp listener as a descriptor. The init waits
 	// for one byte, which says that the agent has it.
 	MsgListener byte = 'l'
+	// MsgEnter comes from the launcher, to an init whose plan says Late: its
+	// descriptors are, with LateNetwork, the network namespace to join, and then
+	// the tasks files of the v1 groups to enter.
+	MsgEnter byte = 'n'
 	// MsgExec is MsgError for the program itself: it was not found (exit code
 	// 127) or cannot be executed (126).
 	MsgExec byte = 'x'
@@ -59,6 +63,10 @@ type Container struct {
 	// RootFD and MountNS, if not 0, count from FirstFD: the root as a detached
 	// mount, a mount namespace to join.
 	RootFD, MountNS int32
+	// Late says that the init is started before all of its cgroup is made: it
+	// waits for MsgEnter before it does anything. LateNetwork says the same of
+	// the network namespace.
+	Late, LateNetwork bool
 	// Outcome, if not 0, counts from FirstFD: where an error after the start
 	// is written to when nobody listens on SyncFD any more.
 	Outcome int32
@@ -204,6 +212,8 @@ func (p *Container) Fields(c *wire.Codec) {
 	c.Bool(&p.Shared)
 	wire.Num(c, &p.RootFD)
 	wire.Num(c, &p.MountNS)
+	c.Bool(&p.Late)
+	c.Bool(&p.LateNetwork)
 	wire.Num(c, &p.Outcome)
 	wire.List(c, &p.Mounts, func(m *Mount) { m.fields(c) })
 	wire.List(c, &p.Devices, func(d *Device) { d.fields(c) })

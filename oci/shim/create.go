@@ -102,6 +102,9 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 			err = errors.Join(err, p.Group.Destroy(clean))
 		}
 	}()
+	if err := p.Furnish(); err != nil {
+		return 0, err
+	}
 	switch {
 	case p.Plan.Process.Notify: // the shim would have to talk to the agent
 		return 0, errors.New("linux.seccomp.listenerPath: not supported in pods")
