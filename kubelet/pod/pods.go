@@ -78,6 +78,8 @@ type Deps struct {
 	Devices Devices      // nil: none
 	Claims  Claims       // nil: none
 	Probes  probe.Runner // Exec is set by New
+	// ProbeMetrics counts probes; nil: nobody does.
+	ProbeMetrics *probe.Metrics
 	// Keyring has the node's credentials for registries; nil for none.
 	Keyring *keyring.Keyring
 	Log     *slog.Logger
