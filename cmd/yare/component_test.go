@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -21,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -162,9 +164,10 @@ func TestControlPlaneAlone(t *testing.T) {
 	t.Parallel()
 	dir, c := apiServerForTest(t)
 	file := func(name string) string { return filepath.Join(dir, name+".kubeconfig") }
-	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16",
+	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16", "--secure-port", "0",
 		"--service-account-private-key-file", filepath.Join(dir, "pki", "sa.pem"))
-	begin(t, "scheduler", "--kubeconfig", file("scheduler"))
+	schedulerPort, managerPort := freePort(t), freePort(t)
+	begin(t, "scheduler", "--kubeconfig", file("scheduler"), "--secure-port", schedulerPort)
 	room := corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("4Gi"), "pods": resource.MustParse("110")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
 		Conditions:  []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
@@ -193,13 +196,53 @@ func TestControlPlaneAlone(t *testing.T) {
 	eventually(t, c, "a bound pod", func(p *corev1.Pod) bool { return p.Spec.NodeName == "n1" })
 	// Another takes over when the first has gone.
 	first.end()
-	begin(t, "controller-manager", "--kubeconfig", file("admin"))
+	begin(t, "controller-manager", "--kubeconfig", file("admin"), "--secure-port", managerPort)
 	if _, err := client.Create(t.Context(), c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, c, "the service account of a new namespace", func(a *corev1.ServiceAccount) bool { return a.Namespace == "later" })
+	checkTold(t, file, "scheduler", schedulerPort, "go_goroutines ")
+	checkTold(t, file, "controller-manager", managerPort, "workqueue_adds_total{")
 	if said := first.said(); strings.Contains(said, "forbidden") {
 		t.Errorf("roles do not suffice:\n%s", said)
+	}
+}
+
+// checkTold asks the server of a component that runs alone: health needs no credentials, metrics need leave.
+func checkTold(t *testing.T, file func(string) string, component, port, metric string) {
+	t.Helper()
+	for _, c := range []struct {
+		user, path string
+		code       int
+		want       string
+	}{
+		{"", "/healthz", 200, "ok"}, {"", "/livez/ping", 200, "ok"}, {"", "/readyz?verbose", 200, "[+]" + component + " ok\n"},
+		{"", "/metrics", 401, "Unauthorized"}, {"proxy", "/metrics/slis", 403, `User "system:kube-proxy" cannot get path "/metrics/slis"`},
+		{"admin", "/metrics", 200, metric},
+		{"admin", "/metrics/slis", 200, `kubernetes_healthchecks_total{name="` + component + `",status="success",type="readyz"} 1`},
+	} {
+		cfg := &rest.Config{}
+		if c.user != "" {
+			var err error
+			if cfg, err = (&peer{kubeconfig: file(c.user)}).rest(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg.CAData, cfg.CAFile, cfg.Insecure = nil, "", true // nobody has signed its certificate
+		h, err := rest.HTTPClientFor(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := h.Get("https://127.0.0.1:" + port + c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		h.CloseIdleConnections()
+		if err != nil || resp.StatusCode != c.code || !strings.Contains(string(b), c.want) {
+			t.Errorf("%s, %s as %q: %d %s %v", component, c.path, c.user, resp.StatusCode, b, err)
+		}
 	}
 }
 
