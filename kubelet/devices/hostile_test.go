@@ -212,7 +212,7 @@ func TestAdditions(t *testing.T) {
 		if got := b.allocate(pod); got != "app=d0 app=d0" {
 			t.Fatal(got)
 		}
-		a, err := b.Additions("p", &pod.Spec.Containers[0])
+		a, err := b.Additions(pod, &pod.Spec.Containers[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 
+	"github.com/yare-dev/yare/kubelet/spec"
 	"github.com/yare-dev/yare/linux/socket"
 )
 
@@ -378,10 +379,10 @@ func (s *Set) use(resource string, ids []string, pod types.UID) {
 	}
 }
 
-// extended is the part of a container's limits that plugins may serve, by name.
-func extended(c *corev1.Container) (names []string) {
+// extended is the part of a container's limits that plugins may serve, by name. What its pod has a claim for, DRA drivers do.
+func extended(pod *corev1.Pod, c *corev1.Container) (names []string) {
 	for name, q := range c.Resources.Limits {
-		if strings.Contains(string(name), "/") && q.Sign() > 0 {
+		if strings.Contains(string(name), "/") && q.Sign() > 0 && !spec.ByClaim(pod, string(name)) {
 			names = append(names, string(name))
 		}
 	}

@@ -404,7 +404,7 @@ func TestRestart(t *testing.T) {
 		if got := b.allocate(a) + b.allocate(c); got != had {
 			t.Error("after a restart:", got, "before:", had)
 		}
-		add, err := b.Additions("c", &c.Spec.Containers[0])
+		add, err := b.Additions(c, &c.Spec.Containers[0])
 		if err != nil || len(add.Envs) != 1 || add.Envs[0].Key != "DEVICES" {
 			t.Error(add, err)
 		}
@@ -459,7 +459,7 @@ func TestBoot(t *testing.T) {
 		if got := b.allocate(a); !strings.HasPrefix(got, "wait:") {
 			t.Error(got)
 		}
-		if _, err := b.Additions("a", &a.Spec.Containers[0]); err == nil {
+		if _, err := b.Additions(a, &a.Spec.Containers[0]); err == nil {
 			t.Error("a container would run without its devices")
 		}
 		b.serve(p, "/b")
@@ -525,6 +525,27 @@ func TestUnsaved(t *testing.T) {
 		os.Remove(obstacle)
 		if err := b.Free("b"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// What a pod has a claim for, the plugin of the same name does not serve: DRA drivers do.
+func TestByClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		p := devicetest.New(dev, "d0")
+		b.serve(p, "/a")
+		claimed := newPod("a", "app:1")
+		claimed.Status.ExtendedResourceClaimStatus = &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "c",
+			RequestMappings: []corev1.ContainerExtendedResourceRequest{{ContainerName: "app", ResourceName: dev, RequestName: "r"}}}
+		if b.Missing(claimed) {
+			t.Error("the plugin is to serve it")
+		}
+		if add, err := b.Additions(claimed, &claimed.Spec.Containers[0]); add != nil || err != nil {
+			t.Error(add, err)
+		}
+		if got := b.allocate(newPod("b", "app:1")); got != "app=d0" {
+			t.Error(got)
 		}
 	})
 }

@@ -20,6 +20,8 @@
 //   - Of drivers of one name, as there are two for a moment while one is upgraded, the newest is called.
 //   - Without claims and drivers there is one goroutine that waits, and one list of ResourceSlices that is asked for once.
 //
-// What upstream has behind feature gates of its own is not here: extended resources that a DeviceClass stands for (the Node has to count them),
-// claims of pod groups, calls that a driver has skipped (the API server drops skipNodeOperations), and metadata of devices in containers.
+// The claim that the scheduler makes for extended resources for which a DeviceClass stands (KEP-5004) is one like those that the pod names; which
+// of its requests a container has is in the pod's status.
+//
+// What upstream has behind feature gates of its own is not here: claims of pod groups, calls that a driver has skipped (the API server drops skipNodeOperations), and metadata of devices in containers.
 package dra

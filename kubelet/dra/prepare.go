@@ -19,12 +19,13 @@ import (
 
 // Ready reports whether all that the pod claims is prepared.
 func (s *Set) Ready(pod *corev1.Pod) bool {
-	if len(pod.Spec.ResourceClaims) == 0 {
+	all := entries(pod)
+	if len(all) == 0 {
 		return true
 	}
 	held := s.held(pod.UID)
-	for i := range pod.Spec.ResourceClaims {
-		name, _, err := resourceclaim.Name(pod, &pod.Spec.ResourceClaims[i])
+	for i := range all {
+		name, _, err := resourceclaim.Name(pod, &all[i])
 		if err != nil {
 			return false
 		}
@@ -36,6 +37,15 @@ func (s *Set) Ready(pod *corev1.Pod) bool {
 		}
 	}
 	return true
+}
+
+// entries are those of the pod for claims, and one without a name for the claim that the scheduler made for its extended resources (KEP-5004).
+func entries(pod *corev1.Pod) []corev1.PodResourceClaim {
+	s := pod.Status.ExtendedResourceClaimStatus
+	if s == nil {
+		return pod.Spec.ResourceClaims
+	}
+	return append(slices.Clip(pod.Spec.ResourceClaims), corev1.PodResourceClaim{ResourceClaimName: &s.ResourceClaimName})
 }
 
 func named(records []*record, namespace, name string) *record {
@@ -87,8 +97,9 @@ func notRegistered(driver string) error {
 // claims reads the pod's claims, by UID, and refuses those that it may not use yet, or not at all.
 func (s *Set) claims(ctx context.Context, pod *corev1.Pod) (map[types.UID]*resourcev1.ResourceClaim, error) {
 	out := map[types.UID]*resourcev1.ResourceClaim{}
-	for i := range pod.Spec.ResourceClaims {
-		entry := &pod.Spec.ResourceClaims[i]
+	all := entries(pod)
+	for i := range all {
+		entry := &all[i]
 		name, owned, err := resourceclaim.Name(pod, entry)
 		if err != nil {
 			return nil, fmt.Errorf("resource claim of the pod's entry %s: %w", entry.Name, err)
@@ -100,7 +111,7 @@ func (s *Set) claims(ctx context.Context, pod *corev1.Pod) (map[types.UID]*resou
 		if err != nil {
 			return nil, fmt.Errorf("fetch ResourceClaim %s referenced by pod %s: %w", *name, pod.Name, err)
 		}
-		if owned {
+		if owned || entry.Name == "" {
 			if err := resourceclaim.IsForPod(pod, claim, false); err != nil {
 				return nil, err
 			}

@@ -28,7 +28,7 @@ type Claims interface {
 // noClaims is a node on which no driver serves any.
 type noClaims struct{}
 
-func (noClaims) Ready(p *corev1.Pod) bool { return len(p.Spec.ResourceClaims) == 0 }
+func (noClaims) Ready(p *corev1.Pod) bool { return !hasClaims(p) }
 func (noClaims) Prepare(context.Context, *corev1.Pod) error {
 	return errors.New("this node serves no resource claims")
 }
@@ -38,6 +38,11 @@ func (noClaims) Devices(*corev1.Pod, *corev1.Container) ([]*runtimeapi.CDIDevice
 func (noClaims) Health(*corev1.Pod, string) []corev1.ResourceStatus { return nil }
 func (noClaims) Holds(types.UID) bool                               { return false }
 func (noClaims) Release(context.Context, types.UID) error           { return nil }
+
+// hasClaims says whether p asks for devices, or got a claim for its extended resources.
+func hasClaims(p *corev1.Pod) bool {
+	return len(p.Spec.ResourceClaims) > 0 || p.Status.ExtendedResourceClaimStatus != nil
+}
 
 // The jobs that have drivers prepare what the pod claims, and take it back.
 const (
