@@ -106,22 +106,31 @@ func (s *Scheduler) allot(p *corev1.Pod, a *plugins.Allotment) *allotting {
 	return &allotting{p, a.Reserve, make([]*resourcev1.ResourceClaim, len(a.Reserve))}
 }
 
-// writeClaims writes what was allotted, all or nothing.
+// writeClaims writes what was allotted, all or nothing. That it could not is told in an event: it may be for the pod's owner to mend, such as a quota.
 func (s *Scheduler) writeClaims(ctx context.Context, a *allotting) error {
 	if a == nil {
 		return nil
 	}
+	err := s.tryClaims(ctx, a)
+	if err != nil {
+		s.releaseClaims(ctx, a)
+		if ctx.Err() == nil {
+			s.c.Events.Event(a.pod, corev1.EventTypeWarning, "FailedScheduling", err.Error())
+		}
+	}
+	return err
+}
+
+func (s *Scheduler) tryClaims(ctx context.Context, a *allotting) error {
 	for i, r := range a.reserve {
 		var err error
 		if a.seen[i], err = s.reserve(ctx, a.pod, r); err != nil {
-			s.releaseClaims(ctx, a)
 			return fmt.Errorf("reserve claim %s: %w", api.KeyOf(r.Claim), err)
 		}
 		if r.Mappings == nil {
 			continue
 		}
 		if err = s.tell(ctx, a.pod, r); err != nil {
-			s.releaseClaims(ctx, a)
 			return fmt.Errorf("tell of claim %s in the pod's status: %w", api.KeyOf(r.Claim), err)
 		}
 	}
