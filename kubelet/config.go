@@ -215,6 +215,15 @@ func (c *Config) eviction() eviction.Settings {
 	}
 }
 
+// Effective returns the configuration with what is usual in place of what is not said of eviction.
+func (c Config) Effective() Config {
+	c.EvictionHard = c.eviction().EffectiveHard()
+	if c.EvictionPressureTransitionPeriod.Duration == 0 {
+		c.EvictionPressureTransitionPeriod = Duration{eviction.UsualTransition}
+	}
+	return c
+}
+
 func (c *Config) reserved() (corev1.ResourceList, error) {
 	l := corev1.ResourceList{}
 	for _, name := range slices.Sorted(maps.Keys(c.Reserved)) {

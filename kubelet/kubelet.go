@@ -370,11 +370,9 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	shown := k.config // as it is in effect
-	shown.EvictionHard = shown.eviction().EffectiveHard()
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
 		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: reviews.New(k.deps.Client), Node: k.config.NodeName, Health: k.health,
-		Stats: reader.Summary, Metrics: registry, Probes: healthz.Gatherer(k.probes.Collectors()...), Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: shown, Log: k.log,
+		Stats: reader.Summary, Metrics: registry, Probes: healthz.Gatherer(k.probes.Collectors()...), Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: k.config.Effective(), Log: k.log,
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/kubelet/registrar"
 )
 
 // Ready reports whether all that the pod claims is prepared.
@@ -192,7 +193,7 @@ func (s *Set) prepare(ctx context.Context, name string, claims []*drapb.Claim) e
 	answer, err := d.client.NodePrepareResources(limited, &drapb.NodePrepareResourcesRequest{Claims: claims})
 	cancel()
 	if err != nil {
-		return fmt.Errorf("NodePrepareResources of the DRA driver %s: %w", name, short(err))
+		return fmt.Errorf("NodePrepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}
 	var errs []error
 	for _, c := range claims {
@@ -212,15 +213,15 @@ func answered(r *drapb.NodePrepareResourceResponse) (out []device, err error) {
 	case r == nil:
 		return nil, errors.New("the driver's answer says nothing of it")
 	case r.Error != "":
-		return nil, errors.New(cut(r.Error))
+		return nil, errors.New(registrar.Cut(r.Error))
 	}
 	for _, d := range r.Devices {
 		if d.GetPoolName() == "" || d.GetDeviceName() == "" {
 			return nil, errors.New("the driver's answer has a device without pool_name or device_name")
 		}
 		for _, id := range d.CdiDeviceIds {
-			if id == "" || len(id) > maxText {
-				return nil, fmt.Errorf("the driver's answer has a name of %d bytes in cdi_device_ids of device %.200q: 1 to %d", len(id), d.DeviceName, maxText)
+			if id == "" || len(id) > registrar.MaxText {
+				return nil, fmt.Errorf("the driver's answer has a name of %d bytes in cdi_device_ids of device %.200q: 1 to %d", len(id), d.DeviceName, registrar.MaxText)
 			}
 		}
 		out = append(out, device{Requests: d.RequestNames, Pool: d.PoolName, Name: d.DeviceName, CDI: d.CdiDeviceIds, Share: d.ShareId})
@@ -297,7 +298,7 @@ func (s *Set) unprepare(ctx context.Context, name string, claims []*drapb.Claim)
 	answer, err := d.client.NodeUnprepareResources(limited, &drapb.NodeUnprepareResourcesRequest{Claims: claims})
 	cancel()
 	if err != nil {
-		return fmt.Errorf("NodeUnprepareResources of the DRA driver %s: %w", name, short(err))
+		return fmt.Errorf("NodeUnprepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}
 	var errs []error
 	for _, c := range claims {
@@ -306,7 +307,7 @@ func (s *Set) unprepare(ctx context.Context, name string, claims []*drapb.Claim)
 		case !ok:
 			err = errors.New("the driver's answer says nothing of it")
 		case r.GetError() != "":
-			err = errors.New(cut(r.Error))
+			err = errors.New(registrar.Cut(r.Error))
 		default:
 			errs = append(errs, s.change(types.UID(c.Uid), func(r *record) { delete(r.Drivers, name) }))
 			continue
