@@ -138,7 +138,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
 	k.claims = dra.New(dra.Config{Root: c.RootDir, Boot: facts.BootID, Node: c.NodeName, Client: d.Client, Log: k.log,
 		Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) }})
-	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Log: k.log,
+	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Closed: !c.DevicePlugins, Log: k.log,
 		Changed: func() { k.keeper.Poke() }, Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) },
 		Pods: func() []*corev1.Pod { return k.pods.All() }, Claims: k.claims.Resources})
 	return k, nil
@@ -265,10 +265,8 @@ func (k *Kubelet) open(ctx context.Context) error {
 	if _, err := k.evictor.Look(ctx); err != nil {
 		k.log.Warn("the machine's state is not known", "err", err)
 	}
-	if k.config.DevicePlugins {
-		if err := k.devices.Open(ctx); err != nil {
-			return err
-		}
+	if err := k.devices.Open(ctx); err != nil { // what pods have they keep, whatever the settings are by now
+		return err
 	}
 	if k.config.DynamicResources {
 		if err := k.claims.Open(); err != nil {

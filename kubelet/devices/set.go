@@ -36,6 +36,8 @@ const (
 type Config struct {
 	Root string // the kubelet's folder
 	Boot string // the host's boot ID
+	// Closed is for a Set that no plugin comes to: pods keep what they were granted before, and nobody is granted anything.
+	Closed bool
 	// Dial connects to a plugin's socket; nil: a unix socket at the path.
 	Dial func(ctx context.Context, path string) (net.Conn, error)
 	// Changed is called when the Node should show other numbers; Came when there are devices where there were none, so that pods that wait
@@ -109,6 +111,11 @@ func (s *Set) Open(ctx context.Context) error {
 		return err
 	}
 	for name, st := range s.stocks {
+		if s.config.Closed { // the file keeps the name, for when it is open again
+			delete(s.stocks, name)
+			s.dropped[name] = true
+			continue
+		}
 		s.endAfterGrace(name, st)
 	}
 	return nil
