@@ -13,8 +13,8 @@
 // Invariants:
 //   - A driver is called only for claims whose records are on disk and name it, so whatever end the kubelet comes to, what was prepared will be
 //     unprepared. Drivers are called again for what they may have done already, which their API allows for.
-//   - A claim is prepared or unprepared by one pod at a time; claims of one pod go to a driver in one call. No driver is called with Set.mu held, and
-//     each call ends after 45 s, upstream's limit.
+//   - A claim is prepared or unprepared by one pod at a time; claims of one pod go to a driver in one call, to all drivers at once. No driver is called
+//     with Set.mu held, and each call ends after 45 s, upstream's limit; pods tell of one that takes longer than 5 s.
 //   - What was prepared before the host booted is prepared anew, since device nodes and the files of CDI may be others then.
 //   - A record belongs to a claim's UID and to one allocation of it: a claim that was allocated anew waits until the old devices are unprepared.
 //   - Of drivers of one name, as there are two for a moment while one is upgraded, the newest is called.

@@ -84,11 +84,7 @@ func (s *Set) Prepare(ctx context.Context, pod *corev1.Pod) error {
 			return err
 		}
 	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(calls)) {
-		errs = append(errs, s.prepare(ctx, name, calls[name]))
-	}
-	return errors.Join(errs...)
+	return each(calls, func(driver string, claims []*drapb.Claim) error { return s.prepare(ctx, driver, claims) })
 }
 
 func notRegistered(driver string) error {
@@ -189,9 +185,9 @@ func (s *Set) prepare(ctx context.Context, name string, claims []*drapb.Claim) e
 	if d == nil {
 		return notRegistered(name)
 	}
-	limited, cancel := context.WithTimeout(ctx, callLimit)
+	limited, done := s.limited(ctx, "NodePrepareResources", name, claims)
 	answer, err := d.client.NodePrepareResources(limited, &drapb.NodePrepareResourcesRequest{Claims: claims})
-	cancel()
+	done()
 	if err != nil {
 		return fmt.Errorf("NodePrepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}
@@ -262,10 +258,7 @@ func (s *Set) Release(ctx context.Context, pod types.UID) error {
 			calls[name] = append(calls[name], &drapb.Claim{Namespace: r.Namespace, Name: r.Name, Uid: string(uid)})
 		}
 	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(calls)) {
-		errs = append(errs, s.unprepare(ctx, name, calls[name]))
-	}
+	errs := []error{each(calls, func(driver string, claims []*drapb.Claim) error { return s.unprepare(ctx, driver, claims) })}
 	for uid := range last {
 		if len(s.record(uid).Drivers) == 0 {
 			errs = append(errs, s.forget(uid))
@@ -294,9 +287,9 @@ func (s *Set) unprepare(ctx context.Context, name string, claims []*drapb.Claim)
 	if d == nil {
 		return notRegistered(name)
 	}
-	limited, cancel := context.WithTimeout(ctx, callLimit)
+	limited, done := s.limited(ctx, "NodeUnprepareResources", name, claims)
 	answer, err := d.client.NodeUnprepareResources(limited, &drapb.NodeUnprepareResourcesRequest{Claims: claims})
-	cancel()
+	done()
 	if err != nil {
 		return fmt.Errorf("NodeUnprepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}

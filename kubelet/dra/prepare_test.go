@@ -91,6 +91,40 @@ func TestPrepareTogether(t *testing.T) {
 	})
 }
 
+// A driver that hangs keeps a pod for as long as one call may take, however many of its drivers do, and what others have is done meanwhile.
+func TestDriversAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		x, y, z := dratest.New("x.example.com"), dratest.New("y.example.com"), dratest.New("z.example.com")
+		hangs := func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		for path, d := range map[string]*dratest.Driver{"/x": x, "/y": y, "/z": z} {
+			defer n.come(d, path)()
+		}
+		x.Before, y.Before = hangs, hangs
+		p := claimer("p", "c")
+		n.claim("c", []string{"x.example.com", "y.example.com", "z.example.com"}, p)
+		for _, call := range []func() error{func() error { return n.set.Prepare(t.Context(), p) }, func() error { return n.set.Release(t.Context(), p.UID) }} {
+			begin := time.Now()
+			done := make(chan error, 1)
+			go func() { done <- call() }()
+			time.Sleep(slow)
+			if got := strings.Join(n.set.Waits(p.UID), "; "); strings.Count(got, "has not answered") != 2 || !strings.Contains(got, "x.example.com") || !strings.Contains(got, "y.example.com") {
+				t.Error(got)
+			}
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "x.example.com") || !strings.Contains(err.Error(), "y.example.com") || strings.Contains(err.Error(), "z.example.com") {
+				t.Error(err)
+			}
+			if took := time.Since(begin); took != callLimit || len(n.set.Waits(p.UID)) > 0 {
+				t.Error(took, n.set.Waits(p.UID))
+			}
+		}
+		n.calls(z, "prepare c", "unprepare c")
+		x.Before, y.Before = nil, nil
+		n.release(p)
+		n.empty()
+	})
+}
+
 // What a container names of a claim is what it gets.
 func TestRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
