@@ -170,6 +170,19 @@ func TestExtendedResources(t *testing.T) {
 		if n := b.claims(); n != 2 {
 			t.Errorf("%d claims are left", n)
 		}
+		// A device plugin comes to a node whose class has nothing.
+		b.create(makePod("f", asksFor(gpuResource, "2")))
+		time.Sleep(time.Minute)
+		b.expectSpecial("f", "", "0/3 nodes are available: 1 Insufficient example.com/gpu, 2 cannot allocate all claims.", "")
+		n1, err := client.Get[*corev1.Node](b.t.Context(), b.Client, api.Key{Name: "n1"})
+		if err == nil {
+			_, err = client.Mutate(b.t.Context(), b.Client, n1, "status", plugged("2"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		b.expectSpecial("f", "n1", "", "")
 	})
 }
 

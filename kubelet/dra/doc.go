@@ -7,7 +7,7 @@
 //	pod, before its sandbox ─> Prepare: claim is allocated and reserved for it? ─> record on disk ─> NodePrepareResources ─> record on disk
 //	container is made ─> Devices: names of CDI devices, which the runtime knows
 //	pod's containers have ended ─> Release: last pod of the claim? ─> record says unprepared ─> NodeUnprepareResources ─> record removed
-//	driver ── NodeWatchResources ──> Health ──> allocatedResourcesStatus of containers (KEP-4680)
+//	driver ── NodeWatchResources ──> Health ──> allocatedResourcesStatus of containers (KEP-4680), kept on disk while the kubelet is away
 //	driver gone for 30 s, or 5 s after the kubelet began ─> its ResourceSlices of this node are deleted: nothing more is allocated of them
 //
 // Invariants:

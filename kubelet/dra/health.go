@@ -56,6 +56,7 @@ func (s *Set) watchHealth(ctx context.Context, d *driver) {
 			continue
 		case list := <-said:
 			s.hear(d.name, list, time.Now())
+			s.keepHealth()
 		}
 		if run.Pause(ctx, healthPause) != nil {
 			return
@@ -171,7 +172,11 @@ func (s *Set) forgetHealth(driver string) {
 			delete(s.health, key)
 		}
 	}
+	ends := s.ctx != nil && s.ctx.Err() != nil
 	s.mu.Unlock()
+	if !ends { // else the driver has not gone, but the kubelet does
+		s.keepHealth()
+	}
 	s.wake(wake)
 }
 

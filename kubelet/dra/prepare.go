@@ -84,7 +84,11 @@ func (s *Set) Prepare(ctx context.Context, pod *corev1.Pod) error {
 			return err
 		}
 	}
-	return each(calls, func(driver string, claims []*drapb.Claim) error { return s.prepare(ctx, driver, claims) })
+	err = each(calls, func(driver string, claims []*drapb.Claim) error { return s.prepare(ctx, driver, claims) })
+	if len(calls) > 0 {
+		s.keepHealth() // of devices that are used from now on
+	}
+	return err
 }
 
 func notRegistered(driver string) error {

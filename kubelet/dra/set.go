@@ -54,6 +54,11 @@ type Set struct {
 	wipes   map[string]time.Time // when ResourceSlices go, by driver; "" has all drivers that are not there
 	health  map[deviceKey]health
 	calls   map[*calling]bool
+	ctx     context.Context // of Run, once it runs
+
+	keeping  sync.Mutex      // one writes what is kept of health at a time
+	kept     string          // what was written
+	restored map[string]bool // drivers of which health was read
 
 	changing sync.Mutex // one changes a record at a time: drivers of one claim answer when they like
 }
@@ -92,7 +97,7 @@ func New(c Config) *Set {
 		c.Dial = socket.Dial
 	}
 	return &Set{config: c, log: c.Log, poke: make(chan struct{}, 1), records: map[types.UID]*record{}, busy: map[types.UID]chan struct{}{},
-		drivers: map[string][]*driver{}, wipes: map[string]time.Time{}, health: map[deviceKey]health{}, calls: map[*calling]bool{}}
+		drivers: map[string][]*driver{}, wipes: map[string]time.Time{}, health: map[deviceKey]health{}, calls: map[*calling]bool{}, restored: map[string]bool{}}
 }
 
 // Holders returns the pods that have claims.

@@ -54,7 +54,7 @@ var selectors = sync.OnceValue(func() *cel.Cache { return cel.NewCache(128, cel.
 var dynamicResources = Filter{
 	Name:  "DynamicResources",
 	Dear:  true,
-	Wakes: NodeAdded | NodeLabels | Devices,
+	Wakes: NodeAdded | NodeLabels | NodeResources | Devices, // a node may come to offer extended resources itself
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		d, err := demandsOf(c, p)
 		if d == nil || err != nil {
