@@ -126,7 +126,12 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 
 func (s *Scheduler) watch(ctx context.Context, k *api.Kind) error {
 	for e, err := range s.c.Client.Watch(ctx, k, client.Query{}, 0) {
-		if err != nil {
+		switch {
+		case apierrors.IsNotFound(err) && slices.Contains(deviceKinds(), k):
+			// An API server of another release: pods that ask for extended resources of device plugins do not need it.
+			s.c.Log.Warn("the API server has no such kind: what it is for is not looked at", "kind", k.String(), "err", err)
+			e = client.Event{Op: client.Synced}
+		case err != nil:
 			return fmt.Errorf("watch %v: %w", k, err)
 		}
 		select {

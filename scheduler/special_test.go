@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -366,5 +368,31 @@ func TestSpecialClaimThatWaits(t *testing.T) {
 		say("ready")
 		time.Sleep(time.Minute)
 		b.expectSpecial("p", "n1", "", "n1/d1 (container-0-request-0)")
+	})
+}
+
+// older is an API server that has no kinds of devices.
+type older struct{ client.Client }
+
+func (o older) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
+	if slices.Contains(deviceKinds(), k) {
+		return func(yield func(client.Event, error) bool) {
+			yield(client.Event{}, apierrors.NewNotFound(k.GroupResource(), ""))
+		}
+	}
+	return o.Client.Watch(ctx, k, q, from)
+}
+
+// Where there are no classes of devices, extended resources are the nodes' own.
+func TestExtendedResourcesWithoutDevices(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(c client.Client) client.Client { return older{c} }, func(b *bench) {
+		b.node(makeNode("n1"))
+		b.node(makeNode("n2", plugged("1")))
+		b.create(makePod("a", asksFor(gpuResource, "1")))
+		b.create(makePod("b", asksFor(gpuResource, "2")))
+		time.Sleep(time.Minute)
+		b.expectSpecial("a", "n2", "", "")
+		b.expectSpecial("b", "", "0/2 nodes are available: 2 Insufficient example.com/gpu.", "")
 	})
 }
