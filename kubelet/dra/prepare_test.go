@@ -97,10 +97,10 @@ func TestDriversAtOnce(t *testing.T) {
 		n := newNode(t)
 		x, y, z := dratest.New("x.example.com"), dratest.New("y.example.com"), dratest.New("z.example.com")
 		hangs := func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		x.Before, y.Before = hangs, hangs
 		for path, d := range map[string]*dratest.Driver{"/x": x, "/y": y, "/z": z} {
 			defer n.come(d, path)()
 		}
-		x.Before, y.Before = hangs, hangs
 		p := claimer("p", "c")
 		n.claim("c", []string{"x.example.com", "y.example.com", "z.example.com"}, p)
 		for _, call := range []func() error{func() error { return n.set.Prepare(t.Context(), p) }, func() error { return n.set.Release(t.Context(), p.UID) }} {
@@ -119,7 +119,9 @@ func TestDriversAtOnce(t *testing.T) {
 			}
 		}
 		n.calls(z, "prepare c", "unprepare c")
-		x.Before, y.Before = nil, nil
+		for _, d := range []*dratest.Driver{x, y} {
+			d.Change(func() { d.Before = nil })
+		}
 		n.release(p)
 		n.empty()
 	})
