@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,7 +323,7 @@ func TestSpecialClaimOfBefore(t *testing.T) {
 				}
 				b.devices("n1", "d1", "d2")
 				b.node(makeNode("n1"))
-				time.Sleep(10 * time.Minute)
+				time.Sleep(time.Minute)
 				want := "n1/d1 (container-0-request-0)"
 				if tt.kept {
 					want = "n1/d2 (container-0-request-0)"
@@ -394,5 +395,126 @@ func TestExtendedResourcesWithoutDevices(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.expectSpecial("a", "n2", "", "")
 		b.expectSpecial("b", "", "0/2 nodes are available: 2 Insufficient example.com/gpu.", "")
+	})
+}
+
+// late is an API whose news of claims come late, or not at all: a watch that begins anew misses what came and went meanwhile.
+type late struct {
+	client.Client
+	by    time.Duration
+	blind atomic.Bool
+}
+
+func (l *late) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
+	if k != api.ResourceClaimKind {
+		return l.Client.Watch(ctx, k, q, from)
+	}
+	return func(yield func(client.Event, error) bool) {
+		type news struct {
+			e   client.Event
+			err error
+			at  time.Time
+		}
+		queue := make(chan news, 1000)
+		go func() {
+			defer close(queue)
+			for e, err := range l.Client.Watch(ctx, k, q, from) {
+				if e.Op == client.Synced || !l.blind.Load() {
+					queue <- news{e, err, time.Now().Add(l.by)}
+				}
+			}
+		}()
+		for n := range queue {
+			time.Sleep(time.Until(n.at))
+			if !yield(n.e, n.err) {
+				break
+			}
+		}
+		for range queue { // until the watch has ended
+		}
+	}
+}
+
+// While the claims that were made have not come by the watch, their devices are nobody else's.
+func TestSpecialClaimsComeLate(t *testing.T) {
+	t.Parallel()
+	l := &late{by: 7 * time.Second}
+	bubble(t, func(c client.Client) client.Client { l.Client = c; return l }, func(b *bench) {
+		defer b.control()()
+		b.gpuClass()
+		for i := range 2 {
+			b.node(makeNode(fmt.Sprint("n", i)))
+			b.devices(fmt.Sprint("n", i), "d0", "d1")
+		}
+		for i := range 6 {
+			b.create(makePod(fmt.Sprint("p", i), asksFor(gpuResource, "1")))
+			time.Sleep(2 * time.Second) // the news of one come while others are placed
+		}
+		time.Sleep(time.Minute)
+		seen := map[string]string{}
+		for i := range 6 {
+			name := fmt.Sprint("p", i)
+			if b.pod(name).Spec.NodeName == "" {
+				continue
+			}
+			got := b.special(name)
+			if seen[got] != "" {
+				t.Errorf("pods %s and %s have %s", seen[got], name, got)
+			}
+			seen[got] = name
+		}
+		if len(seen) != 4 || b.claims() != 4 {
+			t.Errorf("%v, %d claims", seen, b.claims())
+		}
+	})
+}
+
+// The claim of a pod that was made and went unseen keeps no device.
+func TestSpecialClaimUnseen(t *testing.T) {
+	t.Parallel()
+	l := &late{}
+	bubble(t, func(c client.Client) client.Client { l.Client = c; return l }, func(b *bench) {
+		defer b.control()()
+		b.gpuClass()
+		b.node(makeNode("n1"))
+		b.devices("n1", "d1")
+		b.create(makePod("first", asksFor("deviceclass.resource.kubernetes.io/none", "1"))) // devices are looked at from here on
+		time.Sleep(time.Second)
+		l.blind.Store(true)
+		b.create(makePod("p", asksFor(gpuResource, "1")))
+		time.Sleep(time.Minute)
+		b.expectSpecial("p", "n1", "", "n1/d1 (container-0-request-0)")
+		b.create(makePod("q", asksFor(gpuResource, "1")))
+		time.Sleep(time.Minute)
+		b.expect("q", "", "0/1 nodes are available: 1 cannot allocate all claims.")
+		b.finish("p")
+		synctest.Wait()
+		l.blind.Store(false)
+		time.Sleep(time.Minute)
+		b.expectSpecial("q", "n1", "", "n1/d1 (container-0-request-0)")
+	})
+}
+
+// What pods have by claims does not count when the node comes to offer the resource itself.
+func TestExtendedResourcesOfBoth(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(b *bench) {
+		defer b.control()()
+		b.gpuClass()
+		b.node(makeNode("n1"))
+		b.devices("n1", "d1", "d2")
+		b.create(makePod("a", asksFor(gpuResource, "2")))
+		time.Sleep(time.Minute)
+		b.expectSpecial("a", "n1", "", "n1/d1 n1/d2 (container-0-request-0)")
+		n1, err := client.Get[*corev1.Node](b.t.Context(), b.Client, api.Key{Name: "n1"})
+		if err == nil {
+			_, err = client.Mutate(b.t.Context(), b.Client, n1, "status", plugged("2"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.create(makePod("b", asksFor(gpuResource, "2")))
+		time.Sleep(time.Minute)
+		b.expectSpecial("b", "n1", "", "")
 	})
 }
