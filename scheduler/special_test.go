@@ -337,6 +337,31 @@ func TestSpecialClaimOfBefore(t *testing.T) {
 	}
 }
 
+// A claim of before that somebody holds back: the pod gets another one as soon as it is gone.
+func TestSpecialClaimHeldBack(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(b *bench) {
+		b.gpuClass()
+		p := b.create(makePod("p", asksFor(gpuResource, "1"))).(*corev1.Pod)
+		old := b.devicesWanted("old", 1, func(c *resourcev1.ResourceClaim) {
+			c.Annotations = map[string]string{resourcev1.ExtendedResourceClaimAnnotation: "true"}
+			c.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p", UID: p.UID, Controller: new(true)}}
+			c.Finalizers = []string{"example.com/hold"}
+		})
+		b.devices("n1", "d1")
+		b.node(makeNode("n1"))
+		time.Sleep(time.Minute)
+		if c := b.resourceClaim("old"); c.DeletionTimestamp == nil || b.pod("p").Spec.NodeName != "" {
+			t.Fatalf("%+v", c.ObjectMeta)
+		}
+		if _, err := client.Mutate(b.t.Context(), b.Client, b.resourceClaim(old.Name), "", func(c *resourcev1.ResourceClaim) { c.Finalizers = nil }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Second) // less than those that wait are tried after anyway
+		b.expectSpecial("p", "n1", "", "n1/d1 (container-0-request-0)")
+	})
+}
+
 // Devices that a driver makes ready first: the pod waits with its claim, and gets another one when that fails.
 func TestSpecialClaimThatWaits(t *testing.T) {
 	t.Parallel()
