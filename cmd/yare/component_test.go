@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -194,6 +195,7 @@ func TestControlPlaneAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, c, "a bound pod", func(p *corev1.Pod) bool { return p.Spec.NodeName == "n1" })
+	extendedAlone(t, c)
 	// Another takes over when the first has gone.
 	first.end()
 	begin(t, "controller-manager", "--kubeconfig", file("admin"), "--secure-port", managerPort)
@@ -206,6 +208,34 @@ func TestControlPlaneAlone(t *testing.T) {
 	if said := first.said(); strings.Contains(said, "forbidden") {
 		t.Errorf("roles do not suffice:\n%s", said)
 	}
+}
+
+// extendedAlone has a pod served by a class of devices, and counted by a quota of what that is called: the scheduler makes a claim, as it may.
+func extendedAlone(t *testing.T, c client.Client) {
+	t.Helper()
+	class := &resourcev1.DeviceClass{ObjectMeta: metav1.ObjectMeta{Name: "gpu"}, Spec: resourcev1.DeviceClassSpec{ExtendedResourceName: new("example.com/gpu")}}
+	slice := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: "gpus"}, Spec: resourcev1.ResourceSliceSpec{Driver: "gpu.example.com", NodeName: new("n1"),
+		Pool: resourcev1.ResourcePool{Name: "n1", ResourceSliceCount: 1}, Devices: []resourcev1.Device{{Name: "d1"}}}}
+	one := corev1.ResourceList{"deviceclass.resource.kubernetes.io/gpu": resource.MustParse("1")}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "gpu"}, Spec: corev1.PodSpec{Containers: []corev1.Container{
+		{Name: "c", Image: "web", Resources: corev1.ResourceRequirements{Limits: one}}}}}
+	for _, o := range []api.Object{class, slice, pod} {
+		if _, err := c.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, c, "a pod with a device", func(p *corev1.Pod) bool {
+		return p.Name == "gpu" && p.Spec.NodeName == "n1" && p.Status.ExtendedResourceClaimStatus != nil
+	})
+	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "gpus"}, Spec: corev1.ResourceQuotaSpec{
+		Hard: corev1.ResourceList{"requests.example.com/gpu": resource.MustParse("5"), "requests.deviceclass.resource.kubernetes.io/gpu": resource.MustParse("5")}}}
+	if _, err := c.Create(t.Context(), quota); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "the quota's use", func(q *corev1.ResourceQuota) bool {
+		own, class := q.Status.Used["requests.example.com/gpu"], q.Status.Used["requests.deviceclass.resource.kubernetes.io/gpu"]
+		return own.Value() == 1 && class.Value() == 1
+	})
 }
 
 // checkTold asks the server of a component that runs alone: health needs no credentials, metrics need leave.
