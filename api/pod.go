@@ -2,9 +2,11 @@ package api
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 )
 
 // PodCondition returns the pod's condition of that type, nil if it has none. It is shared like p.
@@ -41,6 +43,14 @@ func Sidecar(c *corev1.Container) bool {
 func PodReady(p *corev1.Pod) bool {
 	c := PodCondition(p, corev1.PodReady)
 	return c != nil && c.Status == corev1.ConditionTrue
+}
+
+// Extended says whether a resource is one that a device plugin or a class of devices brings: an extended resource, or the name that each DeviceClass
+// has as one (KEP-5004).
+func Extended(name corev1.ResourceName) bool {
+	s := string(name)
+	return strings.HasPrefix(s, resourcev1.ResourceDeviceClassPrefix) || strings.Contains(s, "/") && !strings.Contains(s, corev1.ResourceDefaultNamespacePrefix) &&
+		!strings.HasPrefix(s, corev1.DefaultResourceRequestsPrefix)
 }
 
 // PodTerminal says that no container of the pod will run any more: it succeeded or failed.

@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -12,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/yare-dev/yare/run/healthz"
 )
 
 // known says that the call is for a kind that is served.
@@ -46,7 +47,8 @@ func (s *Server) plainPaths() map[string]http.Handler {
 			w.Header().Set("Content-Type", typeJSON)
 			writeAll(w, b)
 		}),
-		"/metrics": promhttp.HandlerFor(s.meter.registry, promhttp.HandlerOpts{}),
+		"/metrics":      promhttp.HandlerFor(s.meter.registry, promhttp.HandlerOpts{}),
+		"/metrics/slis": s.healthz.Metrics(),
 	}
 	for p, h := range s.deps.Paths {
 		ps[p] = h
@@ -89,7 +91,7 @@ func (c *call) plain() error {
 		c.send(format{}, http.StatusOK, b)
 		return nil
 	case "healthz", "livez", "readyz":
-		c.health(first, rest)
+		c.s.healthz.Serve(c.w, c.r, first, rest)
 		return nil
 	case "api", "apis":
 		return c.catalog.disco.serve(c, first, rest)
@@ -124,66 +126,17 @@ func (s *Server) listPaths() []string {
 	return slices.Compact(ps)
 }
 
-// health serves /healthz, /livez and /readyz, and their parts below them. A process that answers lives; it is ready
-// when all its components are, and healthy when what it depends on elsewhere answers.
-func (c *call) health(which, part string) {
-	type check struct {
-		name string
-		ok   bool
+// health makes the checks of /healthz, /livez and /readyz. A process that answers lives; it is ready when all its components are, and
+// healthy when what it depends on elsewhere answers.
+func (s *Server) health(which string) []healthz.Check {
+	checks := []healthz.Check{{Name: "ping", OK: true}}
+	if s.deps.Health == nil {
+		return checks
 	}
-	checks := []check{{"ping", true}}
-	if c.s.deps.Health != nil {
-		for _, h := range c.s.deps.Health.Checks() {
-			if !h.Probe || which != "livez" {
-				checks = append(checks, check{h.Name, h.Ready || which != "readyz" && !h.Probe})
-			}
+	for _, h := range s.deps.Health.Checks() {
+		if !h.Probe || which != "livez" {
+			checks = append(checks, healthz.Check{Name: h.Name, OK: h.Ready || which != "readyz" && !h.Probe})
 		}
 	}
-	if part != "" {
-		i := slices.IndexFunc(checks, func(k check) bool { return k.name == part })
-		switch h := c.w.Header(); {
-		case i < 0:
-			http.NotFound(c.w, c.r)
-		case !checks[i].ok:
-			http.Error(c.w, "internal server error: not ready", http.StatusInternalServerError)
-		default:
-			h.Set("Content-Type", "text/plain; charset=utf-8")
-			h.Set("X-Content-Type-Options", "nosniff")
-			writeAll(c.w, []byte("ok"))
-		}
-		return
-	}
-	q := c.r.URL.Query()
-	excluded := slices.Clone(q["exclude"])
-	var text strings.Builder
-	failed := false
-	for _, h := range checks {
-		i := slices.Index(excluded, h.name)
-		switch {
-		case i >= 0:
-			excluded = slices.DeleteFunc(excluded, func(e string) bool { return e == h.name })
-			fmt.Fprintf(&text, "[+]%s excluded: ok\n", h.name)
-		case h.ok:
-			fmt.Fprintf(&text, "[+]%s ok\n", h.name)
-		default:
-			failed = true
-			fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", h.name)
-		}
-	}
-	if len(excluded) > 0 {
-		slices.Sort(excluded)
-		fmt.Fprintf(&text, "warn: some health checks cannot be excluded: no matches for \"%s\"\n", strings.Join(slices.Compact(excluded), `","`))
-	}
-	if failed {
-		http.Error(c.w, text.String()+which+" check failed", http.StatusInternalServerError)
-		return
-	}
-	h := c.w.Header()
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
-	if _, verbose := q["verbose"]; verbose {
-		writeAll(c.w, []byte(text.String()+which+" check passed\n"))
-		return
-	}
-	writeAll(c.w, []byte("ok"))
+	return checks
 }

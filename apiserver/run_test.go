@@ -42,6 +42,13 @@ func TestRunEndsWatches(t *testing.T) {
 	if b, err := io.ReadAll(ready.Body); err != nil || !strings.Contains(string(b), "[+]apiserver ok\n") {
 		t.Error(string(b), err)
 	}
+	slis := get("/metrics/slis")
+	defer slis.Body.Close()
+	if b, err := io.ReadAll(slis.Body); err != nil || slis.StatusCode != 200 ||
+		!strings.Contains(string(b), "\nkubernetes_healthchecks_total{name=\"apiserver\",status=\"success\",type=\"readyz\"} 1\n") ||
+		!strings.Contains(string(b), "\nkubernetes_healthcheck{name=\"ping\",type=\"livez\"} 1\n") {
+		t.Error(string(b), err)
+	}
 	w := get("/api/v1/pods?watch=1")
 	defer w.Body.Close()
 	begin := time.Now()

@@ -24,6 +24,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/fairness"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/run"
+	"github.com/yare-dev/yare/run/healthz"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -82,11 +83,12 @@ type Server struct {
 	changing sync.Mutex
 	docs     *documents
 	// naming are the headers that name users, to this server or to those behind it.
-	naming []authn.FrontProxy
-	paths  map[string]http.Handler
-	meter  *meter
-	reads  *limit
-	writes *limit
+	naming  []authn.FrontProxy
+	paths   map[string]http.Handler
+	healthz *healthz.Endpoints
+	meter   *meter
+	reads   *limit
+	writes  *limit
 	// gathering is how many watchers wait for what else there is to tell them.
 	gathering atomic.Int64
 }
@@ -129,6 +131,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		d.Metrics.MustRegister(d.Audit)
 	}
 	s.docs = newDocuments(d.Resources, cfg.Version, d.Store, d.Aggregator)
+	s.healthz = healthz.New(s.health, "healthz", "livez", "readyz")
 	s.paths = s.plainPaths()
 	return s, nil
 }

@@ -53,7 +53,8 @@ type Config struct {
 	// where it is not on one: what drivers in pods mount in it has to be seen.
 	CSIDrivers bool `json:"csiDrivers"`
 	// DevicePlugins takes up the device plugins that register at device-plugins/kubelet.sock in RootDir, or by a socket in plugins_registry, and
-	// says at pod-resources/kubelet.sock which pods have what.
+	// says at pod-resources/kubelet.sock which pods have what. Without it, pods keep the devices that they have, but those whose plugins want to prepare
+	// each start of a container are not started again; the Node shows none, and nobody is given any.
 	DevicePlugins bool `json:"devicePlugins"`
 	// DynamicResources takes up the drivers of ResourceClaims that register by a socket in plugins_registry, and deletes the ResourceSlices of those
 	// that are gone. Without it pods with claims wait.
@@ -213,6 +214,15 @@ func (c *Config) eviction() eviction.Settings {
 		MaxPodGracePeriod: c.EvictionMaxPodGracePeriod, MinimumReclaim: c.EvictionMinimumReclaim,
 		TransitionPeriod: c.EvictionPressureTransitionPeriod.Duration,
 	}
+}
+
+// Effective returns the configuration with what is usual in place of what is not said of eviction.
+func (c Config) Effective() Config {
+	c.EvictionHard = c.eviction().EffectiveHard()
+	if c.EvictionPressureTransitionPeriod.Duration == 0 {
+		c.EvictionPressureTransitionPeriod = Duration{eviction.UsualTransition}
+	}
+	return c
 }
 
 func (c *Config) reserved() (corev1.ResourceList, error) {

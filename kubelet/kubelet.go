@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +22,7 @@ import (
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/reviews"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/kubelet/dra"
@@ -29,6 +32,7 @@ import (
 	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/node"
 	"github.com/yare-dev/yare/kubelet/pod"
+	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/registrar"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/server"
@@ -37,6 +41,7 @@ import (
 	"github.com/yare-dev/yare/kubelet/stats"
 	"github.com/yare-dev/yare/kubelet/users"
 	"github.com/yare-dev/yare/kubelet/volume"
+	"github.com/yare-dev/yare/run/healthz"
 )
 
 // Deps is what a Kubelet stands on.
@@ -71,6 +76,9 @@ type Kubelet struct {
 
 	evictions *eviction.Metrics
 	stalls    *eviction.Stalls
+	probes    *probe.Metrics
+	health    *healthz.Endpoints
+	deaf      atomic.Pointer[time.Time] // since when the runtime tells of nothing that happens; nil: it does
 
 	// Made by Run, when the runtime has said its name.
 	pods    *pod.Pods
@@ -122,14 +130,15 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		rotation: logs.Rotation{MaxSize: size.Value(), MaxFiles: c.ContainerLogMaxFiles},
 		statics:  map[string]*corev1.Pod{}, mirrors: map[string]*corev1.Pod{}, poke: make(chan struct{}, 1),
 		strangers: make(chan struct{}, 1),
-		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(),
+		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(), probes: probe.NewMetrics(),
 	}
+	k.health = healthz.New(k.checks, "healthz")
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
 		Boot: facts.BootID, Drivers: k.drivers, Changed: func() { k.keeper.Poke() }})
 	k.claims = dra.New(dra.Config{Root: c.RootDir, Boot: facts.BootID, Node: c.NodeName, Client: d.Client, Log: k.log,
 		Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) }})
-	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Log: k.log,
+	k.devices = devices.New(devices.Config{Root: c.RootDir, Boot: facts.BootID, Closed: !c.DevicePlugins, Log: k.log,
 		Changed: func() { k.keeper.Poke() }, Came: func() { k.pods.RefreshAll() }, Wake: func(uid types.UID) { k.pods.Wake(uid) },
 		Pods: func() []*corev1.Pod { return k.pods.All() }, Claims: k.claims.Resources})
 	return k, nil
@@ -256,10 +265,8 @@ func (k *Kubelet) open(ctx context.Context) error {
 	if _, err := k.evictor.Look(ctx); err != nil {
 		k.log.Warn("the machine's state is not known", "err", err)
 	}
-	if k.config.DevicePlugins {
-		if err := k.devices.Open(ctx); err != nil {
-			return err
-		}
+	if err := k.devices.Open(ctx); err != nil { // what pods have they keep, whatever the settings are by now
+		return err
 	}
 	if k.config.DynamicResources {
 		if err := k.claims.Open(); err != nil {
@@ -304,7 +311,8 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
 		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
 	}, pod.Deps{
-		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Claims: k.claims, Log: k.log,
+		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Claims: k.claims,
+		ProbeMetrics: k.probes, Log: k.log,
 		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
 		Pressure: k.evictor.Conditions,
 	})
@@ -360,24 +368,14 @@ func (k *Kubelet) serve(ctx context.Context, ready func()) error {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	shown := k.config // as it is in effect
-	shown.EvictionHard = shown.eviction().EffectiveHard()
 	s, err := server.New(net.JoinHostPort(k.config.Address, strconv.Itoa(int(k.config.Port))), server.Deps{
-		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: server.NewReviews(k.deps.Client, k.config.NodeName), Stats: reader.Summary,
-		Metrics: registry, Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: shown, Log: k.log,
+		Pods: k.pods, CRI: k.deps.CRI, TLS: k.deps.TLS, Reviews: reviews.New(k.deps.Client), Node: k.config.NodeName, Health: k.health,
+		Stats: reader.Summary, Metrics: registry, Probes: healthz.Gatherer(k.probes.Collectors()...), Resource: reader.Resource, Cadvisor: reader.Cadvisor, Configz: k.config.Effective(), Log: k.log,
 	})
 	if err != nil {
 		return err
 	}
 	return s.Run(ctx, ready)
-}
-
-// serveHealth answers whoever on this host asks whether the kubelet lives. That the port is taken keeps no pod from running.
-func (k *Kubelet) serveHealth(ctx context.Context) {
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(k.config.HealthzPort)))
-	if err := server.Healthz(ctx, address); err != nil {
-		k.log.Warn("/healthz is not served without credentials: end what listens there, or choose another healthzPort", "address", address, "err", err)
-	}
 }
 
 // watchStatics feeds the pods of the folder to their workers. It is ready when the folder was read once.

@@ -259,6 +259,7 @@ func TestRealPod(t *testing.T) {
 		{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
 	}
 	c.VolumeMounts = []corev1.VolumeMount{{Name: "cm", MountPath: "/cm"}, {Name: "data", MountPath: "/data"}}
+	c.LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}}
 	c.Env = []corev1.EnvVar{{Name: "NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}}
 	c.Resources = corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")},
 		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}}
@@ -296,6 +297,7 @@ func TestRealPod(t *testing.T) {
 		t.Error("the ConfigMap's change did not arrive:", out)
 	}
 	for path, want := range map[string]string{"/pods": `"name":"a"`, "/stats/summary": `"podRef":{"name":"a"`, "/configz": `"nodeName":"n1"`,
+		"/metrics/probes": `prober_probe_total{container="app",namespace="default",pod="a",pod_uid="`, "/metrics/slis": `kubernetes_healthcheck{name="syncloop",type="healthz"} 1`,
 		"/metrics": "kubelet_running_pods 1", "/metrics/resource": `container_memory_working_set_bytes{container="app",namespace="default",pod="a"}`} {
 		if text := m.get(path); !strings.Contains(text, want) {
 			t.Errorf("%s has no %s: %s", path, want, text)

@@ -193,6 +193,7 @@ func (k *Kubelet) watchRuntime(ctx context.Context) {
 	for ctx.Err() == nil {
 		events, err := k.deps.CRI.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 		if err == nil {
+			k.hears(true)
 			k.pods.WakeAll()
 		}
 		for err == nil {
@@ -209,6 +210,7 @@ func (k *Kubelet) watchRuntime(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		k.hears(false)
 		k.log.Warn("runtime's events broke off", "err", err)
 		_ = run.Pause(ctx, retryEvery)
 	}

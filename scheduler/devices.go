@@ -16,11 +16,12 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/scheduler/cluster"
 	"github.com/yare-dev/yare/scheduler/plugins"
 )
 
-// deviceKinds are the kinds that takeDevices takes in. They are watched from the first pod on that has claims for devices and waits
-// for a node; placing is halted until all that there is has arrived.
+// deviceKinds are the kinds that takeDevices takes in. They are watched from the first pod on that has claims for devices, or asks for extended
+// resources, and waits for a node; placing is halted until all that there is has arrived.
 func deviceKinds() []*api.Kind {
 	return []*api.Kind{api.DeviceClassKind, api.ResourceSliceKind, api.DeviceTaintRuleKind, api.ResourceClaimKind}
 }
@@ -31,13 +32,18 @@ func (s *Scheduler) takeDevices(o api.Object, deleted bool, now time.Time) plugi
 	switch o := o.(type) {
 	case *resourcev1.ResourceClaim:
 		if deleted {
-			return freed(d.RemoveClaim(o))
+			change := freed(d.RemoveClaim(o))
+			if cluster.SpecialFor(o) != "" {
+				s.queue.wakeThose(func(it *item) bool { return uses(it.pod, o) }, now) // it gets another one
+			}
+			return change
 		}
 		return freed(s.takeClaim(o, now))
 	case *resourcev1.ResourceSlice:
 		d.SetSlice(o, deleted)
 	case *resourcev1.DeviceClass:
-		d.SetClass(o, deleted)
+		s.cluster.SetDeviceClass(o, deleted)
+		return plugins.Devices | plugins.Classes
 	case *resourcev1.DeviceTaintRule:
 		d.SetRule(o, deleted)
 	}
@@ -60,10 +66,13 @@ func (s *Scheduler) takeClaim(c *resourcev1.ResourceClaim, now time.Time) bool {
 	return freed
 }
 
-// uses says whether a pod names a claim.
+// uses says whether a pod names a claim, or has it for its extended resources.
 func uses(p *corev1.Pod, c *resourcev1.ResourceClaim) bool {
 	if p.Namespace != c.Namespace {
 		return false
+	}
+	if cluster.SpecialFor(c) == p.UID {
+		return true
 	}
 	for name := range resourceclaim.PodClaims(p) {
 		if name == c.Name {
@@ -85,7 +94,11 @@ func (s *Scheduler) allot(p *corev1.Pod, a *plugins.Allotment) *allotting {
 	if a == nil || len(a.Reserve) == 0 {
 		return nil
 	}
-	for _, r := range a.Reserve {
+	for i := range a.Reserve {
+		r := &a.Reserve[i]
+		if r.Claim.Name == "" {
+			r.Claim = named(r.Claim)
+		}
 		if r.Allocation != nil {
 			s.cluster.Devices.Promise(r.Claim.UID, r.Allocation)
 		}
@@ -93,16 +106,32 @@ func (s *Scheduler) allot(p *corev1.Pod, a *plugins.Allotment) *allotting {
 	return &allotting{p, a.Reserve, make([]*resourcev1.ResourceClaim, len(a.Reserve))}
 }
 
-// writeClaims writes what was allotted, all or nothing.
+// writeClaims writes what was allotted, all or nothing. That it could not is told in an event: it may be for the pod's owner to mend, such as a quota.
 func (s *Scheduler) writeClaims(ctx context.Context, a *allotting) error {
 	if a == nil {
 		return nil
 	}
+	err := s.tryClaims(ctx, a)
+	if err != nil {
+		s.releaseClaims(ctx, a)
+		if ctx.Err() == nil {
+			s.c.Events.Event(a.pod, corev1.EventTypeWarning, "FailedScheduling", err.Error())
+		}
+	}
+	return err
+}
+
+func (s *Scheduler) tryClaims(ctx context.Context, a *allotting) error {
 	for i, r := range a.reserve {
 		var err error
 		if a.seen[i], err = s.reserve(ctx, a.pod, r); err != nil {
-			s.releaseClaims(ctx, a)
 			return fmt.Errorf("reserve claim %s: %w", api.KeyOf(r.Claim), err)
+		}
+		if r.Mappings == nil {
+			continue
+		}
+		if err = s.tell(ctx, a.pod, r); err != nil {
+			return fmt.Errorf("tell of claim %s in the pod's status: %w", api.KeyOf(r.Claim), err)
 		}
 	}
 	return nil
@@ -115,6 +144,10 @@ func (s *Scheduler) releaseClaims(ctx context.Context, a *allotting) {
 		return
 	}
 	for i, c := range a.seen {
+		if c != nil && cluster.SpecialFor(c) == a.pod.UID {
+			a.seen[i] = s.unmake(ctx, c)
+			continue
+		}
 		if c == nil || !resourceclaim.IsReservedForPod(a.pod, c, false) {
 			continue
 		}
@@ -137,11 +170,18 @@ func (s *Scheduler) settle(a *allotting, now time.Time) {
 	}
 	some := false
 	for i, r := range a.reserve {
-		if c := a.seen[i]; c != nil {
+		c := a.seen[i]
+		if c != nil {
 			// One that is gone already must not come back.
-			if known := s.cluster.Devices.Claims[api.KeyOf(c)]; known != nil && known.UID == c.UID {
+			known := s.cluster.Devices.Claims[api.KeyOf(c)]
+			if known != nil && known.UID == c.UID {
 				some = s.takeClaim(c, now) || some
 			}
+			if known == nil && unmade(r.Claim) && c.Status.Allocation != nil {
+				s.unseen[a.pod.UID] = r.Claim.UID // it has the devices, and is on its way here
+				continue
+			}
+			some = s.cluster.Devices.Withdraw(c.UID) || some
 		}
 		if r.Allocation != nil {
 			some = s.cluster.Devices.Withdraw(r.Claim.UID) || some
@@ -160,6 +200,13 @@ const (
 // write may have been done whose answer was lost, and then nobody else may get the devices.
 func (s *Scheduler) reserve(ctx context.Context, p *corev1.Pod, r plugins.Reservation) (*resourcev1.ResourceClaim, error) {
 	c := r.Claim
+	if unmade(c) {
+		made, err := s.make(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		c, r.Claim = made, made
+	}
 	for lost := 0; ; {
 		got, err := s.tryReserve(ctx, p, c, r.Allocation)
 		if err == nil {
@@ -246,17 +293,6 @@ func (s *Scheduler) tryReserve(ctx context.Context, p *corev1.Pod, c *resourcev1
 			c.Status.ReservedFor = append(c.Status.ReservedFor, resourcev1.ResourceClaimConsumerReference{Resource: "pods", Name: p.Name, UID: p.UID})
 		}
 	})
-}
-
-// deallocate has a claim give its devices back, unless something changed in it meanwhile: then the pod it is for is tried again anyway.
-func (s *Scheduler) deallocate(ctx context.Context, c *resourcev1.ResourceClaim) error {
-	_, err := client.Mutate(ctx, s.c.Client, c, "status", func(c *resourcev1.ResourceClaim) {
-		c.Status.Allocation, c.Status.ReservedFor, c.Status.Devices = nil, nil, nil
-	})
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil
-	}
-	return fmt.Errorf("deallocate claim %s: %w", api.KeyOf(c), err)
 }
 
 // mutateClaim changes a claim's status, whatever was written to it meanwhile. For one that is gone it returns c.

@@ -15,10 +15,10 @@
 // Claims for devices (dynamic resource allocation, KEP-4381) are allocated with upstream's library, with the features that upstream
 // has on by default: administrators' access, alternatives, partitions, taints (DeviceTaintRules too), shared capacity, binding conditions.
 // What the API server drops has no effect here: derived and list-type attributes, compatibility groups, skipped node operations,
-// resources of nodes as devices. Claims are looked at from the first pod on that has some.
+// resources of nodes as devices. Where a class of devices stands for an extended resource (KEP-5004) and a node has none of it itself, the pod gets
+// a claim that the scheduler makes. Devices are looked at from the first pod on that asks for some.
 //
-// Not built yet, and not pretended: extenders; devices in place of extended resources (a DeviceClass's spec.extendedResourceName,
-// KEP-5004: such pods stay pending and say what is insufficient); claims of pod groups (off by default upstream).
+// Not built yet, and not pretended: extenders; claims of pod groups (off by default upstream).
 package scheduler
 
 import (
@@ -36,6 +36,7 @@ import (
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -64,6 +65,7 @@ type Scheduler struct {
 
 	promises promises
 	budgets  map[api.Key]*budget
+	unseen   map[types.UID]types.UID // by pod: special claims that were written and have not come yet
 
 	changes  chan client.Event
 	results  chan result
@@ -91,7 +93,7 @@ func New(c Config) *Scheduler {
 	}
 	return &Scheduler{
 		c: c, cluster: cluster.New(), queue: newQueue(), placer: newPlacer(c.Seed),
-		promises: promises{}, budgets: map[api.Key]*budget{},
+		promises: promises{}, budgets: map[api.Key]*budget{}, unseen: map[types.UID]types.UID{},
 		changes: make(chan client.Event, 1024), results: make(chan result, maxWrites),
 	}
 }
@@ -124,7 +126,12 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 
 func (s *Scheduler) watch(ctx context.Context, k *api.Kind) error {
 	for e, err := range s.c.Client.Watch(ctx, k, client.Query{}, 0) {
-		if err != nil {
+		switch {
+		case apierrors.IsNotFound(err) && slices.Contains(deviceKinds(), k):
+			// An API server of another release: pods that ask for extended resources of device plugins do not need it.
+			s.c.Log.Warn("the API server has no such kind: what it is for is not looked at", "kind", k.String(), "err", err)
+			e = client.Event{Op: client.Synced}
+		case err != nil:
 			return fmt.Errorf("watch %v: %w", k, err)
 		}
 		select {
@@ -169,7 +176,7 @@ func (s *Scheduler) loop(ctx context.Context, ready func()) {
 
 // schedule places one pod and starts what has to be written.
 func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
-	if len(it.pod.Spec.ResourceClaims) > 0 {
+	if asksForDevices(it.pod) {
 		s.cluster.Devices.Now, s.cluster.Devices.Ended = now, ctx.Err
 		defer func() { s.cluster.Devices.Judged = nil }()
 	}
@@ -209,6 +216,8 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, now time.Time) {
 		return
 	}
 	delete(s.promises, p.UID)
+	// What a claim serves is not the node's.
+	p.Requests = slices.DeleteFunc(p.Requests, func(r cluster.Request) bool { return s.cluster.ByClass(r.Column, slot) })
 	s.cluster.SetPod(p, node)
 	s.queue.wake(plugins.PodAdded, now)
 	claims := s.allot(pod, a)
@@ -375,9 +384,11 @@ func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.
 	switch {
 	case deleted || api.PodTerminal(p):
 		s.forget(p)
+		change := s.forgetUnseen(p.UID)
 		if s.cluster.RemovePod(p.UID) {
-			return plugins.PodRemoved
+			change |= plugins.PodRemoved
 		}
+		return change
 	case p.Spec.NodeName != "":
 		return s.takeBound(p)
 	case p.Spec.SchedulerName != s.c.Profile:
@@ -390,7 +401,7 @@ func (s *Scheduler) takePod(p *corev1.Pod, deleted bool, now time.Time) plugins.
 		}
 		s.promises.note(old, p)
 		s.queue.set(p, now)
-		if len(p.Spec.ResourceClaims) > 0 && s.follow != nil {
+		if s.follow != nil && asksForDevices(p) {
 			s.follow(deviceKinds())
 			s.follow = nil
 		}

@@ -23,17 +23,7 @@ func podName(name corev1.ResourceName) bool {
 	s := string(name)
 	requested, isRequest := strings.CutPrefix(s, corev1.DefaultResourceRequestsPrefix)
 	return slices.Contains(podNames, name) || strings.HasPrefix(s, corev1.ResourceHugePagesPrefix) || strings.HasPrefix(s, corev1.ResourceRequestsHugePagesPrefix) ||
-		isRequest && extended(corev1.ResourceName(requested))
-}
-
-// implicit is the prefix of resources that stand for a class of devices.
-const implicit = "deviceclass.resource.kubernetes.io/"
-
-// extended says whether a resource is one that a device plugin or a class of devices brings.
-func extended(name corev1.ResourceName) bool {
-	s := string(name)
-	return strings.HasPrefix(s, implicit) || strings.Contains(s, "/") && !strings.Contains(s, corev1.ResourceDefaultNamespacePrefix) &&
-		!strings.HasPrefix(s, corev1.DefaultResourceRequestsPrefix)
+		isRequest && api.Extended(corev1.ResourceName(requested))
 }
 
 // podUsage adds what a pod uses. One that has ended, or should have, is only counted as an object.
@@ -67,7 +57,7 @@ func amounts(requests, limits corev1.ResourceList) corev1.ResourceList {
 		if huge {
 			use[name] = q
 		}
-		if huge || extended(name) {
+		if huge || api.Extended(name) {
 			use[corev1.DefaultResourceRequestsPrefix+name] = q
 		}
 	}

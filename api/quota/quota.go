@@ -40,7 +40,7 @@ func Tracks(k *api.Kind, name corev1.ResourceName) bool {
 	}
 	switch {
 	case k.Group == "resource.k8s.io" && k.Plural == "resourceclaims":
-		return strings.HasSuffix(string(name), corev1.ResourceClaimsPerClass)
+		return deviceName(name)
 	case k.Group != "":
 		return false
 	}
@@ -57,8 +57,8 @@ func Tracks(k *api.Kind, name corev1.ResourceName) bool {
 	return name == aliases[k.Plural] && name != ""
 }
 
-// Usage returns what o, of kind k, uses. Names that are not in the list are not used.
-func Usage(k *api.Kind, o api.Object, now time.Time) corev1.ResourceList {
+// Usage returns what o, of kind k, uses, among others. Names that are not in the list are not used.
+func Usage(k *api.Kind, o api.Object, among Others, now time.Time) corev1.ResourceList {
 	use := corev1.ResourceList{Count(k): *one()}
 	switch o := o.(type) {
 	case *corev1.Pod:
@@ -68,7 +68,7 @@ func Usage(k *api.Kind, o api.Object, now time.Time) corev1.ResourceList {
 	case *corev1.PersistentVolumeClaim:
 		claimUsage(use, o)
 	case *resourcev1.ResourceClaim:
-		deviceUsage(use, o)
+		deviceUsage(use, o, among)
 	default:
 		if alias := aliases[k.Plural]; alias != "" && k.Group == "" {
 			use[alias] = *one()
@@ -126,41 +126,6 @@ func claimUsage(use corev1.ResourceList, c *corev1.PersistentVolumeClaim) {
 		size = whole
 	}
 	add(corev1.ResourceRequestsStorage, size)
-}
-
-func deviceUsage(use corev1.ResourceList, c *resourcev1.ResourceClaim) {
-	devices := func(mode resourcev1.DeviceAllocationMode, count int64) int64 {
-		switch mode {
-		case resourcev1.DeviceAllocationModeExactCount:
-			return count
-		case resourcev1.DeviceAllocationModeAll: // as many as a claim can have
-			return resourcev1.AllocationResultsMaxSize
-		}
-		return 0
-	}
-	add := func(class string, n int64) {
-		name := corev1.ResourceName(class + corev1.ResourceClaimsPerClass)
-		q := use[name]
-		q.Add(*resource.NewQuantity(n, resource.DecimalSI))
-		use[name] = q
-	}
-	for i := range c.Spec.Devices.Requests {
-		r := &c.Spec.Devices.Requests[i]
-		if e := r.Exactly; e != nil {
-			add(e.DeviceClassName, devices(e.AllocationMode, e.Count))
-			continue
-		}
-		most := map[string]int64{} // one of them will be had: the largest of each class is kept free
-		for j := range r.FirstAvailable {
-			s := &r.FirstAvailable[j]
-			most[s.DeviceClassName] = max(most[s.DeviceClassName], devices(s.AllocationMode, s.Count))
-		}
-		for class, n := range most {
-			if n > 0 {
-				add(class, n)
-			}
-		}
-	}
 }
 
 // Names returns the names of l, sorted.

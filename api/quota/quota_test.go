@@ -11,6 +11,7 @@ import (
 	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/quota"
@@ -79,9 +80,24 @@ func TestUsage(t *testing.T) {
 			{FirstAvailable: []resourcev1.DeviceSubRequest{
 				{DeviceClassName: "a", AllocationMode: resourcev1.DeviceAllocationModeExactCount, Count: 3},
 				{DeviceClassName: "b", AllocationMode: resourcev1.DeviceAllocationModeAll}}}}}}},
-			"a.deviceclass.resource.k8s.io/devices=5 b.deviceclass.resource.k8s.io/devices=32 count/resourceclaims.resource.k8s.io=1"},
+			"a.deviceclass.resource.k8s.io/devices=5 b.deviceclass.resource.k8s.io/devices=32 count/resourceclaims.resource.k8s.io=1 " +
+				"requests.deviceclass.resource.kubernetes.io/a=5 requests.deviceclass.resource.kubernetes.io/b=32 requests.example.org/gpu=5"},
+		"alternatives of one name": {api.ResourceClaimKind, &resourcev1.ResourceClaim{Spec: resourcev1.ResourceClaimSpec{Devices: resourcev1.DeviceClaim{Requests: []resourcev1.DeviceRequest{
+			{FirstAvailable: []resourcev1.DeviceSubRequest{
+				{DeviceClassName: "a", AllocationMode: resourcev1.DeviceAllocationModeExactCount, Count: 3},
+				{DeviceClassName: "a2", AllocationMode: resourcev1.DeviceAllocationModeExactCount, Count: 4}}}}}}},
+			"a.deviceclass.resource.k8s.io/devices=3 a2.deviceclass.resource.k8s.io/devices=4 count/resourceclaims.resource.k8s.io=1 " +
+				"requests.deviceclass.resource.kubernetes.io/a=3 requests.deviceclass.resource.kubernetes.io/a2=4 requests.example.org/gpu=4"},
+		// The pod counts under the names that it asks by, its claim under the others.
+		"of a pod": {api.ResourceClaimKind, special("p", "uid"),
+			"a.deviceclass.resource.k8s.io/devices=5 count/resourceclaims.resource.k8s.io=1 requests.deviceclass.resource.kubernetes.io/a=3 requests.example.org/gpu=2"},
+		"of a pod that is gone": {api.ResourceClaimKind, special("gone", "uid"),
+			"a.deviceclass.resource.k8s.io/devices=5 count/resourceclaims.resource.k8s.io=1 requests.deviceclass.resource.kubernetes.io/a=5 requests.example.org/gpu=5"},
+		"of another pod of the name": {api.ResourceClaimKind, special("p", "other"),
+			"a.deviceclass.resource.k8s.io/devices=5 count/resourceclaims.resource.k8s.io=1 requests.deviceclass.resource.kubernetes.io/a=5 requests.example.org/gpu=5"},
+		"pod by the class": {api.PodKind, pod(nil, "deviceclass.resource.kubernetes.io/a=2", ""), "count/pods=1 pods=1 requests.deviceclass.resource.kubernetes.io/a=2"},
 	} {
-		use := quota.Usage(tc.k, tc.o, now)
+		use := quota.Usage(tc.k, tc.o, among, now)
 		if got := text(use); got != tc.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", name, got, tc.want)
 		}
@@ -90,6 +106,42 @@ func TestUsage(t *testing.T) {
 				t.Errorf("%s: %s is used and not tracked", name, n)
 			}
 		}
+	}
+}
+
+// among are classes of which a and a2 serve example.org/gpu, and a pod p that asks for them by that name in its first container, and by the class in its second.
+var among = quota.Others{
+	Class: func(name string) *resourcev1.DeviceClass {
+		c := &resourcev1.DeviceClass{}
+		switch name {
+		case "a", "a2":
+			c.Spec.ExtendedResourceName = new("example.org/gpu")
+		case "b":
+		default:
+			return nil
+		}
+		return c
+	},
+	Pod: func(key api.Key) *corev1.Pod {
+		if key.Name != "p" {
+			return nil
+		}
+		p := pod(nil, "cpu=1 example.org/gpu=3", "")
+		p.UID = "uid"
+		p.Spec.Containers = append(p.Spec.Containers, pod(nil, "deviceclass.resource.kubernetes.io/a=2", "").Spec.Containers...)
+		return p
+	},
+}
+
+// special is the claim that a scheduler makes for such a pod.
+func special(name, uid string) *resourcev1.ResourceClaim {
+	request := func(name string, n int64) resourcev1.DeviceRequest {
+		return resourcev1.DeviceRequest{Name: name, Exactly: &resourcev1.ExactDeviceRequest{DeviceClassName: "a", AllocationMode: resourcev1.DeviceAllocationModeExactCount, Count: n}}
+	}
+	return &resourcev1.ResourceClaim{
+		ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{resourcev1.ExtendedResourceClaimAnnotation: "true"},
+			OwnerReferences: []metav1.OwnerReference{{Kind: "Pod", APIVersion: "v1", Name: name, UID: types.UID(uid), Controller: new(true)}}},
+		Spec: resourcev1.ResourceClaimSpec{Devices: resourcev1.DeviceClaim{Requests: []resourcev1.DeviceRequest{request("container-0-request-1", 3), request("container-1-request-0", 2)}}},
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/yare-dev/yare/api"
@@ -107,7 +108,7 @@ func (r *reserving) reserve(ctx context.Context, a *rest.Admitting, reserved map
 		if reserved[q.Name] {
 			continue
 		}
-		used, err := fits(a, q, time.Now())
+		used, err := r.fits(a, q, time.Now())
 		if err != nil {
 			return false, err
 		}
@@ -132,7 +133,7 @@ func (r *reserving) reserve(ctx context.Context, a *rest.Admitting, reserved map
 }
 
 // fits returns what is used of q when the request is served, nil where it changes nothing, or why it is more than may be.
-func fits(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
+func (r *reserving) fits(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
 	var names []corev1.ResourceName
 	for _, name := range quota.Names(q.Status.Hard) {
 		if quota.Tracks(a.Kind, name) {
@@ -151,7 +152,7 @@ func fits(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.Res
 			return nil, forbidden(a, "status unknown for quota: %s, resources: %s", q.Name, list(names))
 		}
 	}
-	more, err := delta(a, q, now)
+	more, err := delta(a, q, r.others(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -183,9 +184,27 @@ func fits(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.Res
 	return used, nil
 }
 
+// others are the objects as they are stored.
+func (r *reserving) others() quota.Others {
+	return quota.Others{
+		Class: func(name string) *resourcev1.DeviceClass {
+			return stored[*resourcev1.DeviceClass](r.store, api.DeviceClassKind, api.Key{Name: name})
+		},
+		Pod: func(key api.Key) *corev1.Pod { return stored[*corev1.Pod](r.store, api.PodKind, key) },
+	}
+}
+
+// stored returns an object, nil if there is none that can be read.
+func stored[T api.Object](s *store.Store, k *api.Kind, key api.Key) (o T) {
+	if e := s.Snapshot(k).Get(key); e != nil && e.Err() == nil {
+		o, _ = e.Object.(T)
+	}
+	return o
+}
+
 // delta is what the request uses more than before, never less: giving back is the controller's.
-func delta(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
-	use := quota.Usage(a.Kind, a.Object, now)
+func delta(a *rest.Admitting, q *corev1.ResourceQuota, among quota.Others, now time.Time) (corev1.ResourceList, error) {
+	use := quota.Usage(a.Kind, a.Object, among, now)
 	var negative []corev1.ResourceName
 	for _, name := range quota.Names(use) {
 		if amount := use[name]; amount.Sign() < 0 {
@@ -202,7 +221,7 @@ func delta(a *rest.Admitting, q *corev1.ResourceQuota, now time.Time) (corev1.Re
 	if err != nil || !before {
 		return use, err // it came into the scope of the quota
 	}
-	old := quota.Usage(a.Kind, a.Old, now)
+	old := quota.Usage(a.Kind, a.Old, among, now)
 	for name, amount := range use {
 		amount.Sub(old[name])
 		if amount.Sign() < 0 {

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -107,8 +108,11 @@ func TestAddresses(t *testing.T) {
 		if err := c.Delete(t.Context(), get[*networkingv1.ServiceCIDR](t, c, "", "more"), client.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := client.Create(t.Context(), c, web("e", "10.44.0.8")); err == nil {
-			t.Error("an address of a range that is being deleted")
+		if _, err := client.Create(t.Context(), c, web("e", "10.44.0.8")); err == nil || !strings.Contains(err.Error(), "failed to allocate IP 10.44.0.8: the ServiceCIDR more that has it is being deleted") {
+			t.Error("an address of a range that is being deleted:", err)
+		}
+		if _, err := client.Create(t.Context(), c, web("e", "10.45.0.8")); err == nil || !strings.Contains(err.Error(), "the provided network does not match the current range") {
+			t.Error("an address of no range:", err)
 		}
 
 		// So does the first one.

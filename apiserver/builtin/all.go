@@ -44,6 +44,8 @@ type Deps struct {
 
 	// Services is the range of cluster addresses, IPv4. The network address is never given out.
 	Services netip.Prefix
+	// Pods is the range of pods' addresses, where it is known: warnings tell of what overlaps it.
+	Pods netip.Prefix
 	// Reserved addresses of Services are given only to those that ask for them by name (kube-dns, kubernetes).
 	Reserved []netip.Addr
 	// NodePorts is the first and last node port; 30000-32767 when zero.
@@ -96,7 +98,7 @@ func All(d Deps) []rest.Any {
 		rest.Register(api.IngressClassKind, ingressClasses()),
 		rest.Register(api.NetworkPolicyKind, networkPolicies()),
 		rest.Register(api.IPAddressKind, ipAddresses()),
-		rest.Register(api.ServiceCIDRKind, serviceCIDRs()),
+		rest.Register(api.ServiceCIDRKind, serviceCIDRs(d)),
 		rest.Register(api.EndpointSliceKind, endpointSlices()),
 		rest.Register(api.PodDisruptionBudgetKind, podDisruptionBudgets()),
 		rest.Register(api.RoleKind, roles(d)),

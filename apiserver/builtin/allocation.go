@@ -43,7 +43,13 @@ type allocator struct {
 	used    map[claim]int // how many Services have it: foreign data may name one twice
 	pending map[claim]int
 	ranges  map[string][]netip.Prefix // of the ready ServiceCIDRs, by name
-	closed  map[string][]netip.Prefix // of the others
+	closed  map[string]closed         // of the others
+}
+
+// closed are the ranges of a ServiceCIDR of which no new addresses can be taken.
+type closed struct {
+	ranges   []netip.Prefix
+	deleting bool
 }
 
 // claim is one address or one port of one protocol. Ports are claimed for a Service as a whole.
@@ -55,7 +61,7 @@ type claim struct {
 
 func newAllocator(d Deps) *allocator {
 	a := &allocator{prefix: d.Services.Masked(), reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
-		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}, closed: map[string][]netip.Prefix{}}
+		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}, closed: map[string]closed{}}
 	if a.last == 0 {
 		a.first, a.last = 30000, 32767
 	}
@@ -83,11 +89,11 @@ func (a *allocator) Change(k *api.Kind, now, old api.Object) {
 			delete(a.closed, old.GetName())
 		}
 		if c, ok := now.(*networkingv1.ServiceCIDR); ok {
-			to := a.closed
 			if ready(c) {
-				to = a.ranges
+				a.ranges[c.Name] = rangesOf(c)
+			} else {
+				a.closed[c.Name] = closed{rangesOf(c), c.DeletionTimestamp != nil}
 			}
-			to[c.Name] = rangesOf(c)
 		}
 		return
 	}
@@ -225,7 +231,11 @@ func (t *taking) clusterIP(s *corev1.Service) error {
 	if s.Spec.ClusterIP == "" {
 		addr, ok := t.freeAddress()
 		if !ok {
-			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: range is full", s.Name))
+			why := "range is full"
+			if len(t.all()) == 0 {
+				why = "no ServiceCIDR is ready: make one, or wait for one ('kubectl get servicecidrs')"
+			}
+			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: %s", s.Name, why))
 		}
 		s.Spec.ClusterIP, s.Spec.ClusterIPs = addr.String(), []string{addr.String()}
 		return nil
@@ -236,7 +246,7 @@ func (t *taking) clusterIP(s *corev1.Service) error {
 	case err == nil && t.own[claim{addr: addr}]:
 		return nil
 	case err != nil || !slices.ContainsFunc(t.all(), func(p netip.Prefix) bool { return usable(p, addr) }):
-		why = "the provided network does not match the current range"
+		why = t.shut(addr)
 	case !t.take(claim{addr: addr}):
 		why = "provided IP is already allocated"
 	default:
@@ -246,11 +256,26 @@ func (t *taking) clusterIP(s *corev1.Service) error {
 		field.NewPath("spec", "clusterIPs"), s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %s", s.Spec.ClusterIP, why))})
 }
 
+// shut says why addr, which is in no range that gives addresses, cannot be had.
+func (a *allocator) shut(addr netip.Addr) string {
+	for _, name := range slices.Sorted(maps.Keys(a.closed)) {
+		c := a.closed[name]
+		switch {
+		case !slices.ContainsFunc(c.ranges, func(p netip.Prefix) bool { return usable(p, addr) }):
+		case c.deleting:
+			return fmt.Sprintf("the ServiceCIDR %s that has it is being deleted: choose an address of another one, or leave it out", name)
+		default:
+			return fmt.Sprintf("the ServiceCIDR %s that has it is not ready", name)
+		}
+	}
+	return "the provided network does not match the current range"
+}
+
 // all are the ranges of addresses of the configured family, the configured one first, unless its ServiceCIDR is not ready.
 func (a *allocator) all() (ps []netip.Prefix) {
 	isClosed := false
-	for _, closed := range a.closed {
-		isClosed = isClosed || slices.Contains(closed, a.prefix)
+	for _, c := range a.closed {
+		isClosed = isClosed || slices.Contains(c.ranges, a.prefix)
 	}
 	if !isClosed {
 		ps = append(ps, a.prefix)

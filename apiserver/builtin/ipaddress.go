@@ -1,14 +1,17 @@
 package builtin
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
 )
 
@@ -57,7 +60,7 @@ func ipAddresses() *rest.Resource[*networkingv1.IPAddress] {
 	}
 }
 
-func serviceCIDRs() *rest.Resource[*networkingv1.ServiceCIDR] {
+func serviceCIDRs(d Deps) *rest.Resource[*networkingv1.ServiceCIDR] {
 	type cidr = *networkingv1.ServiceCIDR
 	at := field.NewPath("spec", "cidrs")
 	return &rest.Resource[cidr]{
@@ -79,11 +82,46 @@ func serviceCIDRs() *rest.Resource[*networkingv1.ServiceCIDR] {
 			}
 			return errs
 		},
+		Warn: func(now, old cidr) (warnings []string) {
+			for i, c := range now.Spec.CIDRs {
+				if old == nil || i >= len(old.Spec.CIDRs) {
+					warnings = append(warnings, d.overlapping(at.Index(i), c)...)
+				}
+			}
+			return warnings
+		},
 		Columns: []rest.Column[cidr]{
 			{Name: "CIDRs", Description: networkingv1.ServiceCIDRSpec{}.SwaggerDoc()["cidrs"], Cell: func(c cidr) any { return strings.Join(c.Spec.CIDRs, ",") }},
 			{Name: "Age"},
 		},
 	}
+}
+
+// overlapping warns of a range for Services in which pods have their addresses: those of a Service and of a pod may be the same.
+func (d Deps) overlapping(at *field.Path, cidr string) []string {
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		return nil
+	}
+	const mend = "the address of a Service may be a pod's, which is not reached then: choose a range that is nobody's"
+	if d.Pods.IsValid() && p.Overlaps(d.Pods) {
+		return []string{fmt.Sprintf("%s: %s overlaps %s, where pods have their addresses; %s", at, cidr, d.Pods, mend)}
+	}
+	if d.Store == nil {
+		return nil
+	}
+	for e := range d.Store.Snapshot(api.NodeKind).All("", api.Key{}) {
+		n, ok := e.Object.(*corev1.Node)
+		if !ok {
+			continue
+		}
+		for _, text := range n.Spec.PodCIDRs {
+			if pods, err := netip.ParsePrefix(text); err == nil && p.Overlaps(pods) {
+				return []string{fmt.Sprintf("%s: %s overlaps %s, where pods of node %s have their addresses; %s", at, cidr, text, n.Name, mend)}
+			}
+		}
+	}
+	return nil
 }
 
 func serviceRanges(s *networkingv1.ServiceCIDRSpec, at *field.Path) (errs field.ErrorList) {

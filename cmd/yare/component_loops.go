@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
@@ -29,6 +30,7 @@ import (
 func controllerManagerCommand() *cobra.Command {
 	var p peer
 	var e election
+	var told secure
 	var rootCA, tokenKey string
 	var ranges []string
 	var accounts bool
@@ -51,7 +53,7 @@ local) is of whole clusters, 'yare up', and not among them: claims need a class 
 			if err != nil {
 				return err
 			}
-			m := manager{peer: &p, cfg: cfg, ranges: nodeipam.Config{Clusters: clusters}}
+			m := manager{peer: &p, cfg: cfg, ranges: nodeipam.Config{Clusters: clusters}, metrics: prometheus.NewRegistry()}
 			if m.rootCA, err = authority(cfg, rootCA); err != nil {
 				return err
 			}
@@ -67,11 +69,15 @@ local) is of whole clusters, 'yare up', and not among them: claims need a class 
 			if all, err = e.leading(&p, cfg, "kube-controller-manager", all); err != nil {
 				return err
 			}
+			if all, err = p.serveOf(told, cfg, all, m.metrics); err != nil {
+				return err
+			}
 			return p.serve(c.Context(), all)
 		},
 	}
 	p.add(c)
 	e.add(c)
+	told.add(c, 10257)
 	c.Flags().StringVar(&rootCA, "root-ca-file", "", "certificate that pods verify the API server with (default: the kubeconfig's)")
 	c.Flags().StringVar(&tokenKey, "service-account-private-key-file", "", "key that signs the tokens of Secrets of type kubernetes.io/service-account-token (default: they stay empty)")
 	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, of which every Node is given a part (default: none is given)")
@@ -100,10 +106,11 @@ func authority(cfg *rest.Config, file string) ([]byte, error) {
 // manager is what the controllers are made of when they run alone.
 type manager struct {
 	*peer
-	cfg    *rest.Config
-	rootCA []byte
-	ranges nodeipam.Config
-	tokens serviceaccounttoken.Sign // nil: none are made
+	cfg     *rest.Config
+	rootCA  []byte
+	ranges  nodeipam.Config
+	tokens  serviceaccounttoken.Sign // nil: none are made
+	metrics *prometheus.Registry
 }
 
 // secretTokens signs with key.
@@ -142,7 +149,7 @@ func (m manager) component(accounts bool) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := reconcile.Deps{Client: access, Informers: reconcile.NewInformers(access), Log: m.log}
+	d := reconcile.Deps{Client: access, Informers: reconcile.NewInformers(access), Log: m.log, Metrics: reconcile.NewMetrics(m.metrics)}
 	d.Events = events.New(access, "controller-manager", host, m.log)
 	all := controllers.All(controllers.Deps{Deps: d, RootCA: m.rootCA, Nodes: m.ranges, SecretToken: m.tokens, Aggregated: access.Ask})
 	return run.InOrder("controller-manager", access, run.Together("controllers", append(all, d.Events)...)), nil
@@ -167,6 +174,7 @@ func (m manager) watched() (ws []remote.Watched) {
 func schedulerCommand() *cobra.Command {
 	var p peer
 	var e election
+	var told secure
 	var profile string
 	c := &cobra.Command{
 		Use: "scheduler", GroupID: "component", Args: cobra.NoArgs,
@@ -189,11 +197,15 @@ func schedulerCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if all, err = p.serveOf(told, cfg, all, prometheus.NewRegistry()); err != nil {
+				return err
+			}
 			return p.serve(c.Context(), all)
 		},
 	}
 	p.add(c)
 	e.add(c)
+	told.add(c, 10259)
 	c.Flags().StringVar(&profile, "scheduler-name", "default-scheduler", "the spec.schedulerName of pods to place")
 	return c
 }

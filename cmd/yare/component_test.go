@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -19,8 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
@@ -162,9 +165,10 @@ func TestControlPlaneAlone(t *testing.T) {
 	t.Parallel()
 	dir, c := apiServerForTest(t)
 	file := func(name string) string { return filepath.Join(dir, name+".kubeconfig") }
-	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16",
+	first := begin(t, "controller-manager", "--kubeconfig", file("controller-manager"), "--use-service-account-credentials", "--cluster-cidr", "10.99.0.0/16", "--secure-port", "0",
 		"--service-account-private-key-file", filepath.Join(dir, "pki", "sa.pem"))
-	begin(t, "scheduler", "--kubeconfig", file("scheduler"))
+	schedulerPort, managerPort := freePort(t), freePort(t)
+	begin(t, "scheduler", "--kubeconfig", file("scheduler"), "--secure-port", schedulerPort)
 	room := corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("4Gi"), "pods": resource.MustParse("110")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
 		Conditions:  []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
@@ -191,15 +195,84 @@ func TestControlPlaneAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, c, "a bound pod", func(p *corev1.Pod) bool { return p.Spec.NodeName == "n1" })
+	extendedAlone(t, c)
 	// Another takes over when the first has gone.
 	first.end()
-	begin(t, "controller-manager", "--kubeconfig", file("admin"))
+	begin(t, "controller-manager", "--kubeconfig", file("admin"), "--secure-port", managerPort)
 	if _, err := client.Create(t.Context(), c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "later"}}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, c, "the service account of a new namespace", func(a *corev1.ServiceAccount) bool { return a.Namespace == "later" })
+	checkTold(t, file, "scheduler", schedulerPort, "go_goroutines ")
+	checkTold(t, file, "controller-manager", managerPort, "workqueue_adds_total{")
 	if said := first.said(); strings.Contains(said, "forbidden") {
 		t.Errorf("roles do not suffice:\n%s", said)
+	}
+}
+
+// extendedAlone has a pod served by a class of devices, and counted by a quota of what that is called: the scheduler makes a claim, as it may.
+func extendedAlone(t *testing.T, c client.Client) {
+	t.Helper()
+	class := &resourcev1.DeviceClass{ObjectMeta: metav1.ObjectMeta{Name: "gpu"}, Spec: resourcev1.DeviceClassSpec{ExtendedResourceName: new("example.com/gpu")}}
+	slice := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: "gpus"}, Spec: resourcev1.ResourceSliceSpec{Driver: "gpu.example.com", NodeName: new("n1"),
+		Pool: resourcev1.ResourcePool{Name: "n1", ResourceSliceCount: 1}, Devices: []resourcev1.Device{{Name: "d1"}}}}
+	one := corev1.ResourceList{"deviceclass.resource.kubernetes.io/gpu": resource.MustParse("1")}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "gpu"}, Spec: corev1.PodSpec{Containers: []corev1.Container{
+		{Name: "c", Image: "web", Resources: corev1.ResourceRequirements{Limits: one}}}}}
+	for _, o := range []api.Object{class, slice, pod} {
+		if _, err := c.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, c, "a pod with a device", func(p *corev1.Pod) bool {
+		return p.Name == "gpu" && p.Spec.NodeName == "n1" && p.Status.ExtendedResourceClaimStatus != nil
+	})
+	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "gpus"}, Spec: corev1.ResourceQuotaSpec{
+		Hard: corev1.ResourceList{"requests.example.com/gpu": resource.MustParse("5"), "requests.deviceclass.resource.kubernetes.io/gpu": resource.MustParse("5")}}}
+	if _, err := c.Create(t.Context(), quota); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, c, "the quota's use", func(q *corev1.ResourceQuota) bool {
+		own, class := q.Status.Used["requests.example.com/gpu"], q.Status.Used["requests.deviceclass.resource.kubernetes.io/gpu"]
+		return own.Value() == 1 && class.Value() == 1
+	})
+}
+
+// checkTold asks the server of a component that runs alone: health needs no credentials, metrics need leave.
+func checkTold(t *testing.T, file func(string) string, component, port, metric string) {
+	t.Helper()
+	for _, c := range []struct {
+		user, path string
+		code       int
+		want       string
+	}{
+		{"", "/healthz", 200, "ok"}, {"", "/livez/ping", 200, "ok"}, {"", "/readyz?verbose", 200, "[+]" + component + " ok\n"},
+		{"", "/metrics", 401, "Unauthorized"}, {"proxy", "/metrics/slis", 403, `User "system:kube-proxy" cannot get path "/metrics/slis"`},
+		{"admin", "/metrics", 200, metric},
+		{"admin", "/metrics/slis", 200, `kubernetes_healthchecks_total{name="` + component + `",status="success",type="readyz"} 1`},
+	} {
+		cfg := &rest.Config{}
+		if c.user != "" {
+			var err error
+			if cfg, err = (&peer{kubeconfig: file(c.user)}).rest(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg.CAData, cfg.CAFile, cfg.Insecure = nil, "", true // nobody has signed its certificate
+		h, err := rest.HTTPClientFor(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := h.Get("https://127.0.0.1:" + port + c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		h.CloseIdleConnections()
+		if err != nil || resp.StatusCode != c.code || !strings.Contains(string(b), c.want) {
+			t.Errorf("%s, %s as %q: %d %s %v", component, c.path, c.user, resp.StatusCode, b, err)
+		}
 	}
 }
 

@@ -176,6 +176,7 @@ func (c Config) print(w io.Writer) error {
 	if r, err := (cluster.Host{}).Find(c.Name); err == nil {
 		c.DataDir, c.Kubeconfig, c.APIPort, c.Ephemeral = r.DataDir, r.Kubeconfig, r.APIPort, r.Ephemeral
 	}
+	c.effectEviction()
 	b, err := yaml.Marshal(c)
 	if err != nil {
 		return err

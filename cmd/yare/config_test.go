@@ -317,3 +317,32 @@ func explainSettings(to *strings.Builder, structs map[string]*ast.StructType, na
 		}
 	}
 }
+
+// What is printed of eviction is what counts, and as a file it says the same.
+func TestPrintedEviction(t *testing.T) {
+	t.Parallel()
+	const usual = "evictionHard:\n  imagefs.available: 15%\n  imagefs.inodesFree: 5%\n  memory.available: 100Mi\n  nodefs.available: 10%\n  nodefs.inodesFree: 5%\n"
+	for file, want := range map[string][]string{
+		"":                 {usual, "evictionPressureTransitionPeriod: 5m0s\n"},
+		"evictionHard: {}": {"evictionHard: {}\n"},
+		"evictionHard: {memory.available: 1Gi}\nevictionPressureTransitionPeriod: 1m": {"evictionHard:\n  memory.available: 1Gi\n", "evictionPressureTransitionPeriod: 1m0s\n"},
+		"evictionHard: {memory.available: 1Gi}\nmergeDefaultEvictionSettings: true":   {strings.Replace(usual, "100Mi", "1Gi", 1), "mergeDefaultEvictionSettings: true\n"},
+	} {
+		write := func(text string) string {
+			path := filepath.Join(t.TempDir(), "settings.yaml")
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}
+		got := output(t, "config", "--name", "none-of-this-name", "--config", write(file))
+		for _, w := range want {
+			if !strings.Contains("\n"+got, "\n"+w) {
+				t.Errorf("%q: no %q in\n%s", file, w, got)
+			}
+		}
+		if again := output(t, "config", "--name", "none-of-this-name", "--config", write(got)); again != got {
+			t.Errorf("%q: printed, and read again:\n%s", file, again)
+		}
+	}
+}

@@ -128,7 +128,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
 			CheckTypes: policy.BuiltinTypes().Check,
-			Services:   s.record.ServiceNet, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
+			Services:   s.record.ServiceNet, Pods: s.record.PodCIDR, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
 			Usage:      usage.New(usage.Deps{Store: s.store, Get: connect.NewKubelet(streams).Get, Log: s.log}),
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),

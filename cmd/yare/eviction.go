@@ -16,6 +16,14 @@ func (c Config) evict(k *kubelet.Config) {
 	}
 }
 
+// effectEviction fills in what is usual of what is not said.
+func (c *Config) effectEviction() {
+	var k kubelet.Config
+	c.evict(&k)
+	k = k.Effective()
+	c.EvictionHard, c.EvictionPressureTransitionPeriod = k.EvictionHard, k.EvictionPressureTransitionPeriod
+}
+
 // checkEviction tells problem of every mistake in what is said of eviction.
 func (c Config) checkEviction(problem func(field, format string, args ...any)) {
 	var k kubelet.Config

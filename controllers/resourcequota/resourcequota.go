@@ -15,7 +15,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/yare-dev/yare/api"
@@ -81,7 +83,7 @@ func less(k *api.Kind, before, after api.Object, now time.Time) bool {
 	default:
 		return false // what is only counted stays one
 	}
-	return !equality.Semantic.DeepEqual(quota.Usage(k, before, now), quota.Usage(k, after, now))
+	return !equality.Semantic.DeepEqual(quota.Usage(k, before, quota.Others{}, now), quota.Usage(k, after, quota.Others{}, now))
 }
 
 func (c controller) reconcile(ctx context.Context, _ *slog.Logger, q *corev1.ResourceQuota) (reconcile.Result, error) {
@@ -123,7 +125,7 @@ func (c controller) count(ctx context.Context, q *corev1.ResourceQuota, now time
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", k, err)
 		}
-		if err := add(used, tracked, k, q, objects, now); err != nil {
+		if err := c.add(ctx, used, tracked, k, q, objects, now); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -131,13 +133,17 @@ func (c controller) count(ctx context.Context, q *corev1.ResourceQuota, now time
 }
 
 // add counts objects of a kind.
-func add(used corev1.ResourceList, names []corev1.ResourceName, k *api.Kind, q *corev1.ResourceQuota, objects []api.Object, now time.Time) error {
+func (c controller) add(ctx context.Context, used corev1.ResourceList, names []corev1.ResourceName, k *api.Kind, q *corev1.ResourceQuota, objects []api.Object, now time.Time) error {
 	for _, n := range names {
 		if _, ok := used[n]; !ok {
 			used[n] = *resource.NewQuantity(0, resource.DecimalSI)
 		}
 	}
 	var failure error
+	among := quota.Others{}
+	if k == api.ResourceClaimKind {
+		among = c.others(ctx, &failure)
+	}
 	for _, o := range objects {
 		about, err := quota.Matches(q, o)
 		if err != nil {
@@ -146,7 +152,7 @@ func add(used corev1.ResourceList, names []corev1.ResourceName, k *api.Kind, q *
 		if !about {
 			continue
 		}
-		use := quota.Usage(k, o, now)
+		use := quota.Usage(k, o, among, now)
 		for _, n := range names {
 			if amount, ok := use[n]; ok {
 				sum := used[n]
@@ -159,4 +165,29 @@ func add(used corev1.ResourceList, names []corev1.ResourceName, k *api.Kind, q *
 		}
 	}
 	return failure
+}
+
+// others are the objects on which it depends what claims of devices use. Why is set where they cannot be read.
+func (c controller) others(ctx context.Context, why *error) quota.Others {
+	classes := map[string]*resourcev1.DeviceClass{}
+	all, err := client.List[*resourcev1.DeviceClass](ctx, c.Client, client.Query{})
+	if err != nil {
+		*why = fmt.Errorf("list device classes: %w", err)
+	}
+	for _, class := range all {
+		classes[class.Name] = class
+	}
+	return quota.Others{
+		Class: func(name string) *resourcev1.DeviceClass { return classes[name] },
+		Pod: func(key api.Key) *corev1.Pod {
+			p, err := client.Get[*corev1.Pod](ctx, c.Client, key)
+			if err != nil && !apierrors.IsNotFound(err) {
+				*why = fmt.Errorf("get the pod that devices are for: %w", err)
+			}
+			if err != nil {
+				return nil
+			}
+			return p
+		},
+	}
 }

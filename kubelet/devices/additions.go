@@ -15,9 +15,9 @@ import (
 )
 
 // Additions returns what the devices of a container add to it. It fails where one of its devices was never granted, so that no container runs without.
-func (s *Set) Additions(pod types.UID, c *corev1.Container) (*spec.Additions, error) {
-	all, names := s.held(pod, c.Name)
-	for _, name := range extended(c) {
+func (s *Set) Additions(pod *corev1.Pod, c *corev1.Container) (*spec.Additions, error) {
+	all, names := s.held(pod.UID, c.Name)
+	for _, name := range extended(pod, c) {
 		if !slices.Contains(names, name) && s.Owns(corev1.ResourceName(name)) {
 			return nil, fmt.Errorf("no devices of %s were allocated to the container, since it was made before they were known: delete the pod", name)
 		}

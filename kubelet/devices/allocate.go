@@ -24,7 +24,7 @@ func (s *Set) Missing(pod *corev1.Pod) bool {
 	}
 	missing := false
 	each(pod, func(c *corev1.Container, _ bool) {
-		for _, name := range extended(c) {
+		for _, name := range extended(pod, c) {
 			missing = missing || s.owns(name) && s.grants[pod.UID][c.Name][name] == nil
 		}
 	})
@@ -70,7 +70,7 @@ func (s *Set) Allocate(ctx context.Context, pod *corev1.Pod) (wait string, err e
 		}
 	}()
 	each(pod, func(c *corev1.Container, passes bool) {
-		for _, name := range extended(c) {
+		for _, name := range extended(pod, c) {
 			if wait == "" && err == nil {
 				wait, err = a.container(ctx, c, name)
 			}

@@ -43,7 +43,7 @@ func TestGarbage(t *testing.T) {
 			p := devicetest.New(dev, "d0")
 			p.Answer = f
 			b.serve(p, "/a")
-			if got := b.allocate(newPod("a", "app:1")); !strings.HasPrefix(got, "error: ") || !strings.Contains(got, want) || len(got) > 2*maxText {
+			if got := b.allocate(newPod("a", "app:1")); !strings.HasPrefix(got, "error: ") || !strings.Contains(got, want) || len(got) > 2*registrar.MaxText {
 				t.Errorf("%q, want %q", got, want)
 			}
 			p.Change(func() { p.Answer = nil })
@@ -212,7 +212,7 @@ func TestAdditions(t *testing.T) {
 		if got := b.allocate(pod); got != "app=d0 app=d0" {
 			t.Fatal(got)
 		}
-		a, err := b.Additions("p", &pod.Spec.Containers[0])
+		a, err := b.Additions(pod, &pod.Spec.Containers[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,11 +11,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/yare-dev/yare/kubelet/registrar"
 )
 
 // plugin is one connection to a plugin.
@@ -149,7 +149,7 @@ func (p *plugin) allocate(ctx context.Context, ids []string) (*pluginapi.Contain
 	defer cancel()
 	r, err := p.client.Allocate(ctx, &pluginapi.AllocateRequest{ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: ids}}})
 	if err != nil {
-		return nil, short(err)
+		return nil, registrar.Short(err)
 	}
 	if len(r.ContainerResponses) == 0 || r.ContainerResponses[0] == nil {
 		return nil, fmt.Errorf("no containers return in allocation response %v", r)
@@ -167,7 +167,7 @@ func (p *plugin) preferred(ctx context.Context, available, must []string, size i
 	r, err := p.client.GetPreferredAllocation(ctx, &pluginapi.PreferredAllocationRequest{ContainerRequests: []*pluginapi.ContainerPreferredAllocationRequest{
 		{AvailableDeviceIDs: available, MustIncludeDeviceIDs: must, AllocationSize: int32(size)}}})
 	if err != nil {
-		return nil, short(err)
+		return nil, registrar.Short(err)
 	}
 	if len(r.ContainerResponses) == 0 {
 		return nil, nil
@@ -180,19 +180,7 @@ func (p *plugin) prepare(ctx context.Context, ids []string) error {
 	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
 	if _, err := p.client.PreStartContainer(ctx, &pluginapi.PreStartContainerRequest{DevicesIds: ids}); err != nil {
-		return fmt.Errorf("PreStartContainer of the device plugin of %s: %w", p.resource, short(err))
+		return fmt.Errorf("PreStartContainer of the device plugin of %s: %w", p.resource, registrar.Short(err))
 	}
 	return nil
-}
-
-// maxText bounds what a plugin's error adds to a status.
-const maxText = 1024
-
-// short is a plugin's error as gRPC shows it, of a length that a status can bear.
-func short(err error) error {
-	s, ok := status.FromError(err)
-	if !ok || len(s.Message()) <= maxText {
-		return err
-	}
-	return status.Error(codes.Code(s.Code()), s.Message()[:maxText]+"...")
 }

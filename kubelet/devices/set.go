@@ -17,6 +17,7 @@ import (
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 
+	"github.com/yare-dev/yare/kubelet/spec"
 	"github.com/yare-dev/yare/linux/socket"
 )
 
@@ -35,6 +36,8 @@ const (
 type Config struct {
 	Root string // the kubelet's folder
 	Boot string // the host's boot ID
+	// Closed is for a Set that no plugin comes to: pods keep what they were granted before, and nobody is granted anything.
+	Closed bool
 	// Dial connects to a plugin's socket; nil: a unix socket at the path.
 	Dial func(ctx context.Context, path string) (net.Conn, error)
 	// Changed is called when the Node should show other numbers; Came when there are devices where there were none, so that pods that wait
@@ -108,6 +111,11 @@ func (s *Set) Open(ctx context.Context) error {
 		return err
 	}
 	for name, st := range s.stocks {
+		if s.config.Closed { // the file keeps the name, for when it is open again
+			delete(s.stocks, name)
+			s.dropped[name] = true
+			continue
+		}
 		s.endAfterGrace(name, st)
 	}
 	return nil
@@ -378,10 +386,10 @@ func (s *Set) use(resource string, ids []string, pod types.UID) {
 	}
 }
 
-// extended is the part of a container's limits that plugins may serve, by name.
-func extended(c *corev1.Container) (names []string) {
+// extended is the part of a container's limits that plugins may serve, by name. What its pod has a claim for, DRA drivers do.
+func extended(pod *corev1.Pod, c *corev1.Container) (names []string) {
 	for name, q := range c.Resources.Limits {
-		if strings.Contains(string(name), "/") && q.Sign() > 0 {
+		if strings.Contains(string(name), "/") && q.Sign() > 0 && !spec.ByClaim(pod, string(name)) {
 			names = append(names, string(name))
 		}
 	}

@@ -31,6 +31,7 @@ type bed struct {
 	*testing.T
 	*Set
 	root, boot string
+	closed     bool
 	sockets    devicetest.Sockets
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup
@@ -60,7 +61,7 @@ func (b *bed) start() {
 }
 
 func (b *bed) unopened() *Set {
-	return New(Config{Root: b.root, Boot: b.boot, Dial: b.sockets.Dial, Log: slog.New(slog.NewTextHandler(b.Output(), nil)),
+	return New(Config{Root: b.root, Boot: b.boot, Closed: b.closed, Dial: b.sockets.Dial, Log: slog.New(slog.NewTextHandler(b.Output(), nil)),
 		Changed: func() { b.mu.Lock(); b.changed++; b.mu.Unlock() }, Came: func() { b.mu.Lock(); b.came++; b.mu.Unlock() },
 		Wake: func(uid types.UID) { b.mu.Lock(); b.woken = append(b.woken, uid); b.mu.Unlock() }})
 }
@@ -404,7 +405,7 @@ func TestRestart(t *testing.T) {
 		if got := b.allocate(a) + b.allocate(c); got != had {
 			t.Error("after a restart:", got, "before:", had)
 		}
-		add, err := b.Additions("c", &c.Spec.Containers[0])
+		add, err := b.Additions(c, &c.Spec.Containers[0])
 		if err != nil || len(add.Envs) != 1 || add.Envs[0].Key != "DEVICES" {
 			t.Error(add, err)
 		}
@@ -459,7 +460,7 @@ func TestBoot(t *testing.T) {
 		if got := b.allocate(a); !strings.HasPrefix(got, "wait:") {
 			t.Error(got)
 		}
-		if _, err := b.Additions("a", &a.Spec.Containers[0]); err == nil {
+		if _, err := b.Additions(a, &a.Spec.Containers[0]); err == nil {
 			t.Error("a container would run without its devices")
 		}
 		b.serve(p, "/b")
@@ -524,6 +525,73 @@ func TestUnsaved(t *testing.T) {
 		}
 		os.Remove(obstacle)
 		if err := b.Free("b"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What a pod has a claim for, the plugin of the same name does not serve: DRA drivers do.
+func TestByClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		p := devicetest.New(dev, "d0")
+		b.serve(p, "/a")
+		claimed := newPod("a", "app:1")
+		claimed.Status.ExtendedResourceClaimStatus = &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "c",
+			RequestMappings: []corev1.ContainerExtendedResourceRequest{{ContainerName: "app", ResourceName: dev, RequestName: "r"}}}
+		if b.Missing(claimed) {
+			t.Error("the plugin is to serve it")
+		}
+		if add, err := b.Additions(claimed, &claimed.Spec.Containers[0]); add != nil || err != nil {
+			t.Error(add, err)
+		}
+		if got := b.allocate(newPod("b", "app:1")); got != "app=d0" {
+			t.Error(got)
+		}
+	})
+}
+
+// With device plugins switched off, pods keep what they have over a restart of the kubelet, and nobody gets anything; switched on again, all is as it was.
+func TestClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		p := devicetest.New(dev, "d0", "d1")
+		stop := b.serve(p, "/a")
+		a := newPod("a", "app:1")
+		had := b.allocate(a)
+		stop()
+		b.kill()
+		b.closed = true
+		b.start()
+		b.wantCounts("example.com/dev {0 0 false}") // at once: no plugin is waited for
+		if b.Missing(a) {
+			t.Error("the pod is to be granted devices, and has some")
+		}
+		if add, err := b.Additions(a, &a.Spec.Containers[0]); err != nil || len(add.Envs) != 1 {
+			t.Error(add, err)
+		}
+		if h := b.Health("a", "app"); len(h) != 1 || h[0].Resources[0].Health != corev1.ResourceHealthStatusUnknown {
+			t.Error(h)
+		}
+		if got := b.allocate(newPod("b", "app:1")); got != "error: cannot allocate unregistered device example.com/dev" {
+			t.Error(got)
+		}
+		gone := newPod("c", "app:1")
+		if err := b.Free(gone.UID); err != nil {
+			t.Error(err)
+		}
+		b.kill()
+		b.closed = false
+		b.start()
+		b.wantCounts("example.com/dev {0 0 true}")
+		b.serve(p, "/b")
+		if got := b.allocate(a); got != had {
+			t.Errorf("%s, had %s", got, had)
+		}
+		if got := b.allocate(newPod("b", "app:1")); got == had || !strings.HasPrefix(got, "app=d") {
+			t.Error(got)
+		}
+		if err := b.Free("a"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -13,7 +13,8 @@ import (
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
-// use is one entry of a container's resources.claims.
+// use is one entry of a container's resources.claims, or one of its requests in the claim that was made for extended resources: the entry is the
+// claim's name then.
 type use struct {
 	entry, request string
 	record         *record // nil: nothing was prepared
@@ -27,11 +28,12 @@ type served struct {
 
 // uses returns what a container has of the pod's claims, without those that the pod turned out not to need.
 func (s *Set) uses(pod *corev1.Pod, container string) (out []use) {
-	if len(pod.Spec.ResourceClaims) == 0 {
+	special := pod.Status.ExtendedResourceClaimStatus
+	if len(pod.Spec.ResourceClaims) == 0 && special == nil {
 		return nil
 	}
 	c, _ := spec.Find(pod, container)
-	if c == nil || len(c.Resources.Claims) == 0 {
+	if c == nil || len(c.Resources.Claims) == 0 && special == nil {
 		return nil
 	}
 	held := s.held(pod.UID)
@@ -50,6 +52,19 @@ func (s *Set) uses(pod *corev1.Pod, container string) (out []use) {
 		}
 		if u.record != nil {
 			u.devices = u.record.of(want.Request)
+		}
+		out = append(out, u)
+	}
+	if special == nil {
+		return out
+	}
+	for _, m := range special.RequestMappings {
+		if q := c.Resources.Requests[corev1.ResourceName(m.ResourceName)]; m.ContainerName != container || q.Sign() <= 0 {
+			continue
+		}
+		u := use{entry: special.ResourceClaimName, request: m.RequestName, record: named(held, pod.Namespace, special.ResourceClaimName)}
+		if u.record != nil {
+			u.devices = u.record.of(m.RequestName)
 		}
 		out = append(out, u)
 	}

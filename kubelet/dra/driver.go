@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/validation"
 	healthv1 "k8s.io/kubelet/pkg/apis/dra-health/v1"
 	healthv1alpha1 "k8s.io/kubelet/pkg/apis/dra-health/v1alpha1"
@@ -150,23 +149,4 @@ func (s *Set) reach(d *driver, up bool) {
 // there reports whether a driver of that name answers. s.mu is held.
 func (s *Set) there(name string) bool {
 	return slices.ContainsFunc(s.drivers[name], func(d *driver) bool { return d.up })
-}
-
-// maxText bounds what a driver's error adds to a status, and its names.
-const maxText = 1024
-
-// short is a driver's error as gRPC shows it, of a length that an Event can bear.
-func short(err error) error {
-	s, ok := status.FromError(err)
-	if !ok || len(s.Message()) <= maxText {
-		return err
-	}
-	return status.Error(s.Code(), cut(s.Message()))
-}
-
-func cut(text string) string {
-	if len(text) <= maxText {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxText-3], "") + "..."
 }

@@ -2,6 +2,7 @@ package dra
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -181,6 +182,77 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a driver has said outlasts the kubelet, as long as it holds and the driver is not gone.
+func TestHealthOverRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		x := dratest.New("x.example.com")
+		p := claimer("p", "c")
+		n.claim("c", []string{"x.example.com"}, p)
+		shows := func(what, want string) {
+			t.Helper()
+			h := n.set.Health(p, "app")[0].Resources[0]
+			if got := string(h.Health); got != want || want == "Unhealthy" && (h.Message == nil || *h.Message != "hot") {
+				t.Errorf("%s: %v, want %s", what, h, want)
+			}
+		}
+		gone := n.come(x, "/x")
+		x.Say(is("d-c", healthv1.HealthStatus_UNHEALTHY, 600, "hot"), is("unused", healthv1.HealthStatus_HEALTHY, 600, ""))
+		time.Sleep(time.Second) // before it is used
+		n.prepare(p)
+		shows("at first", "Unhealthy")
+		restart := func(boot string) {
+			n.stop()
+			gone()
+			n.boot = boot
+			n.start()
+			n.wakes()
+		}
+		restart("b1")
+		shows("after a restart", "Unhealthy")
+		if b, err := os.ReadFile(n.set.healthPath()); err != nil || strings.Contains(string(b), "unused") {
+			t.Error(string(b), err)
+		}
+		gone = n.come(x, "/x")
+		shows("the driver has come", "Unhealthy")
+		x.Say(is("d-c", healthv1.HealthStatus_HEALTHY, 600, ""))
+		time.Sleep(time.Second)
+		shows("it tells", "Healthy")
+		restart("b1")
+		time.Sleep(9 * time.Minute)
+		shows("it does not come", "Healthy")
+		time.Sleep(2 * time.Minute)
+		shows("what it said is too old", "Unknown")
+		if w := n.wakes(); !slices.Contains(w, p.UID) {
+			t.Error("the pod was not woken:", w)
+		}
+		gone = n.come(x, "/x")
+		x.Say(is("d-c", healthv1.HealthStatus_HEALTHY, 3600, ""))
+		time.Sleep(time.Second)
+		gone()
+		shows("it has gone", "Unknown")
+		gone = func() {}
+		restart("b1")
+		shows("it has gone before", "Unknown")
+		gone = n.come(x, "/x")
+		x.Say(is("d-c", healthv1.HealthStatus_HEALTHY, 3600, ""))
+		time.Sleep(time.Second)
+		restart("b2")
+		if h := n.set.Health(p, "app"); len(h) > 0 && h[0].Resources[0].Health != "Unknown" {
+			t.Error("after the host booted:", h)
+		}
+		if err := os.WriteFile(n.set.healthPath(), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		gone = func() {}
+		restart("b2") // what cannot be read hinders nobody
+		gone = n.come(x, "/x")
+		n.release(p)
+		gone()
+		n.empty()
+	})
 }
 
 // A driver that speaks without end has pods looked at a few times only.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -25,6 +26,9 @@ func (s *Set) path(claim types.UID) string { return filepath.Join(s.dir(), strin
 
 // Open reads what was prepared before. It comes before any pod is looked at.
 func (s *Set) Open() error {
+	s.mu.Lock()
+	s.openHealth(time.Now())
+	s.mu.Unlock()
 	entries, err := os.ReadDir(s.dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	healthv1 "k8s.io/kubelet/pkg/apis/dra-health/v1"
 
+	"github.com/yare-dev/yare/kubelet/registrar"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -55,6 +56,7 @@ func (s *Set) watchHealth(ctx context.Context, d *driver) {
 			continue
 		case list := <-said:
 			s.hear(d.name, list, time.Now())
+			s.keepHealth()
 		}
 		if run.Pause(ctx, healthPause) != nil {
 			return
@@ -101,7 +103,7 @@ func (s *Set) hear(driver string, list []*healthv1.DeviceHealth, now time.Time) 
 		if n := d.HealthCheckTimeoutSeconds; n > 0 {
 			limit = time.Duration(min(n, int64(healthMost/time.Second))) * time.Second
 		}
-		fresh[deviceKey{driver, d.Device.PoolName, d.Device.DeviceName}] = health{status: healthStatus(d.Health), message: cut(d.Message), until: now.Add(limit)}
+		fresh[deviceKey{driver, d.Device.PoolName, d.Device.DeviceName}] = health{status: healthStatus(d.Health), message: registrar.Cut(d.Message), until: now.Add(limit)}
 	}
 	s.mu.Lock()
 	used := s.users(driver)
@@ -170,7 +172,11 @@ func (s *Set) forgetHealth(driver string) {
 			delete(s.health, key)
 		}
 	}
+	ends := s.ctx != nil && s.ctx.Err() != nil
 	s.mu.Unlock()
+	if !ends { // else the driver has not gone, but the kubelet does
+		s.keepHealth()
+	}
 	s.wake(wake)
 }
 

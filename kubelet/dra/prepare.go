@@ -15,16 +15,18 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/kubelet/registrar"
 )
 
 // Ready reports whether all that the pod claims is prepared.
 func (s *Set) Ready(pod *corev1.Pod) bool {
-	if len(pod.Spec.ResourceClaims) == 0 {
+	all := entries(pod)
+	if len(all) == 0 {
 		return true
 	}
 	held := s.held(pod.UID)
-	for i := range pod.Spec.ResourceClaims {
-		name, _, err := resourceclaim.Name(pod, &pod.Spec.ResourceClaims[i])
+	for i := range all {
+		name, _, err := resourceclaim.Name(pod, &all[i])
 		if err != nil {
 			return false
 		}
@@ -36,6 +38,15 @@ func (s *Set) Ready(pod *corev1.Pod) bool {
 		}
 	}
 	return true
+}
+
+// entries are those of the pod for claims, and one without a name for the claim that the scheduler made for its extended resources (KEP-5004).
+func entries(pod *corev1.Pod) []corev1.PodResourceClaim {
+	s := pod.Status.ExtendedResourceClaimStatus
+	if s == nil {
+		return pod.Spec.ResourceClaims
+	}
+	return append(slices.Clip(pod.Spec.ResourceClaims), corev1.PodResourceClaim{ResourceClaimName: &s.ResourceClaimName})
 }
 
 func named(records []*record, namespace, name string) *record {
@@ -73,11 +84,11 @@ func (s *Set) Prepare(ctx context.Context, pod *corev1.Pod) error {
 			return err
 		}
 	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(calls)) {
-		errs = append(errs, s.prepare(ctx, name, calls[name]))
+	err = each(calls, func(driver string, claims []*drapb.Claim) error { return s.prepare(ctx, driver, claims) })
+	if len(calls) > 0 {
+		s.keepHealth() // of devices that are used from now on
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func notRegistered(driver string) error {
@@ -87,8 +98,9 @@ func notRegistered(driver string) error {
 // claims reads the pod's claims, by UID, and refuses those that it may not use yet, or not at all.
 func (s *Set) claims(ctx context.Context, pod *corev1.Pod) (map[types.UID]*resourcev1.ResourceClaim, error) {
 	out := map[types.UID]*resourcev1.ResourceClaim{}
-	for i := range pod.Spec.ResourceClaims {
-		entry := &pod.Spec.ResourceClaims[i]
+	all := entries(pod)
+	for i := range all {
+		entry := &all[i]
 		name, owned, err := resourceclaim.Name(pod, entry)
 		if err != nil {
 			return nil, fmt.Errorf("resource claim of the pod's entry %s: %w", entry.Name, err)
@@ -100,7 +112,7 @@ func (s *Set) claims(ctx context.Context, pod *corev1.Pod) (map[types.UID]*resou
 		if err != nil {
 			return nil, fmt.Errorf("fetch ResourceClaim %s referenced by pod %s: %w", *name, pod.Name, err)
 		}
-		if owned {
+		if owned || entry.Name == "" {
 			if err := resourceclaim.IsForPod(pod, claim, false); err != nil {
 				return nil, err
 			}
@@ -177,11 +189,11 @@ func (s *Set) prepare(ctx context.Context, name string, claims []*drapb.Claim) e
 	if d == nil {
 		return notRegistered(name)
 	}
-	limited, cancel := context.WithTimeout(ctx, callLimit)
+	limited, done := s.limited(ctx, "NodePrepareResources", name, claims)
 	answer, err := d.client.NodePrepareResources(limited, &drapb.NodePrepareResourcesRequest{Claims: claims})
-	cancel()
+	done()
 	if err != nil {
-		return fmt.Errorf("NodePrepareResources of the DRA driver %s: %w", name, short(err))
+		return fmt.Errorf("NodePrepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}
 	var errs []error
 	for _, c := range claims {
@@ -201,15 +213,15 @@ func answered(r *drapb.NodePrepareResourceResponse) (out []device, err error) {
 	case r == nil:
 		return nil, errors.New("the driver's answer says nothing of it")
 	case r.Error != "":
-		return nil, errors.New(cut(r.Error))
+		return nil, errors.New(registrar.Cut(r.Error))
 	}
 	for _, d := range r.Devices {
 		if d.GetPoolName() == "" || d.GetDeviceName() == "" {
 			return nil, errors.New("the driver's answer has a device without pool_name or device_name")
 		}
 		for _, id := range d.CdiDeviceIds {
-			if id == "" || len(id) > maxText {
-				return nil, fmt.Errorf("the driver's answer has a name of %d bytes in cdi_device_ids of device %.200q: 1 to %d", len(id), d.DeviceName, maxText)
+			if id == "" || len(id) > registrar.MaxText {
+				return nil, fmt.Errorf("the driver's answer has a name of %d bytes in cdi_device_ids of device %.200q: 1 to %d", len(id), d.DeviceName, registrar.MaxText)
 			}
 		}
 		out = append(out, device{Requests: d.RequestNames, Pool: d.PoolName, Name: d.DeviceName, CDI: d.CdiDeviceIds, Share: d.ShareId})
@@ -250,10 +262,7 @@ func (s *Set) Release(ctx context.Context, pod types.UID) error {
 			calls[name] = append(calls[name], &drapb.Claim{Namespace: r.Namespace, Name: r.Name, Uid: string(uid)})
 		}
 	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(calls)) {
-		errs = append(errs, s.unprepare(ctx, name, calls[name]))
-	}
+	errs := []error{each(calls, func(driver string, claims []*drapb.Claim) error { return s.unprepare(ctx, driver, claims) })}
 	for uid := range last {
 		if len(s.record(uid).Drivers) == 0 {
 			errs = append(errs, s.forget(uid))
@@ -282,11 +291,11 @@ func (s *Set) unprepare(ctx context.Context, name string, claims []*drapb.Claim)
 	if d == nil {
 		return notRegistered(name)
 	}
-	limited, cancel := context.WithTimeout(ctx, callLimit)
+	limited, done := s.limited(ctx, "NodeUnprepareResources", name, claims)
 	answer, err := d.client.NodeUnprepareResources(limited, &drapb.NodeUnprepareResourcesRequest{Claims: claims})
-	cancel()
+	done()
 	if err != nil {
-		return fmt.Errorf("NodeUnprepareResources of the DRA driver %s: %w", name, short(err))
+		return fmt.Errorf("NodeUnprepareResources of the DRA driver %s: %w", name, registrar.Short(err))
 	}
 	var errs []error
 	for _, c := range claims {
@@ -295,7 +304,7 @@ func (s *Set) unprepare(ctx context.Context, name string, claims []*drapb.Claim)
 		case !ok:
 			err = errors.New("the driver's answer says nothing of it")
 		case r.GetError() != "":
-			err = errors.New(cut(r.Error))
+			err = errors.New(registrar.Cut(r.Error))
 		default:
 			errs = append(errs, s.change(types.UID(c.Uid), func(r *record) { delete(r.Drivers, name) }))
 			continue

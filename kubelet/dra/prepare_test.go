@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	drapb "k8s.io/kubelet/pkg/apis/dra/v1"
 	drapbv1beta1 "k8s.io/kubelet/pkg/apis/dra/v1beta1"
@@ -90,6 +91,42 @@ func TestPrepareTogether(t *testing.T) {
 	})
 }
 
+// A driver that hangs keeps a pod for as long as one call may take, however many of its drivers do, and what others have is done meanwhile.
+func TestDriversAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		x, y, z := dratest.New("x.example.com"), dratest.New("y.example.com"), dratest.New("z.example.com")
+		hangs := func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		x.Before, y.Before = hangs, hangs
+		for path, d := range map[string]*dratest.Driver{"/x": x, "/y": y, "/z": z} {
+			defer n.come(d, path)()
+		}
+		p := claimer("p", "c")
+		n.claim("c", []string{"x.example.com", "y.example.com", "z.example.com"}, p)
+		for _, call := range []func() error{func() error { return n.set.Prepare(t.Context(), p) }, func() error { return n.set.Release(t.Context(), p.UID) }} {
+			begin := time.Now()
+			done := make(chan error, 1)
+			go func() { done <- call() }()
+			time.Sleep(slow)
+			if got := strings.Join(n.set.Waits(p.UID), "; "); strings.Count(got, "has not answered") != 2 || !strings.Contains(got, "x.example.com") || !strings.Contains(got, "y.example.com") {
+				t.Error(got)
+			}
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "x.example.com") || !strings.Contains(err.Error(), "y.example.com") || strings.Contains(err.Error(), "z.example.com") {
+				t.Error(err)
+			}
+			if took := time.Since(begin); took != callLimit || len(n.set.Waits(p.UID)) > 0 {
+				t.Error(took, n.set.Waits(p.UID))
+			}
+		}
+		n.calls(z, "prepare c", "unprepare c")
+		for _, d := range []*dratest.Driver{x, y} {
+			d.Change(func() { d.Before = nil })
+		}
+		n.release(p)
+		n.empty()
+	})
+}
+
 // What a container names of a claim is what it gets.
 func TestRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -125,6 +162,58 @@ func TestRequests(t *testing.T) {
 		p.Spec.Containers[0].Resources.Claims = nil
 		if got := n.cdi(p); got != "" || n.set.Resources(p, "app") != nil || n.set.Health(p, "app") != nil {
 			t.Error("a container that names no claim has", got)
+		}
+		n.release(p)
+		n.empty()
+	})
+}
+
+// The claim that the scheduler made for extended resources: containers have what the pod's status says, and only the pod whose it is.
+func TestExtendedResources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		x := dratest.New("x.example.com")
+		x.Prepare = func(*drapb.Claim) *drapb.NodePrepareResourceResponse {
+			return &drapb.NodePrepareResourceResponse{Devices: []*drapb.Device{
+				{RequestNames: []string{"container-0-request-0"}, PoolName: "pool", DeviceName: "d0", CdiDeviceIds: []string{"v/c=0"}},
+				{RequestNames: []string{"container-1-request-0"}, PoolName: "pool", DeviceName: "d1", CdiDeviceIds: []string{"v/c=1"}}}}
+		}
+		defer n.come(x, "/x")()
+		p := claimer("p", "own")
+		two := corev1.ResourceList{"example.com/gpu": resource.MustParse("1"), "example.com/none": resource.MustParse("0")}
+		p.Spec.Containers[0].Resources.Claims, p.Spec.Containers[0].Resources.Requests = nil, two
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "more", Resources: corev1.ResourceRequirements{Requests: two}}, corev1.Container{Name: "none"})
+		p.Status.ExtendedResourceClaimStatus = &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "special", RequestMappings: []corev1.ContainerExtendedResourceRequest{
+			{ContainerName: "app", ResourceName: "example.com/gpu", RequestName: "container-0-request-0"},
+			{ContainerName: "app", ResourceName: "example.com/none", RequestName: "container-1-request-0"}, // asks for nought
+			{ContainerName: "more", ResourceName: "example.com/gpu", RequestName: "container-0-request-0"},
+			{ContainerName: "more", ResourceName: "example.com/gpu", RequestName: "container-1-request-0"}}}
+		n.claim("own", []string{"x.example.com"}, p)
+		special := n.claim("special", []string{"x.example.com"}, p)
+		if err := n.set.Prepare(t.Context(), p); err == nil || !strings.Contains(err.Error(), "Pod is not owner") || n.set.Ready(p) {
+			t.Error("another's claim:", err)
+		}
+		special = special.DeepCopy()
+		special.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID, Controller: new(true)}}
+		n.api.Put(special)
+		n.prepare(p)
+		for i, want := range []string{"v/c=0", "v/c=0 v/c=1", ""} {
+			c := &p.Spec.Containers[i]
+			devices, err := n.set.Devices(p, c)
+			var got []string
+			for _, d := range devices {
+				got = append(got, d.Name)
+			}
+			if strings.Join(got, " ") != want || err != nil {
+				t.Errorf("container %s has %s, want %s: %v", c.Name, got, want, err)
+			}
+		}
+		if got := fmt.Sprint(n.set.Health(p, "more")); !strings.Contains(got, "{claim:special/container-0-request-0 [{x.example.com/pool/d0 Unknown") ||
+			!strings.Contains(got, "{claim:special/container-1-request-0 [{x.example.com/pool/d1 Unknown") {
+			t.Error(got)
+		}
+		if got := n.set.Resources(p, "more"); len(got) != 1 || got[0].ClaimName != "special" || len(got[0].ClaimResources) != 2 {
+			t.Error(got)
 		}
 		n.release(p)
 		n.empty()

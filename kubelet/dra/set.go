@@ -53,6 +53,14 @@ type Set struct {
 	drivers map[string][]*driver // by name, the newest last
 	wipes   map[string]time.Time // when ResourceSlices go, by driver; "" has all drivers that are not there
 	health  map[deviceKey]health
+	calls   map[*calling]bool
+	ctx     context.Context // of Run, once it runs
+
+	keeping  sync.Mutex      // one writes what is kept of health at a time
+	kept     string          // what was written
+	restored map[string]bool // drivers of which health was read
+
+	changing sync.Mutex // one changes a record at a time: drivers of one claim answer when they like
 }
 
 // record is what is known of one claim, as it is on disk.
@@ -89,7 +97,7 @@ func New(c Config) *Set {
 		c.Dial = socket.Dial
 	}
 	return &Set{config: c, log: c.Log, poke: make(chan struct{}, 1), records: map[types.UID]*record{}, busy: map[types.UID]chan struct{}{},
-		drivers: map[string][]*driver{}, wipes: map[string]time.Time{}, health: map[deviceKey]health{}}
+		drivers: map[string][]*driver{}, wipes: map[string]time.Time{}, health: map[deviceKey]health{}, calls: map[*calling]bool{}, restored: map[string]bool{}}
 }
 
 // Holders returns the pods that have claims.
@@ -157,6 +165,8 @@ func (s *Set) lock(ctx context.Context, claims []types.UID) (unlock func(), err 
 
 // change replaces the record of a claim by a copy that f has changed, on disk first. The claim is locked.
 func (s *Set) change(uid types.UID, f func(*record)) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
 	s.mu.Lock()
 	next := s.records[uid].clone()
 	s.mu.Unlock()

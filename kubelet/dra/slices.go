@@ -3,6 +3,7 @@ package dra
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	resourcev1 "k8s.io/api/resource/v1"
@@ -19,8 +20,12 @@ const wipeAgain = 5 * time.Second
 // come, and pods would wait for it here. Drivers make theirs anew when they see that they are gone.
 func (s *Set) Run(ctx context.Context) {
 	s.mu.Lock()
+	s.ctx = ctx
 	s.wipeAt("", time.Now().Add(startGrace))
 	s.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.forgetRestored(ctx) })
 	for {
 		now := time.Now()
 		names, next := s.due(now)

@@ -119,7 +119,7 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, el
 	if most, ok := node.Status.Allocatable[corev1.ResourcePods]; ok && int64(len(others)+1) > most.Value() {
 		return &Condition{"OutOfpods", fmt.Sprintf("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), most.Value())}
 	}
-	wants := resources.Requests(pod)
+	wants := requests(pod)
 	maps.DeleteFunc(wants, func(name corev1.ResourceName, _ resource.Quantity) bool {
 		if !strings.Contains(string(name), "/") {
 			return false
@@ -133,11 +133,18 @@ func admitResources(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod, el
 	return nil
 }
 
+// requests are what the pod asks of the node: what it has a claim for is none of that.
+func requests(pod *corev1.Pod) corev1.ResourceList {
+	all := resources.Requests(pod)
+	maps.DeleteFunc(all, func(name corev1.ResourceName, _ resource.Quantity) bool { return spec.ByClaim(pod, string(name)) })
+	return all
+}
+
 // lacking returns the first resource of which the node has not enough for the requests beside the others, and says so.
 func lacking(wants corev1.ResourceList, node *corev1.Node, others []*corev1.Pod) (corev1.ResourceName, string) {
 	used := corev1.ResourceList{}
 	for _, o := range others {
-		for name, q := range resources.Requests(o) {
+		for name, q := range requests(o) {
 			sum := used[name]
 			sum.Add(q)
 			used[name] = sum

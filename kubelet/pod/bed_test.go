@@ -23,6 +23,7 @@ import (
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/kubelettest"
+	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 	"github.com/yare-dev/yare/kubelet/volume"
@@ -60,6 +61,7 @@ type bed struct {
 	disks   volume.Disks
 	devices Devices // nil: none
 	claims  Claims  // the same
+	probes  *probe.Metrics
 	pods    *Pods
 	stop    func()
 }
@@ -88,7 +90,7 @@ func (b *bed) start() {
 		Node:        spec.Node{Name: "n1", LogRoot: filepath.Join(b.dir, "log"), ClusterDomain: "cluster.local", Host: resources.Host{Memory: 8 << 30}},
 		RuntimeName: "books", MaxRestartDelay: 5 * time.Minute, MaxParallelPulls: 5, HostsFile: filepath.Join(b.dir, "hosts"),
 	}, Deps{
-		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups, Devices: b.devices, Claims: b.claims,
+		Client: b.api, CRI: cri.InProcess(b.runtime), Events: b.api, Groups: b.groups, Devices: b.devices, Claims: b.claims, ProbeMetrics: b.probes,
 		Volumes: volume.New(filepath.Join(b.dir, "pods"), b.disks), Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Node: func() *corev1.Node { return cmp.Or(b.later.Load(), b.node) }, HostIPs: func() []string { return []string{"192.168.0.1"} },
 		DNS: func() spec.DNS { return spec.DNS{Servers: []string{"10.96.0.10"}, Domain: "cluster.local"} },

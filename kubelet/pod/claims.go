@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,12 +24,14 @@ type Claims interface {
 	// Holds reports whether the pod has something that Release gives back.
 	Holds(types.UID) bool
 	Release(context.Context, types.UID) error
+	// Waits returns what keeps the pod in Prepare or Release for longer than usual, in words.
+	Waits(types.UID) []string
 }
 
 // noClaims is a node on which no driver serves any.
 type noClaims struct{}
 
-func (noClaims) Ready(p *corev1.Pod) bool { return len(p.Spec.ResourceClaims) == 0 }
+func (noClaims) Ready(p *corev1.Pod) bool { return !hasClaims(p) }
 func (noClaims) Prepare(context.Context, *corev1.Pod) error {
 	return errors.New("this node serves no resource claims")
 }
@@ -36,8 +39,14 @@ func (noClaims) Devices(*corev1.Pod, *corev1.Container) ([]*runtimeapi.CDIDevice
 	return nil, nil
 }
 func (noClaims) Health(*corev1.Pod, string) []corev1.ResourceStatus { return nil }
+func (noClaims) Waits(types.UID) []string                           { return nil }
 func (noClaims) Holds(types.UID) bool                               { return false }
 func (noClaims) Release(context.Context, types.UID) error           { return nil }
+
+// hasClaims says whether p asks for devices, or got a claim for its extended resources.
+func hasClaims(p *corev1.Pod) bool {
+	return len(p.Spec.ResourceClaims) > 0 || p.Status.ExtendedResourceClaimStatus != nil
+}
 
 // The jobs that have drivers prepare what the pod claims, and take it back.
 const (
@@ -50,11 +59,13 @@ func (w *worker) claimsUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, 
 	exists, done, err := w.jobs.state(prepareJob)
 	switch {
 	case exists && !done:
+		w.tellWaits(pod, "FailedPrepareDynamicResources")
 		return false, nil
 	case !exists:
 		if w.Claims.Ready(pod) || len(v.Alive()) > 0 {
 			return true, nil
 		}
+		w.at(w.now().Add(look))
 		w.jobs.do(ctx, prepareJob, func(ctx context.Context) error { return w.Claims.Prepare(ctx, pod) })
 		return false, nil
 	}
@@ -65,10 +76,25 @@ func (w *worker) claimsUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, 
 	return err == nil, err
 }
 
+// look is how often a worker looks for what its pod waits for while drivers are called.
+const look = time.Second
+
+// tellWaits says in an event for what the pod waits, once for each thing: a driver that hangs is seen before its call is given up.
+func (w *worker) tellWaits(pod *corev1.Pod, reason string) {
+	w.at(w.now().Add(look))
+	for _, what := range w.Claims.Waits(pod.UID) {
+		if !w.exposed[what] {
+			w.exposed[what] = true
+			w.say(pod, corev1.EventTypeWarning, reason, "Pod waits: %s", what)
+		}
+	}
+}
+
 // claimsDown has drivers take back what the pod claimed: nothing of it runs any more. A call that prepares is waited for, not given up: the driver
 // might go on with it, and have the last word.
 func (w *worker) claimsDown(ctx context.Context, pod *corev1.Pod, _ *View) (bool, error) {
 	if exists, done, _ := w.jobs.state(prepareJob); exists && !done {
+		w.tellWaits(pod, "FailedPrepareDynamicResources")
 		return false, nil
 	}
 	if exists, _, _ := w.jobs.state(releaseJob); !exists && !w.Claims.Holds(pod.UID) {
@@ -77,6 +103,8 @@ func (w *worker) claimsDown(ctx context.Context, pod *corev1.Pod, _ *View) (bool
 	done, err := w.jobs.do(ctx, releaseJob, func(ctx context.Context) error { return w.Claims.Release(ctx, pod.UID) })
 	if done {
 		w.jobs.forget(releaseJob)
+	} else {
+		w.tellWaits(pod, "FailedUnprepareDynamicResources")
 	}
 	if err != nil && ctx.Err() == nil {
 		w.say(pod, corev1.EventTypeWarning, "FailedUnprepareDynamicResources", "Failed to unprepare dynamic resources: %s", text(err))

@@ -211,6 +211,44 @@ func TestClaimsDeletedEarly(t *testing.T) {
 	})
 }
 
+// A driver that hangs is told of long before its call is given up, while a pod begins and while it ends.
+func TestClaimsHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLot(t)
+		l.driver.Before = func(ctx context.Context, call string) error {
+			if call == "prepare" || call == "unprepare" {
+				time.Sleep(20 * time.Second)
+			}
+			return nil
+		}
+		told := func(what string) bool {
+			return slices.ContainsFunc(l.api.Events(), func(e string) bool {
+				return strings.Contains(e, what+" of the DRA driver x.example.com has not answered for 5s: it is given up after 45s, and called again")
+			})
+		}
+		l.come()
+		l.claim("c", "p")
+		l.api.Put(newPod("p", claims("p", "c")))
+		time.Sleep(4 * time.Second)
+		if told("NodePrepareResources") {
+			t.Error("told too early")
+		}
+		time.Sleep(3 * time.Second)
+		if !told("FailedPrepareDynamicResources: Pod waits: NodePrepareResources") {
+			t.Error(l.api.Events())
+		}
+		time.Sleep(20 * time.Second)
+		l.wantRunning("app")
+		l.api.DeletePod(api.Key{Namespace: "default", Name: "p"}, 1)
+		time.Sleep(10 * time.Second)
+		if !told("FailedUnprepareDynamicResources: Pod waits: NodeUnprepareResources") {
+			t.Error(l.api.Events())
+		}
+		time.Sleep(time.Minute)
+		l.wantGone("p")
+	})
+}
+
 // A kubelet that is killed at any point of a pod's start or end leaves one that goes on.
 func TestClaimsKilled(t *testing.T) {
 	for at := range 10 {

@@ -12,14 +12,14 @@ import (
 // noDevices is a node on which there are none.
 type noDevices struct{}
 
-func (noDevices) Owns(corev1.ResourceName) bool                                   { return false }
-func (noDevices) Missing(*corev1.Pod) bool                                        { return false }
-func (noDevices) Allocate(context.Context, *corev1.Pod) (string, error)           { return "", nil }
-func (noDevices) Prepares(types.UID, string) bool                                 { return false }
-func (noDevices) Prepare(context.Context, types.UID, string) error                { return nil }
-func (noDevices) Additions(types.UID, *corev1.Container) (*spec.Additions, error) { return nil, nil }
-func (noDevices) Health(types.UID, string) []corev1.ResourceStatus                { return nil }
-func (noDevices) Free(types.UID) error                                            { return nil }
+func (noDevices) Owns(corev1.ResourceName) bool                                     { return false }
+func (noDevices) Missing(*corev1.Pod) bool                                          { return false }
+func (noDevices) Allocate(context.Context, *corev1.Pod) (string, error)             { return "", nil }
+func (noDevices) Prepares(types.UID, string) bool                                   { return false }
+func (noDevices) Prepare(context.Context, types.UID, string) error                  { return nil }
+func (noDevices) Additions(*corev1.Pod, *corev1.Container) (*spec.Additions, error) { return nil, nil }
+func (noDevices) Health(types.UID, string) []corev1.ResourceStatus                  { return nil }
+func (noDevices) Free(types.UID) error                                              { return nil }
 
 // devicesJob is the job that has devices allocated.
 const devicesJob = "devices"

@@ -224,7 +224,13 @@ func TestAdmit(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}},
 		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "gone", Effect: corev1.TaintEffectNoExecute}, {Key: "full", Effect: corev1.TaintEffectNoSchedule}}},
 		Status: corev1.NodeStatus{Allocatable: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("2"),
-			"example.com/gpu": resource.MustParse("0"), "example.com/owned": resource.MustParse("0")}}}
+			"example.com/gpu": resource.MustParse("0"), "example.com/owned": resource.MustParse("0"), "example.com/one": resource.MustParse("1")}}}
+	claimed := func(name string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Status.ExtendedResourceClaimStatus = &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "c",
+				RequestMappings: []corev1.ContainerExtendedResourceRequest{{ContainerName: p.Spec.Containers[0].Name, ResourceName: name, RequestName: "r"}}}
+		}
+	}
 	ok := func(p *corev1.Pod) {
 		p.Spec.Tolerations = []corev1.Toleration{{Key: "gone", Operator: corev1.TolerationOpExists}}
 	}
@@ -248,6 +254,10 @@ func TestAdmit(t *testing.T) {
 		others []*corev1.Pod
 		want   string
 	}{
+		{"device of a claim", newPod("p", ok, device("example.com/gpu"), claimed("example.com/gpu")), nil, ""},
+		{"device of a claim, another from the node", newPod("p", ok, device("example.com/gpu"), claimed("example.com/other")), nil, "OutOfexample.com/gpu"},
+		{"device beside one of a claim", newPod("p", ok, device("example.com/one")), []*corev1.Pod{newPod("q", device("example.com/one"), claimed("example.com/one"))}, ""},
+		{"device beside one from the node", newPod("p", ok, device("example.com/one")), []*corev1.Pod{newPod("q", device("example.com/one"))}, "OutOfexample.com/one"},
 		{"fits", newPod("p", ok), nil, ""},
 		{"taint", newPod("p"), nil, "TaintToleration"},
 		{"selector", newPod("p", ok, func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"zone": "b"} }), nil, "NodeAffinity"},

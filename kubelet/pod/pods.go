@@ -47,7 +47,7 @@ type Devices interface {
 	Prepares(pod types.UID, container string) bool
 	Prepare(ctx context.Context, pod types.UID, container string) error
 	// Additions returns what a container gets for its devices.
-	Additions(types.UID, *corev1.Container) (*spec.Additions, error)
+	Additions(*corev1.Pod, *corev1.Container) (*spec.Additions, error)
 	Health(pod types.UID, container string) []corev1.ResourceStatus
 	// Free takes the pod's devices back.
 	Free(types.UID) error
@@ -78,6 +78,8 @@ type Deps struct {
 	Devices Devices      // nil: none
 	Claims  Claims       // nil: none
 	Probes  probe.Runner // Exec is set by New
+	// ProbeMetrics counts probes; nil: nobody does.
+	ProbeMetrics *probe.Metrics
 	// Keyring has the node's credentials for registries; nil for none.
 	Keyring *keyring.Keyring
 	Log     *slog.Logger

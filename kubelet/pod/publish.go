@@ -94,7 +94,7 @@ func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 		Message: func(c *Container) string { return w.messages[c.Id] },
 		HostIPs: w.HostIPs(), Runtime: w.config.RuntimeName, Started: w.started, Now: w.now(), Resizing: w.resizing,
 		Devices: func(container string) []corev1.ResourceStatus {
-			if w.ending != nil && len(pod.Spec.ResourceClaims) > 0 && !w.Claims.Holds(w.uid) {
+			if w.ending != nil && hasClaims(pod) && !w.Claims.Holds(w.uid) {
 				return nil // what it had is others' by now
 			}
 			return append(w.Devices.Health(w.uid, container), w.Claims.Health(pod, container)...)

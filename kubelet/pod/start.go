@@ -171,7 +171,7 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	if err != nil {
 		return "", err
 	}
-	additions, err := w.Devices.Additions(pod.UID, c)
+	additions, err := w.Devices.Additions(pod, c)
 	if err == nil {
 		additions, err = w.withClaims(pod, c, additions)
 	}

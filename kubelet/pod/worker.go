@@ -83,7 +83,7 @@ func newWorker(p *Pods, pod *corev1.Pod) *worker {
 	}
 	w.evicted = evictedBefore(pod)
 	w.jobs = newJobs(w.poke)
-	w.probes = probe.NewSet(p.runner, w.poke, w.probeFailed)
+	w.probes = probe.NewSet(p.runner, p.ProbeMetrics.Of(pod), w.poke, w.probeFailed)
 	return w
 }
 

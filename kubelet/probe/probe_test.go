@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,10 +15,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -142,7 +146,9 @@ type set struct {
 	runs    map[string]int
 }
 
-func newSet() *set {
+func newSet() *set { return newCountedSet(nil) }
+
+func newCountedSet(metrics *Metrics) *set {
 	s := &set{answers: map[string]bool{}, runs: map[string]int{}}
 	r := Runner{Exec: func(_ context.Context, _ string, cmd []string, _ time.Duration) (int, string, error) {
 		s.mu.Lock()
@@ -153,7 +159,7 @@ func newSet() *set {
 		}
 		return 1, "", nil
 	}}
-	s.Set = NewSet(r, func() {}, func(*corev1.Container, string, string) {})
+	s.Set = NewSet(r, metrics.Of(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u1"}}), func() {}, func(*corev1.Container, string, string) {})
 	return s
 }
 
@@ -266,5 +272,62 @@ func TestAdopted(t *testing.T) {
 		if s.count("start") > 0 {
 			t.Error("a container that had started was asked again")
 		}
+	})
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMetrics()
+		read := func() (lines []string) {
+			r := prometheus.NewRegistry()
+			r.MustRegister(m.Collectors()...)
+			w := httptest.NewRecorder()
+			promhttp.HandlerFor(r, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics/probes", nil))
+			for _, l := range strings.Split(strings.TrimSpace(w.Body.String()), "\n") {
+				if l != "" && !strings.Contains(l, "_bucket{") && !strings.HasPrefix(l, "# TYPE") {
+					lines = append(lines, l)
+				}
+			}
+			return lines
+		}
+		want := func(what string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if got := read(); !slices.Equal(got, want) {
+				t.Errorf("%s:\n%s", what, strings.Join(got, "\n"))
+			}
+		}
+		s := newCountedSet(m)
+		c := &corev1.Container{Name: "c", ReadinessProbe: exec("ready", 0, 2, 1, 1), LivenessProbe: exec("live", 0, 10, 1, 9), StartupProbe: exec("start", 0, 1, 1, 9)}
+		s.say("live", true)
+		target := []Target{{Subject: Subject{Container: c, ID: "c1"}, Since: time.Now()}}
+		s.Sync(t.Context(), target, false)
+		time.Sleep(1500 * time.Millisecond)
+		s.say("start", true)
+		time.Sleep(1*time.Second + 2*time.Second)
+		want("probed",
+			"# HELP prober_probe_duration_seconds [ALPHA] Duration in seconds for a probe response.",
+			`prober_probe_duration_seconds_sum{container="c",namespace="ns",pod="p",probe_type="Liveness"} 0`,
+			`prober_probe_duration_seconds_count{container="c",namespace="ns",pod="p",probe_type="Liveness"} 1`,
+			`prober_probe_duration_seconds_sum{container="c",namespace="ns",pod="p",probe_type="Startup"} 0`,
+			`prober_probe_duration_seconds_count{container="c",namespace="ns",pod="p",probe_type="Startup"} 1`,
+			"# HELP prober_probe_total [BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
+			`prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u1",probe_type="Liveness",result="successful"} 1`,
+			`prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u1",probe_type="Readiness",result="failed"} 2`,
+			`prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u1",probe_type="Startup",result="failed"} 2`,
+			`prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u1",probe_type="Startup",result="successful"} 1`,
+		)
+		// The next pod of the name is probed before the last one is forgotten: its durations stay.
+		next := m.Of(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u2"}})
+		next.observe("Readiness", "c", true, time.Second)
+		s.Sync(t.Context(), target, true)
+		s.Sync(t.Context(), nil, true)
+		if got := strings.Join(read(), "\n"); strings.Contains(got, `"u1"`) || !strings.Contains(got, `"u2"`) || !strings.Contains(got, `_count{container="c",namespace="ns",pod="p",probe_type="Readiness"} 1`) {
+			t.Error(got)
+		}
+		next.drop()
+		next.drop()
+		s.Close()
+		want("forgotten")
 	})
 }

@@ -30,6 +30,7 @@ type Set struct {
 	changed func()
 	// failed is told of each failure: which probe of which container, and what it said.
 	failed func(c *corev1.Container, kind, text string)
+	counts *Counts
 
 	mu      sync.Mutex
 	watched map[string]*watched // by container ID
@@ -44,9 +45,10 @@ type watched struct {
 	harsh   context.CancelFunc // ends liveness and startup probes only
 }
 
-// NewSet returns a Set that runs nothing yet.
-func NewSet(r Runner, changed func(), failed func(c *corev1.Container, kind, text string)) *Set {
-	return &Set{runner: r, changed: changed, failed: failed, watched: map[string]*watched{}}
+// NewSet returns a Set that runs nothing yet. Its probes are counted in counts, which may be nil, until Close or until an ending pod has
+// nothing left to probe.
+func NewSet(r Runner, counts *Counts, changed func(), failed func(c *corev1.Container, kind, text string)) *Set {
+	return &Set{runner: r, counts: counts, changed: changed, failed: failed, watched: map[string]*watched{}}
 }
 
 // Sync watches exactly the targets, until ctx ends. When the pod is ending, only readiness goes on.
@@ -70,6 +72,9 @@ func (s *Set) Sync(ctx context.Context, targets []Target, ending bool) {
 			delete(s.watched, id)
 		}
 	}
+	if ending && len(targets) == 0 {
+		s.counts.drop()
+	}
 }
 
 // Health returns what is known of a container. One that has no probes, or is not watched, is as well as can be.
@@ -92,6 +97,7 @@ func (s *Set) Close() {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+	s.counts.drop()
 }
 
 // watch starts the probes of a container. Preconditions: s.mu is held.
@@ -136,6 +142,7 @@ func (s *Set) loop(ctx context.Context, w *watched, p *corev1.Probe, kind string
 			return
 		}
 		timer.Reset(seconds(p.PeriodSeconds, 10))
+		begin := time.Now()
 		ok, text, err := s.runner.Run(ctx, p.ProbeHandler, seconds(p.TimeoutSeconds, 1), w.target.Subject)
 		if ctx.Err() != nil {
 			return
@@ -144,6 +151,7 @@ func (s *Set) loop(ctx context.Context, w *watched, p *corev1.Probe, kind string
 			s.failed(w.target.Container, kind, "errored: "+err.Error())
 			continue // no verdict
 		}
+		s.counts.observe(kind, w.target.Container.Name, ok, time.Since(begin))
 		if ok != last {
 			last, row = ok, 0
 		}

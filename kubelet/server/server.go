@@ -1,12 +1,12 @@
 // Package server is the kubelet's HTTPS server: what the API server, metrics collectors and curious operators ask of a
 // node. It replaces upstream's kubelet/server.
 //
-//	GET      /healthz
+//	GET      /healthz, /healthz/<check>
 //	GET      /pods                                   the node's pods as a v1 PodList
 //	GET      /containerLogs/<ns>/<pod>/<container>   follow, previous, tailLines, sinceSeconds, sinceTime, timestamps, limitBytes, stream
 //	GET,POST /exec, /attach/<ns>/<pod>[/<uid>]/<container>, /portForward/<ns>/<pod>[/<uid>]
 //	POST     /run/<ns>/<pod>[/<uid>]/<container>?cmd=
-//	GET      /stats/summary, /metrics, /metrics/resource, /metrics/cadvisor, /configz
+//	GET      /stats/summary, /metrics, /metrics/resource, /metrics/cadvisor, /metrics/probes, /metrics/slis, /configz
 //
 // Exec, attach and port-forward sessions are passed on to the URL that the runtime names, and the kubelet does not look
 // into them, but for the protocols that package stream brings to runtimes which do not know them.
@@ -18,7 +18,6 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +25,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,12 +32,13 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"github.com/yare-dev/yare/client/reviews"
 	"github.com/yare-dev/yare/cri"
+	"github.com/yare-dev/yare/run/healthz"
 )
 
 // Pods are the pods of this node.
@@ -55,9 +54,15 @@ type Deps struct {
 	// TLS has the server's certificate and, as ClientCAs, whose clients are believed.
 	TLS *tls.Config
 	// Reviews say who asks and what he may; nil knows no tokens and allows the group system:masters alone.
-	Reviews *Reviews
+	Reviews *reviews.Reviews
+	// Node is this node's name.
+	Node string
+	// Health are the checks of /healthz, which /metrics/slis tells of; nil: that it answers.
+	Health  *healthz.Endpoints
 	Stats   func(ctx context.Context) (*statsapi.Summary, error)
 	Metrics prometheus.Gatherer
+	// Probes is what /metrics/probes shows; nil: nothing.
+	Probes prometheus.Gatherer
 	// Resource is what /metrics/resource shows.
 	Resource func(ctx context.Context) (prometheus.Gatherer, error)
 	// Cadvisor writes what /metrics/cadvisor shows, in Prometheus' text format.
@@ -77,6 +82,12 @@ type Server struct {
 func New(address string, d Deps) (*Server, error) {
 	if d.TLS == nil || d.TLS.ClientCAs == nil {
 		return nil, errors.New("kubelet server needs a certificate and a client CA")
+	}
+	if d.Health == nil {
+		d.Health = healthz.New(func(string) []healthz.Check { return []healthz.Check{{Name: "ping", OK: true}} }, "healthz")
+	}
+	if d.Probes == nil {
+		d.Probes = prometheus.NewRegistry()
 	}
 	return &Server{address: address, Deps: d, runtime: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, IdleConnTimeout: 90 * time.Second, DisableCompression: true,
@@ -116,13 +127,14 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 }
 
 // Healthz serves /healthz, and nothing else, to everybody who reaches the host:port address, until ctx ends.
-func Healthz(ctx context.Context, address string) error {
+func Healthz(ctx context.Context, address string, checks *healthz.Endpoints) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", healthy)
+	mux.HandleFunc("GET /healthz", health(checks))
+	mux.HandleFunc("GET /healthz/{check}", health(checks))
 	h := &http.Server{Handler: mux, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 90 * time.Second}
 	stop := context.AfterFunc(ctx, func() { h.Close() })
 	defer stop()
@@ -132,7 +144,9 @@ func Healthz(ctx context.Context, address string) error {
 	return nil
 }
 
-func healthy(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
+func health(checks *healthz.Endpoints) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) { checks.Serve(w, r, "healthz", r.PathValue("check")) }
+}
 
 // Handler returns what is served, with the checks of who asks.
 func (s *Server) Handler() http.Handler {
@@ -144,7 +158,8 @@ func (s *Server) Handler() http.Handler {
 	fine := func(pattern, part string, f http.HandlerFunc) {
 		mux.Handle(pattern, s.checked(f, part, "proxy"))
 	}
-	fine("GET /healthz", "healthz", healthy)
+	fine("GET /healthz", "healthz", health(s.Health))
+	fine("GET /healthz/{check}", "healthz", health(s.Health))
 	fine("GET /pods", "pods", s.pods)
 	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
 	for _, verb := range []string{"GET", "POST"} {
@@ -161,6 +176,8 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /metrics", "metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	handle("GET /metrics/resource", "metrics", s.resource)
 	handle("GET /metrics/cadvisor", "metrics", s.cadvisor)
+	handle("GET /metrics/probes", "metrics", promhttp.HandlerFor(s.Probes, promhttp.HandlerOpts{}).ServeHTTP)
+	handle("GET /metrics/slis", "metrics", s.Health.Metrics().ServeHTTP)
 	fine("GET /configz", "configz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, map[string]any{"kubeletconfig": s.Configz})
 	})
@@ -170,19 +187,19 @@ func (s *Server) Handler() http.Handler {
 // checked serves f to those who may use one of the parts.
 func (s *Server) checked(f http.HandlerFunc, parts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		user, err := s.identify(r)
+		user, err := s.Reviews.Identify(r, s.TLS.ClientCAs)
 		if err != nil {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			s.Log.Debug("request of nobody known", "path", r.URL.Path, "err", err)
 			return
 		}
 		r.Header.Del("Authorization") // for nobody behind us
-		a := Access{User: *user, Verb: "get"}
+		a := reviews.Access{User: *user, Verb: "get", Node: s.Node}
 		if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
 			a.Verb = "create" // also sessions that are opened by GET
 		}
 		for _, a.Part = range parts {
-			allowed, err := s.Reviews.allowed(r.Context(), a)
+			allowed, err := s.Reviews.Allowed(r.Context(), a)
 			if err != nil {
 				s.Log.Warn("request cannot be authorized", "user", a.User.Username, "path", r.URL.Path, "err", err)
 				http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User.Username, a.Verb, parts), http.StatusInternalServerError)
@@ -195,33 +212,6 @@ func (s *Server) checked(f http.HandlerFunc, parts ...string) http.Handler {
 		}
 		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", a.User.Username, a.Verb, parts), http.StatusForbidden)
 	})
-}
-
-// identify returns who asks: by the certificate, if our CA has signed it for clients, else by the token.
-func (s *Server) identify(r *http.Request) (*authenticationv1.UserInfo, error) {
-	err := errors.New("neither a client certificate nor a bearer token")
-	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		var cert *x509.Certificate
-		if cert, err = s.certificate(r); err == nil {
-			return &authenticationv1.UserInfo{Username: cert.Subject.CommonName, Groups: append(slices.Clone(cert.Subject.Organization), authenticated)}, nil
-		}
-	}
-	scheme, token, _ := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
-	if token = strings.TrimSpace(token); s.Reviews == nil || !strings.EqualFold(scheme, "bearer") || token == "" {
-		return nil, err
-	}
-	return s.Reviews.user(r.Context(), token)
-}
-
-// certificate returns the client's, if our CA has signed it for clients.
-func (s *Server) certificate(r *http.Request) (*x509.Certificate, error) {
-	certs := r.TLS.PeerCertificates
-	between := x509.NewCertPool()
-	for _, c := range certs[1:] {
-		between.AddCert(c)
-	}
-	_, err := certs[0].Verify(x509.VerifyOptions{Roots: s.TLS.ClientCAs, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	return certs[0], err
 }
 
 func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {

@@ -31,8 +31,10 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/client/reviews"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/kubelet/kubelettest"
+	"github.com/yare-dev/yare/run/healthz"
 )
 
 type pods []*corev1.Pod
@@ -130,13 +132,20 @@ func (a *reviewer) asked() []string {
 	return r
 }
 
+// pinged are checks of which one fails.
+func pinged() *healthz.Endpoints {
+	return healthz.New(func(string) []healthz.Check {
+		return []healthz.Check{{Name: "ping", OK: true}, {Name: "syncloop"}}
+	}, "healthz")
+}
+
 func newServer(t *testing.T, ca *authority, api *reviewer) http.Handler {
-	var reviews *Reviews
+	var asks *reviews.Reviews
 	if api != nil {
-		reviews = NewReviews(api, "n1")
+		asks = reviews.New(api)
 	}
 	s, err := New("127.0.0.1:0", Deps{Pods: pods{runningPod("a")}, CRI: cri.InProcess(kubelettest.NewRuntime()), TLS: &tls.Config{ClientCAs: ca.pool()},
-		Reviews: reviews, Metrics: prometheus.NewRegistry(), Configz: map[string]string{"k": "v"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		Reviews: asks, Node: "n1", Health: pinged(), Metrics: prometheus.NewRegistry(), Probes: prometheus.NewRegistry(), Configz: map[string]string{"k": "v"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +163,9 @@ func TestWhoMayAsk(t *testing.T) {
 		want int
 	}{
 		{"health of nobody's", nil, "/healthz", 401},
-		{"health", admin, "/healthz", 200},
+		{"health", admin, "/healthz", 500},
+		{"health of a part", admin, "/healthz/ping", 200},
+		{"health of no part", admin, "/healthz/none", 404},
 		{"no certificate", nil, "/pods", 401},
 		{"administrator", admin, "/pods", 200},
 		{"somebody", ca.client(x509.ExtKeyUsageClientAuth, "joe", "dev"), "/pods", 403},
@@ -194,7 +205,8 @@ func TestSessionsNeedCreate(t *testing.T) {
 	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
 	for _, c := range []struct{ method, path, upgrade, want string }{
 		{"GET", "/exec/ns/a/app", "websocket", "create nodes/proxy"}, {"POST", "/exec/ns/a/app", "", "create nodes/proxy"},
-		{"GET", "/stats/summary", "", "get nodes/stats"}, {"GET", "/metrics", "", "get nodes/metrics"}, {"GET", "/metrics/cadvisor", "", "get nodes/metrics"}, {"GET", "/containerLogs/ns/a/app", "", "get nodes/proxy"},
+		{"GET", "/stats/summary", "", "get nodes/stats"}, {"GET", "/metrics", "", "get nodes/metrics"}, {"GET", "/metrics/cadvisor", "", "get nodes/metrics"}, {"GET", "/metrics/probes", "", "get nodes/metrics"},
+		{"GET", "/metrics/slis", "", "get nodes/metrics"}, {"GET", "/containerLogs/ns/a/app", "", "get nodes/proxy"},
 	} {
 		r := httptest.NewRequest(c.method, c.path, nil)
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
@@ -208,11 +220,33 @@ func TestSessionsNeedCreate(t *testing.T) {
 	}
 }
 
+// What /healthz found is in /metrics/slis.
+func TestHealthIsCounted(t *testing.T) {
+	ca := newAuthority(t)
+	h := newServer(t, ca, nil)
+	get := func(path string) string {
+		r := httptest.NewRequest("GET", path, nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{ca.client(x509.ExtKeyUsageClientAuth, "admin", "system:masters")}}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Body.String()
+	}
+	get("/healthz")
+	get("/healthz")
+	text := get("/metrics/slis")
+	for _, want := range []string{`kubernetes_healthcheck{name="ping",type="healthz"} 1`, `kubernetes_healthcheck{name="syncloop",type="healthz"} 0`,
+		`kubernetes_healthchecks_total{name="syncloop",status="error",type="healthz"} 2`, "process_start_time_seconds "} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("%s is not in\n%s", want, text)
+		}
+	}
+}
+
 // Upstream's fine rights: who may see one thing needs no right to all, and who has that needs no other.
 func TestFineRights(t *testing.T) {
 	ca := newAuthority(t)
 	cert := ca.client(x509.ExtKeyUsageClientAuth, "joe")
-	for path, fine := range map[string]string{"/healthz": "healthz", "/pods": "pods", "/configz": "configz"} {
+	for path, fine := range map[string]string{"/healthz/ping": "healthz", "/pods": "pods", "/configz": "configz"} {
 		for right, want := range map[string]int{fine: 200, "proxy": 200, "metrics": 403} {
 			h := newServer(t, ca, &reviewer{allows: func(r authorizationv1.SubjectAccessReviewSpec) bool { return r.ResourceAttributes.Subresource == right }})
 			r := httptest.NewRequest("GET", path, nil)
@@ -317,13 +351,13 @@ func TestHealthzNeedsNoCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := Healthz(ctx, l.Addr().String()); err == nil {
+	if err := Healthz(ctx, l.Addr().String(), pinged()); err == nil {
 		t.Error("served where another listens")
 	}
 	l.Close()
 	done := make(chan error)
-	go func() { done <- Healthz(ctx, l.Addr().String()) }()
-	for want, path := range map[string]string{"200 ok": "/healthz", "404 404 page not found": "/pods"} {
+	go func() { done <- Healthz(ctx, l.Addr().String(), pinged()) }()
+	for want, path := range map[string]string{"200 ok": "/healthz?exclude=syncloop", "404 404 page not found": "/pods"} {
 		var got *http.Response
 		for got == nil { // until it listens
 			got, _ = http.Get("http://" + l.Addr().String() + path)

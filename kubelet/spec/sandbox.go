@@ -209,9 +209,6 @@ func Unsupported(pod *corev1.Pod) string {
 	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
 		note("spec.os.name: %s", os.Name)
 	}
-	if pod.Status.ExtendedResourceClaimStatus != nil {
-		note("extended resources of device classes (status.extendedResourceClaimStatus)")
-	}
 	Each(pod, func(c *corev1.Container, _ Kind) {
 		for _, r := range c.RestartPolicyRules {
 			if r.Action != corev1.ContainerRestartRuleActionRestart {

@@ -369,10 +369,7 @@ func TestHostname(t *testing.T) {
 
 func TestUnsupported(t *testing.T) {
 	for want, change := range map[string]func(*corev1.Pod){
-		"": func(*corev1.Pod) {},
-		"extended resources of device classes (status.extendedResourceClaimStatus)": func(p *corev1.Pod) {
-			p.Status.ExtendedResourceClaimStatus = &corev1.PodExtendedResourceClaimStatus{}
-		},
+		"":                      func(*corev1.Pod) {},
 		"spec.os.name: windows": func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} },
 		"restartPolicyRules action RestartAllContainers of container c": func(p *corev1.Pod) {
 			p.Spec.Containers = []corev1.Container{{Name: "c", RestartPolicyRules: []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestartAllContainers}}}}

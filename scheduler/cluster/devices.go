@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
@@ -38,6 +39,8 @@ type Devices struct {
 	counted map[types.UID]*resourcev1.AllocationResult // what is in Taken
 	slices  map[string]*resourcev1.ResourceSlice
 	rules   map[string]*resourcev1.DeviceTaintRule
+	serving map[corev1.ResourceName]*resourcev1.DeviceClass // which classes stand for extended resources; nil: to be worked out
+	special map[types.UID]map[api.Key]bool                  // claims for extended resources, by pod
 
 	stale      bool // the following do not reflect slices and rules
 	everywhere []*resourcev1.ResourceSlice
@@ -51,6 +54,7 @@ func newDevices() Devices {
 			AllocatedSharedDeviceIDs: sets.New[structured.SharedDeviceID](), AggregatedCapacity: structured.NewConsumedCapacityCollection()},
 		pending: map[types.UID]*resourcev1.AllocationResult{}, counted: map[types.UID]*resourcev1.AllocationResult{},
 		slices: map[string]*resourcev1.ResourceSlice{}, rules: map[string]*resourcev1.DeviceTaintRule{},
+		special: map[types.UID]map[api.Key]bool{},
 	}
 }
 
@@ -66,6 +70,10 @@ func (d *Devices) SetClaim(c *resourcev1.ResourceClaim) (differs, freed bool) {
 	if old != nil && old.UID != c.UID {
 		delete(d.pending, old.UID)
 		freed = d.count(old.UID, nil)
+		d.went(key, old)
+	}
+	if old == nil || old.UID != c.UID {
+		d.come(key, c)
 	}
 	d.Claims[key] = c
 	want := c.Status.Allocation
@@ -85,6 +93,7 @@ func (d *Devices) RemoveClaim(c *resourcev1.ResourceClaim) (freed bool) {
 	}
 	d.Changed++
 	delete(d.Claims, api.KeyOf(c))
+	d.went(api.KeyOf(c), c)
 	delete(d.pending, c.UID)
 	return d.count(c.UID, nil)
 }
@@ -181,6 +190,7 @@ func (d *Devices) take(a *resourcev1.AllocationResult, taken bool) {
 func (d *Devices) SetClass(c *resourcev1.DeviceClass, deleted bool) {
 	d.Changed++
 	d.Grown++
+	d.serving = nil
 	set(d.Classes, c.Name, c, deleted)
 }
 

@@ -87,7 +87,7 @@ func (c *Cluster) Pod(p *corev1.Pod) (*Pod, error) {
 		out.Owner = ref.UID
 	}
 	for name, q := range resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true}) {
-		if n := amount(name, corev1.ResourceList{name: q}); n != 0 {
+		if n := amount(name, corev1.ResourceList{name: q}); n != 0 && !byClaim(p, name) {
 			out.Requests = append(out.Requests, Request{c.resource(name), n})
 		}
 	}

@@ -54,7 +54,7 @@ var selectors = sync.OnceValue(func() *cel.Cache { return cel.NewCache(128, cel.
 var dynamicResources = Filter{
 	Name:  "DynamicResources",
 	Dear:  true,
-	Wakes: NodeAdded | NodeLabels | Devices,
+	Wakes: NodeAdded | NodeLabels | NodeResources | Devices, // a node may come to offer extended resources itself
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		d, err := demandsOf(c, p)
 		if d == nil || err != nil {
@@ -92,8 +92,10 @@ type Allotment struct {
 
 // Reservation is a claim that has to be reserved for the pod, and the allocation that it has to be given, nil if it has one.
 type Reservation struct {
-	Claim      *resourcev1.ResourceClaim
+	Claim      *resourcev1.ResourceClaim // one without a name has to be made
 	Allocation *resourcev1.AllocationResult
+	// Mappings are what the pod's status has to say of the claim for its extended resources.
+	Mappings []corev1.ContainerExtendedResourceRequest
 }
 
 // DevicesOn returns what has to be done for p's claims on a node that passed. Nil: nothing, or p has none.
@@ -108,15 +110,24 @@ func DevicesOn(c *cluster.Cluster, p *cluster.Pod, slot int) *Allotment {
 			out.Until = t
 		}
 	}
-	for i, got := range d.on(slot).allocations {
-		out.Reserve = append(out.Reserve, Reservation{d.open[i], &got})
+	f := d.on(slot)
+	for i, got := range f.allocations {
+		r := Reservation{Claim: f.variant.open[i], Allocation: &got}
+		if r.Claim == f.variant.special {
+			r.Mappings = f.variant.mappings
+		}
+		out.Reserve = append(out.Reserve, r)
 		if conditional(&got) {
 			wait(c.Devices.Now.Add(bindTime))
 		}
 	}
 	for _, h := range d.had {
-		if !resourceclaim.IsReservedForPod(p.Pod, h.ResourceClaim, false) {
-			out.Reserve = append(out.Reserve, Reservation{Claim: h.ResourceClaim})
+		r := Reservation{Claim: h.ResourceClaim}
+		if h.ResourceClaim == d.made && !d.said(f.variant) {
+			r.Mappings = f.variant.mappings
+		}
+		if r.Mappings != nil || !resourceclaim.IsReservedForPod(p.Pod, h.ResourceClaim, false) {
+			out.Reserve = append(out.Reserve, r)
 		}
 		if !h.ready {
 			wait(h.until)
@@ -154,8 +165,9 @@ type demands struct {
 	found     map[int]finding             // by slot
 	general   structured.Allocator        // for nodes without devices of their own
 	left      time.Duration
-	wants     string                      // what is open, encoded
-	barren    map[int]*corev1.Node        // by slot, known from other pods
+	extras    []int                       // columns of extended resources that classes serve
+	made      *resourcev1.ResourceClaim   // for them, in an attempt before; nil: none
+	variants  map[string]*variant         // by what nodes lack of them
 	fault     string                      // of the claims or their classes: no node will do
 	elsewhere []*resourcev1.ResourceClaim // in had, not to be had on a node that was asked about
 }
@@ -172,23 +184,33 @@ type allocated struct {
 // finding is what the claims can get on a node: allocations for those that are open, or why they cannot.
 type finding struct {
 	node        *corev1.Node
-	allocations []resourcev1.AllocationResult
+	variant     *variant
+	allocations []resourcev1.AllocationResult // of variant.open
 	why         string
 }
 
-// demandsOf returns what p's claims want, nil when it has none. An error says why no node will do.
+// demandsOf returns what p's claims want, nil when it has none and needs none. An error says why no node will do.
 func demandsOf(c *cluster.Cluster, p *cluster.Pod) (*demands, error) {
-	if len(p.Spec.ResourceClaims) == 0 {
+	extras := extras(c, p)
+	if len(p.Spec.ResourceClaims)+len(extras) == 0 {
 		return nil, nil
 	}
 	if d, ok := c.Devices.Judged.(*demands); ok && d.pod == p && d.changed == c.Devices.Changed {
 		return d, nil
 	}
 	claims, err := deviceClaims(c, p)
-	if len(claims) == 0 || err != nil {
+	if len(claims)+len(extras) == 0 || err != nil {
 		return nil, err
 	}
-	d := &demands{c: c, pod: p, changed: c.Devices.Changed, found: map[int]finding{}, left: searchTime}
+	d := &demands{c: c, pod: p, changed: c.Devices.Changed, found: map[int]finding{}, left: searchTime, extras: extras, variants: map[string]*variant{}}
+	if d.made = c.Devices.Special(p.UID); d.made != nil && len(extras) > 0 {
+		switch {
+		case d.made.DeletionTimestamp != nil:
+			return nil, fmt.Errorf("resourceclaim %q is being deleted%w", d.made.Name, ErrNotYet)
+		case d.made.Status.Allocation != nil:
+			claims = append(claims, d.made)
+		}
+	}
 	for _, claim := range claims {
 		if claim.Status.Allocation == nil {
 			if err := allocatable(c, claim); err != nil {
@@ -208,11 +230,6 @@ func demandsOf(c *cluster.Cluster, p *cluster.Pod) (*demands, error) {
 		}
 		a.bound(c.Devices.Now)
 		d.had = append(d.had, a)
-	}
-	if len(d.open) > 0 {
-		if err := d.recall(); err != nil {
-			return nil, err
-		}
 	}
 	c.Devices.Judged = d
 	return d, nil
@@ -234,7 +251,7 @@ const (
 )
 
 // recall fills in what is known of claims that want what the open ones do.
-func (d *demands) recall() error {
+func (d *demands) recall(v *variant) error {
 	devices := &d.c.Devices
 	b, ok := devices.Barren.(*barren)
 	if !ok {
@@ -245,32 +262,30 @@ func (d *demands) recall() error {
 		b.grown, b.nodes = devices.Grown, map[string]map[int]*corev1.Node{}
 	}
 	var key []byte
-	for _, claim := range d.open {
+	for _, claim := range v.open {
 		spec, err := claim.Spec.Marshal()
 		if err != nil {
 			return fmt.Errorf("encode the spec of resource claim %s: %w", api.KeyOf(claim), err)
 		}
 		key = append(binary.AppendUvarint(key, uint64(len(spec))), spec...)
 	}
-	d.wants = string(key)
-	if d.barren = b.nodes[d.wants]; d.barren == nil {
-		d.barren = map[int]*corev1.Node{}
-		b.nodes[d.wants] = d.barren
+	v.wants = string(key)
+	if v.barren = b.nodes[v.wants]; v.barren == nil {
+		v.barren = map[int]*corev1.Node{}
+		b.nodes[v.wants] = v.barren
 	}
-	if devices.Now.Before(b.slow[d.wants]) {
-		d.fault = tooSlow
-	}
+	v.slow = devices.Now.Before(b.slow[v.wants])
 	return nil
 }
 
 // tookTooLong has no pod search for the same for a time, whatever becomes free: the scheduler does nothing else meanwhile.
-func (d *demands) tookTooLong() {
+func (d *demands) tookTooLong(v *variant) {
 	d.fault = tooSlow
 	slow := d.c.Devices.Barren.(*barren).slow
 	if len(slow) >= maxSlow {
 		clear(slow)
 	}
-	slow[d.wants] = d.c.Devices.Now.Add(slowTime)
+	slow[v.wants] = d.c.Devices.Now.Add(slowTime)
 }
 
 // deviceClaims returns the claims of p, each once.
@@ -399,31 +414,43 @@ func (d *demands) search(slot int, n *corev1.Node) finding {
 			}
 		}
 	}
+	if f.why != "" {
+		return f
+	}
+	v, err := d.variantOn(slot)
+	if err != nil {
+		f.why = err.Error()
+		return f
+	}
+	f.variant, f.why = v, d.unfit(v)
 	switch {
-	case f.why != "" || len(d.open) == 0:
+	case f.why != "" || len(v.open) == 0:
 		return f
 	case d.fault != "":
 		f.why = d.fault
 		return f
-	case d.barren[slot] == n:
+	case v.slow:
+		f.why = tooSlow
+		return f
+	case v.barren[slot] == n:
 		f.why = noDevices
 		return f
 	}
 	begin := time.Now()
-	got, err := d.allocate(span{begin.Add(d.left), d.c.Devices.Ended}, n)
+	got, err := d.allocate(span{begin.Add(d.left), d.c.Devices.Ended}, n, v.open)
 	d.left -= time.Since(begin)
 	switch {
 	case errors.Is(err, structured.ErrFailedAllocationOnNode):
 		f.why = err.Error()
 	case errors.Is(err, context.DeadlineExceeded):
-		d.tookTooLong()
+		d.tookTooLong(v)
 		f.why = d.fault
 	case err != nil:
 		d.fault = err.Error()
 		f.why = d.fault
-	case len(got) != len(d.open):
+	case len(got) != len(v.open):
 		f.why = noDevices
-		d.barren[slot] = n
+		v.barren[slot] = n
 	default:
 		f.allocations = got
 	}
@@ -458,8 +485,8 @@ func (s span) Err() error {
 	return nil
 }
 
-// allocate searches devices for the open claims on a node.
-func (d *demands) allocate(ctx context.Context, n *corev1.Node) ([]resourcev1.AllocationResult, error) {
+// allocate searches devices for claims on a node.
+func (d *demands) allocate(ctx context.Context, n *corev1.Node, open []*resourcev1.ResourceClaim) ([]resourcev1.AllocationResult, error) {
 	own, everywhere := d.c.Devices.Slices(n.Name)
 	a := d.general
 	if a == nil || len(own) > 0 {
@@ -472,13 +499,14 @@ func (d *demands) allocate(ctx context.Context, n *corev1.Node) ([]resourcev1.Al
 			d.general = a
 		}
 	}
-	return a.Allocate(ctx, n, d.open)
+	return a.Allocate(ctx, n, open)
 }
 
 // rank counts how early the alternatives are named that a node has.
 func (d *demands) rank(slot int) (sum int64) {
-	for i, got := range d.on(slot).allocations {
-		for _, r := range d.open[i].Spec.Devices.Requests {
+	f := d.on(slot)
+	for i, got := range f.allocations {
+		for _, r := range f.variant.open[i].Spec.Devices.Requests {
 			for j, s := range r.FirstAvailable {
 				ref := resourceclaim.CreateSubRequestRef(r.Name, s.Name)
 				if slices.ContainsFunc(got.Devices.Results, func(x resourcev1.DeviceRequestAllocationResult) bool { return x.Request == ref }) {

@@ -6,11 +6,11 @@ import (
 	"github.com/yare-dev/yare/scheduler/cluster"
 )
 
-// nodeResourcesFit sees to it that no node is asked for more than it offers.
+// nodeResourcesFit sees to it that no node is asked for more than it offers. Extended resources that a class of devices serves there are not its business.
 var nodeResourcesFit = Filter{
 	Name:  "NodeResourcesFit",
 	Local: true,
-	Wakes: NodeAdded | NodeResources | PodRemoved,
+	Wakes: NodeAdded | NodeResources | PodRemoved | Classes,
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod) (*Check, error) {
 		return &Check{
 			Pass: func(slot int) bool {
@@ -40,7 +40,7 @@ var nodeResourcesFit = Filter{
 }
 
 func fits(c *cluster.Cluster, r cluster.Request, slot int) bool {
-	return r.Amount <= c.Alloc[r.Column][slot]-c.Used[r.Column][slot]
+	return r.Amount <= c.Alloc[r.Column][slot]-c.Used[r.Column][slot] || c.ByClass(r.Column, slot)
 }
 
 // leastAllocated prefers nodes with much CPU and memory left, counting a little for containers that ask for nothing.

@@ -30,6 +30,7 @@ const (
 	Attachments // a volume was detached, or a node's drivers changed
 	Capacities  // what a driver has left, or whether it says so
 	Devices     // devices, their classes or taints came or changed, or devices became free
+	Classes     // a class of devices came or changed
 )
 
 // Filter says which nodes can take a pod.

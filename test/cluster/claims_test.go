@@ -141,6 +141,17 @@ func (d *driver) serves(devices ...string) {
 	}
 }
 
+const filesSlice = `
+apiVersion: resource.k8s.io/v1
+kind: ResourceSlice
+metadata: {name: files}
+spec:
+  driver: dra.example.com
+  nodeName: NODE
+  pool: {name: NODE, resourceSliceCount: 1}
+  devices: [{name: f0}, {name: f1}, {name: f2}]
+`
+
 const withClaims3 = `
 apiVersion: resource.k8s.io/v1
 kind: DeviceClass
@@ -175,16 +186,7 @@ func TestClaims(t *testing.T) {
 	d := &driver{c: c, prepared: map[string]string{}}
 	d.serves("f0", "f1", "f2")
 	node := strings.TrimSpace(c.kubectl("get", "nodes", "-o", "name"))
-	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(`
-apiVersion: resource.k8s.io/v1
-kind: ResourceSlice
-metadata: {name: files}
-spec:
-  driver: dra.example.com
-  nodeName: NODE
-  pool: {name: NODE, resourceSliceCount: 1}
-  devices: [{name: f0}, {name: f1}, {name: f2}]
-`))
+	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(filesSlice))
 	c.apply(withClaims3)
 	// settled returns what each pod finds, when all are ready and none is about to go.
 	settled := func() (found []string) {
@@ -224,6 +226,102 @@ spec:
 		}
 	}
 	c.kubectl("delete", "statefulset", "claims")
+	c.kubectl("wait", "resourceclaims", "--all", "--for=delete", "--timeout=60s")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.prepared) > 0 {
+		t.Error("still prepared:", d.prepared)
+	}
+}
+
+// withExtended are pods that ask for a resource for which a class stands: by the name that the class gives, by the one that every class has, and, in an init
+// container too, for one more than is left.
+const withExtended = `
+apiVersion: resource.k8s.io/v1
+kind: DeviceClass
+metadata: {name: files}
+spec:
+  extendedResourceName: example.com/file
+  selectors: [{cel: {expression: "device.driver == 'dra.example.com'"}}]
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: files}
+spec: {hard: {requests.example.com/file: 4}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: one}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: with, image: "hello:1", resources: {limits: {example.com/file: 1}}}
+  - {name: without, image: "hello:1", args: [idle]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: two}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: with, image: "hello:1", resources: {limits: {deviceclass.resource.kubernetes.io/files: 1}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: three}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: with, image: "hello:1", resources: {limits: {example.com/file: 2}}}]
+`
+
+// TestExtendedResources has pods served by a driver that ask for its devices as of a device plugin's (KEP-5004), over a kill of the server.
+func TestExtendedResources(t *testing.T) {
+	c := newCluster(t, "extended")
+	c.hello()
+	d := &driver{c: c, prepared: map[string]string{}}
+	d.serves("f0", "f1", "f2")
+	node := strings.TrimSpace(c.kubectl("get", "nodes", "-o", "name"))
+	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(filesSlice))
+	c.apply(withExtended)
+	c.kubectl("wait", "pod/one", "pod/two", "--for=condition=Ready", "--timeout=60s")
+	greeting := func(pod string) string {
+		t.Helper()
+		out := c.kubectl("exec", pod, "-c", "with", "--", "/hello", "get", "http://127.0.0.1:8080/")
+		device, _, _ := strings.Cut(out, " ")
+		return device
+	}
+	one, two := greeting("one"), greeting("two")
+	if one == two || !strings.HasPrefix(one, "f") || !strings.HasPrefix(two, "f") {
+		t.Errorf("the pods have %q and %q", one, two)
+	}
+	const claims = "{range .items[*]}{.metadata.annotations.resource\\.kubernetes\\.io/extended-resource-claim} {.metadata.ownerReferences[0].name} {.status.reservedFor[0].name}\n{end}"
+	if out := c.kubectl("get", "resourceclaims", "-o", "jsonpath="+claims); out != "true one one\ntrue two two\n" {
+		t.Errorf("claims: %s", out)
+	}
+	if out := c.kubectl("get", "pod", "one", "-o", "jsonpath={.status.extendedResourceClaimStatus.requestMappings}"); out !=
+		`[{"containerName":"with","requestName":"container-0-request-0","resourceName":"example.com/file"}]` {
+		t.Error(out)
+	}
+	if err := syscall.Kill(c.status().PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.up()
+	c.kubectl("wait", "pod/three", "--for=condition=PodScheduled=false", "--timeout=60s")
+	if out := c.kubectl("get", "pod", "three", "-o", "jsonpath={.status.conditions[?(@.type=='PodScheduled')].message}"); !strings.Contains(out, "1 cannot allocate all claims") {
+		t.Error(out)
+	}
+	// One and three count by what they ask for, two by its claim.
+	if out := c.kubectl("get", "resourcequota", "files", "-o", "jsonpath={.status.used}"); out != `{"requests.example.com/file":"4"}` {
+		t.Error(out)
+	}
+	c.kubectl("delete", "pod", "one")
+	c.kubectl("wait", "pod/three", "--for=condition=Ready", "--timeout=60s")
+	if got := greeting("two"); got != two {
+		t.Errorf("the pod that was left alone had %s, and has %s", two, got)
+	}
+	if got := greeting("three"); got == two || !strings.HasPrefix(got, "f") {
+		t.Error("the third pod has", got)
+	}
+	c.kubectl("delete", "pods", "--all")
 	c.kubectl("wait", "resourceclaims", "--all", "--for=delete", "--timeout=60s")
 	d.mu.Lock()
 	defer d.mu.Unlock()
