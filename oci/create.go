@@ -211,8 +211,11 @@ func (c *creation) makeLate() error {
 		defer unix.Close(network)
 		fds = append([]int{network}, fds...)
 	}
-	_ = linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...) // an init that is dead has said why, or is found to be
-	return nil
+	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil // an init that is dead has said why, or is found to be
+	}
+	return err
 }
 
 // create leaves the init waiting at a fifo, and at another to tell how its
@@ -316,6 +319,9 @@ func (s *setup) serve(awaited byte) error {
 	buf := make([]byte, 4096)
 	for {
 		n, fds, err := linux.ReceiveMessage(s.sync, buf)
+		if errors.Is(err, unix.ECONNRESET) {
+			continue // it ended with a message from us unread; what it said before is still to come
+		}
 		if err != nil {
 			return err
 		}
