@@ -16,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/seccomp"
 )
@@ -193,6 +194,34 @@ func TestLimitsRefused(t *testing.T) {
 	write.Close()
 	if left, err := io.ReadAll(read); err != nil || len(left) > 0 {
 		t.Errorf("the init said %q, %v", left, err)
+	}
+	if list, err := h.List(); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
+
+// In a frozen cgroup an init would stand still for good, and whoever waits for it.
+func TestFrozenCgroup(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	group, err := cgroup.Open(h.cgroup + "/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "true"), Files: []*os.File{null, null, null}})
+	if !errors.Is(err, cgroup.ErrFrozen) {
+		t.Errorf("got %v", err)
 	}
 	if list, err := h.List(); err != nil || len(list) != 0 {
 		t.Errorf("%d containers, %v", len(list), err)
