@@ -185,6 +185,9 @@ func (c *creation) launch(start int, extras ...int) error {
 	if e := <-late; e != nil {
 		return e // the other is what has come of it
 	}
+	if errors.Is(err, errInitDied) && linux.OOMKilled(c.Group.OOMFile()) {
+		err = fmt.Errorf("%w for want of memory: raise linux.resources.memory.limit", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -315,6 +318,8 @@ func (s *setup) kill() {
 	_ = linux.Retry(func() error { _, e := unix.Wait4(s.pid, nil, 0, nil); return e })
 }
 
+var errInitDied = errors.New("container init died")
+
 func (s *setup) serve(awaited byte) error {
 	buf := make([]byte, 4096)
 	for {
@@ -329,7 +334,7 @@ func (s *setup) serve(awaited byte) error {
 			if awaited == 0 {
 				return nil
 			}
-			return errors.New("container init died")
+			return errInitDied
 		}
 		text := string(buf[1:n])
 		switch buf[0] {

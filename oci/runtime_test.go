@@ -200,6 +200,25 @@ func TestLimitsRefused(t *testing.T) {
 	}
 }
 
+// A limit under which nothing starts is named.
+func TestTooLittleMemory(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	limit := int64(4096)
+	bundle := h.bundle(func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	}, "true")
+	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
+	if err == nil || !strings.Contains(err.Error(), "memory.limit") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // In a frozen cgroup an init would stand still for good, and whoever waits for it.
 func TestFrozenCgroup(t *testing.T) {
 	t.Parallel()
