@@ -200,6 +200,32 @@ func TestLimitsRefused(t *testing.T) {
 	}
 }
 
+// A create that was killed before it had written its record down leaves a directory that forbids the name, until it is deleted.
+func TestDeleteOfHalfMade(t *testing.T) {
+	t.Parallel()
+	r := &oci.Runtime{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	for name, files := range map[string][]string{"nothing": nil, "empty": {"state"}} {
+		dir := filepath.Join(r.Root, name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.Delete(t.Context(), name, false); !errors.Is(err, oci.ErrNotExist) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if err := r.Delete(t.Context(), name, true); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: left: %v", name, err)
+		}
+	}
+}
+
 // A limit under which nothing starts is named.
 func TestTooLittleMemory(t *testing.T) {
 	t.Parallel()
