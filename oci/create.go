@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -146,8 +147,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 }
 
 // launch starts the init and serves it until it waits to be started. While the init's program starts, which takes it as long as
-// all else, the rest of what it is to be in is made: the cgroup, and the network namespace, unless it is to belong to a user
-// namespace that is made with the process.
+// all else, the rest of what it is to be in is made: the cgroup, and mostly the network namespace.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj, Cgroup: c.Entry.Dir}
@@ -155,7 +155,7 @@ func (c *creation) launch(start int, extras ...int) error {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
 	c.Plan.Late = true
-	if !c.Foreign() && c.CloneFlags&unix.CLONE_NEWNET != 0 {
+	if c.CloneFlags&unix.CLONE_NEWNET != 0 && c.lateNetwork() {
 		c.Plan.LateNetwork = true
 		process.CloneFlags &^= unix.CLONE_NEWNET
 	}
@@ -198,6 +198,13 @@ func (c *creation) launch(start int, extras ...int) error {
 		c.setup.kill()
 	}
 	return noted
+}
+
+// lateNetwork tells whether the init may be started in our network namespace, to join its own from there. One that is to belong
+// to its user namespace is made with it. And in a PID namespace that is others' it would show them ours, as /proc/<pid>/net of
+// its first moments, and until its program starts as that of those threads which do not join.
+func (c *creation) lateNetwork() bool {
+	return !c.Foreign() && !slices.ContainsFunc(c.Join, func(n compile.Namespace) bool { return n.Type == specs.PIDNamespace })
 }
 
 // makeLate makes what the process is to be in and is not born in, and has the init go there.
