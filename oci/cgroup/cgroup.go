@@ -17,6 +17,9 @@
 // the kernel takes no such lock: the forking one, whose child inherits it and
 // which is then thrown away, or that one of the child which will execute the
 // container's program. Package launch does it with what [Group.Entry] returns.
+// In the latter case the child's other threads, which end with the exec, are in
+// the launcher's v1 groups: one that waits to be started keeps those from being
+// removed, and is killed by who kills all in them.
 //
 // A group that systemd makes, a unit, needs a process from its beginning: one that
 // sleeps there until the container is born, and is moved by systemd.
