@@ -115,3 +115,21 @@ func Unescape(s string) string {
 	}
 	return b.String()
 }
+
+// OOMKilled reports whether the kernel has killed a process of a cgroup for want of memory, by the file in which it counts
+// that: v2's memory.events, v1's memory.oom_control. No file is none.
+func OOMKilled(file string) bool {
+	if file == "" {
+		return false
+	}
+	b, err := ReadFile(unix.AT_FDCWD, file)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strings.TrimSpace(count) != "0"
+		}
+	}
+	return false
+}

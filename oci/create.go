@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -146,8 +147,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 }
 
 // launch starts the init and serves it until it waits to be started. While the init's program starts, which takes it as long as
-// all else, the rest of what it is to be in is made: the cgroup, and the network namespace, unless it is to belong to a user
-// namespace that is made with the process.
+// all else, the rest of what it is to be in is made: the cgroup, and mostly the network namespace.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj, Cgroup: c.Entry.Dir}
@@ -155,7 +155,7 @@ func (c *creation) launch(start int, extras ...int) error {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
 	c.Plan.Late = true
-	if !c.Foreign() && c.CloneFlags&unix.CLONE_NEWNET != 0 {
+	if c.CloneFlags&unix.CLONE_NEWNET != 0 && c.lateNetwork() {
 		c.Plan.LateNetwork = true
 		process.CloneFlags &^= unix.CLONE_NEWNET
 	}
@@ -185,6 +185,9 @@ func (c *creation) launch(start int, extras ...int) error {
 	if e := <-late; e != nil {
 		return e // the other is what has come of it
 	}
+	if errors.Is(err, errInitDied) && linux.OOMKilled(c.Group.OOMFile()) {
+		err = fmt.Errorf("%w for want of memory: raise linux.resources.memory.limit", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -195,6 +198,13 @@ func (c *creation) launch(start int, extras ...int) error {
 		c.setup.kill()
 	}
 	return noted
+}
+
+// lateNetwork tells whether the init may be started in our network namespace, to join its own from there. One that is to belong
+// to its user namespace is made with it. And in a PID namespace that is others' it would show them ours, as /proc/<pid>/net of
+// its first moments, and until its program starts as that of those threads which do not join.
+func (c *creation) lateNetwork() bool {
+	return !c.Foreign() && !slices.ContainsFunc(c.Join, func(n compile.Namespace) bool { return n.Type == specs.PIDNamespace })
 }
 
 // makeLate makes what the process is to be in and is not born in, and has the init go there.
@@ -211,8 +221,11 @@ func (c *creation) makeLate() error {
 		defer unix.Close(network)
 		fds = append([]int{network}, fds...)
 	}
-	_ = linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...) // an init that is dead has said why, or is found to be
-	return nil
+	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil // an init that is dead has said why, or is found to be
+	}
+	return err
 }
 
 // create leaves the init waiting at a fifo, and at another to tell how its
@@ -312,10 +325,15 @@ func (s *setup) kill() {
 	_ = linux.Retry(func() error { _, e := unix.Wait4(s.pid, nil, 0, nil); return e })
 }
 
+var errInitDied = errors.New("container init died")
+
 func (s *setup) serve(awaited byte) error {
 	buf := make([]byte, 4096)
 	for {
 		n, fds, err := linux.ReceiveMessage(s.sync, buf)
+		if errors.Is(err, unix.ECONNRESET) {
+			continue // it ended with a message from us unread; what it said before is still to come
+		}
 		if err != nil {
 			return err
 		}
@@ -323,7 +341,7 @@ func (s *setup) serve(awaited byte) error {
 			if awaited == 0 {
 				return nil
 			}
-			return errors.New("container init died")
+			return errInitDied
 		}
 		text := string(buf[1:n])
 		switch buf[0] {

@@ -13,75 +13,188 @@ import (
 // decodeSpec is json.Unmarshal for a spec, in half the time for the first one: a process per verb feels what encoding/json does
 // before it decodes. It looks at a type with all types in it, whether they come up or not, and a spec's, with other platforms and
 // limits of every kind, take it longer than a container's cgroups take the kernel. So structs are taken apart here, and it decodes
-// what is in them. An error names the field.
+// what is in them. Nothing is taken otherwise than it would be there, names that come twice or in another case neither: what
+// others have judged by reading it is what runs. An error names the field.
 func decodeSpec(text []byte) (*specs.Spec, error) {
+	if !json.Valid(text) { // on which all that follows relies
+		return nil, json.Unmarshal(text, new(json.RawMessage))
+	}
 	s := new(specs.Spec)
-	if err := decode(text, reflect.ValueOf(s).Elem()); err != nil {
+	if err := make(decoder).decode(bytes.Trim(text, space), reflect.ValueOf(s).Elem()); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func decode(text []byte, v reflect.Value) error {
-	switch t := v.Type(); {
-	case bytes.Equal(text, []byte("null")):
-		return nil
-	case t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Struct:
-		v.Set(reflect.New(t.Elem()))
-		return decode(text, v.Elem())
-	case t.Kind() == reflect.Struct:
-		var members map[string]json.RawMessage
-		if err := json.Unmarshal(text, &members); err != nil {
-			return err
+// decoder is what is known of the struct types that came up.
+type decoder map[reflect.Type][]member
+
+// member is a field, or that of a struct which is embedded.
+type member struct {
+	name  string
+	index []int
+}
+
+// decode decodes valid text, without space around it, into what v holds already.
+func (d decoder) decode(text []byte, v reflect.Value) error {
+	t := v.Type()
+	structs := (t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer) && t.Elem().Kind() == reflect.Struct
+	switch {
+	case t.Kind() == reflect.Struct && text[0] == '{':
+		return d.decodeStruct(text, v)
+	case structs && t.Kind() == reflect.Slice && text[0] == '[':
+		return d.decodeSlice(text, v)
+	case structs && t.Kind() == reflect.Pointer && text[0] == '{':
+		if v.IsNil() {
+			v.Set(reflect.New(t.Elem()))
 		}
-		return decodeFields(members, v)
-	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
-		var elements []json.RawMessage
-		if err := json.Unmarshal(text, &elements); err != nil {
-			return err
-		}
-		v.Set(reflect.MakeSlice(t, len(elements), len(elements)))
-		for i, e := range elements {
-			if err := decode(e, v.Index(i)); err != nil {
-				return fmt.Errorf("[%d]: %w", i, err)
-			}
-		}
+		return d.decodeStruct(text, v.Elem())
+	case structs && text[0] == 'n': // null
+		v.SetZero()
 		return nil
 	}
 	return json.Unmarshal(text, v.Addr().Interface())
 }
 
-// decodeFields decodes an object's members into a struct's fields, and those of the structs that it embeds.
-func decodeFields(members map[string]json.RawMessage, v reflect.Value) error {
-	for i := range v.NumField() {
-		field := v.Type().Field(i)
+func (d decoder) decodeStruct(text []byte, v reflect.Value) error {
+	members, known := d[v.Type()]
+	if !known {
+		members = membersOf(v.Type())
+		d[v.Type()] = members
+	}
+	return split(text, func(_ int, quoted, value []byte) error {
+		name, err := unquote(quoted)
+		if err != nil {
+			return err
+		}
+		m := find(members, name)
+		if m == nil {
+			return nil
+		}
+		if err := d.decode(value, v.FieldByIndex(m.index)); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		return nil
+	})
+}
+
+// decodeSlice decodes into the elements that there are from a slice of the same name before, as encoding/json does.
+func (d decoder) decodeSlice(text []byte, v reflect.Value) error {
+	n := 0
+	err := split(text, func(i int, _, value []byte) error {
+		n = i + 1
+		if n > v.Cap() {
+			v.Grow(1)
+		}
+		if n > v.Len() {
+			v.SetLen(n)
+		}
+		if err := d.decode(value, v.Index(i)); err != nil {
+			return fmt.Errorf("[%d]: %w", i, err)
+		}
+		return nil
+	})
+	if n == 0 {
+		v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+	}
+	v.SetLen(n)
+	return err
+}
+
+func membersOf(t reflect.Type) (own []member) {
+	var embedded []member
+	for i := range t.NumField() {
+		field := t.Field(i)
 		if field.Anonymous {
-			if err := decodeFields(members, v.Field(i)); err != nil {
-				return err
+			for _, m := range membersOf(field.Type) {
+				embedded = append(embedded, member{m.name, append([]int{i}, m.index...)})
 			}
 			continue
 		}
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		text, ok := members[name]
-		if !ok {
-			text = otherCase(members, name)
+		own = append(own, member{name, field.Index})
+	}
+	return append(own, embedded...)
+}
+
+// find prefers the very name to one in another case.
+func find(members []member, name string) *member {
+	for i := range members {
+		if members[i].name == name {
+			return &members[i]
 		}
-		if text == nil {
-			continue
-		}
-		if err := decode(text, v.Field(i)); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range members {
+		if strings.EqualFold(members[i].name, name) {
+			return &members[i]
 		}
 	}
 	return nil
 }
 
-// otherCase finds a member as encoding/json does when there is none of the very name.
-func otherCase(members map[string]json.RawMessage, name string) json.RawMessage {
-	for other, text := range members {
-		if len(other) == len(name) && strings.EqualFold(other, name) {
-			return text
+func unquote(text []byte) (name string, err error) {
+	for _, c := range text {
+		if c == '\\' || c >= 0x80 {
+			return name, json.Unmarshal(text, &name)
+		}
+	}
+	return string(text[1 : len(text)-1]), nil
+}
+
+// split calls f with each element of a valid array, or each member of an object with its name, which is still quoted.
+func split(text []byte, f func(i int, name, value []byte) error) error {
+	object := text[0] == '{'
+	rest := skipSpace(text[1:])
+	for i := 0; len(rest) > 1; i++ { // more than the closing bracket
+		var name, value []byte
+		if object {
+			name, rest = cutValue(rest)
+			rest = skipSpace(rest)[1:] // the colon
+		}
+		value, rest = cutValue(skipSpace(rest))
+		if err := f(i, name, value); err != nil {
+			return err
+		}
+		if rest = skipSpace(rest); rest[0] == ',' {
+			rest = skipSpace(rest[1:])
 		}
 	}
 	return nil
+}
+
+// space is JSON's.
+const space = " \t\r\n"
+
+func skipSpace(text []byte) []byte { return bytes.TrimLeft(text, space) }
+
+// cutValue cuts off the value with which the text begins.
+func cutValue(text []byte) (value, rest []byte) {
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			for i++; text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+			if depth == 0 {
+				return text[:i+1], text[i+1:]
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 { // of what the value is in
+				return text[:i], text[i:]
+			}
+			if depth--; depth == 0 {
+				return text[:i+1], text[i+1:]
+			}
+		case ',', ' ', '\t', '\r', '\n':
+			if depth == 0 {
+				return text[:i], text[i:]
+			}
+		}
+	}
+	return text, nil
 }

@@ -19,7 +19,7 @@ import (
 func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	c, err := r.load(id)
 	if errors.Is(err, ErrNotExist) && force {
-		return nil
+		return r.remove(id) // a create that was killed before it had written anything leaves its directory
 	}
 	if err != nil {
 		return err

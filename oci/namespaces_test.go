@@ -163,6 +163,48 @@ func devNull(t testing.TB) *os.File {
 	return null
 }
 
+// Nothing of a container that waits in others' PID namespace is in the host's network namespace, which they would see in /proc.
+func TestPIDNamespaceJoined(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	null := devNull(t)
+	path := ""
+	for _, id := range []string{"holder", "joins"} {
+		bundle := h.bundle(func(s *specs.Spec) {
+			s.Linux.CgroupsPath = h.cgroup + "/" + id
+			for i, n := range s.Linux.Namespaces {
+				if n.Type == specs.PIDNamespace {
+					s.Linux.Namespaces[i].Path = path
+				}
+			}
+		}, "true")
+		pid, err := h.Create(t.Context(), id, oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := h.Delete(t.Context(), id, true); err != nil {
+				t.Error(err)
+			}
+			wait(t, pid)
+		}()
+		path = fmt.Sprintf("/proc/%d/ns/pid", pid)
+		host, err := os.Readlink("/proc/self/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/net", pid))
+		if err != nil || len(threads) < 2 {
+			t.Fatalf("%d threads, %v", len(threads), err)
+		}
+		for _, thread := range threads {
+			if in, err := os.Readlink(thread); id == "joins" && (err != nil || in == host) {
+				t.Errorf("%s: in %s, %v", thread, in, err)
+			}
+		}
+	}
+}
+
 func TestTimeNamespace(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

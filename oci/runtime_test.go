@@ -16,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
+	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/seccomp"
 )
@@ -193,6 +194,79 @@ func TestLimitsRefused(t *testing.T) {
 	write.Close()
 	if left, err := io.ReadAll(read); err != nil || len(left) > 0 {
 		t.Errorf("the init said %q, %v", left, err)
+	}
+	if list, err := h.List(); err != nil || len(list) != 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
+
+// A create that was killed before it had written its record down leaves a directory that forbids the name, until it is deleted.
+func TestDeleteOfHalfMade(t *testing.T) {
+	t.Parallel()
+	r := &oci.Runtime{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	for name, files := range map[string][]string{"nothing": nil, "empty": {"state"}} {
+		dir := filepath.Join(r.Root, name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.Delete(t.Context(), name, false); !errors.Is(err, oci.ErrNotExist) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if err := r.Delete(t.Context(), name, true); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: left: %v", name, err)
+		}
+	}
+}
+
+// A limit under which nothing starts is named.
+func TestTooLittleMemory(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	limit := int64(4096)
+	bundle := h.bundle(func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	}, "true")
+	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
+	if err == nil || !strings.Contains(err.Error(), "memory.limit") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// In a frozen cgroup an init would stand still for good, and whoever waits for it.
+func TestFrozenCgroup(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	group, err := cgroup.Open(h.cgroup + "/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "true"), Files: []*os.File{null, null, null}})
+	if !errors.Is(err, cgroup.ErrFrozen) {
+		t.Errorf("got %v", err)
 	}
 	if list, err := h.List(); err != nil || len(list) != 0 {
 		t.Errorf("%d containers, %v", len(list), err)

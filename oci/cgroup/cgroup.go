@@ -17,12 +17,16 @@
 // the kernel takes no such lock: the forking one, whose child inherits it and
 // which is then thrown away, or that one of the child which will execute the
 // container's program. Package launch does it with what [Group.Entry] returns.
+// In the latter case the child's other threads, which end with the exec, are in
+// the launcher's v1 groups: one that waits to be started keeps those from being
+// removed, and is killed by who kills all in them.
 //
 // A group that systemd makes, a unit, needs a process from its beginning: one that
 // sleeps there until the container is born, and is moved by systemd.
 package cgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -134,8 +138,12 @@ func (g *Group) with(verb string, f func(cgroups.Manager) error) error {
 // ErrInUse says that a group that is to be made has processes already.
 var ErrInUse = errors.New("it has processes")
 
+// ErrFrozen says that a group that is to be made is frozen, or one above it.
+var ErrFrozen = errors.New("it is frozen")
+
 // Create makes the group and sets its limits; nil sets none. Missing parents
-// are made. An existing group that has processes is ErrInUse.
+// are made. An existing group that has processes is ErrInUse, and one in which
+// they would stand still ErrFrozen.
 func (g *Group) Create(r *specs.LinuxResources) error {
 	if err := g.CreateV2(); err != nil {
 		return err
@@ -149,13 +157,20 @@ func (g *Group) CreateV2() error {
 	if err := g.unused(); err != nil {
 		return err
 	}
-	if g.unified {
-		return g.with("create", func(m cgroups.Manager) error { return m.Apply(-1) }) // also enables the controllers on the way down
+	dir, ok := g.dirs[""]
+	switch {
+	case g.unified: // also enables the controllers on the way down
+		if err := g.with("create", func(m cgroups.Manager) error { return m.Apply(-1) }); err != nil {
+			return err
+		}
+	case !ok:
+		return nil
+	default:
+		if err := makeDir(dir); err != nil {
+			return err
+		}
 	}
-	if dir, ok := g.dirs[""]; ok {
-		return makeDir(dir)
-	}
-	return nil
+	return g.moving("", "cgroup.events", "frozen 1")
 }
 
 // Complete is the rest of Create: it makes the v1 directories, which processes
@@ -171,9 +186,26 @@ func (g *Group) unused() error {
 	return nil
 }
 
+// moving makes sure that who enters the group goes on: in a frozen one, or one below such, it would stand still, and whoever
+// waits for it.
+func (g *Group) moving(controller, name, frozen string) error {
+	dir, ok := g.dirs[controller]
+	if !ok {
+		return nil
+	}
+	state, err := linux.ReadFile(unix.AT_FDCWD, filepath.Join(dir, name))
+	if err == nil && bytes.Contains(state, []byte(frozen)) {
+		err = fmt.Errorf("create cgroup %s: %w: thaw it, or take another", g.path, ErrFrozen)
+	}
+	return err
+}
+
 func (g *Group) complete(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
 	return g.with("create", func(m cgroups.Manager) error {
 		if err := build(m); err != nil {
+			return err
+		}
+		if err := g.moving("freezer", "freezer.state", "F"); err != nil { // FREEZING, FROZEN
 			return err
 		}
 		res, err := resources(r, g.unified)
@@ -517,92 +549,6 @@ func (g *Group) Remove() error {
 		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
 	}
 	return nil
-}
-
-// Entry is how a child process is born in the group.
-type Entry struct {
-	// Tasks are the tasks files of the v1 hierarchies, opened for writing.
-	Tasks []int
-	// Dir is the v2 directory, or -1.
-	Dir int
-}
-
-// Entry opens the group for launching into it. Close it after.
-func (g *Group) Entry() (*Entry, error) {
-	e, err := g.Birthplace()
-	if err == nil {
-		err = g.OpenTasks(e)
-	}
-	if err != nil {
-		e.Close()
-		return nil, err
-	}
-	return e, nil
-}
-
-// Birthplace is Entry without the tasks files, of a group that may not be
-// complete yet.
-func (g *Group) Birthplace() (*Entry, error) {
-	e := &Entry{Dir: -1}
-	dir, ok := g.dirs[""]
-	if !ok {
-		return e, nil
-	}
-	name := g.habitable(dir)
-	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		e.Dir = fd
-	}
-	return e, linux.Wrap("open", name, err)
-}
-
-// OpenTasks adds the tasks files to an entry.
-func (g *Group) OpenTasks(e *Entry) error {
-	seen := map[string]bool{}
-	for controller, dir := range g.dirs {
-		if controller == "" || seen[dir] {
-			continue
-		}
-		seen[dir] = true
-		name := filepath.Join(dir, "tasks")
-		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return linux.Wrap("open", name, err)
-		}
-		e.Tasks = append(e.Tasks, fd)
-	}
-	return nil
-}
-
-// habitable is where processes may be born: the group's v2 directory, or, if the
-// container has divided its group among groups of its own and so left it
-// (systemd does), that of its oldest process.
-func (g *Group) habitable(dir string) string {
-	if !g.unified {
-		return dir
-	}
-	divided, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
-	if err != nil || len(strings.TrimSpace(string(divided))) == 0 {
-		return dir
-	}
-	pids, err := g.Pids()
-	if err != nil || len(pids) == 0 {
-		return dir
-	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", slices.Min(pids)))
-	_, in, ok := strings.Cut(strings.TrimSpace(string(b)), "0::")
-	below, inside := strings.CutPrefix(in, g.path+"/")
-	if err != nil || !ok || !inside || !filepath.IsLocal(below) {
-		return dir
-	}
-	return filepath.Join(dir, below)
-}
-
-// Close closes the descriptors.
-func (e *Entry) Close() {
-	linux.CloseAll(e.Tasks...)
-	linux.CloseAll(e.Dir)
-	e.Tasks, e.Dir = nil, -1
 }
 
 // OOMFile returns the file in which the kernel counts the group's OOM kills,

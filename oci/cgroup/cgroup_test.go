@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -79,6 +80,52 @@ func TestDestroy(t *testing.T) {
 				t.Errorf("%s: %s is left", name, dir)
 			}
 		}
+	}
+}
+
+// Who enters a frozen group stands still, as does who waits for it: none is made below one, and none that is there is taken.
+func TestFrozen(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	parent, err := cgroup.Open(ocitest.Cgroup(t) + "/parent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	below, err := cgroup.Open(parent.Path() + "/below")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	for controller, f := range map[string]struct{ name, frozen, thawed string }{
+		"": {"cgroup.freeze", "1", "0"}, "freezer": {"freezer.state", "FROZEN", "THAWED"},
+	} {
+		dir, ok := parent.Dirs()[controller]
+		if !ok {
+			continue
+		}
+		write := func(state string) {
+			if err := os.WriteFile(filepath.Join(dir, f.name), []byte(state), 0); err != nil {
+				t.Error(err)
+			}
+		}
+		write(f.frozen)
+		for _, g := range []*cgroup.Group{parent, below} {
+			if err := g.Create(nil); !errors.Is(err, cgroup.ErrFrozen) {
+				t.Errorf("%s, frozen by %s: got %v", g.Path(), f.name, err)
+			}
+		}
+		write(f.thawed)
+		if err := below.Create(nil); err != nil {
+			t.Error(err)
+		}
+		if err := below.Remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := parent.Remove(); err != nil {
+		t.Error(err)
 	}
 }
 

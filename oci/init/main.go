@@ -13,6 +13,7 @@
 //	launcher                           init
 //	   | clone into cgroup, namespaces  |
 //	   |------------------------------->| read plan from PlanFD
+//	   |--- MsgEnter + descriptors ---->| network namespace, v1 groups (plan's Late only)
 //	   |                                | mounts, devices, console
 //	   |<-- MsgConsole + master --------|   (terminal only)
 //	   |<-- MsgHooks -------------------|   (runtime hooks only)

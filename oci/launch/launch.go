@@ -4,9 +4,10 @@
 // shim client for the shim itself. It replaces runc's nsexec.c.
 //
 // Everything that must hold for the child from its first instruction on is
-// given to the forking thread, from which the child inherits it:
+// given to the forking thread, from which the child inherits it. What takes long
+// to make follows by a message, if the plan says so (plan.MsgEnter).
 //
-//	thread (locked to its goroutine, never reused)
+//	thread (where it moves: locked to its goroutine, never reused)
 //	  |  "0" -> <v1 group>/tasks      moves this thread only: no RCU wait
 //	  |  setns(net, ipc, uts, pid...)
 //	  |  clone(new namespaces, into the v2 cgroup by descriptor, pidfd)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -205,7 +204,7 @@ func (k *container) exited() {
 	}
 	k.s.close(&k.sync)
 	k.exit = reap(k.pid)
-	k.exit.OOM = oomKilled(k.oomFile)
+	k.exit.OOM = linux.OOMKilled(k.oomFile)
 	k.s.close(&k.pidfd)
 	k.s.close(&k.start)
 	if k.state == creating {
@@ -386,23 +385,6 @@ func exitText(e protocol.Exit) string {
 		return "killed by " + unix.Signal(e.Signal).String()
 	}
 	return "exit code " + strconv.Itoa(int(e.Code))
-}
-
-// oomKilled reads the kernel's count.
-func oomKilled(path string) bool {
-	if path == "" {
-		return false
-	}
-	b, err := linux.ReadFile(unix.AT_FDCWD, path)
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			return strings.TrimSpace(count) != "0"
-		}
-	}
-	return false
 }
 
 // persist writes the exit record: to a new file, synced, then renamed.
