@@ -150,7 +150,8 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 // all else, the rest of what it is to be in is made: the cgroup, and mostly the network namespace.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
-		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj, Cgroup: c.Entry.Dir}
+		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
+		Tasks: c.Entry.Tasks, Cgroup: c.Entry.Dir}
 	for i, fd := range c.Joins {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
@@ -171,7 +172,7 @@ func (c *creation) launch(start int, extras ...int) error {
 		late <- err
 	}()
 	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
-		return errors.Join(<-late, err)
+		return errors.Join(<-late, c.poor(err))
 	}
 	if c.o.Born != nil {
 		c.o.Born()
@@ -185,11 +186,8 @@ func (c *creation) launch(start int, extras ...int) error {
 	if e := <-late; e != nil {
 		return e // the other is what has come of it
 	}
-	if errors.Is(err, errInitDied) && linux.OOMKilled(c.Group.OOMFile()) {
-		err = fmt.Errorf("%w for want of memory: raise linux.resources.memory.limit", err)
-	}
 	if err != nil {
-		return err
+		return c.poor(err)
 	}
 	if noted == nil {
 		noted = c.publish(c.record)
@@ -198,6 +196,14 @@ func (c *creation) launch(start int, extras ...int) error {
 		c.setup.kill()
 	}
 	return noted
+}
+
+// poor names the limit where the init had too little memory to be born, or to live.
+func (c *creation) poor(err error) error {
+	if errors.Is(err, unix.ENOMEM) || errors.Is(err, errInitDied) && linux.OOMKilled(c.Group.OOMFile()) {
+		return fmt.Errorf("%w for want of memory: raise linux.resources.memory.limit", err)
+	}
+	return err
 }
 
 // lateNetwork tells whether the init may be started in our network namespace, to join its own from there. One that is to belong
@@ -209,10 +215,13 @@ func (c *creation) lateNetwork() bool {
 
 // makeLate makes what the process is to be in and is not born in, and has the init go there.
 func (c *creation) makeLate() error {
-	if err := c.Furnish(); err != nil {
-		return err
+	var fds []int
+	if !c.furnished {
+		if err := c.Furnish(); err != nil {
+			return err
+		}
+		fds = c.Entry.Tasks
 	}
-	fds := c.Entry.Tasks
 	if c.Plan.LateNetwork {
 		network, err := netns.Unnamed()
 		if err != nil {
@@ -242,6 +251,13 @@ func (c *creation) create(context.Context) error {
 	}
 	defer unix.Close(outcome)
 	c.Plan.Outcome = int32(len(c.Extras) + 1)
+	// An init enters v1 groups with one of its threads only. Where it waits here, the others would be in ours until somebody
+	// else starts it, and could keep them from being removed, or go down with them.
+	if !c.Group.Unified() {
+		if err := c.Furnish(); err != nil {
+			return err
+		}
+	}
 	return c.launch(start, append(c.Extras, outcome)...)
 }
 

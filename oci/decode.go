@@ -20,7 +20,7 @@ func decodeSpec(text []byte) (*specs.Spec, error) {
 		return nil, json.Unmarshal(text, new(json.RawMessage))
 	}
 	s := new(specs.Spec)
-	if err := make(decoder).decode(bytes.Trim(text, space), reflect.ValueOf(s).Elem()); err != nil {
+	if err := make(decoder).decode(bytes.TrimSpace(text), reflect.ValueOf(s).Elem()); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -62,11 +62,7 @@ func (d decoder) decodeStruct(text []byte, v reflect.Value) error {
 		members = membersOf(v.Type())
 		d[v.Type()] = members
 	}
-	return split(text, func(_ int, quoted, value []byte) error {
-		name, err := unquote(quoted)
-		if err != nil {
-			return err
-		}
+	return split(text, func(_ int, name string, value json.RawMessage) error {
 		m := find(members, name)
 		if m == nil {
 			return nil
@@ -81,7 +77,7 @@ func (d decoder) decodeStruct(text []byte, v reflect.Value) error {
 // decodeSlice decodes into the elements that there are from a slice of the same name before, as encoding/json does.
 func (d decoder) decodeSlice(text []byte, v reflect.Value) error {
 	n := 0
-	err := split(text, func(i int, _, value []byte) error {
+	err := split(text, func(i int, _ string, value json.RawMessage) error {
 		n = i + 1
 		if n > v.Cap() {
 			v.Grow(1)
@@ -132,69 +128,22 @@ func find(members []member, name string) *member {
 	return nil
 }
 
-func unquote(text []byte) (name string, err error) {
-	for _, c := range text {
-		if c == '\\' || c >= 0x80 {
-			return name, json.Unmarshal(text, &name)
+// split calls f with each element of an array, or each member of an object, in order.
+func split(text []byte, f func(i int, name string, value json.RawMessage) error) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	bracket, err := d.Token()
+	for i := 0; err == nil && d.More(); i++ {
+		var name json.Token
+		if bracket == json.Delim('{') {
+			if name, err = d.Token(); err != nil {
+				break
+			}
+		}
+		var value json.RawMessage
+		if err = d.Decode(&value); err == nil {
+			key, _ := name.(string)
+			err = f(i, key, value)
 		}
 	}
-	return string(text[1 : len(text)-1]), nil
-}
-
-// split calls f with each element of a valid array, or each member of an object with its name, which is still quoted.
-func split(text []byte, f func(i int, name, value []byte) error) error {
-	object := text[0] == '{'
-	rest := skipSpace(text[1:])
-	for i := 0; len(rest) > 1; i++ { // more than the closing bracket
-		var name, value []byte
-		if object {
-			name, rest = cutValue(rest)
-			rest = skipSpace(rest)[1:] // the colon
-		}
-		value, rest = cutValue(skipSpace(rest))
-		if err := f(i, name, value); err != nil {
-			return err
-		}
-		if rest = skipSpace(rest); rest[0] == ',' {
-			rest = skipSpace(rest[1:])
-		}
-	}
-	return nil
-}
-
-// space is JSON's.
-const space = " \t\r\n"
-
-func skipSpace(text []byte) []byte { return bytes.TrimLeft(text, space) }
-
-// cutValue cuts off the value with which the text begins.
-func cutValue(text []byte) (value, rest []byte) {
-	depth := 0
-	for i := 0; i < len(text); i++ {
-		switch text[i] {
-		case '"':
-			for i++; text[i] != '"'; i++ {
-				if text[i] == '\\' {
-					i++
-				}
-			}
-			if depth == 0 {
-				return text[:i+1], text[i+1:]
-			}
-		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth == 0 { // of what the value is in
-				return text[:i], text[i:]
-			}
-			if depth--; depth == 0 {
-				return text[:i+1], text[i+1:]
-			}
-		case ',', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return text[:i], text[i:]
-			}
-		}
-	}
-	return text, nil
+	return err
 }

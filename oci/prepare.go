@@ -25,16 +25,17 @@ import (
 type Prepared struct {
 	*compile.Result
 	Group *cgroup.Group
-	// Entry, PlanFD and Joins are descriptors, closed by Close. Entry has the
-	// tasks files after Furnish.
+	// Entry, PlanFD and Joins are descriptors, closed by Close. Entry has the v1
+	// groups after Furnish.
 	Entry  *cgroup.Entry
 	PlanFD int
 	Joins  []int
 	// Extras are the init's further descriptors, from plan.FirstFD on.
 	Extras []int
 
-	limits *specs.LinuxResources
-	unit   *sleeper // nil: the group is ours
+	limits    *specs.LinuxResources
+	furnished bool
+	unit      *sleeper // nil: the group is ours
 }
 
 // PrepareOptions are what the spec does not say.
@@ -128,12 +129,9 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if o.Systemd {
 		err = p.createUnit(&o)
 	} else {
-		err = group.CreateV2()
+		p.Entry, err = group.Begin()
 	}
 	if err != nil {
-		return nil, err
-	}
-	if p.Entry, err = group.Birthplace(); err != nil {
 		return nil, err
 	}
 	if err := p.openNamespaces(); err != nil {
@@ -144,12 +142,11 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 
 // Furnish makes the rest of the cgroup, and sets its limits.
 func (p *Prepared) Furnish() error {
-	if p.unit == nil {
-		if err := p.Group.Complete(p.limits); err != nil {
-			return err
-		}
+	if p.furnished {
+		return nil
 	}
-	return p.Group.OpenTasks(p.Entry)
+	p.furnished = true
+	return p.Group.Finish(p.Entry, p.limits)
 }
 
 // Seal makes the plan what the init gets; it is not changed from then on.

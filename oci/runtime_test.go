@@ -3,6 +3,7 @@ package oci_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -117,6 +118,20 @@ func TestVerbs(t *testing.T) {
 		}
 	}
 	expect(specs.StateCreated)
+	// Whoever removes the group that we are in, or ends what is in it, does not meet the container there.
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/cgroup", pid))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	leader, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil || !strings.Contains(string(leader), h.cgroup) {
+		t.Errorf("it is in %s, %v", leader, err)
+	}
+	for _, thread := range threads {
+		if groups, err := os.ReadFile(thread); err != nil || string(groups) != string(leader) {
+			t.Errorf("%s: %s, %v; the leader's: %s", thread, groups, err, leader)
+		}
+	}
 	if _, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "true"), Files: files}); !errors.Is(err, oci.ErrExist) {
 		t.Errorf("second create: got %v", err)
 	}

@@ -31,7 +31,12 @@ func (p *Prepared) createUnit(o *PrepareOptions) error {
 		return err
 	}
 	p.unit = &sleeper{life: pair[0], pidfd: pidfd}
-	return p.Group.CreateUnit(pid, o.Spec.Linux.Resources)
+	if err := p.Group.CreateUnit(pid, o.Spec.Linux.Resources); err != nil {
+		return err
+	}
+	p.furnished = true
+	p.Entry, err = p.Group.Entry()
+	return err
 }
 
 // end ends the process, if there is one, and returns when it has ended.

@@ -18,8 +18,8 @@
 // which is then thrown away, or that one of the child which will execute the
 // container's program. Package launch does it with what [Group.Entry] returns.
 // In the latter case the child's other threads, which end with the exec, are in
-// the launcher's v1 groups: one that waits to be started keeps those from being
-// removed, and is killed by who kills all in them.
+// the launcher's v1 groups, so it is not for one that waits to be started: it
+// would keep those from being removed, and be killed by who kills all in them.
 //
 // A group that systemd makes, a unit, needs a process from its beginning: one that
 // sleeps there until the container is born, and is moved by systemd.
@@ -145,15 +145,36 @@ var ErrFrozen = errors.New("it is frozen")
 // are made. An existing group that has processes is ErrInUse, and one in which
 // they would stand still ErrFrozen.
 func (g *Group) Create(r *specs.LinuxResources) error {
-	if err := g.CreateV2(); err != nil {
+	e, err := g.Begin()
+	if err != nil {
 		return err
 	}
-	return g.Complete(r)
+	defer e.Close()
+	return g.Finish(e, r)
 }
 
-// CreateV2 is the part of Create that must come before a process is born in the
-// group: it makes the v2 directory.
-func (g *Group) CreateV2() error {
+// Begin is the part of Create that must come before a process is born in the
+// group, of which Finish is the rest. Meanwhile the entry has only the v2
+// directory, if there is one.
+func (g *Group) Begin() (*Entry, error) {
+	if err := g.makeV2(); err != nil {
+		return nil, err
+	}
+	return g.birthplace()
+}
+
+// Finish makes the v1 directories, which processes enter later, adds them to the
+// entry and sets the limits.
+func (g *Group) Finish(e *Entry, r *specs.LinuxResources) error {
+	err := g.complete(r, func(cgroups.Manager) error { return g.makeV1() })
+	if err != nil {
+		return err
+	}
+	return g.openTasks(e)
+}
+
+// makeV2 makes the v2 directory.
+func (g *Group) makeV2() error {
 	if err := g.unused(); err != nil {
 		return err
 	}
@@ -171,12 +192,6 @@ func (g *Group) CreateV2() error {
 		}
 	}
 	return g.moving("", "cgroup.events", "frozen 1")
-}
-
-// Complete is the rest of Create: it makes the v1 directories, which processes
-// enter later, and sets the limits.
-func (g *Group) Complete(r *specs.LinuxResources) error {
-	return g.complete(r, func(cgroups.Manager) error { return g.makeV1() })
 }
 
 func (g *Group) unused() error {

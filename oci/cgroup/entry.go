@@ -22,35 +22,33 @@ type Entry struct {
 
 // Entry opens the group for launching into it. Close it after.
 func (g *Group) Entry() (*Entry, error) {
-	e, err := g.Birthplace()
-	if err == nil {
-		err = g.OpenTasks(e)
-	}
+	e, err := g.birthplace()
 	if err != nil {
+		return nil, err
+	}
+	if err := g.openTasks(e); err != nil {
 		e.Close()
 		return nil, err
 	}
 	return e, nil
 }
 
-// Birthplace is Entry without the tasks files, of a group that may not be
-// complete yet.
-func (g *Group) Birthplace() (*Entry, error) {
-	e := &Entry{Dir: -1}
+// birthplace is Entry without the tasks files.
+func (g *Group) birthplace() (*Entry, error) {
 	dir, ok := g.dirs[""]
 	if !ok {
-		return e, nil
+		return &Entry{Dir: -1}, nil
 	}
 	name := g.habitable(dir)
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		e.Dir = fd
+	if err != nil {
+		return nil, linux.Wrap("open", name, err)
 	}
-	return e, linux.Wrap("open", name, err)
+	return &Entry{Dir: fd}, nil
 }
 
-// OpenTasks adds the tasks files to an entry.
-func (g *Group) OpenTasks(e *Entry) error {
+// openTasks adds the tasks files to an entry.
+func (g *Group) openTasks(e *Entry) error {
 	seen := map[string]bool{}
 	for controller, dir := range g.dirs {
 		if controller == "" || seen[dir] {
