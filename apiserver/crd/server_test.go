@@ -331,10 +331,14 @@ func TestDeleted(t *testing.T) {
 		t.Fatal(a.Body)
 	}
 	k := api.Defined(c, "v1")
+	_, rev, err := w.admin.List(t.Context(), k, client.Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ended := make(chan []string, 1)
 	go func() {
 		var ops []string
-		for e, err := range w.admin.Watch(t.Context(), k, client.Query{}, 0) {
+		for e, err := range w.admin.Watch(t.Context(), k, client.Query{}, rev) {
 			if err != nil {
 				break
 			}
@@ -344,10 +348,6 @@ func TestDeleted(t *testing.T) {
 		}
 		ended <- ops
 	}()
-	_, rev, err := w.admin.List(t.Context(), k, client.Query{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	told := make(chan string, 1)
 	go func() { told <- w.call("GET", tabs+"?watch=1&resourceVersion="+rev.String(), "").Body.String() }()
 	if err := w.admin.Delete(t.Context(), c, client.DeleteOptions{AnyRevision: true}); err != nil {
