@@ -34,7 +34,7 @@ func server(t testing.TB) client.Client {
 	rbac := authz.NewRBAC(st)
 	self := &late{}
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: st, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Authorizer: rbac,
-		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16"),
+		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 			Reserved: []netip.Addr{netip.MustParseAddr("10.43.0.1")}})})
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func server(t testing.TB) client.Client {
 func start(t testing.TB, c client.Client) (stop func()) {
 	t.Helper()
 	b := New(Config{APIServer: netip.MustParseAddrPort("192.0.2.1:6443"), APIService: netip.MustParseAddr("10.43.0.1"),
-		Services: netip.MustParsePrefix("10.43.0.0/16"), ClientCA: []byte(authority(t, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)))}, c,
+		Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClientCA: []byte(authority(t, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)))}, c,
 		slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)
