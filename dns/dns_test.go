@@ -442,7 +442,7 @@ func TestCache(t *testing.T) {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	cl := newCluster()
-	c := Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:5353")}, ServiceIP: netip.MustParseAddr("10.43.0.10"), NodeName: "n1"}
+	c := Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:5353")}, ServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, NodeName: "n1"}
 	for range 2 {
 		s, err := New(c, Deps{Client: cl, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 		if err != nil {
@@ -472,7 +472,7 @@ func TestPublish(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	t.Parallel()
-	_, err := New(Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ServiceIP: netip.MustParseAddr("10.43.0.10"),
+	_, err := New(Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		Domain: "a..b", Upstreams: []string{"x"}}, Deps{})
 	for _, want := range []string{"127.0.0.1:53 cannot be", `"a..b"`, "upstreams: "} {
 		if err == nil || !strings.Contains(err.Error(), want) {

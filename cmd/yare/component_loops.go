@@ -47,7 +47,7 @@ local) is of whole clusters, 'yare up', and not among them: claims need a class 
 			if err != nil {
 				return err
 			}
-			clusters, err := prefixes("cluster-cidr", ranges)
+			clusters, err := families("cluster-cidr", ranges)
 			if err != nil {
 				return err
 			}
@@ -74,7 +74,7 @@ local) is of whole clusters, 'yare up', and not among them: claims need a class 
 	e.add(c)
 	c.Flags().StringVar(&rootCA, "root-ca-file", "", "certificate that pods verify the API server with (default: the kubeconfig's)")
 	c.Flags().StringVar(&tokenKey, "service-account-private-key-file", "", "key that signs the tokens of Secrets of type kubernetes.io/service-account-token (default: they stay empty)")
-	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, of which every Node is given a part (default: none is given)")
+	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, or two of different families, the main one first, of which every Node is given a part (default: none is given)")
 	c.Flags().BoolVar(&accounts, "use-service-account-credentials", false, "let each controller write as its own service account")
 	return c
 }

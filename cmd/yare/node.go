@@ -39,7 +39,7 @@ func (s *server) containers() (containers, policies run.Component, _ *cri.Client
 		images:     imageConfig(s.record),
 		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,
 	}
-	if policies, err = side.policies(s.record.PolicyTable(), s.record.DNSAddress(), s.client("system:kube-proxy")); err != nil {
+	if policies, err = side.policies(s.record.PolicyTable(), s.record.DNSAddresses(), s.client("system:kube-proxy")); err != nil {
 		return nil, nil, nil, err
 	}
 	network, runtime, init, err := side.open()
@@ -54,7 +54,10 @@ func (s *server) containers() (containers, policies run.Component, _ *cri.Client
 func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	data := s.record.DataDir
 	c := kubelet.Defaults()
-	c.NodeName, c.NodeIPs = s.config.NodeName, []string{s.address.String()}
+	c.NodeName, c.NodeIPs = s.config.NodeName, nil
+	for _, a := range s.addresses {
+		c.NodeIPs = append(c.NodeIPs, a.String())
+	}
 	c.Port, c.HealthzPort = int32(s.record.KubeletPort), int32(s.record.HealthzPort)
 	var err error
 	if c.RootDir, err = kubeletDir(s.record, s.log); err != nil {
@@ -143,7 +146,11 @@ func waitForNode(ctx context.Context, c client.Reader, name string) error {
 func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("DNS does not answer at %v after %v", server, readyLimit))
 	defer cancel()
-	q := new(mdns.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", mdns.TypeA)
+	typ := mdns.TypeA
+	if server.Addr().Is6() {
+		typ = mdns.TypeAAAA // the API server's Service has the main family alone
+	}
+	q := new(mdns.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", typ)
 	for wait := 4 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
 		c := mdns.Client{Timeout: wait}
 		begin := time.Now()
@@ -171,19 +178,23 @@ func (s *server) isNode(a netip.Addr) bool {
 func (s *server) services() (run.Component, error) {
 	c := s.client("system:kube-proxy")
 	rules, err := proxy.New(proxy.Config{
-		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: []netip.Prefix{s.record.PodCIDR},
+		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: s.record.PodCIDRs(),
 	}, proxy.Deps{Client: c, Log: s.log})
 	if err != nil {
 		return nil, err
 	}
+	var listen []netip.AddrPort
+	for _, a := range s.addresses {
+		listen = append(listen, netip.AddrPortFrom(a, 0))
+	}
 	names, err := dns.New(dns.Config{
-		Listen: []netip.AddrPort{netip.AddrPortFrom(s.address, 0)}, ServiceIP: s.record.DNSAddress(), NodeName: s.config.NodeName,
-		AllowFrom: []netip.Prefix{s.record.PodCIDR}, AllowAlso: s.isNode,
+		Listen: listen, ServiceIPs: s.record.DNSAddresses(), NodeName: s.config.NodeName,
+		AllowFrom: s.record.PodCIDRs(), AllowAlso: s.isNode,
 	}, dns.Deps{Client: s.admin(), Log: s.log})
 	if err != nil {
 		return nil, err
 	}
-	others := newRoutes(s.config.NodeName, s.record.PodCIDR, c, s.log)
+	others := newRoutes(s.config.NodeName, s.record.PodCIDRs(), c, s.log)
 	return run.Together("services", s.watch(rules), s.watch(names), s.watch(others)), nil
 }
 

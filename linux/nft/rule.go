@@ -208,6 +208,12 @@ func ToLocal() Stmt {
 	return fib("fib daddr type local", &expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true})
 }
 
+// NoWayBack matches packets whose source is not led to by the link that they came in by: addresses that are not the sender's.
+func NoWayBack() Stmt {
+	return Stmt{"fib saddr . iif oif missing", []expr.Any{&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}}
+}
+
 func fib(text string, f *expr.Fib) Stmt {
 	return Stmt{text, []expr.Any{f,
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}}}

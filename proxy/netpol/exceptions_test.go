@@ -24,9 +24,9 @@ spec: {podSelector: {matchLabels: {app: allowed}}, policyTypes: [Egress], egress
 	w.pod(t, "b", "names", map[string]string{"app": "names"})
 	w.pod(t, "a", "locked", nil)
 	w.pod(t, "a", "allowed", map[string]string{"app": "allowed"})
-	at := netip.AddrPortFrom(testConfig().DNS, 53).String()
+	at := netip.AddrPortFrom(testConfig().DNS[0], 53).String()
 	lead := func(to netip.Addr) {
-		svc, slice := service("dns", testConfig().DNS.String(), 30053, to)
+		svc, slice := service("dns", testConfig().DNS[0].String(), 30053, to)
 		for i := range svc.Spec.Ports {
 			svc.Spec.Ports[i].Port = 53
 		}

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 var nodeRange, clusterRange = netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("10.42.0.0/16")
 
 func testConfig() Config {
-	return Config{Table: "t", Ranges: []netip.Prefix{nodeRange}, Cluster: []netip.Prefix{clusterRange}, DNS: netip.MustParseAddr("10.43.0.10")}
+	return Config{Table: "t", Ranges: []netip.Prefix{nodeRange}, Cluster: []netip.Prefix{clusterRange}, DNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}}
 }
 
 // cluster is a set of objects, each kind in order.

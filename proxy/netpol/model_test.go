@@ -132,7 +132,7 @@ func allowed(c cluster, conn connection) bool {
 		return nil
 	}
 	client, server := podAt(conn.client), podAt(conn.server)
-	dns := conn.server == testConfig().DNS && conn.port == 53 && conn.proto != nft.SCTP
+	dns := conn.server == testConfig().DNS[0] && conn.port == 53 && conn.proto != nft.SCTP
 	ok := true
 	if client != nil && nodeRange.Contains(conn.client) && !dns {
 		ok = ok && allows(c, networkingv1.PolicyTypeEgress, client, conn.server, server, server, conn)
@@ -364,7 +364,7 @@ func (d dice) cluster() (c cluster) {
 
 // connections are all that are worth a look.
 func connections(c cluster, f func(connection)) {
-	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), testConfig().DNS}
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), testConfig().DNS[0]}
 	for _, p := range c.pods {
 		addrs = append(addrs, netip.MustParseAddr(p.Status.PodIPs[0].IP))
 	}

@@ -29,9 +29,8 @@ type Config struct {
 	Ranges []netip.Prefix
 	// Cluster are the addresses of all pods of the cluster.
 	Cluster []netip.Prefix
-	// DNS is the address of the cluster's DNS Service. As long as it does not lead to pods, these reach it whatever policies say; not
-	// valid: there is none.
-	DNS netip.Addr
+	// DNS are the addresses of the cluster's DNS Service. As long as they do not lead to pods, these reach it whatever policies say.
+	DNS []netip.Addr
 }
 
 // Validate returns all problems at once.

@@ -509,8 +509,10 @@ func skeleton(c Config) *nft.Table {
 	set("isolated6", false, nft.IPv6)
 	set("self", false, nft.IPv4, nft.IPv4)
 	names := set("names", false, nft.IPv4, nft.Proto, nft.Service)
-	if c.DNS.Is4() {
-		names[nft.Pack(c.DNS, nft.UDP, uint16(53))], names[nft.Pack(c.DNS, nft.TCP, uint16(53))] = "", ""
+	for _, a := range c.DNS {
+		if a.Is4() {
+			names[nft.Pack(a, nft.UDP, uint16(53))], names[nft.Pack(a, nft.TCP, uint16(53))] = "", ""
+		}
 	}
 	t.Sets["cluster"] = &nft.Set{Key: []nft.Type{nft.IPv4}, Ranges: true, Elems: map[string]string{}}
 	var cluster []nft.Range
