@@ -150,11 +150,6 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer mon.Close()
-	for _, r := range e.c.Ranges {
-		if r.Addr().Is6() {
-			e.d.Log.Warn("network policies are not for IPv6: pods that they isolate have none", "range", r)
-		}
-	}
 	attached, err := e.d.Attached()
 	if err != nil {
 		return fmt.Errorf("list the network's pods: %w", err)
