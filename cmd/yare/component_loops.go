@@ -40,14 +40,14 @@ an administrator; or, with --use-service-account-credentials, each writes as its
 under kubeadm, and the user needs only the role system:kube-controller-manager. The built-in local storage (the StorageClass
 local) is of whole clusters, 'yare up', and not among them: claims need a class whose driver is installed.`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			clusters, err := families("cluster-cidr", ranges)
+			if err != nil {
+				return err
+			}
 			if err := p.open(); err != nil {
 				return err
 			}
 			cfg, err := p.rest()
-			if err != nil {
-				return err
-			}
-			clusters, err := families("cluster-cidr", ranges)
 			if err != nil {
 				return err
 			}
