@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -163,9 +164,13 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	return context.Cause(ctx)
 }
 
-// isNode says whether a Node has the address: what its pods ask of names comes from there, where its network hides their addresses from
-// hosts.
+// isNode says whether a Node, or this host, has the address: what its pods ask of names comes from there, where its network hides their
+// addresses from hosts.
 func (s *server) isNode(a netip.Addr) bool {
+	own, err := net.InterfaceAddrs()
+	if err == nil && slices.ContainsFunc(own, func(have net.Addr) bool { p, ok := have.(*net.IPNet); return ok && addrOf(p.IP) == a }) {
+		return true
+	}
 	nodes, err := client.List[*corev1.Node](context.Background(), s.admin(), client.Query{})
 	return err == nil && slices.ContainsFunc(nodes, func(n *corev1.Node) bool {
 		return slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
