@@ -146,13 +146,33 @@ func (j *join) where(name, dir string, clusterCIDR, dns, addresses []string) err
 		j.DNS = append(j.DNS, a)
 	}
 	if j.Server == "" {
-		a, err := hostAddress(len(j.ClusterCIDR) == 0 || j.ClusterCIDR[0].Addr().Is4())
+		a, err := serverAddress(name, dir, j.ClusterCIDR)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("--server is required: %w", err))
 		}
 		j.Server = "https://" + netip.AddrPortFrom(a, uint16(port)).String()
 	}
 	return errors.Join(errs...)
+}
+
+// serverAddress is that of the cluster's API server on this host: as its settings have it, those of a data folder's being unknown.
+func serverAddress(name, dir string, ranges []netip.Prefix) (netip.Addr, error) {
+	var c Config
+	if dir == "" {
+		s, err := clusterSettings(cluster.Host{}, "", name)
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		c = s.Config
+	}
+	if len(ranges) == 0 {
+		return hostAddress(true)
+	}
+	as, err := c.nodeAddresses(ranges[:1])
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return as[0], nil
 }
 
 // checkFamilies refuses a node without an address of a family that its pods have: nobody could lead to them there.
