@@ -16,10 +16,19 @@ import (
 	"github.com/yare-dev/yare/linux/link"
 )
 
+// newWorld6 is a world of a kernel that has IPv6.
+func newWorld6(t *testing.T) *world {
+	t.Helper()
+	if err := link.CheckIPv6(); err != nil {
+		t.Skip(err)
+	}
+	return newWorld(t)
+}
+
 // TestPaths6 checks the same for the addresses of IPv6 of pods that have both.
 func TestPaths6(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld6(t)
 	n := w.network(t, dual)
 	// At once: no address waits for the kernel to look for another of its kind.
 	a, addrsA := attachAll(t, n, cni.Pod{ID: "a", PortMappings: []cni.PortMapping{
@@ -83,7 +92,7 @@ func TestPaths6(t *testing.T) {
 // that is taken back.
 func TestForwarding6(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld6(t)
 	w.in(t, w.host, func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -125,7 +134,7 @@ func TestForwarding6(t *testing.T) {
 // TestSpoofing6 is the same by IPv6, for which the kernel has no rp_filter: without the guard's rule the receiver hears from the victim first.
 func TestSpoofing6(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld6(t)
 	n := w.network(t, dual)
 	addrs, paths := map[string]netip.Addr{}, map[string]string{}
 	for _, name := range []string{"sender", "receiver", "victim"} {

@@ -83,6 +83,9 @@ func address(cidr, gw string) error {
 	if err != nil {
 		return err
 	}
+	if a.IP.To4() == nil && link.CheckIPv6() != nil {
+		return nil // nor is it asked for
+	}
 	if a.IP.To4() == nil {
 		a.Flags = unix.IFA_F_NODAD
 	}
