@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -40,7 +39,6 @@ func otherFamily(f corev1.IPFamily) corev1.IPFamily {
 // Of the families, the first of those of the cluster counts where s says nothing. What does not fit together is returned, in the order
 // in which upstream tells it, and nothing is filled in from there on: done again, it says the same, and what is settled stays as it is.
 func settleFamilies(s, old *corev1.Service, cluster []corev1.IPFamily) (errs fieldErrors) {
-	spec := field.NewPath("spec")
 	if s.Spec.Type == corev1.ServiceTypeExternalName || sameWish(s, old) {
 		return nil
 	}
@@ -49,31 +47,37 @@ func settleFamilies(s, old *corev1.Service, cluster []corev1.IPFamily) (errs fie
 	if before == nil {
 		before = new(corev1.Service)
 	}
-	if errs = serviceFamilies(s, before, spec); len(errs) > 0 {
+	if errs = serviceFamilies(s, before, field.NewPath("spec")); len(errs) > 0 {
 		return errs
 	}
-	if old != nil {
-		errs = changedStacks(s, old, spec)
-	}
-	policy := spec.Child("ipFamilyPolicy")
-	if *s.Spec.IPFamilyPolicy == corev1.IPFamilyPolicySingleStack {
-		several := func(n int, what string) {
-			if n == 2 {
-				errs = append(errs, field.Invalid(policy, s.Spec.IPFamilyPolicy, "must be 'RequireDualStack' or 'PreferDualStack' when multiple "+what+" are specified"))
-			}
+	policy := *s.Spec.IPFamilyPolicy
+	wrong := func(name string, i int, value any, why string) {
+		at := field.NewPath("spec", name)
+		if i >= 0 {
+			at = at.Index(i)
 		}
-		several(len(s.Spec.ClusterIPs), "cluster IPs")
-		several(len(s.Spec.IPFamilies), "IP families")
+		errs = append(errs, field.Invalid(at, value, why))
 	}
+	refuse := func(why string) { wrong("ipFamilyPolicy", -1, policy, why) }
+	if old != nil {
+		s.Spec.ClusterIPs = released(policy, s.Spec.ClusterIPs, old.Spec.ClusterIPs, "cluster IP", refuse)
+		s.Spec.IPFamilies = released(policy, s.Spec.IPFamilies, old.Spec.IPFamilies, "IP family", refuse)
+	}
+	several := func(n int, what string) {
+		if n == 2 && policy == corev1.IPFamilyPolicySingleStack {
+			refuse("must be 'RequireDualStack' or 'PreferDualStack' when multiple " + what + " are specified")
+		}
+	}
+	several(len(s.Spec.ClusterIPs), "cluster IPs")
+	several(len(s.Spec.IPFamilies), "IP families")
 	inferred := slices.Clone(s.Spec.IPFamilies)
 	for i, ip := range s.Spec.ClusterIPs {
 		if ip == corev1.ClusterIPNone || i < len(inferred) {
 			continue
 		}
-		if f := familyOf(ip); !slices.Contains(cluster, f) {
-			errs = append(errs, field.Invalid(spec.Child("clusterIPs").Index(i), s.Spec.ClusterIPs, fmt.Sprintf("%s is not configured on this cluster", f)))
-		} else {
-			inferred = append(inferred, f)
+		f := familyOf(ip)
+		if inferred = append(inferred, f); !slices.Contains(cluster, f) {
+			wrong("clusterIPs", i, s.Spec.ClusterIPs, string(f)+" is not configured on this cluster")
 		}
 	}
 	if len(errs) > 0 {
@@ -83,18 +87,30 @@ func settleFamilies(s, old *corev1.Service, cluster []corev1.IPFamily) (errs fie
 		s.Spec.IPFamilies = complete(s, inferred, cluster[0], true)
 		return nil
 	}
-	if len(cluster) < 2 && *s.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyRequireDualStack {
-		errs = append(errs, field.Invalid(policy, s.Spec.IPFamilyPolicy, "this cluster is not configured for dual-stack services"))
+	if len(cluster) < 2 && policy == corev1.IPFamilyPolicyRequireDualStack {
+		refuse("this cluster is not configured for dual-stack services")
 	}
 	for i, f := range inferred {
 		if !slices.Contains(cluster, f) {
-			errs = append(errs, field.Invalid(spec.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
+			wrong("ipFamilies", i, f, "not configured on this cluster")
 		}
 	}
 	if len(errs) == 0 {
 		s.Spec.IPFamilies = complete(s, inferred, cluster[0], len(cluster) == 2)
 	}
 	return errs
+}
+
+// released gives up what is of the second family where the policy alone was changed to one, and refuses to where it was not.
+func released[T comparable](policy corev1.IPFamilyPolicy, is, was []T, what string, refuse func(why string)) []T {
+	single := policy == corev1.IPFamilyPolicySingleStack
+	switch {
+	case single && slices.Equal(is, was) && len(is) > 1:
+		return slices.Clone(is[:1])
+	case !single && len(is) > 0 && len(is) < len(was):
+		refuse("must be 'SingleStack' to release the secondary " + what)
+	}
+	return is
 }
 
 // complete returns the families with what the policy adds to them, where it can be had.
@@ -119,27 +135,6 @@ func settlePolicy(s, old *corev1.Service) {
 	default:
 		s.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicySingleStack)
 	}
-}
-
-// changedStacks gives up what goes with the second family where the policy alone was changed to one, and refuses to where it was not.
-func changedStacks(s, old *corev1.Service, spec *field.Path) (errs fieldErrors) {
-	single := *s.Spec.IPFamilyPolicy == corev1.IPFamilyPolicySingleStack
-	refuse := func(what string) {
-		errs = append(errs, field.Invalid(spec.Child("ipFamilyPolicy"), s.Spec.IPFamilyPolicy, "must be 'SingleStack' to release the secondary "+what))
-	}
-	switch is, was := s.Spec.ClusterIPs, old.Spec.ClusterIPs; {
-	case single && slices.Equal(is, was) && len(is) > 1:
-		s.Spec.ClusterIPs = slices.Clone(is[:1])
-	case !single && len(is) > 0 && len(is) < len(was):
-		refuse("cluster IP")
-	}
-	switch is, was := s.Spec.IPFamilies, old.Spec.IPFamilies; {
-	case single && slices.Equal(is, was) && len(is) > 1:
-		s.Spec.IPFamilies = slices.Clone(is[:1])
-	case !single && len(is) > 0 && len(is) < len(was):
-		refuse("IP family")
-	}
-	return errs
 }
 
 // sameWish says of a Service that prefers two families that nothing about them was changed: it keeps those that it has, also where

@@ -155,55 +155,63 @@ func checkList(field string, list []netip.Prefix, size sizes, problem func(field
 
 // chooseRanges gives r the ranges that are wished for, or those of the first index that is free.
 func (r *Record) chooseRanges(w Wish, others []*Record) error {
-	inUse, err := hostPrefixes()
+	host, err := hostPrefixes()
 	if err != nil {
 		return err
 	}
-	used := map[string][]netip.Prefix{"this host's addresses or routes": inUse}
+	used := []use{{"this host's addresses or routes", host}}
 	taken := map[int]bool{}
 	for _, o := range others {
-		used[fmt.Sprintf("cluster %q", o.Name)] = append(o.PodCIDRs(), o.ServiceCIDRs()...)
+		used = append(used, use{fmt.Sprintf("cluster %q", o.Name), append(o.PodCIDRs(), o.ServiceCIDRs()...)})
 		taken[o.Index] = true
 	}
-	user := func(p netip.Prefix) (who string, what netip.Prefix) {
-		for who, ps := range used {
-			for _, q := range ps {
-				if q.Overlaps(p) {
-					return who, q
-				}
+	chosen := append(slices.Clone(w.PodCIDRs), w.ServiceCIDRs...)
+	for _, p := range chosen {
+		if who, what := user(used, p); who != "" {
+			field := "podCIDRs"
+			if slices.Contains(w.ServiceCIDRs, p) {
+				field = "serviceCIDRs"
 			}
-		}
-		return "", what
-	}
-	if len(w.PodCIDRs) > 0 {
-		for field, list := range map[string][]netip.Prefix{"podCIDRs": w.PodCIDRs, "serviceCIDRs": w.ServiceCIDRs} {
-			for i, p := range list {
-				if who, what := user(p); who != "" {
-					return fmt.Errorf("%s[%d]: %s overlaps %s of %s: choose another", field, i, p, what, who)
-				}
-			}
+			return fmt.Errorf("%s: %s overlaps %s of %s: choose another", field, p, what, who)
 		}
 	}
 	for r.Index = 0; r.Index < maxClusters; r.Index++ {
 		if r.PodCIDR, r.ServiceNet = ranges(r.Index); taken[r.Index] {
 			continue
 		}
-		pods, _ := user(r.PodCIDR)
-		services, _ := user(r.ServiceNet)
-		if len(w.PodCIDRs) > 0 || pods == "" && services == "" {
+		pods, _ := user(used, r.PodCIDR)
+		services, _ := user(used, r.ServiceNet)
+		if len(chosen) > 0 || pods == "" && services == "" {
 			break
 		}
 	}
 	if r.Index == maxClusters {
 		return fmt.Errorf("no address range is free: the host's routes or %d other clusters use 10.42.0.0/16 and all that follow", len(others))
 	}
-	if len(w.PodCIDRs) > 0 {
-		r.PodCIDR, r.ServiceNet = w.PodCIDRs[0], w.ServiceCIDRs[0]
-	}
-	if len(w.PodCIDRs) > 1 {
-		r.SecondPodCIDR, r.SecondServiceNet = w.PodCIDRs[1], w.ServiceCIDRs[1]
+	if len(chosen) > 0 {
+		both := append(slices.Clone(w.PodCIDRs), netip.Prefix{}, netip.Prefix{})
+		r.PodCIDR, r.SecondPodCIDR = both[0], both[1]
+		r.SetServiceCIDRs(w.ServiceCIDRs)
 	}
 	return nil
+}
+
+// use is who uses which ranges.
+type use struct {
+	who string
+	ps  []netip.Prefix
+}
+
+// user returns who uses any of p, and which of his ranges that is.
+func user(used []use, p netip.Prefix) (who string, what netip.Prefix) {
+	for _, u := range used {
+		for _, q := range u.ps {
+			if q.Overlaps(p) {
+				return u.who, q
+			}
+		}
+	}
+	return "", what
 }
 
 // hostPrefixes returns the networks that the host's addresses and routes use now, default routes left out.

@@ -79,8 +79,8 @@ func TestClaimRanges(t *testing.T) {
 	}{
 		{Wish{Name: "a", PodCIDRs: pods[:1], ServiceCIDRs: services[:1]}, `cluster "a" has podCIDRs [10.200.0.0/16 fd42:1::/56], not [10.200.0.0/16]`},
 		{Wish{Name: "b", PodCIDRs: prefixes("fd42::/48"), ServiceCIDRs: prefixes("fd43:1::1:0/112")}, ""},
-		{Wish{Name: "c", PodCIDRs: prefixes("fd42:1:0:80::/57"), ServiceCIDRs: prefixes("fd45::/112")}, `podCIDRs[0]: fd42:1:0:80::/57 overlaps fd42:1::/56 of cluster "a"`},
-		{Wish{Name: "c", PodCIDRs: prefixes("10.202.0.0/16"), ServiceCIDRs: prefixes("10.200.128.0/20")}, `serviceCIDRs[0]: 10.200.128.0/20 overlaps 10.200.0.0/16 of cluster "a"`},
+		{Wish{Name: "c", PodCIDRs: prefixes("fd42:1:0:80::/57"), ServiceCIDRs: prefixes("fd45::/112")}, `podCIDRs: fd42:1:0:80::/57 overlaps fd42:1::/56 of cluster "a"`},
+		{Wish{Name: "c", PodCIDRs: prefixes("10.202.0.0/16"), ServiceCIDRs: prefixes("10.200.128.0/20")}, `serviceCIDRs: 10.200.128.0/20 overlaps 10.200.0.0/16 of cluster "a"`},
 	} {
 		r, _, err := h.Claim(tt.wish)
 		if tt.want == "" && (err != nil || !slices.Equal(r.PodCIDRs(), tt.wish.PodCIDRs)) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
