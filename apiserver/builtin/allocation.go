@@ -241,7 +241,9 @@ func (t *taking) clusterIPs(s *corev1.Service) error {
 		}
 		ips = append(ips, addr.String())
 	}
-	s.Spec.ClusterIPs, s.Spec.ClusterIP = ips, ips[0]
+	if len(ips) > 0 {
+		s.Spec.ClusterIPs, s.Spec.ClusterIP = ips, ips[0]
+	}
 	return nil
 }
 

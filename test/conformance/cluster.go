@@ -20,16 +20,28 @@ type cluster struct {
 	out        io.Writer
 }
 
+// bothFamilies are the settings of a cluster of two families.
+const bothFamilies = `podCIDRs: [10.242.0.0/16, "fd42:c::/56"]
+serviceCIDRs: [10.243.0.0/16, "fd43:c::/112"]
+`
+
 // upCluster starts a cluster with its data below dir. What a killed run left of one is removed first.
-func upCluster(ctx context.Context, name, yare, dir string, out io.Writer) (*cluster, error) {
-	c := &cluster{name: name, yare: yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
-	if err := exec.CommandContext(ctx, yare, "status", "--name", c.name).Run(); err == nil {
+func upCluster(ctx context.Context, w wish, dir string, out io.Writer) (*cluster, error) {
+	c := &cluster{name: w.cluster, yare: w.yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
+	if err := exec.CommandContext(ctx, c.yare, "status", "--name", c.name).Run(); err == nil {
 		if err := c.yareDo(ctx, "down", "--name", c.name); err != nil {
 			return nil, err
 		}
 	}
-	err := c.yareDo(ctx, "up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral")
-	return c, err
+	args := []string{"up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral"}
+	if w.dual {
+		settings := filepath.Join(dir, "settings.yaml")
+		if err := os.WriteFile(settings, []byte(bothFamilies), 0o644); err != nil {
+			return nil, err
+		}
+		args = append(args, "--config", settings)
+	}
+	return c, c.yareDo(ctx, args...)
 }
 
 func (c *cluster) data() string { return filepath.Join(c.dir, "cluster") }

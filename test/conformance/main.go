@@ -41,6 +41,7 @@ type wish struct {
 	timeout    time.Duration
 	kubeconfig string
 	nodes      int
+	dual       bool
 	images     string
 	registry   string
 	document   string
@@ -71,6 +72,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.DurationVar(&w.timeout, "timeout", 90*time.Minute, "end the run after this long")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "test this cluster instead of a fresh one")
 	f.IntVar(&w.nodes, "nodes", 2, "nodes of the fresh cluster, 1 or 2")
+	f.BoolVar(&w.dual, "dual", false, "the fresh cluster has IPv6 beside IPv4, as this machine must have; what the tests show is not kept")
 	f.StringVar(&w.images, "images", "", "local, upstream, or a file that maps registries (default local, upstream with -kubeconfig)")
 	f.StringVar(&w.registry, "registry", "127.0.0.1:0", "where to serve local images; the cluster must reach it, and take plain HTTP from it")
 	f.StringVar(&w.document, "document", "../../doc/conformance.md", "the document that accept keeps")
@@ -125,7 +127,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "", Beside: w.beside, Procs: w.procs, Version: "another cluster"}
+	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "" || w.dual, Beside: w.beside, Procs: w.procs, Version: "another cluster"}
 	dir := filepath.Join(cache, "runs", r.Began.UTC().Format("20060102-150405"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -162,7 +164,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 // against runs the tests against the cluster that is asked for. A cluster of ours is gone when it returns.
 func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, names []string, second *node, r *report.Run) (err error) {
 	if w.kubeconfig == "" {
-		c, err := upCluster(ctx, w.cluster, w.yare, o.Dir, o.Log)
+		c, err := upCluster(ctx, w, o.Dir, o.Log)
 		if err != nil {
 			return err
 		}
