@@ -41,6 +41,7 @@ type state struct {
 // group is a set of peers that a chain looks into.
 type group struct {
 	peers
+	six     bool                         // of that family
 	within  map[string][]labels.Selector // which pods of a namespace, as far as it was asked
 	members map[netip.Addr]string        // their elements, one after the other
 }
@@ -399,7 +400,7 @@ func (s *state) release(e *edit, c *class) {
 
 // populate fills a new group.
 func (s *state) populate(e *edit, name string, p peers) {
-	g := &group{peers: p, within: map[string][]labels.Selector{}, members: map[netip.Addr]string{}}
+	g := &group{peers: p, six: p.family.Name == nft.IP6.Name, within: map[string][]labels.Selector{}, members: map[netip.Addr]string{}}
 	s.groups[name] = g
 	for namespace, pods := range s.pods {
 		if len(s.within(g, namespace)) == 0 {
@@ -431,7 +432,7 @@ func (s *state) within(g *group, namespace string) []labels.Selector {
 
 // place brings an address into a group, or out of it. An address that several pods claim comes in when all of them would, alike.
 func (s *state) place(e *edit, name string, g *group, a netip.Addr) {
-	if nft.FamilyOf(a).Name != g.family.Name {
+	if a.Is6() != g.six {
 		return
 	}
 	want := ""
