@@ -12,6 +12,8 @@ import (
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
@@ -161,7 +163,11 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 		}
 		_ = run.Pause(ctx, wait-time.Since(begin)) // refused at once, for lack of an endpoint
 	}
-	return context.Cause(ctx)
+	cause := context.Cause(ctx)
+	if _, err := netlink.RouteGet(server.Addr().AsSlice()); errors.Is(err, unix.ENETUNREACH) {
+		cause = fmt.Errorf("%w: this host has no route there, give it a default route of that family", cause)
+	}
+	return cause
 }
 
 // isNode says whether a Node, or this host, has the address: what its pods ask of names comes from there, where its network hides their
