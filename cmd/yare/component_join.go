@@ -95,7 +95,7 @@ have the addresses, by which the API server reaches its kubelet, one of each fam
 	f.StringVar(&name, "name", cluster.DefaultName, "name of the cluster")
 	f.StringVar(&dir, "data-dir", "", "data folder of a 'yare apiserver', in place of --name")
 	f.StringVar(&j.Server, "server", "", "URL by which the node reaches the API server (default: by this host's address)")
-	f.StringSliceVar(&addresses, "address", nil, "addresses of the node, the main one first")
+	f.StringSliceVar(&addresses, "address", nil, "addresses of the node, of each family the main one first")
 	f.StringSliceVar(&clusterCIDR, "cluster-cidr", nil, "ranges of all pods' addresses, the main one first (default: the cluster's)")
 	f.StringSliceVar(&dns, "cluster-dns", nil, "addresses of the cluster's DNS, the one that pods ask first (default: the cluster's)")
 	f.StringVar(&j.ClusterDomain, "cluster-domain", j.ClusterDomain, "domain of the cluster's names")
@@ -135,6 +135,18 @@ func (j *join) where(name, dir string, clusterCIDR, dns, addresses []string) err
 		errs = append(errs, errors.New("--cluster-cidr is required with --data-dir"))
 	}
 	errs = append(errs, j.checkFamilies()...)
+	if len(j.ClusterCIDR) > 0 { // of the main family the first is the node's main address
+		four := j.ClusterCIDR[0].Addr().Is4()
+		slices.SortStableFunc(j.Addresses, func(a, b netip.Addr) int {
+			switch {
+			case a.Is4() == b.Is4():
+				return 0
+			case a.Is4() == four:
+				return -1
+			}
+			return 1
+		})
+	}
 	if len(dns) > 0 {
 		j.DNS = nil
 	}

@@ -20,10 +20,13 @@ type cluster struct {
 	out        io.Writer
 }
 
-// bothFamilies are the settings of a cluster of two families.
-const bothFamilies = `podCIDRs: [10.242.0.0/16, "fd42:c::/56"]
-serviceCIDRs: [10.243.0.0/16, "fd43:c::/112"]
-`
+// settings are those of clusters by their families.
+var settings = map[string]string{
+	"":   "",
+	"46": "podCIDRs: [10.242.0.0/16, 'fd42:c::/56']\nserviceCIDRs: [10.243.0.0/16, 'fd43:c::/112']\n",
+	"64": "podCIDRs: ['fd42:c::/56', 10.242.0.0/16]\nserviceCIDRs: ['fd43:c::/112', 10.243.0.0/16]\n",
+	"6":  "podCIDRs: ['fd42:c::/56']\nserviceCIDRs: ['fd43:c::/112']\n",
+}
 
 // upCluster starts a cluster with its data below dir. What a killed run left of one is removed first.
 func upCluster(ctx context.Context, w wish, dir string, out io.Writer) (*cluster, error) {
@@ -34,12 +37,12 @@ func upCluster(ctx context.Context, w wish, dir string, out io.Writer) (*cluster
 		}
 	}
 	args := []string{"up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral"}
-	if w.dual {
-		settings := filepath.Join(dir, "settings.yaml")
-		if err := os.WriteFile(settings, []byte(bothFamilies), 0o644); err != nil {
+	if text := settings[w.families]; text != "" {
+		file := filepath.Join(dir, "settings.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, err
 		}
-		args = append(args, "--config", settings)
+		args = append(args, "--config", file)
 	}
 	return c, c.yareDo(ctx, args...)
 }

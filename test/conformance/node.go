@@ -28,7 +28,7 @@ type node struct {
 	dir     string // of logs and data
 	out     io.Writer
 	address netip.Addr
-	second  netip.Addr // of IPv6, in a cluster of two families
+	six     netip.Addr // in a cluster with IPv6
 
 	agent *exec.Cmd
 	ended chan struct{}
@@ -46,10 +46,10 @@ func secondNode(ctx context.Context, w wish, dir string, out io.Writer) (*node, 
 		return nil, nil
 	}
 	n, err := makeNode(ctx, w.cluster+"-2", w.yare, dir, out)
-	if err != nil || !w.dual {
+	if err != nil || w.families == "" {
 		return n, err
 	}
-	if err := n.addSecond(ctx); err != nil {
+	if err := n.addIPv6(ctx); err != nil {
 		return nil, errors.Join(err, n.remove(context.WithoutCancel(ctx)))
 	}
 	return n, nil
@@ -83,14 +83,14 @@ func makeNode(ctx context.Context, name, yare, dir string, out io.Writer) (n *no
 	return n, nil
 }
 
-// addSecond gives the link addresses of IPv6 too, that end as those of IPv4 do.
-func (n *node) addSecond(ctx context.Context) error {
+// addIPv6 gives the link addresses of IPv6 too.
+func (n *node) addIPv6(ctx context.Context) error {
 	four := n.address.As4()
 	outside := netip.MustParseAddr(fmt.Sprintf("fd18:%x::1", four[2]))
-	n.second = outside.Next()
+	n.six = outside.Next()
 	for _, command := range []string{
 		"addr add " + outside.String() + "/64 dev " + nodeLink + " nodad",
-		"-n " + n.name + " addr add " + n.second.String() + "/64 dev eth0 nodad",
+		"-n " + n.name + " addr add " + n.six.String() + "/64 dev eth0 nodad",
 		"-6 -n " + n.name + " route add default via " + outside.String(),
 	} {
 		if err := ip(ctx, command); err != nil {
@@ -167,8 +167,8 @@ func (n *node) join(ctx context.Context, c *cluster, kubectl string) error {
 	}
 	file := filepath.Join(n.dir, n.name+".join")
 	args := []string{"node-credentials", n.name, "--name", c.name, "--address", n.address.String()}
-	if n.second.IsValid() {
-		args = append(args, "--address", n.second.String())
+	if n.six.IsValid() {
+		args = append(args, "--address", n.six.String())
 	}
 	text, err := exec.CommandContext(ctx, n.yare, args...).Output()
 	if err != nil {
