@@ -136,16 +136,15 @@ func (j *join) where(name, dir string, clusterCIDR, dns, addresses []string) err
 	}
 	errs = append(errs, j.checkFamilies()...)
 	if len(j.ClusterCIDR) > 0 { // of the main family the first is the node's main address
-		four := j.ClusterCIDR[0].Addr().Is4()
-		slices.SortStableFunc(j.Addresses, func(a, b netip.Addr) int {
-			switch {
-			case a.Is4() == b.Is4():
-				return 0
-			case a.Is4() == four:
-				return -1
+		var main, others []netip.Addr
+		for _, a := range j.Addresses {
+			if a.Is4() == j.ClusterCIDR[0].Addr().Is4() {
+				main = append(main, a)
+			} else {
+				others = append(others, a)
 			}
-			return 1
-		})
+		}
+		j.Addresses = append(main, others...)
 	}
 	if len(dns) > 0 {
 		j.DNS = nil
