@@ -114,10 +114,10 @@ PROCS ?= 4
 TIMEOUT ?= 90m
 CONFORMANCE_RUN = -yare '$(CURDIR)/bin/yare' -kubectl '$(CURDIR)/bin/kubectl' -procs '$(PROCS)' -timeout '$(TIMEOUT)' \
 	$(if $(filter command,$(firstword $(origin KUBECONFIG))),-kubeconfig '$(abspath $(KUBECONFIG))') $(if $(IMAGES),-images '$(IMAGES)') \
-	$(if $(REGISTRY),-registry '$(REGISTRY)') $(if $(BESIDE),-beside)
+	$(if $(REGISTRY),-registry '$(REGISTRY)') $(if $(BESIDE),-beside) $(if $(FAMILIES),-families '$(FAMILIES)')
 
 .PHONY: conformance
-conformance: build setup ## upstream's conformance suite: FOCUS= SKIP= PROCS= TIMEOUT= KUBECONFIG= IMAGES= REGISTRY= BESIDE=
+conformance: build setup ## upstream's conformance suite: FOCUS= SKIP= PROCS= TIMEOUT= KUBECONFIG= IMAGES= REGISTRY= BESIDE= FAMILIES=
 	$(CONFORMANCE) run $(CONFORMANCE_RUN) -focus '$(FOCUS)' -skip '$(SKIP)'
 
 .PHONY: conformance-smoke

@@ -34,7 +34,7 @@ func server(t testing.TB) client.Client {
 	rbac := authz.NewRBAC(st)
 	self := &late{}
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: st, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Authorizer: rbac,
-		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16")})})
+		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}})})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,7 @@ func cluster(t testing.TB) client.Client {
 	self := &lateClient{}
 	rbac := authz.NewRBAC(st)
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: st, Log: log, Authorizer: rbac, Admission: admission.All(admission.Deps{Store: st}),
-		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16")})})
+		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}})})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,8 +3,8 @@
 // CoreDNS in a cluster, and needs no pod.
 //
 // How pods reach it: the server listens on an address of the node, on any port, and publishes itself as
-// an ordinary Service (kube-system/kube-dns, with the cluster DNS address as its cluster IP) with an
-// EndpointSlice that names the listener. So the proxy's table leads the cluster DNS address to it, on
+// an ordinary Service (kube-system/kube-dns, with the cluster DNS addresses as its cluster IPs) with an
+// EndpointSlice that names the listener for each family. So the proxy's table leads the cluster DNS address to it, on
 // every node and with any proxy, several clusters on one host differ by port, and no link or
 // address is left behind.
 //
@@ -53,8 +53,9 @@ type Config struct {
 	AllowFrom []netip.Prefix
 	// AllowAlso says of a client that is not among these whether it is served all the same; nil: none is.
 	AllowAlso func(netip.Addr) bool
-	// ServiceIP, if valid, is the cluster IP under which the server publishes itself.
-	ServiceIP netip.Addr
+	// ServiceIPs, if any, are the cluster IPs under which the server publishes itself: one, or one of each family, the main one first. There
+	// must be an address to listen on of each family.
+	ServiceIPs []netip.Addr
 	// NodeName names this node in the published endpoint.
 	NodeName string
 }
@@ -82,8 +83,13 @@ func (c Config) Validate() error {
 		if !a.IsValid() {
 			errs = append(errs, errors.New("listen: an address is not valid"))
 		}
-		if c.ServiceIP.IsValid() && (a.Addr().IsLoopback() || a.Addr().IsUnspecified() || a.Addr().IsLinkLocalUnicast()) {
+		if len(c.ServiceIPs) > 0 && (a.Addr().IsLoopback() || a.Addr().IsUnspecified() || a.Addr().IsLinkLocalUnicast()) {
 			errs = append(errs, fmt.Errorf("listen: %s cannot be the endpoint of a Service", a))
+		}
+	}
+	for _, ip := range c.ServiceIPs {
+		if !slices.ContainsFunc(c.Listen, func(a netip.AddrPort) bool { return a.Addr().Is4() == ip.Is4() }) {
+			errs = append(errs, fmt.Errorf("listen: no address is of the family of the Service's %s", ip))
 		}
 	}
 	if _, ok := dns.IsDomainName(c.Domain); !ok {
@@ -97,7 +103,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Deps are what a Server needs. The Client writes only when Config has a ServiceIP.
+// Deps are what a Server needs. The Client writes only when Config has ServiceIPs.
 type Deps struct {
 	Client client.Client
 	Log    *slog.Logger
@@ -123,7 +129,7 @@ func New(c Config, d Deps) (*Server, error) {
 	}
 	s := &Server{c: c, d: d, bound: make(chan struct{}), zone: NewZone(c.Domain, uint32(c.TTL/time.Second))}
 	s.fwd = newForwarder(c.Upstreams, c.ResolvConf, func(a netip.AddrPort) bool {
-		return slices.Contains(s.addrs, a) || a.Addr() == c.ServiceIP
+		return slices.Contains(s.addrs, a) || slices.Contains(c.ServiceIPs, a.Addr())
 	})
 	return s, nil
 }

@@ -442,7 +442,7 @@ func TestCache(t *testing.T) {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	cl := newCluster()
-	c := Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:5353")}, ServiceIP: netip.MustParseAddr("10.43.0.10"), NodeName: "n1"}
+	c := Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:5353")}, ServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, NodeName: "n1"}
 	for range 2 {
 		s, err := New(c, Deps{Client: cl, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 		if err != nil {
@@ -470,11 +470,49 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// TestPublishBoth finds a slice of each family behind the Service of a server with addresses of both, whichever is the main one.
+func TestPublishBoth(t *testing.T) {
+	t.Parallel()
+	four, six := netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd43::a")
+	for _, ips := range [][]netip.Addr{{four, six}, {six, four}} {
+		cl := newCluster()
+		c := Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:5353"), netip.MustParseAddrPort("[2001:db8::2]:5354")}, ServiceIPs: ips, NodeName: "n1"}
+		s, err := New(c, Deps{Client: cl, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.addrs = c.Listen
+		for range 2 {
+			if err := s.publishOnce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := map[string]bool{}
+		for _, o := range cl.objects {
+			switch o := o.(type) {
+			case *corev1.Service:
+				got[fmt.Sprint(o.Spec.ClusterIPs, *o.Spec.IPFamilyPolicy)] = true
+			case *discoveryv1.EndpointSlice:
+				got[fmt.Sprint(o.Name, " ", o.AddressType, " ", o.Endpoints[0].Addresses[0], " ", *o.Ports[0].Port)] = true
+			}
+		}
+		want := map[string]bool{fmt.Sprint(ips, corev1.IPFamilyPolicyRequireDualStack): true,
+			"kube-dns-n1 IPv4 192.0.2.2 5353": true, "kube-dns-n1-ipv6 IPv6 2001:db8::2 5354": true}
+		if ips[0] == six {
+			want = map[string]bool{fmt.Sprint(ips, corev1.IPFamilyPolicyRequireDualStack): true,
+				"kube-dns-n1-ipv4 IPv4 192.0.2.2 5353": true, "kube-dns-n1 IPv6 2001:db8::2 5354": true}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 func TestConfig(t *testing.T) {
 	t.Parallel()
-	_, err := New(Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ServiceIP: netip.MustParseAddr("10.43.0.10"),
+	_, err := New(Config{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd43::a")},
 		Domain: "a..b", Upstreams: []string{"x"}}, Deps{})
-	for _, want := range []string{"127.0.0.1:53 cannot be", `"a..b"`, "upstreams: "} {
+	for _, want := range []string{"127.0.0.1:53 cannot be", `"a..b"`, "upstreams: ", "family of the Service's fd43::a"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %q", err, want)
 		}

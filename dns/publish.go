@@ -3,6 +3,9 @@ package dns
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,10 +25,10 @@ const (
 	managedBy        = "dns.yare.dev"
 )
 
-// publish makes the Service and this node's EndpointSlice, trying again until they are
+// publish makes the Service and this node's EndpointSlices, trying again until they are
 // there: the namespace may be younger than the server.
 func (s *Server) publish(ctx context.Context) {
-	if !s.c.ServiceIP.IsValid() {
+	if len(s.c.ServiceIPs) == 0 {
 		return
 	}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
@@ -51,7 +54,15 @@ func (s *Server) publishOnce(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ensure service %s: %w", serviceName, err)
 	}
-	want := s.slice()
+	for i, ip := range s.c.ServiceIPs {
+		if err := s.publishSlice(ctx, s.slice(ip, i > 0)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) publishSlice(ctx context.Context, want *discoveryv1.EndpointSlice) error {
 	old, err := client.Get[*discoveryv1.EndpointSlice](ctx, s.d.Client, api.Key{Namespace: want.Namespace, Name: want.Name})
 	if apierrors.IsNotFound(err) {
 		_, err = client.Create(ctx, s.d.Client, want)
@@ -67,11 +78,19 @@ func (s *Server) publishOnce(ctx context.Context) error {
 }
 
 func (s *Server) service() *corev1.Service {
+	var ips []string
+	policy := corev1.IPFamilyPolicySingleStack
+	for _, ip := range s.c.ServiceIPs {
+		ips = append(ips, ip.String())
+	}
+	if len(ips) > 1 {
+		policy = corev1.IPFamilyPolicyRequireDualStack
+	}
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: serviceNamespace, Name: serviceName, Labels: map[string]string{
 			"k8s-app": serviceName, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
 		Spec: corev1.ServiceSpec{
-			ClusterIP: s.c.ServiceIP.String(), ClusterIPs: []string{s.c.ServiceIP.String()},
+			ClusterIP: ips[0], ClusterIPs: ips, IPFamilyPolicy: &policy,
 			Ports: []corev1.ServicePort{
 				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
 				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
@@ -80,15 +99,9 @@ func (s *Server) service() *corev1.Service {
 	}
 }
 
-// slice names the first listener of the Service's family.
-func (s *Server) slice() *discoveryv1.EndpointSlice {
-	addr := s.addrs[0]
-	for _, a := range s.addrs {
-		if a.Addr().Is4() == s.c.ServiceIP.Is4() {
-			addr = a
-			break
-		}
-	}
+// slice names the first listener of the family of a Service's address; that of a second one has the family in its name.
+func (s *Server) slice(ip netip.Addr, second bool) *discoveryv1.EndpointSlice {
+	addr := s.addrs[slices.IndexFunc(s.addrs, func(a netip.AddrPort) bool { return a.Addr().Is4() == ip.Is4() })]
 	typ := discoveryv1.AddressTypeIPv6
 	if addr.Addr().Is4() {
 		typ = discoveryv1.AddressTypeIPv4
@@ -98,6 +111,9 @@ func (s *Server) slice() *discoveryv1.EndpointSlice {
 	if s.c.NodeName != "" {
 		name += "-" + s.c.NodeName
 		e.NodeName = &s.c.NodeName
+	}
+	if second {
+		name += "-" + strings.ToLower(string(typ))
 	}
 	port := func(name string, p corev1.Protocol) discoveryv1.EndpointPort {
 		number := int32(addr.Port())

@@ -289,7 +289,11 @@ func (z *Zone) port(name string, typ uint16, k api.Key, s *corev1.Service, below
 		if len(below) < 2 || typ != dns.TypeSRV && typ != dns.TypeANY {
 			return
 		}
-		a.Records = append(a.Records, &dns.SRV{Hdr: z.header(name, dns.TypeSRV), Weight: 100, Port: uint16(number), Target: target})
+		srv := &dns.SRV{Hdr: z.header(name, dns.TypeSRV), Weight: 100, Port: uint16(number), Target: target}
+		// A pod with a host name has one for all of its addresses.
+		if !slices.ContainsFunc(a.Records, func(have dns.RR) bool { return *have.(*dns.SRV) == *srv }) {
+			a.Records = append(a.Records, srv)
+		}
 		for _, ip := range ips {
 			a.Extra = append(a.Extra, z.address(target, ip))
 		}

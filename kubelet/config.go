@@ -138,6 +138,17 @@ func Defaults() Config {
 	}
 }
 
+// hostIPs are the addresses that pods are told of their node: of each family the first, as a Pod's status has no more.
+func (c *Config) hostIPs() (ips []string) {
+	had := map[bool]bool{}
+	for _, ip := range c.NodeIPs {
+		if six := strings.Contains(ip, ":"); !had[six] {
+			ips, had[six] = append(ips, ip), true
+		}
+	}
+	return ips
+}
+
 // Validate returns all mistakes, each with the field's name; nil when there is none.
 func (c *Config) Validate() error {
 	var errs []error

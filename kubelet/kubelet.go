@@ -313,7 +313,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Claims: k.claims,
 		ProbeMetrics: k.probes, Log: k.log,
-		Node: k.keeper.Node, HostIPs: func() []string { return c.NodeIPs }, DNS: k.dns, Keyring: k.keyring,
+		Node: k.keeper.Node, HostIPs: c.hostIPs, DNS: k.dns, Keyring: k.keyring,
 		Pressure: k.evictor.Conditions,
 	})
 }

@@ -15,7 +15,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/yare-dev/yare/api"
-	"github.com/yare-dev/yare/linux/nft"
 )
 
 // health answers load balancers on the health check node ports of Services with
@@ -50,17 +49,20 @@ func (h *health) set(k api.Key, svc *corev1.Service, f Facts, slices_ []*discove
 		svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
 		return
 	}
-	local := map[netip.Addr]bool{}
-	for i := range svc.Spec.Ports {
-		for _, fam := range []nft.Family{nft.IP4, nft.IP6} {
+	// A pod of two families is one: what there is more of counts.
+	most := 0
+	for _, fam := range families() {
+		local := map[netip.Addr]bool{}
+		for i := range svc.Spec.Ports {
 			for _, e := range endpointsOf(f, fam, &svc.Spec.Ports[i], slices_) {
 				if e.local && e.ready {
 					local[e.to.Addr()] = true
 				}
 			}
 		}
+		most = max(most, len(local))
 	}
-	h.want[k] = healthPort{svc.Spec.HealthCheckNodePort, int32(len(local))}
+	h.want[k] = healthPort{svc.Spec.HealthCheckNodePort, int32(most)}
 }
 
 func (h *health) drop(k api.Key) { delete(h.want, k) }

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -109,10 +110,56 @@ func (f *feed) apply(t testing.TB, text string) {
 }
 
 // world is a node of the test's own with two pods and an outside, all of them
-// network namespaces.
+// network namespaces. Tests speak of IPv4; a world of IPv6 understands its addresses instead.
 type world struct {
 	dir  string
 	feed *feed
+	six  bool
+}
+
+// inBoth runs a test in a world of each family.
+func inBoth(t *testing.T, test func(*testing.T, *world)) {
+	t.Parallel()
+	for name, six := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if err := link.CheckIPv6(); six && err != nil {
+				t.Skip(err)
+			}
+			w := newWorld(t)
+			w.six = six
+			test(t, w)
+		})
+	}
+}
+
+var address4 = regexp.MustCompile(`\b(\d+)\.(\d+)\.(\d+)\.(\d+)(/\d+|:\d+)?`)
+
+// own spells a text's addresses, ranges and addresses with ports in the world's family.
+func (w *world) own(text string) string {
+	if !w.six {
+		return text
+	}
+	text = strings.ReplaceAll(text, "addressType: IPv4", "addressType: IPv6")
+	return address4.ReplaceAllStringFunc(text, func(a string) string {
+		m := address4.FindStringSubmatch(a)
+		ip := map[string]string{"10.42": "fd42:0:0:" + m[3] + "::", "10.43": "fd43::", "192.0": "2001:db8::", "198.51": "2001:db8:51::"}[m[1]+"."+m[2]] + m[4]
+		switch {
+		case strings.HasPrefix(m[5], ":"):
+			return "[" + ip + "]" + m[5]
+		case m[5] == "/32":
+			return ip + "/128"
+		case m[5] == "/16":
+			return ip + "/48"
+		}
+		return ip
+	})
+}
+
+// apply has the feed tell of the objects of a YAML text.
+func (w *world) apply(t testing.TB, text string) {
+	t.Helper()
+	w.feed.apply(t, w.own(text))
 }
 
 func (w *world) ns(name string) string { return filepath.Join(w.dir, name) }
@@ -148,14 +195,22 @@ func newWorld(t testing.TB) *world {
 			if name == "outside" {
 				near, far = "192.0.2.2", "192.0.2.1"
 			}
-			if err := addr(name, near+"/24", ""); err != nil {
+			near6, far6 := (&world{six: true}).own(near), (&world{six: true}).own(far)
+			if err := errors.Join(addr(name, near+"/24", ""), addr(name, near6+"/64", "")); err != nil {
 				return err
 			}
-			w.in(t, name, func() error { return addr("eth0", far+"/24", near) })
+			w.in(t, name, func() error { return errors.Join(addr("eth0", far+"/24", near), addr("eth0", far6+"/64", near6)) })
 		}
-		return errors.Join(addr("outside", "", "192.0.2.1"), link.Sysctl("net/ipv4/ip_forward", "1"))
+		return errors.Join(addr("outside", "", "192.0.2.1"), addr("outside", "", "2001:db8::1"), link.Sysctl("net/ipv4/ip_forward", "1"), forward6())
 	})
 	return w
+}
+
+func forward6() error {
+	if link.CheckIPv6() != nil {
+		return nil
+	}
+	return link.Forward6()
 }
 
 func up(name string) error {
@@ -174,10 +229,16 @@ func addr(name, cidr, gw string) error {
 	if err != nil {
 		return err
 	}
+	if six := strings.Contains(cidr+gw, ":"); six && link.CheckIPv6() != nil {
+		return nil // nor is it asked for
+	}
 	if cidr != "" {
 		a, err := netlink.ParseAddr(cidr)
 		if err != nil {
 			return err
+		}
+		if a.IP.To4() == nil {
+			a.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrAdd(l, a); err != nil {
 			return err
@@ -201,6 +262,9 @@ func (w *world) in(t testing.TB, name string, f func() error) {
 func (w *world) start(t testing.TB, change func(*Config)) (stop func()) {
 	t.Helper()
 	c := Config{Table: "yare-test", NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+	if w.six {
+		c.ClusterCIDRs = append(c.ClusterCIDRs, netip.MustParsePrefix("fd42::/48"))
+	}
 	if change != nil {
 		change(&c)
 	}
@@ -232,13 +296,13 @@ func (w *world) serve(t testing.TB, ns string) {
 	w.in(t, ns, func() error {
 		at := ":8080"
 		if ns == "host" {
-			at = "192.0.2.2:8080" // a UDP answer must come from the address that was asked
+			at = w.own("192.0.2.2:8080") // a UDP answer must come from the address that was asked
 		}
-		l, err := net.Listen("tcp4", at)
+		l, err := net.Listen("tcp", at)
 		if err != nil {
 			return err
 		}
-		u, err := net.ListenPacket("udp4", at)
+		u, err := net.ListenPacket("udp", at)
 		if err != nil {
 			return err
 		}
@@ -277,7 +341,7 @@ const patience = 2500 * time.Millisecond
 func (w *world) dial(t testing.TB, ns, proto, to string) (c net.Conn, err error) {
 	t.Helper()
 	w.in(t, ns, func() error {
-		c, err = net.DialTimeout(proto+"4", to, patience)
+		c, err = net.DialTimeout(proto, w.own(to), patience)
 		return nil
 	})
 	if err == nil {
@@ -341,13 +405,13 @@ func slice(name string, ips ...string) string {
 const ports = "ports: [{port: 80, nodePort: 30080}, {name: u, protocol: UDP, port: 80, nodePort: 30080}]"
 
 // TestConnections checks who reaches what, and whose address the endpoint sees.
-func TestConnections(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
+func TestConnections(t *testing.T) { inBoth(t, testConnections) }
+
+func testConnections(t *testing.T, w *world) {
 	w.serve(t, "pod1")
 	w.serve(t, "pod2")
 	w.serve(t, "host")
-	w.feed.apply(t, strings.Join([]string{
+	w.apply(t, strings.Join([]string{
 		service("node", "10.43.0.9", strings.ReplaceAll(ports, "nodePort: 30080", "nodePort: 0")), slice("node", "192.0.2.2"),
 		service("one", "10.43.0.1", "type: NodePort, externalIPs: [198.51.100.1], "+ports), slice("one", "10.42.1.5"),
 		service("none", "10.43.0.2", "type: NodePort, "+strings.ReplaceAll(ports, "30080", "30082")),
@@ -389,6 +453,7 @@ func TestConnections(t *testing.T) {
 			}
 			// The ones that time out would take long one after the other.
 			wg.Go(func() {
+				want = w.own(want)
 				if got := w.ask(t, test.from, proto, test.to); got != want {
 					t.Errorf("%s, %s: %s, want %s", test.name, proto, got, want)
 				}

@@ -21,12 +21,12 @@ import (
 
 // TestBalance checks that every endpoint gets connections, and that session
 // affinity gives a client the same one until it is gone.
-func TestBalance(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
+func TestBalance(t *testing.T) { inBoth(t, testBalance) }
+
+func testBalance(t *testing.T, w *world) {
 	w.serve(t, "pod1")
 	w.serve(t, "pod2")
-	w.feed.apply(t, strings.Join([]string{
+	w.apply(t, strings.Join([]string{
 		service("any", "10.43.0.1", ports), slice("any", "10.42.1.5", "10.42.2.5"),
 		service("same", "10.43.0.2", "type: NodePort, sessionAffinity: ClientIP, "+ports), slice("same", "10.42.1.5", "10.42.2.5"),
 	}, "\n---\n"))
@@ -54,9 +54,9 @@ func TestBalance(t *testing.T) {
 	if seen := pods("192.0.2.2:30080", 20); seen[first] != 20 {
 		t.Errorf("by the node port the client went to %v, by the cluster IP to %s", seen, first)
 	}
-	w.feed.apply(t, slice("same", otherIP))
+	w.apply(t, slice("same", otherIP))
 	until(t, "the endpoint is gone", func() bool { return pods("10.43.0.2:80", 1)[other] == 1 })
-	w.feed.apply(t, slice("same", "10.42.1.5", "10.42.2.5"))
+	w.apply(t, slice("same", "10.42.1.5", "10.42.2.5"))
 	until(t, "the endpoint is back", func() bool { return w.twoSlots(t) })
 	if seen := pods("10.43.0.2:80", 20); seen[other] != 20 {
 		t.Errorf("after the change the client went to %v", seen)
@@ -65,6 +65,10 @@ func TestBalance(t *testing.T) {
 
 // twoSlots reports whether the kernel has two endpoints for the sticky Service.
 func (w *world) twoSlots(t *testing.T) (yes bool) {
+	set := "sticky-internal-ip"
+	if w.six {
+		set += "6"
+	}
 	w.in(t, "host", func() error {
 		c, err := nft.Dial()
 		if err != nil {
@@ -75,7 +79,7 @@ func (w *world) twoSlots(t *testing.T) (yes bool) {
 		if err != nil {
 			return err
 		}
-		yes = len(have.Sets["sticky-internal-ip"].Elems) == 4 // two endpoints, TCP and UDP
+		yes = len(have.Sets[set].Elems) == 4 // two endpoints, TCP and UDP
 		return nil
 	})
 	return yes
@@ -101,24 +105,24 @@ func TestChanges(t *testing.T) {
 			}
 		}
 	}
-	w.feed.apply(t, service("a", "10.43.0.1", ports))
+	w.apply(t, service("a", "10.43.0.1", ports))
 	is("tcp", "refused")
-	w.feed.apply(t, slice("a", "10.42.1.5"))
+	w.apply(t, slice("a", "10.42.1.5"))
 	is("tcp", "pod1")
-	w.feed.apply(t, slice("a", "10.42.2.5"))
+	w.apply(t, slice("a", "10.42.2.5"))
 	is("tcp", "pod2")
 	w.feed.put(api.ServiceKind, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: "a"}}, true)
 	w.feed.put(api.EndpointSliceKind, &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: "a-1",
 		Labels: map[string]string{discoveryv1.LabelServiceName: "a"}}}, true)
-	w.feed.apply(t, service("b", "10.43.0.1", ports)+"\n---\n"+slice("b", "10.42.1.5"))
+	w.apply(t, service("b", "10.43.0.1", ports)+"\n---\n"+slice("b", "10.42.1.5"))
 	is("tcp", "pod1")
 }
 
 // TestUDPFollows keeps one UDP socket while its endpoint moves: conntrack must not
 // hold it to the old one, nor to nothing when it spoke before there was any.
-func TestUDPFollows(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
+func TestUDPFollows(t *testing.T) { inBoth(t, testUDPFollows) }
+
+func testUDPFollows(t *testing.T, w *world) {
 	w.serve(t, "pod1")
 	w.serve(t, "pod2")
 	stop := w.start(t, nil)
@@ -140,9 +144,9 @@ func TestUDPFollows(t *testing.T) {
 		})
 	}
 	fmt.Fprintln(c, "too early")
-	w.feed.apply(t, service("a", "10.43.0.1", ports)+"\n---\n"+slice("a", "10.42.1.5"))
+	w.apply(t, service("a", "10.43.0.1", ports)+"\n---\n"+slice("a", "10.42.1.5"))
 	follow("pod1")
-	w.feed.apply(t, slice("a", "10.42.2.5"))
+	w.apply(t, slice("a", "10.42.2.5"))
 	follow("pod2")
 }
 
@@ -152,7 +156,7 @@ func TestRestart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.serve(t, "pod1")
-	w.feed.apply(t, service("a", "10.43.0.1", ports)+"\n---\n"+slice("a", "10.42.1.5"))
+	w.apply(t, service("a", "10.43.0.1", ports)+"\n---\n"+slice("a", "10.42.1.5"))
 	stop := w.start(t, nil)
 	c, err := w.dial(t, "outside", "tcp", "10.43.0.1:80")
 	if err != nil {
@@ -215,11 +219,11 @@ func TestRestart(t *testing.T) {
 }
 
 // TestHealthCheckPort asks the port that load balancers ask.
-func TestHealthCheckPort(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
+func TestHealthCheckPort(t *testing.T) { inBoth(t, testHealthCheckPort) }
+
+func testHealthCheckPort(t *testing.T, w *world) {
 	lb := "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000, "
-	w.feed.apply(t, service("a", "10.43.0.1", lb+ports)+"\n---\n"+slice("a", "10.42.1.5"))
+	w.apply(t, service("a", "10.43.0.1", lb+ports)+"\n---\n"+slice("a", "10.42.1.5"))
 	stop := w.start(t, nil)
 	get := func() (int, string) {
 		c, err := w.dial(t, "outside", "tcp", "192.0.2.2:31000")
@@ -237,7 +241,7 @@ func TestHealthCheckPort(t *testing.T) {
 	}
 	want := `{"localEndpoints":1,"service":{"name":"a","namespace":"d"},"serviceProxyHealthy":true}`
 	until(t, "the port is served", func() bool { code, body := get(); return code == 200 && body == want })
-	w.feed.apply(t, slice("a", "10.42.2.5"))
+	w.apply(t, slice("a", "10.42.2.5"))
 	until(t, "no endpoint is local", func() bool { code, _ := get(); return code == 503 })
 	stop()
 	if code, _ := get(); code != 0 {

@@ -97,6 +97,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer k.close()
+	k.routed(p.c.ClusterCIDRs)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{p: p, kernel: k, ready: ready, health: newHealth(p.c.NodePortAddresses, p.d.Log),
@@ -310,10 +311,20 @@ func newKernel(table string, log *slog.Logger) (*kernel, error) {
 		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), mon.Close(), conn.Close())
 	}
 	k := &kernel{table: table, conn: conn, mon: mon, links: links, log: log, foreign: make(chan struct{}, 1)}
-	if routes, err := links.RouteList(nil, netlink.FAMILY_V4); err == nil && !hasDefault(routes) {
-		log.Warn("no default route: the host's own connections to service addresses need a route to them")
-	}
 	return k, nil
+}
+
+// routed tells where the host's own connections to Services would find no way, by the families of pods.
+func (k *kernel) routed(pods []netip.Prefix) {
+	four, six := len(pods) == 0, false
+	for _, p := range pods {
+		four, six = four || p.Addr().Is4(), six || p.Addr().Is6()
+	}
+	for family, wanted := range map[int]bool{netlink.FAMILY_V4: four, netlink.FAMILY_V6: six} {
+		if routes, err := k.links.RouteList(nil, family); wanted && err == nil && !hasDefault(routes) {
+			k.log.Warn("no default route: the host's own connections to service addresses need a route to them", "ipv6", family == netlink.FAMILY_V6)
+		}
+	}
 }
 
 func hasDefault(routes []netlink.Route) bool {

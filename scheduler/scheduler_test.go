@@ -45,7 +45,7 @@ func server(t testing.TB, b store.Backend, log *slog.Logger) (run.Component, cli
 	st := store.New(b, api.Stored(), store.Options{Log: log, Indexes: rest.Indexes()})
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{
 		Store: st, Authorizer: allow{}, Log: log,
-		Resources: builtin.All(builtin.Deps{Store: st, Access: allow{}, Services: netip.MustParsePrefix("10.96.0.0/16")}),
+		Resources: builtin.All(builtin.Deps{Store: st, Access: allow{}, Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -79,7 +79,7 @@ func newWorld(t *testing.T) *world {
 	w.server, err = apiserver.New(apiserver.Config{}, apiserver.Deps{Store: w.store, Log: log, Authorizer: rbac, Aggregator: a,
 		Authenticators: []authn.Authenticator{asHeader{}},
 		FrontProxy:     authn.FrontProxy{UsernameHeaders: []string{"X-Front-User"}, UIDHeaders: []string{"x-front-uid"}, GroupHeaders: []string{"X-Front-Group"}, ExtraHeaderPrefixes: []string{"x-front-extra-"}},
-		Resources:      builtin.All(builtin.Deps{Store: w.store, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16")})})
+		Resources:      builtin.All(builtin.Deps{Store: w.store, Client: self, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}})})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,15 +19,18 @@ import (
 	"github.com/yare-dev/yare/run"
 )
 
-// defaultCIDR is the name of the ServiceCIDR of the configured range.
+// defaultCIDR is the name of the ServiceCIDR of the configured ranges.
 const defaultCIDR = "kubernetes"
 
-// serviceCIDR ensures the ServiceCIDR of the configured range, which is ready as long as nobody says otherwise.
+// serviceCIDR ensures the ServiceCIDR of the configured ranges, which is ready as long as nobody says otherwise.
 func (b *Bootstrap) serviceCIDR(ctx context.Context) error {
-	if !b.config.Services.IsValid() {
+	if len(b.config.Services) == 0 {
 		return nil
 	}
-	cidrs := []string{b.config.Services.Masked().String()}
+	var cidrs []string
+	for _, p := range b.config.Services {
+		cidrs = append(cidrs, p.Masked().String())
+	}
 	err := ensure(ctx, b.client, &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: defaultCIDR}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: cidrs}}, nil)
 	if err != nil {
 		return err

@@ -1,12 +1,15 @@
 package bootstrap
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -139,5 +142,55 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%+v", again)
 		}
 		stop()
+	})
+}
+
+// TestFamilies finds the ServiceCIDR of a cluster of two families with both ranges, an IPAddress for each of a Service's addresses as long as it has
+// them, and the API server's own Service with the main family alone.
+func TestFamilies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		services := []netip.Prefix{netip.MustParsePrefix("fd43::/112"), netip.MustParsePrefix("10.43.0.0/16")}
+		c := serverOf(t, services...)
+		stop := startOf(t, c, netip.MustParseAddrPort("[2001:db8::1]:6443"), services...)
+		defer stop()
+		if cidr := get[*networkingv1.ServiceCIDR](t, c, "", "kubernetes"); !slices.Equal(cidr.Spec.CIDRs, []string{"fd43::/112", "10.43.0.0/16"}) {
+			t.Errorf("%+v", cidr.Spec)
+		}
+		own := get[*corev1.Service](t, c, "default", "kubernetes")
+		if !slices.Equal(own.Spec.ClusterIPs, []string{"fd43::1"}) || !slices.Equal(own.Spec.IPFamilies, []corev1.IPFamily{corev1.IPv6Protocol}) {
+			t.Errorf("%+v", own.Spec)
+		}
+		if e := get[*discoveryv1.EndpointSlice](t, c, "default", "kubernetes"); e.AddressType != discoveryv1.AddressTypeIPv6 || e.Endpoints[0].Addresses[0] != "2001:db8::1" {
+			t.Errorf("%+v", e)
+		}
+		both := web("both", "")
+		both.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicyRequireDualStack)
+		made, err := client.Create(t.Context(), c, both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ips := made.Spec.ClusterIPs
+		if got := parents(t, c); len(ips) != 2 || got[ips[0]] != "both" || got[ips[1]] != "both" {
+			t.Fatalf("%v: %v", ips, got)
+		}
+		for i, family := range []string{"IPv6", "IPv4"} {
+			if got := get[*networkingv1.IPAddress](t, c, "", ips[i]).Labels[networkingv1.LabelIPAddressFamily]; got != family {
+				t.Errorf("%s is labelled %s", ips[i], got)
+			}
+		}
+		if _, err = client.Mutate(t.Context(), c, made, "", func(s *corev1.Service) { s.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicySingleStack) }); err != nil {
+			t.Fatal(err)
+		}
+		if got := parents(t, c); got[ips[0]] != "both" || got[ips[1]] != "" {
+			t.Errorf("after the second was given up: %v", got)
+		}
+		// Further ranges are of use for the families that the cluster has.
+		more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"fd44::/112"}}}
+		if _, err := client.Create(t.Context(), c, more); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Create(t.Context(), c, web("six", "fd44::7")); err != nil {
+			t.Error(err)
+		}
 	})
 }

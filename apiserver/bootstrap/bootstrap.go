@@ -38,8 +38,8 @@ type Config struct {
 	APIServer netip.AddrPort
 	// APIService is the Service's address.
 	APIService netip.Addr
-	// Services is the range of Services' addresses.
-	Services netip.Prefix
+	// Services are the ranges of Services' addresses, the first of the family of APIServer and APIService.
+	Services []netip.Prefix
 	// ClientCA are the authorities whose client certificates this API server accepts, in PEM.
 	ClientCA []byte
 	// FrontProxy, where it has authorities (PEM), is whose word for other users this server takes.
@@ -199,9 +199,13 @@ func (b *Bootstrap) service(ctx context.Context) error {
 		return err
 	}
 	meta.Labels = map[string]string{discoveryv1.LabelServiceName: apiService.Name}
+	family := discoveryv1.AddressTypeIPv4
+	if to.Addr().Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
 	err = ensure(ctx, b.client, &discoveryv1.EndpointSlice{
 		ObjectMeta:  meta,
-		AddressType: discoveryv1.AddressTypeIPv4,
+		AddressType: family,
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{to.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
 		Ports:       []discoveryv1.EndpointPort{{Name: &name, Protocol: &proto, Port: &port}},
 	}, func(now, want *discoveryv1.EndpointSlice) {

@@ -28,14 +28,17 @@ import (
 
 type late struct{ client.Client }
 
-func server(t testing.TB) client.Client {
+func server(t testing.TB) client.Client { return serverOf(t, netip.MustParsePrefix("10.43.0.0/16")) }
+
+// serverOf has these ranges of Services.
+func serverOf(t testing.TB, services ...netip.Prefix) client.Client {
 	t.Helper()
 	st := servertest.Store(t)
 	rbac := authz.NewRBAC(st)
 	self := &late{}
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: st, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Authorizer: rbac,
-		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/16"),
-			Reserved: []netip.Addr{netip.MustParseAddr("10.43.0.1")}})})
+		Resources: builtin.All(builtin.Deps{Store: st, Client: self, Authorizer: rbac, Services: services,
+			Reserved: []netip.Addr{services[0].Addr().Next()}})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,8 +49,12 @@ func server(t testing.TB) client.Client {
 // start runs the component until it is ready.
 func start(t testing.TB, c client.Client) (stop func()) {
 	t.Helper()
-	b := New(Config{APIServer: netip.MustParseAddrPort("192.0.2.1:6443"), APIService: netip.MustParseAddr("10.43.0.1"),
-		Services: netip.MustParsePrefix("10.43.0.0/16"), ClientCA: []byte(authority(t, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)))}, c,
+	return startOf(t, c, netip.MustParseAddrPort("192.0.2.1:6443"), netip.MustParsePrefix("10.43.0.0/16"))
+}
+
+func startOf(t testing.TB, c client.Client, at netip.AddrPort, services ...netip.Prefix) (stop func()) {
+	t.Helper()
+	b := New(Config{APIServer: at, APIService: services[0].Addr().Next(), Services: services, ClientCA: []byte(authority(t, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)))}, c,
 		slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)

@@ -42,10 +42,11 @@ type Deps struct {
 	// Health is what ComponentStatus answers from. It may be nil.
 	Health *run.Health
 
-	// Services is the range of cluster addresses, IPv4. The network address is never given out.
-	Services netip.Prefix
-	// Pods is the range of pods' addresses, where it is known: warnings tell of what overlaps it.
-	Pods netip.Prefix
+	// Services are the ranges of cluster addresses, one or one of each family, of which the first is what Services have that do not say.
+	// The network address is never given out.
+	Services []netip.Prefix
+	// Pods are the ranges of pods' addresses, where they are known: warnings tell of what overlaps them.
+	Pods []netip.Prefix
 	// Reserved addresses of Services are given only to those that ask for them by name (kube-dns, kubernetes).
 	Reserved []netip.Addr
 	// NodePorts is the first and last node port; 30000-32767 when zero.

@@ -28,12 +28,13 @@ import (
 // An address that was promised to a write under way is in pending until the write's end, when the store, whose writers
 // return after publication, shows it in the Service or it is free again. Everything happens under one lock.
 //
-// Addresses come from the configured range and from those of further ServiceCIDRs, as long as they are ready. An IPAddress that
+// Addresses of a family come from the configured range and from those of further ServiceCIDRs, as long as they are ready. A family without a
+// configured range has no addresses: which families there are is settled before, by servicefamilies.go. An IPAddress that
 // somebody else made takes its address away from Services; those that package bootstrap writes say what Services have.
 //
 // One API server allocates: two of them over one etcd could promise the same address at the same moment.
 type allocator struct {
-	prefix   netip.Prefix // configured
+	prefixes []netip.Prefix // configured, at most one of a family
 	reserved map[netip.Addr]bool
 	first    int32 // node ports
 	last     int32
@@ -60,10 +61,13 @@ type claim struct {
 }
 
 func newAllocator(d Deps) *allocator {
-	a := &allocator{prefix: d.Services.Masked(), reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
+	a := &allocator{reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
 		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}, closed: map[string]closed{}}
 	if a.last == 0 {
 		a.first, a.last = 30000, 32767
+	}
+	for _, p := range d.Services {
+		a.prefixes = append(a.prefixes, p.Masked())
 	}
 	for _, addr := range d.Reserved {
 		a.reserved[addr] = true
@@ -174,7 +178,8 @@ func (a *allocator) hold(_ context.Context, now, old *corev1.Service, _ bool) (*
 			t.own[c] = true
 		}
 	}
-	if err := t.clusterIP(now); err != nil {
+	if err := t.clusterIPs(now); err != nil {
+		t.giveBackLocked()
 		return nil, err
 	}
 	if errs := t.nodePorts(now); len(errs) > 0 {
@@ -223,29 +228,43 @@ func (t *taking) giveBackLocked() {
 	t.taken = nil
 }
 
-// clusterIP gives s an address, or checks the one that it asks for.
-func (t *taking) clusterIP(s *corev1.Service) error {
+// clusterIPs gives s an address of each of its families, or checks those that it asks for.
+func (t *taking) clusterIPs(s *corev1.Service) error {
 	if !needsClusterIP(s) || headless(s) {
 		return nil
 	}
-	if s.Spec.ClusterIP == "" {
-		addr, ok := t.freeAddress()
+	ips := slices.Clone(s.Spec.ClusterIPs)
+	for i, f := range s.Spec.IPFamilies {
+		if i < len(ips) {
+			if err := t.asked(s, ips[i], f); err != nil {
+				return err
+			}
+			continue
+		}
+		addr, ok := t.freeAddress(f)
 		if !ok {
 			why := "range is full"
-			if len(t.all()) == 0 {
+			if len(t.all(f)) == 0 {
 				why = "no ServiceCIDR is ready: make one, or wait for one ('kubectl get servicecidrs')"
 			}
 			return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: %s", s.Name, why))
 		}
-		s.Spec.ClusterIP, s.Spec.ClusterIPs = addr.String(), []string{addr.String()}
-		return nil
+		ips = append(ips, addr.String())
 	}
+	if len(ips) > 0 {
+		s.Spec.ClusterIPs, s.Spec.ClusterIP = ips, ips[0]
+	}
+	return nil
+}
+
+// asked takes the address that s asks for.
+func (t *taking) asked(s *corev1.Service, ip string, f corev1.IPFamily) error {
 	why := ""
-	addr, err := netip.ParseAddr(s.Spec.ClusterIP)
+	addr, err := netip.ParseAddr(ip)
 	switch {
 	case err == nil && t.own[claim{addr: addr}]:
 		return nil
-	case err != nil || !slices.ContainsFunc(t.all(), func(p netip.Prefix) bool { return usable(p, addr) }):
+	case err != nil || !slices.ContainsFunc(t.all(f), func(p netip.Prefix) bool { return usable(p, addr) }):
 		why = t.shut(addr)
 	case !t.take(claim{addr: addr}):
 		why = "provided IP is already allocated"
@@ -253,7 +272,7 @@ func (t *taking) clusterIP(s *corev1.Service) error {
 		return nil
 	}
 	return apierrors.NewInvalid(api.ServiceKind.GVK().GroupKind(), s.Name, fieldErrors{field.Invalid(
-		field.NewPath("spec", "clusterIPs"), s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %s", s.Spec.ClusterIP, why))})
+		field.NewPath("spec", "clusterIPs"), s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %s", ip, why))})
 }
 
 // shut says why addr, which is in no range that gives addresses, cannot be had.
@@ -271,18 +290,21 @@ func (a *allocator) shut(addr netip.Addr) string {
 	return "the provided network does not match the current range"
 }
 
-// all are the ranges of addresses of the configured family, the configured one first, unless its ServiceCIDR is not ready.
-func (a *allocator) all() (ps []netip.Prefix) {
-	isClosed := false
-	for _, c := range a.closed {
-		isClosed = isClosed || slices.Contains(c.ranges, a.prefix)
-	}
-	if !isClosed {
-		ps = append(ps, a.prefix)
+// all are the ranges of addresses of a family, the configured one first, unless its ServiceCIDR is not ready.
+func (a *allocator) all(f corev1.IPFamily) (ps []netip.Prefix) {
+	is := func(p netip.Prefix) bool { return p.Addr().Is4() == (f == corev1.IPv4Protocol) }
+	for _, p := range a.prefixes {
+		isClosed := false
+		for _, c := range a.closed {
+			isClosed = isClosed || slices.Contains(c.ranges, p)
+		}
+		if is(p) && !isClosed {
+			ps = append(ps, p)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.ranges)) {
 		for _, p := range a.ranges[name] {
-			if p.Addr().Is4() == a.prefix.Addr().Is4() && !slices.Contains(ps, p) {
+			if is(p) && !slices.Contains(ps, p) {
 				ps = append(ps, p)
 			}
 		}
@@ -296,9 +318,9 @@ func usable(p netip.Prefix, addr netip.Addr) bool {
 	return p.Contains(addr) && addr != p.Addr() && (!p.Addr().Is4() || addr != nth(p.Addr(), uint64(1)<<bits-1))
 }
 
-// freeAddress takes a free address of the first range that has one.
-func (t *taking) freeAddress() (netip.Addr, bool) {
-	for _, p := range t.all() {
+// freeAddress takes a free address of the family's first range that has one.
+func (t *taking) freeAddress(f corev1.IPFamily) (netip.Addr, bool) {
+	for _, p := range t.all(f) {
 		if addr, ok := t.freeIn(p); ok {
 			return addr, true
 		}

@@ -86,7 +86,7 @@ func discovered(t *testing.T) (lines []string) {
 	streams := connect.Deps{Store: s}
 	rbac := authz.NewRBAC(s)
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Resources: builtin.All(builtin.Deps{Store: s, Client: &late{}, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/24"),
+		Resources: builtin.All(builtin.Deps{Store: s, Client: &late{}, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/24")},
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams)}),
 		Authenticators: []authn.Authenticator{master{}}})
 	if err != nil {

@@ -42,9 +42,17 @@ type cluster struct {
 	kinds map[string]rest.Any // by apiVersion and kind
 	ctx   context.Context
 	roles *authz.RBAC
+
+	tokens *authn.Tokens
 }
 
 func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	return newClusterOf(t, netip.MustParsePrefix("10.43.0.0/24"))
+}
+
+// newClusterOf is a cluster with these ranges of Services.
+func newClusterOf(t *testing.T, services ...netip.Prefix) *cluster {
 	t.Helper()
 	s := servertest.Store(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -55,13 +63,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, store: s, kinds: map[string]rest.Any{}, roles: authz.NewRBAC(s)}
-	for _, a := range builtin.All(builtin.Deps{Store: s, Tokens: tokens, Authorizer: c.roles,
-		Services: netip.MustParsePrefix("10.43.0.0/24"), Reserved: []netip.Addr{netip.MustParseAddr("10.43.0.1")}, NodePorts: [2]int32{30000, 30003}}) {
-		c.kinds[a.Kind.APIVersion()+" "+a.Kind.Kind] = a
-	}
-	c.pipe = rest.NewPipeline(s, admission.All(admission.Deps{Store: s, Roles: c.roles}))
-	c.ctx = authn.WithUser(t.Context(), &authn.User{Name: "root", Groups: []string{authn.Masters, authn.Authenticated}})
+	c := (&cluster{t: t, store: s, tokens: tokens, roles: authz.NewRBAC(s)}).with(services...)
 	for _, ns := range []string{"default", "kube-system"} {
 		c.must(c.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}))
 		c.must(c.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}))
@@ -69,6 +71,19 @@ func newCluster(t *testing.T) *cluster {
 	grows := true
 	c.must(c.create(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "gold"}, Provisioner: "example.com/disk", AllowVolumeExpansion: &grows}))
 	return c
+}
+
+// with is the same cluster, over the same store, with other ranges of Services.
+func (c *cluster) with(services ...netip.Prefix) *cluster {
+	next := *c
+	next.kinds = map[string]rest.Any{}
+	for _, a := range builtin.All(builtin.Deps{Store: c.store, Tokens: c.tokens, Authorizer: c.roles,
+		Services: services, Reserved: []netip.Addr{netip.MustParseAddr("10.43.0.1")}, NodePorts: [2]int32{30000, 30003}}) {
+		next.kinds[a.Kind.APIVersion()+" "+a.Kind.Kind] = a
+	}
+	next.pipe = rest.NewPipeline(c.store, admission.All(admission.Deps{Store: c.store, Roles: c.roles}))
+	next.ctx = authn.WithUser(c.t.Context(), &authn.User{Name: "root", Groups: []string{authn.Masters, authn.Authenticated}})
+	return &next
 }
 
 func (c *cluster) must(_ api.Object, err error) {

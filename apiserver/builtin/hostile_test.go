@@ -29,7 +29,7 @@ func wire(t *testing.T) *apiserver.Server {
 	s := servertest.Store(t)
 	rbac := authz.NewRBAC(s)
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Resources:      builtin.All(builtin.Deps{Store: s, Client: &late{}, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/24")}),
+		Resources:      builtin.All(builtin.Deps{Store: s, Client: &late{}, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/24")}}),
 		Authenticators: []authn.Authenticator{master{}}})
 	if err != nil {
 		t.Fatal(err)

@@ -104,8 +104,10 @@ func (d Deps) overlapping(at *field.Path, cidr string) []string {
 		return nil
 	}
 	const mend = "the address of a Service may be a pod's, which is not reached then: choose a range that is nobody's"
-	if d.Pods.IsValid() && p.Overlaps(d.Pods) {
-		return []string{fmt.Sprintf("%s: %s overlaps %s, where pods have their addresses; %s", at, cidr, d.Pods, mend)}
+	for _, pods := range d.Pods {
+		if p.Overlaps(pods) {
+			return []string{fmt.Sprintf("%s: %s overlaps %s, where pods have their addresses; %s", at, cidr, pods, mend)}
+		}
 	}
 	if d.Store == nil {
 		return nil

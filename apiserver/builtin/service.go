@@ -3,7 +3,6 @@ package builtin
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -20,22 +19,34 @@ const affinitySeconds int32 = 10800
 
 // services get their cluster address and node ports from allocation.go, after validation and before they are stored.
 func services(d Deps) *rest.Resource[*corev1.Service] {
-	alloc := newAllocator(d)
+	alloc, families := newAllocator(d), rangeFamilies(d.Services)
+	settle := func(now, old *corev1.Service) {
+		bothNames(now)
+		settleFamilies(now, old, families) // validation tells what does not fit together
+	}
 	return &rest.Resource[*corev1.Service]{
 		Default: defaultService,
 		Name:    apivalidation.NameIsDNSLabel,
-		Prepare: defaultFamilies,
+		Prepare: func(s *corev1.Service) { settle(s, nil) },
 		// The type has no generation upstream.
 		NoGeneration:   true,
 		CreateOnUpdate: true,
 		PrepareUpdate: func(now, old *corev1.Service) {
 			keepAllocated(now, old)
 			dropUnused(now, old)
-			defaultFamilies(now)
+			settle(now, old)
 		},
-		ValidateCreate: func(s *corev1.Service) fieldErrors { return validateService(s, new(corev1.Service), d.Services) },
+		ValidateCreate: func(s *corev1.Service) fieldErrors {
+			if errs := unsettled(s, nil, families); len(errs) > 0 {
+				return errs
+			}
+			return validateService(s, new(corev1.Service))
+		},
 		ValidateUpdate: func(now, old *corev1.Service) fieldErrors {
-			return append(validateService(now, old, d.Services), updateService(now, old)...)
+			if errs := unsettled(now, old, families); len(errs) > 0 {
+				return errs
+			}
+			return append(validateService(now, old), updateService(now, old)...)
 		},
 		Hold:          alloc.hold,
 		AnswerDeleted: true,
@@ -85,35 +96,18 @@ func defaultService(s *corev1.Service) {
 	setPtr(&spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
 }
 
-// defaultFamilies fills in what goes with the address: after the ownership of fields is settled, as nobody asked for it.
-func defaultFamilies(s *corev1.Service) {
+// bothNames makes the singular address the first of the list, whichever a client sets.
+func bothNames(s *corev1.Service) {
 	spec := &s.Spec
 	if spec.Type == corev1.ServiceTypeExternalName {
 		return
 	}
-	// The singular address is the first of the list, whichever a client sets.
 	if spec.ClusterIP != "" && len(spec.ClusterIPs) == 0 {
 		spec.ClusterIPs = []string{spec.ClusterIP}
 	}
 	if spec.ClusterIP == "" && len(spec.ClusterIPs) > 0 {
 		spec.ClusterIP = spec.ClusterIPs[0]
 	}
-	setPtr(&spec.IPFamilyPolicy, corev1.IPFamilyPolicySingleStack)
-	if len(spec.IPFamilies) == 0 {
-		spec.IPFamilies = []corev1.IPFamily{familyOf(spec.ClusterIP)}
-		// Without a selector nobody can tell which families a headless Service's endpoints will have.
-		if headless(s) && len(spec.Selector) == 0 && *spec.IPFamilyPolicy == corev1.IPFamilyPolicyRequireDualStack {
-			spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
-		}
-	}
-}
-
-// familyOf is the family of an address, IPv4 where there is none.
-func familyOf(ip string) corev1.IPFamily {
-	if a, err := netip.ParseAddr(ip); err == nil && a.Is6() && !a.Is4In6() {
-		return corev1.IPv6Protocol
-	}
-	return corev1.IPv4Protocol
 }
 
 // keepAllocated carries over what was allocated and the client, who may not know of it, left out.
@@ -121,7 +115,7 @@ func keepAllocated(now, old *corev1.Service) {
 	if now.Spec.Type == corev1.ServiceTypeExternalName || old.Spec.Type == corev1.ServiceTypeExternalName {
 		return
 	}
-	if now.Spec.ClusterIP == "" && len(now.Spec.ClusterIPs) == 0 {
+	if len(now.Spec.ClusterIPs) == 0 && (now.Spec.ClusterIP == "" || now.Spec.ClusterIP == old.Spec.ClusterIP) {
 		now.Spec.ClusterIP, now.Spec.ClusterIPs = old.Spec.ClusterIP, append([]string(nil), old.Spec.ClusterIPs...)
 	}
 	// A client that changed one of the two names of the address means both.

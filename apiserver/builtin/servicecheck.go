@@ -22,18 +22,9 @@ const (
 	kubeletPort        = 10250
 )
 
-// validateService checks s. Addresses that old has are accepted in whatever form older rules allowed.
-func validateService(s, old *corev1.Service, clusterRange netip.Prefix) (errs fieldErrors) {
+// validateService checks s, whose families are settled. Addresses that old has are accepted in whatever form older rules allowed.
+func validateService(s, old *corev1.Service) (errs fieldErrors) {
 	spec := field.NewPath("spec")
-	if s.Spec.Type != corev1.ServiceTypeExternalName {
-		// Upstream looks at these before anything else, as addresses are given after them, and tells of nothing else.
-		if errs = serviceFamilies(s, old, spec); len(errs) == 0 {
-			errs = serviceStacks(s, spec, clusterRange)
-		}
-		if len(errs) > 0 {
-			return errs
-		}
-	}
 	if len(s.Spec.Ports) == 0 && !headless(s) && s.Spec.Type != corev1.ServiceTypeExternalName {
 		errs = append(errs, field.Required(spec.Child("ports"), ""))
 	}
@@ -192,26 +183,6 @@ func serviceFamilies(s, old *corev1.Service, spec *field.Path) (errs fieldErrors
 	return errs
 }
 
-// serviceStacks checks families against those of the cluster. This release has one range, so that a second family is
-// refused by name where it is required, and where it is preferred the first alone is given, as upstream does then.
-func serviceStacks(s *corev1.Service, spec *field.Path, clusterRange netip.Prefix) (errs fieldErrors) {
-	if headless(s) && len(s.Spec.Selector) == 0 {
-		return nil // whoever makes its endpoints knows
-	}
-	for i, f := range s.Spec.IPFamilies {
-		if f != rangeFamily(clusterRange) {
-			errs = append(errs, field.Invalid(spec.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
-		}
-	}
-	if p := s.Spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
-		errs = append(errs, field.Invalid(spec.Child("ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services"))
-	}
-	if len(s.Spec.ClusterIPs) > 1 {
-		errs = append(errs, field.Invalid(spec.Child("clusterIPs"), s.Spec.ClusterIPs, "this cluster is not configured for dual-stack services"))
-	}
-	return errs
-}
-
 func externalAddresses(s, old *corev1.Service, spec *field.Path) (errs fieldErrors) {
 	for i, ip := range s.Spec.ExternalIPs {
 		at := spec.Child("externalIPs").Index(i)
@@ -222,13 +193,6 @@ func externalAddresses(s, old *corev1.Service, spec *field.Path) (errs fieldErro
 		errs = append(errs, reachable(ip, at)...)
 	}
 	return errs
-}
-
-func rangeFamily(p netip.Prefix) corev1.IPFamily {
-	if p.IsValid() && p.Addr().Is6() {
-		return corev1.IPv6Protocol
-	}
-	return corev1.IPv4Protocol
 }
 
 // reachable refuses addresses that mean something else on every host.
@@ -326,12 +290,16 @@ func updateService(now, old *corev1.Service) (errs fieldErrors) {
 	if !needsClusterIP(now) || !needsClusterIP(old) {
 		return errs
 	}
-	switch at, is, was := spec.Child("clusterIPs").Index(0), now.Spec.ClusterIPs, old.Spec.ClusterIPs; {
+	switch at, is, was := spec.Child("clusterIPs"), now.Spec.ClusterIPs, old.Spec.ClusterIPs; {
 	case len(was) == 0:
 	case len(is) == 0:
-		errs = append(errs, field.Invalid(at, is, "primary clusterIP can not be unset"))
-	case is[0] != was[0]:
-		errs = append(errs, field.Invalid(at, is, "may not change once set"))
+		errs = append(errs, field.Invalid(at.Index(0), is, "primary clusterIP can not be unset"))
+	default: // a second one comes and goes with the policy
+		for i := range min(len(is), len(was)) {
+			if is[i] != was[i] {
+				errs = append(errs, field.Invalid(at.Index(i), is, "may not change once set"))
+			}
+		}
 	}
 	if len(old.Spec.IPFamilies) > 0 && len(now.Spec.IPFamilies) > 0 && now.Spec.IPFamilies[0] != old.Spec.IPFamilies[0] {
 		errs = append(errs, field.Invalid(spec.Child("ipFamilies").Index(0), now.Spec.IPFamilies[0], "primary ipFamily can not be changed"))

@@ -18,7 +18,7 @@ func TestServiceCIDRBesidePods(t *testing.T) {
 	cidr := func(cs ...string) *networkingv1.ServiceCIDR {
 		return &networkingv1.ServiceCIDR{Spec: networkingv1.ServiceCIDRSpec{CIDRs: cs}}
 	}
-	known := Deps{Pods: netip.MustParsePrefix("10.42.0.0/16")}
+	known := Deps{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 	stored := Deps{Store: servertest.Store(t)}
 	servertest.Put(t, stored.Store, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
 		Spec: corev1.NodeSpec{PodCIDR: "10.50.1.0/24", PodCIDRs: []string{"10.50.1.0/24", "fd00:50::/64"}}})

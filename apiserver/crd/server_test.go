@@ -79,7 +79,7 @@ func begin(t testing.TB, s *store.Store, plugins ...rest.Admission) (w *world, r
 	rbac := authz.NewRBAC(s)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	srv, err := apiserver.New(apiserver.Config{}, apiserver.Deps{Store: s, Authorizer: rbac, Log: log,
-		Resources:      builtin.All(builtin.Deps{Store: s, Authorizer: rbac, Services: netip.MustParsePrefix("10.43.0.0/24")}),
+		Resources:      builtin.All(builtin.Deps{Store: s, Authorizer: rbac, Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/24")}}),
 		Authenticators: []authn.Authenticator{master{}}, Admission: plugins})
 	if err != nil {
 		t.Fatal(err)

@@ -94,7 +94,7 @@ func newHost(t testing.TB) *host {
 	component(t, h.store)
 	s, err := apiserver.New(apiserver.Config{}, apiserver.Deps{
 		Store: h.store, Authorizer: authorizer{}, Authenticators: []authn.Authenticator{everybody{}}, Log: log,
-		Resources: builtin.All(builtin.Deps{Store: h.store, Access: authorizer{}, Services: netip.MustParsePrefix("10.96.0.0/16")}),
+		Resources: builtin.All(builtin.Deps{Store: h.store, Access: authorizer{}, Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}),
 	})
 	if err != nil {
 		t.Fatal(err)

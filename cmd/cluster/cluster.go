@@ -54,11 +54,14 @@ type Record struct {
 	DataDir string `json:"dataDir"`
 	RunDir  string `json:"runDir"`
 	// Index tells clusters of one host apart: ports and ranges follow from it.
-	Index      int          `json:"index"`
-	APIPort    int          `json:"apiPort"`
-	PodCIDR    netip.Prefix `json:"podCIDR"`
-	ServiceNet netip.Prefix `json:"serviceCIDR"`
-	NodePorts  [2]int       `json:"nodePorts"` // first and last
+	Index   int `json:"index"`
+	APIPort int `json:"apiPort"`
+	// PodCIDR and ServiceNet are the ranges of pods and Services, the second ones those of the other family in a cluster of two.
+	PodCIDR          netip.Prefix `json:"podCIDR"`
+	ServiceNet       netip.Prefix `json:"serviceCIDR"`
+	SecondPodCIDR    netip.Prefix `json:"secondPodCIDR,omitzero"`
+	SecondServiceNet netip.Prefix `json:"secondServiceCIDR,omitzero"`
+	NodePorts        [2]int       `json:"nodePorts"` // first and last
 	// KubeletPort serves logs, exec and metrics to the API server.
 	KubeletPort int `json:"kubeletPort"`
 	// HealthzPort tells everybody on this host whether the kubelet lives. Clusters of older releases have none, 0.
@@ -72,6 +75,10 @@ type Record struct {
 	Made string `json:"made,omitempty"`
 	// Forwarding is the host's net.ipv4.ip_forward before the first cluster of the host switched it on; the last one to go restores it.
 	Forwarding string `json:"forwarding"`
+	// Forwarding6 is likewise net.ipv6.conf.all.forwarding, and AdvertisedLinks those that had a default route by a router's word then; of clusters
+	// with IPv6 alone.
+	Forwarding6     string   `json:"forwarding6,omitempty"`
+	AdvertisedLinks []string `json:"advertisedLinks,omitempty"`
 	// Kubeconfig is the file that a context was merged into; KubeconfigMade the outermost folder, or the file itself, that had
 	// to be created for it.
 	Kubeconfig     string `json:"kubeconfig"`
@@ -110,20 +117,6 @@ func (r *Record) Context() string {
 		return "yare"
 	}
 	return "yare-" + r.Name
-}
-
-// DNSAddress is the Service address of the cluster's DNS: the tenth of its range.
-func (r *Record) DNSAddress() netip.Addr { return nth(r.ServiceNet, 10) }
-
-// APIAddress is the Service address of the API server: the first of the range.
-func (r *Record) APIAddress() netip.Addr { return nth(r.ServiceNet, 1) }
-
-func nth(p netip.Prefix, n int) netip.Addr {
-	a := p.Masked().Addr()
-	for range n {
-		a = a.Next()
-	}
-	return a
 }
 
 // DefaultName is the cluster that commands mean when they are given no name.
@@ -250,6 +243,10 @@ type Wish struct {
 	UsualKubeconfig string
 	Ephemeral       *bool // nil: a new cluster is durable
 	APIPort         int
+	// PodCIDRs and ServiceCIDRs, of which CheckRanges had nothing to say.
+	PodCIDRs, ServiceCIDRs []netip.Prefix
+	// IPv6 says that pods have it although no range of PodCIDRs is of it: those are for the node of a cluster elsewhere.
+	IPv6 bool
 }
 
 // Claim returns the record of the named cluster, choosing and writing one if it is new. Ports and ranges are free
@@ -293,6 +290,14 @@ func (r *Record) agrees(w Wish) error {
 	if w.Ephemeral != nil && *w.Ephemeral != r.Ephemeral {
 		is := map[bool]string{false: "durable", true: "ephemeral"}[r.Ephemeral]
 		return fmt.Errorf("cluster %q is %s: --ephemeral (ephemeral) is chosen when a cluster is made; 'yare down --name %s' first", r.Name, is, r.Name)
+	}
+	for _, l := range []struct {
+		field     string
+		wish, has []netip.Prefix
+	}{{"podCIDRs", w.PodCIDRs, r.PodCIDRs()}, {"serviceCIDRs", w.ServiceCIDRs, r.ServiceCIDRs()}} {
+		if len(l.wish) > 0 && !slices.Equal(l.wish, l.has) {
+			return fmt.Errorf("cluster %q has %s %v, not %v: they are chosen when a cluster is made; 'yare down --name %s' first", r.Name, l.field, l.has, l.wish, r.Name)
+		}
 	}
 	if w.APIPort != 0 && w.APIPort != r.APIPort {
 		return fmt.Errorf("cluster %q serves its API on port %d, not %d: leave out --api-port (apiPort)", r.Name, r.APIPort, w.APIPort)
@@ -350,19 +355,13 @@ func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 	} else if r.Forwarding, err = forwarding(); err != nil {
 		return nil, err
 	}
-	inUse, err := hostPrefixes()
-	if err != nil {
+	if err := r.chooseRanges(w, others); err != nil {
 		return nil, err
 	}
-	for r.Index = 0; r.Index < maxClusters; r.Index++ {
-		r.PodCIDR, r.ServiceNet = ranges(r.Index)
-		taken := slices.ContainsFunc(others, func(o *Record) bool { return o.Index == r.Index })
-		if !taken && !overlaps(inUse, r.PodCIDR) && !overlaps(inUse, r.ServiceNet) {
-			break
+	if w.IPv6 || HasIPv6(r.PodCIDRs()) {
+		if err := r.noteForwarding6(others); err != nil {
+			return nil, err
 		}
-	}
-	if r.Index == maxClusters {
-		return nil, fmt.Errorf("no address range is free: the host's routes or %d other clusters use 10.42.0.0/16 and all that follow", len(others))
 	}
 	return r, r.choosePorts(w, others)
 }
@@ -406,16 +405,6 @@ func outermostMissing(path string) (string, error) {
 		}
 		path = parent
 	}
-}
-
-// ranges returns the pod and Service ranges of the cluster with the given index.
-func ranges(index int) (pods, services netip.Prefix) {
-	p := func(b int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(b), 0, 0}), 16) }
-	return p(42 + 2*index), p(43 + 2*index)
-}
-
-func overlaps(ps []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(ps, func(q netip.Prefix) bool { return q.Overlaps(p) })
 }
 
 func within(a, b string) bool {

@@ -47,8 +47,8 @@ func TestClaimKeepsClustersApart(t *testing.T) {
 	if err != nil || created || !reflect.DeepEqual(again, a) {
 		t.Errorf("the second claim made another: %v %v %v", again, created, err)
 	}
-	if !a.PodCIDR.Contains(a.NodeRange().Addr()) || a.DNSAddress().String() != nth(a.ServiceNet, 10).String() {
-		t.Errorf("%v %v", a.NodeRange(), a.DNSAddress())
+	if !a.PodCIDR.Contains(a.NodeRanges()[0].Addr()) || a.DNSAddress().String() != nth(a.ServiceNet, 10).String() {
+		t.Errorf("%v %v", a.NodeRanges(), a.DNSAddress())
 	}
 }
 

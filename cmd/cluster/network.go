@@ -2,13 +2,15 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/yare-dev/yare/cni/plugins"
+	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/proxy"
 	"github.com/yare-dev/yare/proxy/netpol"
 )
@@ -25,25 +27,44 @@ func forwarding() (string, error) {
 func (r *Record) Network() plugins.Config {
 	return plugins.Config{
 		Name: r.Name, Dir: filepath.Join(r.RunDir, "net"), Table: r.Table() + "-pods",
-		Ranges: []netip.Prefix{r.NodeRange()}, ClusterCIDRs: []netip.Prefix{r.PodCIDR},
+		Ranges: r.NodeRanges(), ClusterCIDRs: r.PodCIDRs(),
 		Pool: 4,
 	}
 }
 
-// NodeRange is the part of PodCIDR that this host's Node has: the first, which the node address controller gives to
-// the first Node.
-func (r *Record) NodeRange() netip.Prefix { return netip.PrefixFrom(r.PodCIDR.Masked().Addr(), 24) }
+// noteForwarding6 notes how the host is before its first cluster with IPv6; it must have IPv6.
+func (r *Record) noteForwarding6(others []*Record) (err error) {
+	if err := link.CheckIPv6(); err != nil {
+		return err
+	}
+	for _, o := range others {
+		if o.Forwarding6 != "" {
+			r.Forwarding6, r.AdvertisedLinks = o.Forwarding6, o.AdvertisedLinks
+			return nil
+		}
+	}
+	r.Forwarding6 = link.Forwarding6()
+	r.AdvertisedLinks, err = link.Advertised()
+	return err
+}
 
-// restoreForwarding puts ip_forward back when the last cluster of the host goes.
+// restoreForwarding puts ip_forward back when the last cluster of the host goes, and its like of IPv6 with the last that has IPv6.
 func (h Host) restoreForwarding(_ context.Context, r *Record) error {
 	rs, err := h.List()
-	if err != nil || len(rs) > 1 {
+	if err != nil {
 		return err
 	}
-	if now, err := forwarding(); err != nil || r.Forwarding == "" || now == r.Forwarding {
+	if r.Forwarding6 != "" && !slices.ContainsFunc(rs, func(o *Record) bool { return o.Name != r.Name && o.Forwarding6 != "" }) {
+		err = link.RestoreForward6(r.Forwarding6, r.AdvertisedLinks)
+	}
+	if len(rs) > 1 {
 		return err
 	}
-	return os.WriteFile(forwardingFile, []byte(r.Forwarding), 0)
+	now, e := forwarding()
+	if e != nil || r.Forwarding == "" || now == r.Forwarding {
+		return errors.Join(err, e)
+	}
+	return errors.Join(err, os.WriteFile(forwardingFile, []byte(r.Forwarding), 0))
 }
 
 // removePodNetwork removes links, namespaces, addresses and the table of the built-in network.

@@ -3,12 +3,7 @@ package cluster
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
-
-	"github.com/vishvananda/netlink"
-
-	"github.com/yare-dev/yare/linux/link"
 )
 
 const (
@@ -69,23 +64,4 @@ func free(port int) error {
 		return err
 	}
 	return l.Close()
-}
-
-// hostPrefixes returns the networks that the host's addresses and routes use now, default routes left out.
-func hostPrefixes() ([]netip.Prefix, error) {
-	routes, err := link.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	var ps []netip.Prefix
-	for _, rt := range routes {
-		if rt.Dst == nil {
-			continue
-		}
-		ones, _ := rt.Dst.Mask.Size()
-		if a, ok := netip.AddrFromSlice(rt.Dst.IP.To4()); ok && ones > 0 {
-			ps = append(ps, netip.PrefixFrom(a, ones))
-		}
-	}
-	return ps, nil
 }

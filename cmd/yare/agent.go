@@ -55,7 +55,8 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 			if a.join, err = readJoin(file); err != nil {
 				return err
 			}
-			a.record, _, err = cluster.Host{}.Claim(cluster.Wish{Name: name, DataDir: dataDir, Kubeconfig: os.DevNull})
+			a.record, _, err = cluster.Host{}.Claim(cluster.Wish{Name: name, DataDir: dataDir, Kubeconfig: os.DevNull,
+				IPv6: cluster.HasIPv6(a.join.ClusterCIDR)})
 			if err != nil {
 				return err
 			}
@@ -104,7 +105,7 @@ func (a *agent) run(ctx context.Context, ready func()) error {
 func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	r := a.record
 	network := r.Network()
-	network.Ranges, network.ClusterCIDRs = ranges, []netip.Prefix{a.join.ClusterCIDR}
+	network.Ranges, network.ClusterCIDRs = ranges, a.join.ClusterCIDR
 	side := &containerSide{
 		network: network,
 		runtime: criserver.Config{Dir: filepath.Join(r.DataDir, "containers"), RunDir: filepath.Join(r.RunDir, "s"),
@@ -133,7 +134,7 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, err := a.proxy(services, proxy.Config{Table: r.ServiceTable(), NodeName: a.join.Node, ClusterCIDRs: []netip.Prefix{a.join.ClusterCIDR}})
+	rules, err := a.proxy(services, proxy.Config{Table: r.ServiceTable(), NodeName: a.join.Node, ClusterCIDRs: a.join.ClusterCIDR})
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +218,7 @@ func (a *agent) podRanges(ctx context.Context) ([]netip.Prefix, error) {
 	return nil, nil
 }
 
-// podCIDRs are the ranges of pod addresses that a Node was given, IPv4 first as the cluster has it.
+// podCIDRs are the ranges of pod addresses that a Node was given, the main one first as the cluster has it.
 func podCIDRs(n *corev1.Node) (ps []netip.Prefix) {
 	list := n.Spec.PodCIDRs
 	if len(list) == 0 && n.Spec.PodCIDR != "" {

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,18 +31,36 @@ func TestAgent(t *testing.T) {
 		i.Close()
 	}
 	t.Parallel()
-	address, err := hostAddress()
-	if err != nil {
-		t.Skip(err)
+	var addresses []netip.Addr
+	for _, four := range []bool{true, false} {
+		a, err := hostAddress(four)
+		if err != nil {
+			t.Log(err)
+			continue
+		}
+		addresses = append(addresses, a)
+	}
+	if len(addresses) == 0 {
+		t.Skip("no address")
+	}
+	// As many families as the host has.
+	var ranges []netip.Prefix
+	var texts, want []string
+	for _, a := range addresses {
+		text, node := "10.98.0.0/16", "10.98.0.0/24"
+		if a.Is6() {
+			text, node = "fd98::/48", "fd98::/64"
+		}
+		ranges, texts, want = append(ranges, netip.MustParsePrefix(text)), append(texts, text), append(want, node)
 	}
 	dir, c := apiServerForTest(t)
-	begin(t, "controller-manager", "--kubeconfig", filepath.Join(dir, "admin.kubeconfig"), "--cluster-cidr", "10.98.0.0/16")
+	begin(t, "controller-manager", "--kubeconfig", filepath.Join(dir, "admin.kubeconfig"), "--cluster-cidr", strings.Join(texts, ","))
 	admin := &peer{kubeconfig: filepath.Join(dir, "admin.kubeconfig")}
 	cfg, err := admin.rest()
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := &join{Node: "worker", Server: cfg.Host, Addresses: []netip.Addr{address}, ClusterCIDR: netip.MustParsePrefix("10.98.0.0/16"), ClusterDomain: "cluster.local"}
+	j := &join{Node: "worker", Server: cfg.Host, Addresses: addresses, ClusterCIDR: ranges, ClusterDomain: "cluster.local"}
 	if err := j.issue(filepath.Join(dir, "pki")); err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +82,13 @@ func TestAgent(t *testing.T) {
 	eventually(t, c, "a Node that is ready", func(n *corev1.Node) bool {
 		for _, cond := range n.Status.Conditions {
 			if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue {
-				return n.Name == "worker" && n.Spec.PodCIDR == "10.98.0.0/24" && n.Status.Addresses[0].Address == address.String()
+				var internal []string
+				for _, a := range n.Status.Addresses {
+					if a.Type == corev1.NodeInternalIP {
+						internal = append(internal, a.Address)
+					}
+				}
+				return n.Name == "worker" && n.Spec.PodCIDR == want[0] && slices.Equal(n.Spec.PodCIDRs, want) && strings.Join(internal, ",") == joined(addresses)
 			}
 		}
 		return false
@@ -90,20 +116,29 @@ func TestWantedRoutes(t *testing.T) {
 		}
 		return n
 	}
-	r := newRoutes("self", netip.MustParsePrefix("10.42.0.0/16"), nil, slog.New(slog.DiscardHandler))
+	both := func(n *corev1.Node, second string) *corev1.Node {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: second})
+		return n
+	}
+	r := newRoutes("self", []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}, nil, slog.New(slog.DiscardHandler))
 	for _, n := range []*corev1.Node{
 		node("self", "192.0.2.1", "10.42.0.0/24"),
 		node("a", "192.0.2.2", "10.42.1.0/24"),
 		node("new", "", "10.42.2.0/24"),
 		node("none", "192.0.2.3"),
 		node("thief", "192.0.2.4", "192.168.0.0/16", "0.0.0.0/0", "10.42.1.0/24"),
-		node("dual", "192.0.2.5", "10.42.5.0/24", "fd00::/64"),
+		node("stranger", "192.0.2.5", "10.42.5.0/24", "fd00::/64"),
+		node("half", "192.0.2.6", "10.42.6.0/24", "fd42:0:0:6::/64"),
+		both(node("both", "192.0.2.7", "10.42.7.0/24", "fd42:0:0:7::/64"), "2001:db8::7"),
 	} {
 		r.nodes[n.Name] = n
 	}
 	want := map[netip.Prefix]netip.Addr{
-		netip.MustParsePrefix("10.42.1.0/24"): netip.MustParseAddr("192.0.2.2"),
-		netip.MustParsePrefix("10.42.5.0/24"): netip.MustParseAddr("192.0.2.5"),
+		netip.MustParsePrefix("10.42.1.0/24"):    netip.MustParseAddr("192.0.2.2"),
+		netip.MustParsePrefix("10.42.5.0/24"):    netip.MustParseAddr("192.0.2.5"),
+		netip.MustParsePrefix("10.42.6.0/24"):    netip.MustParseAddr("192.0.2.6"),
+		netip.MustParsePrefix("10.42.7.0/24"):    netip.MustParseAddr("192.0.2.7"),
+		netip.MustParsePrefix("fd42:0:0:7::/64"): netip.MustParseAddr("2001:db8::7"),
 	}
 	if got := r.wanted(); !maps.Equal(got, want) {
 		t.Errorf("%v", got)

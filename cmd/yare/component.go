@@ -140,6 +140,15 @@ func prefixes(flag string, list []string) (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
+// families parses address ranges, of which there is at most one of each family.
+func families(flag string, list []string) ([]netip.Prefix, error) {
+	ps, err := prefixes(flag, list)
+	if err == nil && (len(ps) > 2 || len(ps) == 2 && ps[0].Addr().Is4() == ps[1].Addr().Is4()) {
+		err = fmt.Errorf("--%s: %s: give one range, or one of IPv4 and one of IPv6", flag, joined(ps))
+	}
+	return ps, err
+}
+
 // ociCommand is the OCI runtime with runc's command line.
 func ociCommand() *cobra.Command {
 	c := cli.Command(version)

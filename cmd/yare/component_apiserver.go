@@ -21,7 +21,7 @@ type apiServerFlags struct {
 	config    Config
 	dataDir   string
 	advertise string
-	services  string
+	services  []string
 	nodePorts string
 	port      int
 	ephemeral bool
@@ -67,7 +67,7 @@ The certificate authority is pki/ca.crt, the key of service account tokens pki/s
 	l.IntVar(&f.port, "secure-port", 6443, "port to serve HTTPS on")
 	l.StringVar(&f.advertise, "advertise-address", "", "address by which others reach us (default: that of the default route's link)")
 	l.StringSliceVar(&f.config.APINames, "cert-names", nil, "further names and addresses for our certificate")
-	l.StringVar(&f.services, "service-cluster-ip-range", "10.43.0.0/16", "addresses of Services")
+	l.StringSliceVar(&f.services, "service-cluster-ip-range", []string{"10.43.0.0/16"}, "addresses of Services: one range, or two of different families, the main one first")
 	l.StringVar(&f.nodePorts, "service-node-port-range", "30000-32767", "ports of Services on nodes")
 	f.config.APIServer.flags(c)
 	f.addLog(c)
@@ -84,10 +84,13 @@ func (f *apiServerFlags) server() (*server, error) {
 	// The administrator's file is the only kubeconfig that is touched.
 	r.Kubeconfig = adminKubeconfig(r)
 	var errs []error
-	if r.ServiceNet, err = netip.ParsePrefix(f.services); err != nil {
-		errs = append(errs, fmt.Errorf("--service-cluster-ip-range: %w", err))
-	} else if n := r.ServiceNet; n.Addr().BitLen()-n.Bits() < 4 {
-		errs = append(errs, fmt.Errorf("--service-cluster-ip-range: %s has less than 16 addresses", n))
+	if ranges, err := prefixes("service-cluster-ip-range", f.services); err != nil {
+		errs = append(errs, err)
+	} else {
+		cluster.CheckServiceRanges(ranges, func(_, format string, args ...any) {
+			errs = append(errs, fmt.Errorf("--service-cluster-ip-range: "+format, args...))
+		})
+		r.SetServiceCIDRs(ranges)
 	}
 	if n, _ := fmt.Sscanf(f.nodePorts, "%d-%d", &r.NodePorts[0], &r.NodePorts[1]); n != 2 || r.NodePorts[0] < 1 ||
 		r.NodePorts[1] < r.NodePorts[0] || r.NodePorts[1] > 65535 {
@@ -112,7 +115,7 @@ func (f *apiServerFlags) server() (*server, error) {
 
 // apiServerAlone is the control plane of compose without its loops.
 func (s *server) apiServerAlone(ctx context.Context) (run.Component, error) {
-	if err := s.prepare(ctx); err != nil {
+	if err := s.prepare(ctx, s.record.ServiceCIDRs()[:1]); err != nil {
 		return nil, err
 	}
 	for name, identity := range map[string]*pki.Identity{

@@ -119,9 +119,11 @@ func (f *kubeletFlags) credentials(c *kubelet.Config) (*rest.Config, *tls.Config
 		return nil, nil, err
 	}
 	if len(c.NodeIPs) == 0 {
-		a, err := hostAddress()
-		if err != nil {
-			return nil, nil, err
+		a, err := hostAddress(true)
+		if err != nil { // a host of IPv6 alone
+			if a, err = hostAddress(false); err != nil {
+				return nil, nil, err
+			}
 		}
 		c.NodeIPs = []string{a.String()}
 	}

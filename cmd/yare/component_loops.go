@@ -42,14 +42,14 @@ an administrator; or, with --use-service-account-credentials, each writes as its
 under kubeadm, and the user needs only the role system:kube-controller-manager. The built-in local storage (the StorageClass
 local) is of whole clusters, 'yare up', and not among them: claims need a class whose driver is installed.`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			clusters, err := families("cluster-cidr", ranges)
+			if err != nil {
+				return err
+			}
 			if err := p.open(); err != nil {
 				return err
 			}
 			cfg, err := p.rest()
-			if err != nil {
-				return err
-			}
-			clusters, err := prefixes("cluster-cidr", ranges)
 			if err != nil {
 				return err
 			}
@@ -80,7 +80,7 @@ local) is of whole clusters, 'yare up', and not among them: claims need a class 
 	told.add(c, 10257)
 	c.Flags().StringVar(&rootCA, "root-ca-file", "", "certificate that pods verify the API server with (default: the kubeconfig's)")
 	c.Flags().StringVar(&tokenKey, "service-account-private-key-file", "", "key that signs the tokens of Secrets of type kubernetes.io/service-account-token (default: they stay empty)")
-	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, of which every Node is given a part (default: none is given)")
+	c.Flags().StringSliceVar(&ranges, "cluster-cidr", nil, "range of pods' addresses, or two of different families, the main one first, of which every Node is given a part (default: none is given)")
 	c.Flags().BoolVar(&accounts, "use-service-account-credentials", false, "let each controller write as its own service account")
 	return c
 }

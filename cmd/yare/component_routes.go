@@ -23,11 +23,11 @@ import (
 // routes lets this node's pods reach those of other nodes: a route to each other Node's range of pod addresses by way of the
 // Node's address, where that is on a link of this host. Nodes behind a router are left to whoever runs that router.
 //
-// A route into the cluster's range that bears our origin is ours: there is no record that could differ from the kernel.
+// A route into the cluster's ranges that bears our origin is ours: there is no record that could differ from the kernel.
 // Routes go when the component ends.
 type routes struct {
 	node    string
-	cluster netip.Prefix // all pods' addresses
+	cluster []netip.Prefix // all pods' addresses
 	client  client.Reader
 	log     *slog.Logger
 
@@ -41,7 +41,7 @@ const routeOrigin = netlink.RouteProtocol(121)
 // routesEvery is how often the kernel is compared although no Node changed: a link that goes down takes its routes along.
 const routesEvery = 30 * time.Second
 
-func newRoutes(node string, cluster netip.Prefix, c client.Reader, log *slog.Logger) *routes {
+func newRoutes(node string, cluster []netip.Prefix, c client.Reader, log *slog.Logger) *routes {
 	return &routes{node: node, cluster: cluster, client: c, log: log, nodes: map[string]*corev1.Node{}, told: map[netip.Addr]bool{}}
 }
 
@@ -101,7 +101,7 @@ func (r *routes) wanted() map[netip.Prefix]netip.Addr {
 			continue
 		}
 		for _, p := range podCIDRs(r.nodes[name]) {
-			if !r.cluster.Contains(p.Addr()) || p.Bits() < r.cluster.Bits() {
+			if !slices.ContainsFunc(r.cluster, func(c netip.Prefix) bool { return c.Contains(p.Addr()) && p.Bits() >= c.Bits() }) {
 				continue // a Node that claims addresses that are not pods'
 			}
 			for _, a := range r.nodes[name].Status.Addresses {
@@ -128,7 +128,7 @@ func (r *routes) apply(want map[netip.Prefix]netip.Addr) error {
 	for _, route := range have {
 		dst, via := prefixOf(route.Dst), addrOf(route.Gw)
 		switch {
-		case !r.cluster.Overlaps(dst):
+		case !slices.ContainsFunc(r.cluster, dst.Overlaps):
 		case want[dst] == via && via.IsValid():
 			there[dst] = true
 		case want[dst].IsValid(): // is replaced

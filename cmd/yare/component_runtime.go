@@ -36,7 +36,7 @@ type containerSide struct {
 }
 
 // policies holds the built-in network's pods to the network policies. To be called before open.
-func (c *containerSide) policies(table string, dns netip.Addr, access client.Reader) (run.Component, error) {
+func (c *containerSide) policies(table string, dns []netip.Addr, access client.Reader) (run.Component, error) {
 	e, err := netpol.New(netpol.Config{Table: table, Ranges: c.network.Ranges, Cluster: c.network.ClusterCIDRs, DNS: dns}, netpol.Deps{Client: access, Log: c.log,
 		Attached: func() ([]netpol.Attachment, error) {
 			pods, err := c.builtin.Attached()

@@ -320,7 +320,11 @@ func TestComponentMistakes(t *testing.T) {
 		{"scheduler", "--kubeconfig is required"},
 		{"scheduler --kubeconfig /nowhere", "/nowhere"},
 		{"controller-manager --kubeconfig /nowhere", "/nowhere"},
-		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range 10.0.0.0/30", "less than 16"},
+		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range 10.0.0.0/30", "is from /8 to /28"},
+		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range 10.0.0.0/16,10.1.0.0/16", "second of its family"},
+		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range fd00::/48", "is from /64 to /120"},
+		{"apiserver --data-dir /nowhere/x --service-cluster-ip-range 10.0.0.0/16,fd00::/112,10.1.0.0/16", "are 3"},
+		{"controller-manager --kubeconfig /dev/null --cluster-cidr 10.0.0.0/16,10.1.0.0/16", "--cluster-cidr: 10.0.0.0/16,10.1.0.0/16: give one range, or one of IPv4"},
 		{"apiserver --data-dir /nowhere/x --service-node-port-range 9", "FIRST-LAST"},
 		{"apiserver --data-dir /nowhere/x --advertise-address 127.0.0.1", "loopback"},
 		{"apiserver --data-dir /nowhere/x --etcd-servers 1.2.3.4", "https://HOST:PORT"},
@@ -335,6 +339,7 @@ func TestComponentMistakes(t *testing.T) {
 		{"oci crate x", "unknown command \"crate\": 'yare oci --help'"},
 		{"runtime --pod-cidr 10.0.0.0", "--pod-cidr"},
 		{"node-credentials n1 --data-dir /nowhere --cluster-cidr 10.0.0.0/16 --server https://x", "--address is required"},
+		{"node-credentials n1 --data-dir /nowhere --cluster-cidr 10.0.0.0/16,fd00::/56 --server https://x --address 1.1.1.1", "--address: none is of the family of fd00::/56"},
 		{"node-credentials N! --data-dir /nowhere --cluster-cidr 10.0.0.0/16 --server https://x --address 1.1.1.1", "node name"},
 	} {
 		c := command()

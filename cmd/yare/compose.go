@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,10 +39,10 @@ type server struct {
 	health *run.Health
 	notify *notifier
 
-	pki     *pki.PKI
-	address netip.Addr // of this host
-	store   *store.Store
-	api     *apiserver.Server
+	pki       *pki.PKI
+	addresses []netip.Addr // of this host, one of each family of the cluster's, the main one first
+	store     *store.Store
+	api       *apiserver.Server
 	// callout reaches webhooks.
 	callout *callout.Callout
 	// aggregator passes on what other API servers serve.
@@ -55,7 +56,7 @@ type server struct {
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
 // what. The control plane and the container side need each other only from the kubelet on, so they start at once.
 func (s *server) compose(ctx context.Context) (run.Component, error) {
-	if err := s.prepare(ctx); err != nil {
+	if err := s.prepare(ctx, s.record.PodCIDRs()); err != nil {
 		return nil, err
 	}
 	s.metrics = prometheus.NewRegistry()
@@ -115,16 +116,14 @@ func (s *server) client(user string, groups ...string) client.Client {
 // admin may do everything; only what sets up the cluster itself uses it.
 func (s *server) admin() client.Client { return s.client("system:apiserver", authn.Masters) }
 
-// prepare finds this host's address and makes keys, certificates and kubeconfigs.
-func (s *server) prepare(ctx context.Context) (err error) {
-	if s.address = s.config.AdvertiseAddress; !s.address.IsValid() {
-		if s.address, err = hostAddress(); err != nil {
-			return err
-		}
+// prepare finds this host's addresses, of the families of the ranges, and makes keys, certificates and kubeconfigs.
+func (s *server) prepare(ctx context.Context, ranges []netip.Prefix) (err error) {
+	if s.addresses, err = s.config.nodeAddresses(ranges); err != nil {
+		return err
 	}
 	c := pki.Config{
-		ServiceAddress: s.record.APIAddress(), Addresses: []netip.Addr{s.address},
-		NodeName: s.config.NodeName, NodeAddresses: []netip.Addr{s.address},
+		ServiceAddress: s.record.APIAddress(), Addresses: slices.Clone(s.addresses),
+		NodeName: s.config.NodeName, NodeAddresses: s.addresses,
 	}
 	for _, n := range s.config.APINames {
 		if a, err := netip.ParseAddr(n); err == nil {
@@ -181,7 +180,7 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 
 func (s *server) bootstrap() run.Component {
 	return bootstrap.New(bootstrap.Config{
-		APIServer: netip.AddrPortFrom(s.address, uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceNet,
+		APIServer: netip.AddrPortFrom(s.addresses[0], uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceCIDRs(),
 		ClientCA: s.pki.CA.PEM(), FrontProxy: s.config.APIServer.RequestHeader, FrontProxyAuthorities: s.proxies,
 		ProxyClientCA: s.pki.FrontProxy.PEM(), ProxyClientName: pki.ProxyClientName,
 	}, s.admin(), s.log)

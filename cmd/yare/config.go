@@ -32,6 +32,16 @@ type Config struct {
 	APIPort int `json:"apiPort,omitempty"`
 	// AdvertiseAddress is the address by which pods and other hosts reach this one. Default: that of the default route's link.
 	AdvertiseAddress netip.Addr `json:"advertiseAddress,omitzero"`
+	// PodCIDRs and ServiceCIDRs are the ranges of a new cluster's pods and Services: one of each, or two, of IPv4 and of IPv6, in the same
+	// order in both. The first counts where nobody says which. Default: 10.42.0.0/16 and 10.43.0.0/16, or the next free ones.
+	//
+	//	podCIDRs: [10.42.0.0/16, "fd42::/56"]
+	//	serviceCIDRs: [10.43.0.0/16, "fd43::/112"]
+	PodCIDRs     []netip.Prefix `json:"podCIDRs,omitempty"`
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	// NodeIPs are the addresses of this host's Node, one of the family of each of PodCIDRs, in their order. Default: AdvertiseAddress, and
+	// for what it leaves those of the default routes' links.
+	NodeIPs []netip.Addr `json:"nodeIPs,omitempty"`
 	// APINames are further DNS names and addresses for the API server's certificate.
 	APINames []string `json:"apiNames,omitempty"`
 	// NodeName is the name of this host's Node. Default: the host's name in lower case.
@@ -116,6 +126,8 @@ func (c Config) validate() error {
 	if c.MaxPods < 1 || c.MaxPods > 250 {
 		problem("maxPods", "%d: from 1 to 250, a node has a range of 256 addresses", c.MaxPods)
 	}
+	cluster.CheckRanges(c.PodCIDRs, c.ServiceCIDRs, problem)
+	c.checkNodeIPs(problem)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(c.LogLevel)) {
 		problem("logLevel", "%q: use debug, info, warn or error", c.LogLevel)
 	}
@@ -142,6 +154,24 @@ func (c Config) validate() error {
 		problem("runtimeHandlers."+field, format, args...)
 	})
 	return errors.Join(errs...)
+}
+
+func (c Config) checkNodeIPs(problem func(field, format string, args ...any)) {
+	for i, a := range c.NodeIPs {
+		at := fmt.Sprintf("nodeIPs[%d]", i)
+		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
+			problem(at, "%q is not an address by which others reach this host", a)
+		}
+		if i > 0 && a.Is4() == c.NodeIPs[0].Is4() {
+			problem(at, "%s is the second of its family", a)
+		}
+	}
+	if len(c.NodeIPs) > 2 {
+		problem("nodeIPs", "are %d: one, or two of different families", len(c.NodeIPs))
+	}
+	if len(c.NodeIPs) > 0 && c.AdvertiseAddress.IsValid() && c.NodeIPs[0] != c.AdvertiseAddress {
+		problem("nodeIPs", "the first, %s, is not advertiseAddress, %s: leave one of them out", c.NodeIPs[0], c.AdvertiseAddress)
+	}
 }
 
 // settingsHelp is every setting with what it is and its default.
@@ -175,6 +205,7 @@ are absolute. Every setting:
 func (c Config) print(w io.Writer) error {
 	if r, err := (cluster.Host{}).Find(c.Name); err == nil {
 		c.DataDir, c.Kubeconfig, c.APIPort, c.Ephemeral = r.DataDir, r.Kubeconfig, r.APIPort, r.Ephemeral
+		c.PodCIDRs, c.ServiceCIDRs = r.PodCIDRs(), r.ServiceCIDRs()
 	}
 	c.effectEviction()
 	b, err := yaml.Marshal(c)

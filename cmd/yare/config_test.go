@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	gotoken "go/token"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -85,35 +86,42 @@ func TestRuntimeHandlerFlag(t *testing.T) {
 func TestSettingsMistakes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][]string{
-		"maxPod: 3":                                {`unknown field "maxPod"`},
-		"apiServer: {audit: x}":                    {`unknown field "apiServer.audit"`},
-		"maxPods: many":                            {"maxPods: is text, where a whole number belongs"},
-		"maxPods: 1.5":                             {"maxPods: is a number 1.5, where a whole number belongs"},
-		"debug: 3":                                 {"debug: is a number, where true or false belongs"},
-		"name: [a]":                                {"name: is a list, where text belongs"},
-		"etcdEndpoints: https://x":                 {"etcdEndpoints: is text, where a list belongs"},
-		"evictionHard: {memory: 1Gi}":              {"evictionHard.memory: is not a signal: use memory.available"},
-		"evictionHard: {memory.available: x}":      {`evictionHard.memory.available: "x" is neither`},
-		"evictionHard: {memory.available: 5}":      {"evictionHard: one of its values is a number, where text belongs"},
-		"evictionMaxPodGracePeriod: x":             {"evictionMaxPodGracePeriod: is text, where a whole number belongs"},
-		"evictionMaxPodGracePeriod: -1":            {"evictionMaxPodGracePeriod: -1 is negative"},
-		"evictionSoft: {pid.available: 5%}":        {"evictionSoftGracePeriod: pid.available is missing"},
-		"evictionPressureTransitionPeriod: 5":      {"evictionPressureTransitionPeriod: is a number, where a duration such as 1m30s belongs"},
-		"evictionPressureTransitionPeriod: {a: b}": {"evictionPressureTransitionPeriod: is a map, where a duration such as 1m30s belongs"},
-		"evictionPressureTransitionPeriod: -5m":    {"evictionPressureTransitionPeriod: -5m0s is negative"},
-		"evictionPressureTransitionPeriod: soon":   {`evictionPressureTransitionPeriod: "soon" is not a duration such as 1m30s`},
-		"apiServer: {auditLogMaxSize: big}":        {"apiServer.auditLogMaxSize: is text, where a whole number belongs"},
-		"apiServer: x":                             {"apiServer: is text, where a map belongs"},
-		"runtimeHandlers: {crun: /usr/bin/crun}":   {"is text, where a map belongs"},
-		"advertiseAddress: 1.2":                    {"advertiseAddress: "},
-		"advertiseAddress: x":                      {`advertiseAddress: "x": unable to parse IP`},
-		"a: 1\nlogLevel: 3":                        {`unknown field "a"`, "logLevel: is a number, where text belongs"},
-		"maxPods: 1\nmaxPods: 2":                   {"line 2", `"maxPods" already set`},
-		"name: a\n  b: [":                          {"not YAML: line 2"},
-		"text":                                     {"NAME: VALUE"},
-		"maxPods: 999\nlogLevel: loud":             {"maxPods: 999: from 1 to 250", `logLevel: "loud": use`},
-		"apiServer: {encryptionConfig: keys.yaml}": {`apiServer.encryptionConfig: "keys.yaml" is not an absolute path`},
-		"dataDir: data":                            {`dataDir: "data" is not an absolute path`},
+		"maxPod: 3":                                       {`unknown field "maxPod"`},
+		"apiServer: {audit: x}":                           {`unknown field "apiServer.audit"`},
+		"maxPods: many":                                   {"maxPods: is text, where a whole number belongs"},
+		"maxPods: 1.5":                                    {"maxPods: is a number 1.5, where a whole number belongs"},
+		"debug: 3":                                        {"debug: is a number, where true or false belongs"},
+		"name: [a]":                                       {"name: is a list, where text belongs"},
+		"etcdEndpoints: https://x":                        {"etcdEndpoints: is text, where a list belongs"},
+		"evictionHard: {memory: 1Gi}":                     {"evictionHard.memory: is not a signal: use memory.available"},
+		"evictionHard: {memory.available: x}":             {`evictionHard.memory.available: "x" is neither`},
+		"evictionHard: {memory.available: 5}":             {"evictionHard: one of its values is a number, where text belongs"},
+		"evictionMaxPodGracePeriod: x":                    {"evictionMaxPodGracePeriod: is text, where a whole number belongs"},
+		"evictionMaxPodGracePeriod: -1":                   {"evictionMaxPodGracePeriod: -1 is negative"},
+		"evictionSoft: {pid.available: 5%}":               {"evictionSoftGracePeriod: pid.available is missing"},
+		"evictionPressureTransitionPeriod: 5":             {"evictionPressureTransitionPeriod: is a number, where a duration such as 1m30s belongs"},
+		"evictionPressureTransitionPeriod: {a: b}":        {"evictionPressureTransitionPeriod: is a map, where a duration such as 1m30s belongs"},
+		"evictionPressureTransitionPeriod: -5m":           {"evictionPressureTransitionPeriod: -5m0s is negative"},
+		"evictionPressureTransitionPeriod: soon":          {`evictionPressureTransitionPeriod: "soon" is not a duration such as 1m30s`},
+		"apiServer: {auditLogMaxSize: big}":               {"apiServer.auditLogMaxSize: is text, where a whole number belongs"},
+		"apiServer: x":                                    {"apiServer: is text, where a map belongs"},
+		"runtimeHandlers: {crun: /usr/bin/crun}":          {"is text, where a map belongs"},
+		"advertiseAddress: 1.2":                           {"advertiseAddress: "},
+		"advertiseAddress: x":                             {`advertiseAddress: "x": unable to parse IP`},
+		"a: 1\nlogLevel: 3":                               {`unknown field "a"`, "logLevel: is a number, where text belongs"},
+		"maxPods: 1\nmaxPods: 2":                          {"line 2", `"maxPods" already set`},
+		"name: a\n  b: [":                                 {"not YAML: line 2"},
+		"text":                                            {"NAME: VALUE"},
+		"maxPods: 999\nlogLevel: loud":                    {"maxPods: 999: from 1 to 250", `logLevel: "loud": use`},
+		"apiServer: {encryptionConfig: keys.yaml}":        {`apiServer.encryptionConfig: "keys.yaml" is not an absolute path`},
+		"dataDir: data":                                   {`dataDir: "data" is not an absolute path`},
+		"podCIDRs: 10.42.0.0/16":                          {"podCIDRs: is text, where a list belongs"},
+		"podCIDRs: [x]":                                   {`podCIDRs: "x": no '/'`},
+		"podCIDRs: [10.42.0.0/16]":                        {"podCIDRs: are given together with serviceCIDRs"},
+		"nodeIPs: [10.0.0.1, 10.0.0.2]":                   {"nodeIPs[1]: 10.0.0.2 is the second of its family"},
+		"nodeIPs: [127.0.0.1]":                            {`nodeIPs[0]: "127.0.0.1" is not an address by which others reach`},
+		"nodeIPs: [10.0.0.1]\nadvertiseAddress: 10.0.0.2": {"nodeIPs: the first, 10.0.0.1, is not advertiseAddress"},
+		"podCIDRs: [10.42.0.0/16, 'fd42::/56']\nserviceCIDRs: ['fd43::/112', 10.43.0.0/16]": {"serviceCIDRs: fd43::/112 is not of the family of podCIDRs' 10.42.0.0/16"},
 	} {
 		file := filepath.Join(t.TempDir(), "yare.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -344,5 +352,53 @@ func TestPrintedEviction(t *testing.T) {
 		if again := output(t, "config", "--name", "none-of-this-name", "--config", write(got)); again != got {
 			t.Errorf("%q: printed, and read again:\n%s", file, again)
 		}
+	}
+}
+
+// TestNodeAddresses finds the addresses of a node in the order of the ranges, or says which is missing.
+func TestNodeAddresses(t *testing.T) {
+	t.Parallel()
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	four, six := prefix("10.42.0.0/16"), prefix("fd42::/56")
+	for _, tt := range []struct {
+		config Config
+		ranges []netip.Prefix
+		want   string
+	}{
+		{Config{NodeIPs: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}}, []netip.Prefix{four, six}, "192.0.2.1,2001:db8::1"},
+		{Config{NodeIPs: []netip.Addr{addr("2001:db8::1"), addr("192.0.2.1")}}, []netip.Prefix{six, four}, "2001:db8::1,192.0.2.1"},
+		{Config{NodeIPs: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}}, []netip.Prefix{four}, "192.0.2.1"},
+		{Config{AdvertiseAddress: addr("2001:db8::1")}, []netip.Prefix{six}, "2001:db8::1"},
+		{Config{AdvertiseAddress: addr("192.0.2.1")}, []netip.Prefix{six}, "advertiseAddress: 192.0.2.1 is not of the family of fd42::/56"},
+		{Config{NodeIPs: []netip.Addr{addr("2001:db8::1"), addr("192.0.2.1")}}, []netip.Prefix{four, six}, "nodeIPs: 2001:db8::1 is not of the family of 10.42.0.0/16"},
+	} {
+		as, err := tt.config.nodeAddresses(tt.ranges)
+		if got := joined(as); err == nil && got != tt.want || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v, %v: %s, %v", tt.config.NodeIPs, tt.ranges, got, err)
+		}
+	}
+}
+
+// TestJoinFile reads files of one family as they were before there were two, and writes such.
+func TestJoinFile(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int{
+		"clusterCIDR: 10.42.0.0/16\ndns: 10.43.0.10\n":                   1,
+		"clusterCIDR: 10.42.0.0/16,fd42::/56\ndns: 10.43.0.10,fd43::a\n": 2,
+	} {
+		j := new(join)
+		if err := yaml.UnmarshalStrict([]byte(text), j); err != nil {
+			t.Fatal(err)
+		}
+		if len(j.ClusterCIDR) != want || len(j.DNS) != want {
+			t.Errorf("%s: %v %v", text, j.ClusterCIDR, j.DNS)
+		}
+		var b strings.Builder
+		if err := j.print(&b); err != nil || !strings.Contains(b.String(), strings.Split(text, "\n")[0]+"\n") {
+			t.Errorf("%v: %s", err, b.String())
+		}
+	}
+	if err := yaml.UnmarshalStrict([]byte("clusterCIDR: 10.42.0.0/16;x"), new(join)); err == nil {
+		t.Error("a mistake was accepted")
 	}
 }

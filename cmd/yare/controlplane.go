@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"runtime"
@@ -128,7 +127,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 		Resources: builtin.All(builtin.Deps{
 			Store: s.store, Client: self, Tokens: tokens, Health: s.health, Verifier: access.verifier, Authorizer: access.rbac, Access: access.authorizer,
 			CheckTypes: policy.BuiltinTypes().Check,
-			Services:   s.record.ServiceNet, Pods: s.record.PodCIDR, Reserved: []netip.Addr{s.record.APIAddress(), s.record.DNSAddress()},
+			Services:   s.record.ServiceCIDRs(), Pods: s.record.PodCIDRs(), Reserved: append(s.record.DNSAddresses(), s.record.APIAddress()),
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
 			Usage:      usage.New(usage.Deps{Store: s.store, Get: connect.NewKubelet(streams).Get, Log: s.log}),
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
@@ -148,7 +147,7 @@ func (s *server) controllers() run.Component {
 	all := controllers.All(controllers.Deps{
 		Deps:            reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: reconcile.NewMetrics(s.metrics)},
 		RootCA:          s.pki.CA.PEM(),
-		Nodes:           nodeipam.Config{Clusters: []netip.Prefix{s.record.PodCIDR}},
+		Nodes:           nodeipam.Config{Clusters: s.record.PodCIDRs()},
 		SecretToken:     secretTokens(s.pki.ServiceAccounts),
 		SignCertificate: s.pki.CA.Sign,
 		LocalVolumes:    true,

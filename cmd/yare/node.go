@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
@@ -39,7 +42,7 @@ func (s *server) containers() (containers, policies run.Component, _ *cri.Client
 		images:     imageConfig(s.record),
 		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,
 	}
-	if policies, err = side.policies(s.record.PolicyTable(), s.record.DNSAddress(), s.client("system:kube-proxy")); err != nil {
+	if policies, err = side.policies(s.record.PolicyTable(), s.record.DNSAddresses(), s.client("system:kube-proxy")); err != nil {
 		return nil, nil, nil, err
 	}
 	network, runtime, init, err := side.open()
@@ -54,7 +57,10 @@ func (s *server) containers() (containers, policies run.Component, _ *cri.Client
 func (s *server) kubelet(runtime *cri.Client) (run.Component, error) {
 	data := s.record.DataDir
 	c := kubelet.Defaults()
-	c.NodeName, c.NodeIPs = s.config.NodeName, []string{s.address.String()}
+	c.NodeName, c.NodeIPs = s.config.NodeName, nil
+	for _, a := range s.addresses {
+		c.NodeIPs = append(c.NodeIPs, a.String())
+	}
 	c.Port, c.HealthzPort = int32(s.record.KubeletPort), int32(s.record.HealthzPort)
 	var err error
 	if c.RootDir, err = kubeletDir(s.record, s.log); err != nil {
@@ -143,7 +149,11 @@ func waitForNode(ctx context.Context, c client.Reader, name string) error {
 func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("DNS does not answer at %v after %v", server, readyLimit))
 	defer cancel()
-	q := new(mdns.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", mdns.TypeA)
+	typ := mdns.TypeA
+	if server.Addr().Is6() {
+		typ = mdns.TypeAAAA // the API server's Service has the main family alone
+	}
+	q := new(mdns.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", typ)
 	for wait := 4 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
 		c := mdns.Client{Timeout: wait}
 		begin := time.Now()
@@ -153,12 +163,20 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 		}
 		_ = run.Pause(ctx, wait-time.Since(begin)) // refused at once, for lack of an endpoint
 	}
-	return context.Cause(ctx)
+	cause := context.Cause(ctx)
+	if _, err := netlink.RouteGet(server.Addr().AsSlice()); errors.Is(err, unix.ENETUNREACH) {
+		cause = fmt.Errorf("%w: this host has no route there, give it a default route of that family", cause)
+	}
+	return cause
 }
 
-// isNode says whether a Node has the address: what its pods ask of names comes from there, where its network hides their addresses from
-// hosts.
+// isNode says whether a Node, or this host, has the address: what its pods ask of names comes from there, where its network hides their
+// addresses from hosts.
 func (s *server) isNode(a netip.Addr) bool {
+	own, err := net.InterfaceAddrs()
+	if err == nil && slices.ContainsFunc(own, func(have net.Addr) bool { p, ok := have.(*net.IPNet); return ok && addrOf(p.IP) == a }) {
+		return true
+	}
 	nodes, err := client.List[*corev1.Node](context.Background(), s.admin(), client.Query{})
 	return err == nil && slices.ContainsFunc(nodes, func(n *corev1.Node) bool {
 		return slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
@@ -171,19 +189,23 @@ func (s *server) isNode(a netip.Addr) bool {
 func (s *server) services() (run.Component, error) {
 	c := s.client("system:kube-proxy")
 	rules, err := proxy.New(proxy.Config{
-		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: []netip.Prefix{s.record.PodCIDR},
+		Table: s.record.ServiceTable(), NodeName: s.config.NodeName, ClusterCIDRs: s.record.PodCIDRs(),
 	}, proxy.Deps{Client: c, Log: s.log})
 	if err != nil {
 		return nil, err
 	}
+	var listen []netip.AddrPort
+	for _, a := range s.addresses {
+		listen = append(listen, netip.AddrPortFrom(a, 0))
+	}
 	names, err := dns.New(dns.Config{
-		Listen: []netip.AddrPort{netip.AddrPortFrom(s.address, 0)}, ServiceIP: s.record.DNSAddress(), NodeName: s.config.NodeName,
-		AllowFrom: []netip.Prefix{s.record.PodCIDR}, AllowAlso: s.isNode,
+		Listen: listen, ServiceIPs: s.record.DNSAddresses(), NodeName: s.config.NodeName,
+		AllowFrom: s.record.PodCIDRs(), AllowAlso: s.isNode,
 	}, dns.Deps{Client: s.admin(), Log: s.log})
 	if err != nil {
 		return nil, err
 	}
-	others := newRoutes(s.config.NodeName, s.record.PodCIDR, c, s.log)
+	others := newRoutes(s.config.NodeName, s.record.PodCIDRs(), c, s.log)
 	return run.Together("services", s.watch(rules), s.watch(names), s.watch(others)), nil
 }
 

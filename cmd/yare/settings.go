@@ -106,8 +106,8 @@ func (c *Config) decode(text []byte) (given map[string]json.RawMessage, err erro
 			}
 			errs = append(errs, fmt.Errorf("%s: %s %s, where %s belongs", wrong.Field, what, word(wrong.Value), wordFor(wrong.Type)))
 		} else if err != nil {
-			// The one type that says itself what is wrong with it is an address.
-			errs = append(errs, fmt.Errorf("%s: %s", name, strings.NewReplacer("ParseAddr(", "", "):", ":").Replace(err.Error())))
+			// The types that say themselves what is wrong with them are addresses and ranges of them.
+			errs = append(errs, fmt.Errorf("%s: %s", name, strings.NewReplacer("netip.ParsePrefix(", "", "ParseAddr(", "", "):", ":").Replace(err.Error())))
 		}
 	}
 	return given, errors.Join(errs...)
@@ -171,7 +171,8 @@ func (c *Config) checkPaths() error {
 
 // wish is what the settings ask of the cluster's record.
 func (s *settings) wish() cluster.Wish {
-	w := cluster.Wish{Name: s.Name, DataDir: s.DataDir, Kubeconfig: s.Kubeconfig, UsualKubeconfig: defaultKubeconfig(), APIPort: s.APIPort}
+	w := cluster.Wish{Name: s.Name, DataDir: s.DataDir, Kubeconfig: s.Kubeconfig, UsualKubeconfig: defaultKubeconfig(), APIPort: s.APIPort,
+		PodCIDRs: s.PodCIDRs, ServiceCIDRs: s.ServiceCIDRs}
 	if _, given := s.given["ephemeral"]; given {
 		w.Ephemeral = &s.Ephemeral
 	}

@@ -127,10 +127,19 @@ func printClusters(ctx context.Context, w io.Writer, rs []*cluster.Record, outpu
 
 func apiURL(r *cluster.Record) string { return fmt.Sprintf("https://127.0.0.1:%d", r.APIPort) }
 
+// joined is a list of addresses or ranges as Kubernetes writes them in one text.
+func joined[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, x := range list {
+		texts[i] = x.String()
+	}
+	return strings.Join(texts, ",")
+}
+
 func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 	s := &status{
 		Name: r.Name, Version: version, Kubernetes: kubernetesVersion, API: apiURL(r), Context: r.Context(),
-		PodCIDR: r.PodCIDR.String(), Services: r.ServiceNet.String(), DNS: r.DNSAddress().String(), DataDir: r.DataDir, KubeletDir: r.KubeletPath(), Ephemeral: r.Ephemeral,
+		PodCIDR: joined(r.PodCIDRs()), Services: joined(r.ServiceCIDRs()), DNS: joined(r.DNSAddresses()), DataDir: r.DataDir, KubeletDir: r.KubeletPath(), Ephemeral: r.Ephemeral,
 	}
 	if s.PID, s.Running = r.Server(); !s.Running {
 		return s, nil

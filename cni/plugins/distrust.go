@@ -3,8 +3,6 @@ package plugins
 import (
 	"errors"
 	"io/fs"
-	"net/netip"
-	"slices"
 
 	"github.com/yare-dev/yare/linux/link"
 )
@@ -15,8 +13,8 @@ import (
 func (n *Network) distrust(h *host, name string) error {
 	v4 := []string{"rp_filter", "1", "accept_redirects", "0", "send_redirects", "0"}
 	v6 := []string{"disable_ipv6", "1"}
-	if slices.ContainsFunc(n.c.Ranges, func(r netip.Prefix) bool { return r.Addr().Is6() }) {
-		v6 = []string{"accept_ra", "0", "autoconf", "0", "accept_redirects", "0"}
+	if n.c.has6() {
+		v6 = []string{"disable_ipv6", "0", "accept_ra", "0", "autoconf", "0", "accept_redirects", "0"}
 	}
 	return h.do(func() error {
 		for i := 0; i < len(v4); i += 2 {

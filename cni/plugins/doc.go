@@ -13,6 +13,9 @@
 //	│ neigh 169.254.1.1 permanent│         │ rp_filter=1: a pod cannot spoof      │
 //	└────────────────────────────┘         └──────────────────────────────────────┘
 //
+// A range of IPv6 is the same once more: an address with /128, which is usable at once (nodad), and the gateway fe80::1. The kernel has no
+// rp_filter for it; a rule of the table's guard drops what has no way back by the link that it came in by.
+//
 // The gateway address is on no link; a permanent neighbour entry stands for it, so there
 // is no ARP at all. The host learns nothing from a pod, no router and no redirection either (CVE-2020-10749). Links have the MTU of the host's default route.
 //

@@ -188,8 +188,8 @@ func (n *Network) setUpHost() (h *host, err error) {
 	for _, r := range n.c.Ranges {
 		if r.Addr().Is4() {
 			err = errors.Join(err, link.Sysctl("net/ipv4/ip_forward", "1"))
-		} else {
-			err = errors.Join(err, link.Sysctl("net/ipv6/conf/all/forwarding", "1"))
+		} else if e := link.Forward6(); !errors.Is(e, link.ErrNoIPv6) { // which Status tells, and Remove need not know
+			err = errors.Join(err, e)
 		}
 	}
 	if err = errors.Join(err, n.syncTable(h)); err != nil {
@@ -265,7 +265,23 @@ func (n *Network) Status(ctx context.Context) error {
 	if _, err := h.links.LinkByIndex(1); err != nil {
 		return fmt.Errorf("%w: %w", cni.ErrNotReady, err)
 	}
+	if err := n.possible(); err != nil {
+		return fmt.Errorf("%w: %w", cni.ErrNotReady, err)
+	}
 	return nil
+}
+
+// has6 says whether pods have addresses of IPv6.
+func (c Config) has6() bool {
+	return slices.ContainsFunc(c.Ranges, func(r netip.Prefix) bool { return r.Addr().Is6() })
+}
+
+// possible says what the kernel lacks for the ranges.
+func (n *Network) possible() error {
+	if !n.c.has6() {
+		return nil
+	}
+	return link.CheckIPv6()
 }
 
 // Prune implements cni.Network.

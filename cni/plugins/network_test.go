@@ -67,9 +67,9 @@ func newWorld(t testing.TB) *world {
 		if err := link.AddPair(h, link.Pair{Name: "eth0", MAC: mac(1), Peer: "eth0", PeerMAC: mac(2), PeerNS: w.outside, MTU: 1400}); err != nil {
 			return err
 		}
-		return address("192.0.2.2/24", "192.0.2.1")
+		return errors.Join(address("192.0.2.2/24", "192.0.2.1"), address("2001:db8::2/64", "2001:db8::1"))
 	})
-	w.in(t, w.outside, func() error { return address("192.0.2.1/24", "") })
+	w.in(t, w.outside, func() error { return errors.Join(address("192.0.2.1/24", ""), address("2001:db8::1/64", "")) })
 	return w
 }
 
@@ -82,6 +82,12 @@ func address(cidr, gw string) error {
 	a, err := netlink.ParseAddr(cidr)
 	if err != nil {
 		return err
+	}
+	if a.IP.To4() == nil && link.CheckIPv6() != nil {
+		return nil // nor is it asked for
+	}
+	if a.IP.To4() == nil {
+		a.Flags = unix.IFA_F_NODAD
 	}
 	if err := errors.Join(netlink.LinkSetUp(l), netlink.AddrAdd(l, a)); err != nil || gw == "" {
 		return err
@@ -112,8 +118,21 @@ func (w *world) network(t testing.TB, change func(*Config)) *Network {
 	return n
 }
 
+// dual gives pods addresses of both families.
+func dual(c *Config) {
+	c.Ranges = append(c.Ranges, netip.MustParsePrefix("fd42::/64"))
+	c.ClusterCIDRs = append(c.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
+}
+
 // attach makes a pod of that ID.
 func attach(t testing.TB, n *Network, p cni.Pod) (cni.Pod, netip.Addr) {
+	t.Helper()
+	p, addrs := attachAll(t, n, p)
+	return p, addrs[0]
+}
+
+// attachAll is attach with all of the pod's addresses.
+func attachAll(t testing.TB, n *Network, p cni.Pod) (cni.Pod, []netip.Addr) {
 	t.Helper()
 	var err error
 	if p.NetNS == "" {
@@ -126,7 +145,7 @@ func attach(t testing.TB, n *Network, p cni.Pod) (cni.Pod, netip.Addr) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p, res.Addrs()[0]
+	return p, res.Addrs()
 }
 
 // detach undoes attach.
@@ -159,6 +178,14 @@ func (w *world) empty(t testing.TB, n *Network) {
 		if len(routes) != 2 {
 			t.Errorf("routes left: %v", routes)
 		}
+		if routes, err = netlink.RouteList(nil, unix.AF_INET6); err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Dst != nil && r.Dst.IP[0] == 0xfd {
+				t.Errorf("route left: %v", r)
+			}
+		}
 		return nil
 	})
 	if _, err := os.Stat(w.state); !errors.Is(err, os.ErrNotExist) {
@@ -175,7 +202,7 @@ func (w *world) serve(t testing.TB, ns, proto, addr string) {
 	t.Helper()
 	w.in(t, ns, func() error {
 		if proto == "udp" {
-			c, err := net.ListenPacket("udp4", addr)
+			c, err := net.ListenPacket("udp", addr)
 			if err != nil {
 				return err
 			}
@@ -192,7 +219,7 @@ func (w *world) serve(t testing.TB, ns, proto, addr string) {
 			}()
 			return nil
 		}
-		l, err := net.Listen("tcp4", addr)
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			return err
 		}
@@ -220,7 +247,7 @@ func (w *world) ask(t testing.TB, ns, proto, addr string) string {
 		// address needs no resolver, so no goroutine dials.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		c, err := net.DialTimeout(proto+"4", addr, 2*time.Second)
+		c, err := net.DialTimeout(proto, addr, 2*time.Second)
 		if err != nil {
 			answer = err.Error()
 			return nil

@@ -67,6 +67,9 @@ func table(c Config, pods []*attachment) (*nft.Table, error) {
 			post.Rules = append(post.Rules, nft.Rule{f.Is(), nft.From(loopback), nft.To(r), nft.Masquerade()})
 			// Links with host ports route 127.0.0.0/8; a pod must not get there by it.
 			guard.Rules = append(guard.Rules, nft.Rule{f.Is(), nft.InLink(c.linkPrefix()), nft.To(loopback), nft.Drop()})
+		} else {
+			// What rp_filter is for IPv4.
+			guard.Rules = append(guard.Rules, nft.Rule{f.Is(), nft.InLink(c.linkPrefix()), nft.NoWayBack(), nft.Drop()})
 		}
 	}
 	t.Chains["prerouting"], t.Chains["output"], t.Chains["postrouting"], t.Chains["guard"] = pre, out, post, guard

@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -18,6 +19,9 @@ const grace = 2 * time.Second
 // kernel does not reap, distrusts those of earlier versions, and puts the nftables table right when somebody else changed it.
 // Pods stay attached when it returns.
 func (n *Network) Run(ctx context.Context, started func()) error {
+	if err := n.possible(); err != nil {
+		return fmt.Errorf("built-in network: %w", err)
+	}
 	h, err := n.host()
 	if err != nil {
 		return err

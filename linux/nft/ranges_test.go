@@ -62,10 +62,10 @@ func TestRangeSets(t *testing.T) {
 		t.Sets["numbers"] = &Set{Key: []Type{Service}, Ranges: true, Elems: numbers}
 		t.Sets["ports"] = &Set{Key: []Type{IPv4, Proto, Service}, Elems: map[string]string{Pack(addr("192.0.2.1"), TCP, uint16(80)): ""}}
 		t.Chains["forward"] = &Chain{Hook: &Hook{"filter", Forward, 0}, Rules: []Rule{
-			{Stray(), Accept()}, {IP4.Is(), In("blocks", CtClient()), CtIs(TCP), In("numbers", CtServerPort()), Accept()},
-			{In("blocks", CtTarget()), Return()},
-			{In("ports", CtServer(), CtProto(), CtServerPort()), Return()},
-			{In("ports", CtTarget(), CtProto(), CtTargetPort()), Return()},
+			{Stray(), Accept()}, {IP4.Is(), In("blocks", IP4.CtClient()), CtIs(TCP), In("numbers", CtServerPort()), Accept()},
+			{In("blocks", IP4.CtTarget()), Return()},
+			{In("ports", IP4.CtServer(), CtProto(), CtServerPort()), Return()},
+			{In("ports", IP4.CtTarget(), CtProto(), CtTargetPort()), Return()},
 		}}
 		return t
 	}

@@ -208,6 +208,12 @@ func ToLocal() Stmt {
 	return fib("fib daddr type local", &expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true})
 }
 
+// NoWayBack matches packets whose source is not led to by the link that they came in by: addresses that are not the sender's.
+func NoWayBack() Stmt {
+	return Stmt{"fib saddr . iif oif missing", []expr.Any{&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}}
+}
+
 func fib(text string, f *expr.Fib) Stmt {
 	return Stmt{text, []expr.Any{f,
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}}}
@@ -264,31 +270,46 @@ func (c *ctLoad) encode(b *attrs) {
 
 // tracked is what conntrack knows of the connection that a packet belongs to: the same for its packets of both directions, and for
 // errors about it.
-func tracked(text string, key uint32, direction byte) Field {
-	return Field{text, 4, func(reg uint32) []expr.Any { return []expr.Any{&ctLoad{key: key, direction: direction, reg: reg}} }}
+func tracked(text string, key uint32, direction byte, size int) Field {
+	return Field{text, size, func(reg uint32) []expr.Any { return []expr.Any{&ctLoad{key: key, direction: direction, reg: reg}} }}
 }
 
-// CtClient is the IPv4 address that opened the connection, before its source is rewritten; CtServer and CtServerPort are where it leads,
+// address is tracked of an address.
+func (f Family) address(side string, four, six uint32, direction byte) Field {
+	key := four
+	if f.proto == unix.NFPROTO_IPV6 {
+		key = six
+	}
+	return tracked(fmt.Sprintf(side, f.Name), key, direction, f.Addr.size)
+}
+
+// CtClient is the address that opened the connection, before its source is rewritten; CtServer and CtServerPort are where it leads,
 // after its destination is rewritten; CtTarget and CtTargetPort are where it was opened to. A packet without a connection, or with one
-// of IPv6, matches no rule with the addresses.
-func CtClient() Field { return tracked("ct original ip saddr", unix.NFT_CT_SRC_IP, original) }
+// of another family, matches no rule with the addresses.
+func (f Family) CtClient() Field {
+	return f.address("ct original %s saddr", unix.NFT_CT_SRC_IP, unix.NFT_CT_SRC_IP6, original)
+}
 
 // CtServer is described at CtClient.
-func CtServer() Field { return tracked("ct reply ip saddr", unix.NFT_CT_SRC_IP, reply) }
-
-// CtServerPort is described at CtClient.
-func CtServerPort() Field { return tracked("ct reply proto-src", unix.NFT_CT_PROTO_SRC, reply) }
+func (f Family) CtServer() Field {
+	return f.address("ct reply %s saddr", unix.NFT_CT_SRC_IP, unix.NFT_CT_SRC_IP6, reply)
+}
 
 // CtTarget is described at CtClient.
-func CtTarget() Field { return tracked("ct original ip daddr", unix.NFT_CT_DST_IP, original) }
+func (f Family) CtTarget() Field {
+	return f.address("ct original %s daddr", unix.NFT_CT_DST_IP, unix.NFT_CT_DST_IP6, original)
+}
+
+// CtServerPort is described at CtClient.
+func CtServerPort() Field { return tracked("ct reply proto-src", unix.NFT_CT_PROTO_SRC, reply, 4) }
 
 // CtTargetPort is described at CtClient.
 func CtTargetPort() Field {
-	return tracked("ct original proto-dst", unix.NFT_CT_PROTO_DST, original)
+	return tracked("ct original proto-dst", unix.NFT_CT_PROTO_DST, original, 4)
 }
 
 // CtProto is the transport protocol of the connection.
-func CtProto() Field { return tracked("ct protocol", unix.NFT_CT_PROTOCOL, original) }
+func CtProto() Field { return tracked("ct protocol", unix.NFT_CT_PROTOCOL, original, 4) }
 
 // CtIs matches connections of a transport protocol.
 func CtIs(proto uint8) Stmt {

@@ -39,6 +39,7 @@ func (c *class) sets() iter.Seq[string] {
 
 // peers are the pods that any of some selectors selects: their addresses, or with names of ports their addresses and those ports of theirs.
 type peers struct {
+	family    nft.Family // of the addresses
 	selectors []selector
 	ports     []namedPort
 }
@@ -50,10 +51,11 @@ func (p peers) name() string {
 		ids[s.id()] = true
 		of[s.namespace] = true
 	}
-	name, id := "pods-", strings.Join(slices.Sorted(maps.Keys(ids)), "\n")
+	name, id := "pods", strings.Join(slices.Sorted(maps.Keys(ids)), "\n")
 	if len(p.ports) > 0 {
-		name = "named-"
+		name = "named"
 	}
+	name += six(p.family) + "-"
 	for _, port := range p.ports {
 		id += "\n" + nft.ProtoName(port.proto) + " " + port.name
 	}
@@ -66,9 +68,9 @@ func (p peers) name() string {
 // key are the fields of the set's elements.
 func (p peers) key() []nft.Type {
 	if len(p.ports) > 0 {
-		return []nft.Type{nft.IPv4, nft.Proto, nft.Service}
+		return []nft.Type{p.family.Addr, nft.Proto, nft.Service}
 	}
-	return []nft.Type{nft.IPv4}
+	return []nft.Type{p.family.Addr}
 }
 
 // hash tells texts apart, also those that somebody chose to be mistaken.
@@ -80,23 +82,24 @@ func hash(text string) string {
 // compile returns what the policies of a pod's namespace allow it in one direction; nil is everything.
 func compile(w way, namespace string, p *pod, policies map[string]*policy) *class {
 	isolated := false
-	all := union{}
+	all, family := union{}, w.family()
 	for _, policy := range policies {
-		if !policy.isolates[w] || !policy.pods.Matches(p.labels) {
+		if !policy.isolates[w.direction()] || !policy.pods.Matches(p.labels) {
 			continue
 		}
 		isolated = true
-		for _, r := range policy.rules[w] {
+		for _, r := range policy.rules[w.direction()] {
+			r = r.of(family)
 			if r.anyPeer && r.anyPort {
 				return nil
 			}
-			all.add(r)
+			all.add(r, family)
 		}
 	}
 	if !isolated {
 		return nil
 	}
-	c := compiler{way: w, pod: p, class: &class{namespace: namespace, fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
+	c := compiler{way: w, family: family, pod: p, class: &class{namespace: namespace, fixed: map[string]*nft.Set{}, peers: map[string]peers{}}, rules: map[string]nft.Rule{}}
 	for _, r := range all {
 		c.allow(*r)
 	}
@@ -116,20 +119,20 @@ func compile(w way, namespace string, p *pod, policies map[string]*policy) *clas
 // looks for a set among all of a table, for each rule anew.
 type union map[string]*rule
 
-func (u union) add(r rule) {
+func (u union) add(r rule, f nft.Family) {
 	key := "everybody"
 	if !r.anyPeer {
 		key = fmt.Sprint(r.anyPort, slices.SortedFunc(slices.Values(r.ports), port.compare))
 	}
 	have := u[key]
 	if have == nil {
-		have = &rule{anyPeer: r.anyPeer, anyPort: r.anyPort}
+		have = &rule{anyPeer: r.anyPeer, anyPort: r.anyPort, blocks: map[string][]nft.Range{}}
 		u[key] = have
 	}
 	if r.anyPeer || len(have.ports) == 0 {
 		have.ports = append(have.ports, r.ports...)
 	}
-	have.pods, have.blocks = append(have.pods, r.pods...), append(have.blocks, r.blocks...)
+	have.pods, have.blocks[f.Name] = append(have.pods, r.pods...), append(have.blocks[f.Name], r.blocks[f.Name]...)
 }
 
 // nobody is the class of who may do nothing.
@@ -137,18 +140,19 @@ func nobody(w way) *class { return &class{chain: refused(w)} }
 
 // compiler makes a class, rule by rule.
 type compiler struct {
-	way   way
-	pod   *pod
-	class *class
-	rules map[string]nft.Rule // by their text: what two policies allow is there once
+	way    way
+	family nft.Family
+	pod    *pod
+	class  *class
+	rules  map[string]nft.Rule // by their text: what two policies allow is there once
 }
 
 // peer is the other side's address.
 func (c compiler) peer() nft.Field {
-	if c.way == in {
-		return nft.CtClient()
+	if c.way.direction() == ingress {
+		return c.family.CtClient()
 	}
-	return nft.CtServer()
+	return c.family.CtServer()
 }
 
 // allow adds what one rule of a policy allows. However many peers and ports it lists, that is a handful of rules here.
@@ -159,13 +163,13 @@ func (c compiler) allow(r rule) {
 			continue
 		}
 		if len(r.pods) > 0 {
-			c.add(nft.Rule{nft.In(c.peers(peers{selectors: r.pods}), c.peer())}, ports)
+			c.add(nft.Rule{nft.In(c.peers(r.pods, nil), c.peer())}, ports)
 		}
-		if len(r.blocks) > 0 {
-			c.add(nft.Rule{nft.In(c.blocks(nft.Merge(r.blocks)), c.peer())}, ports)
+		if blocks := r.blocks[c.family.Name]; len(blocks) > 0 {
+			c.add(nft.Rule{nft.In(c.blocks(nft.Merge(blocks)), c.peer())}, ports)
 		}
 	}
-	if names := r.names(); c.way == out && len(names) > 0 {
+	if names := r.names(); c.way.direction() == egress && len(names) > 0 {
 		c.named(r, names)
 	}
 }
@@ -184,7 +188,7 @@ func (c compiler) ports(r rule) (rules []nft.Rule) {
 	for _, p := range r.ports {
 		switch {
 		case p.name != "":
-			if n, ok := c.pod.ports[namedPort{p.proto, p.name}]; ok && c.way == in {
+			if n, ok := c.pod.ports[namedPort{p.proto, p.name}]; ok && c.way.direction() == ingress {
 				numbers[nft.Pack(p.proto, n)] = ""
 			}
 		case p.First == p.Last:
@@ -210,7 +214,7 @@ func (c compiler) ports(r rule) (rules []nft.Rule) {
 // named allows connections to the ports that have the names at the other side, which only pods have.
 func (c compiler) named(r rule, names []namedPort) {
 	at := func(s ...selector) nft.Stmt {
-		return nft.In(c.peers(peers{selectors: s, ports: names}), nft.CtServer(), nft.CtProto(), nft.CtServerPort())
+		return nft.In(c.peers(s, names), c.family.CtServer(), nft.CtProto(), nft.CtServerPort())
 	}
 	if r.anyPeer {
 		c.add(nft.Rule{at(everyPod())})
@@ -219,12 +223,13 @@ func (c compiler) named(r rule, names []namedPort) {
 	if len(r.pods) > 0 {
 		c.add(nft.Rule{at(r.pods...)})
 	}
-	if len(r.blocks) > 0 {
-		c.add(nft.Rule{nft.In(c.blocks(nft.Merge(r.blocks)), nft.CtServer()), at(everyPod())})
+	if blocks := r.blocks[c.family.Name]; len(blocks) > 0 {
+		c.add(nft.Rule{nft.In(c.blocks(nft.Merge(blocks)), c.family.CtServer()), at(everyPod())})
 	}
 }
 
-func (c compiler) peers(p peers) string {
+func (c compiler) peers(selectors []selector, ports []namedPort) string {
+	p := peers{family: c.family, selectors: selectors, ports: ports}
 	name := p.name()
 	c.class.peers[name] = p
 	return name
@@ -243,7 +248,7 @@ func (c compiler) blocks(rs []nft.Range) string {
 	for _, r := range rs {
 		elems[nft.Pack(r.First, r.Last)] = ""
 	}
-	return c.fixed("blocks", &nft.Set{Key: []nft.Type{nft.IPv4}, Ranges: true, Elems: elems})
+	return c.fixed("blocks"+six(c.family), &nft.Set{Key: []nft.Type{c.family.Addr}, Ranges: true, Elems: elems})
 }
 
 // fixed names a set after its content.

@@ -9,7 +9,7 @@
 // conntrack knows it: its client before masquerading, its server behind a Service's address. Every packet is judged, in either direction:
 //
 //	forward (filter)
-//	  meta nfproto ipv6                   goto forward6: to and from isolated pods dropped
+//	  meta nfproto ipv6                   goto forward6: the same for IPv6, where pods have it
 //	  ct state invalid,related,untracked  jump stray: to and from isolated pods dropped, but for errors about their own connections
 //	  ct original ip saddr vmap @egress   -> jump out-team-HASH
 //	  ct reply ip saddr vmap @ingress     -> jump in-team-HASH
@@ -33,7 +33,8 @@
 // and before another can have its address (Detach). Pods that another network set up are its business, on the node; as peers of
 // ours they count.
 //
-// All of it is for IPv4, as pods are. Where a node has a range of IPv6 too, pods that are isolated in any direction are forwarded nothing of it.
+// All of it exists once per family that pods have addresses of, with a 6 in the names of what is of IPv6. What a policy says holds for all addresses
+// of a pod; a block of addresses says nothing of those of the other family.
 //
 // Invariants: a pod that is attached is held to what the policies say from its first packet on; one that the API does not know, in a namespace with
 // policies, may do nothing. An address counts as a peer only as long as every pod that claims it would count, and an address of this

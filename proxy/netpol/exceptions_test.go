@@ -1,7 +1,6 @@
 package netpol
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 )
@@ -9,7 +8,11 @@ import (
 // TestDNS has pods whom policies allow nothing, or one peer, ask for names: of a node, and of a pod that the Service leads to.
 func TestDNS(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	t.Run("IPv4", func(t *testing.T) { t.Parallel(); testDNS(t, newWorld(t), 0, netip.MustParseAddr("192.0.2.1")) })
+	t.Run("IPv6", func(t *testing.T) { t.Parallel(); testDNS(t, newDual(t), 1, netip.MustParseAddr("2001:db8::1")) })
+}
+
+func testDNS(t *testing.T, w *world, family int, outside netip.Addr) {
 	w.put(t, namespaces+`---
 kind: NetworkPolicy
 metadata: {namespace: a, name: locked}
@@ -24,73 +27,24 @@ spec: {podSelector: {matchLabels: {app: allowed}}, policyTypes: [Egress], egress
 	w.pod(t, "b", "names", map[string]string{"app": "names"})
 	w.pod(t, "a", "locked", nil)
 	w.pod(t, "a", "allowed", map[string]string{"app": "allowed"})
-	at := netip.AddrPortFrom(testConfig().DNS, 53).String()
+	at := netip.AddrPortFrom(w.config.DNS[family], 53).String()
 	lead := func(to netip.Addr) {
-		svc, slice := service("dns", testConfig().DNS.String(), 30053, to)
+		svc, slice := service("dns", w.config.DNS[family].String(), 30053, to)
 		for i := range svc.Spec.Ports {
 			svc.Spec.Ports[i].Port = 53
 		}
 		w.api.Put(svc)
 		w.api.Put(slice)
 	}
-	lead(netip.MustParseAddr("192.0.2.1"))
+	lead(outside)
 	until(t, "the Service is served", func() bool { return w.ask(t, "locked", "udp", at, silent) == "yes" })
 	w.expect(t, "yes", "locked", at)
-	lead(w.addrs["names"])
+	names := w.addrs
+	if family > 0 {
+		names = w.addrs6
+	}
+	lead(names["names"])
 	until(t, "the Service leads to the pod", func() bool { return w.ask(t, "locked", "udp", at, silent) == "silence" })
 	w.expect(t, "silence", "locked", at)
 	w.expect(t, "yes", "allowed", at)
-}
-
-// TestIPv6 checks that an isolated pod is not reached past its policies, nor reaches anybody, by IPv6.
-func TestIPv6(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, netip.MustParsePrefix("fd00:42:1::/64"))
-	w.put(t, namespaces)
-	w.start(t)
-	w.pod(t, "a", "locked", nil)
-	w.pod(t, "b", "other", nil)
-	pods, err := w.network.Attached()
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := map[string]string{}
-	for _, p := range pods {
-		at[p.Name] = netip.AddrPortFrom(p.Addrs[1], 8080).String()
-		w.in(t, p.Name, func() error {
-			l, err := net.Listen("tcp6", ":8080")
-			if err == nil {
-				t.Cleanup(func() { l.Close() })
-			}
-			return err
-		})
-	}
-	ways := map[string]string{"locked": "other", "other": "locked"}
-	reaches := func(from string) (is bool) {
-		w.in(t, from, func() error {
-			c, err := net.DialTimeout("tcp6", at[ways[from]], silent)
-			if is = err == nil; is {
-				c.Close()
-			}
-			return nil
-		})
-		return is
-	}
-	bothReach := func() {
-		t.Helper()
-		for from, to := range ways {
-			until(t, from+" reaches "+to, func() bool { return reaches(from) })
-		}
-	}
-	bothReach()
-	w.api.Put(deny("a"))
-	w.isolated(t, 1)
-	for from, to := range ways {
-		if reaches(from) {
-			t.Errorf("%s reaches %s", from, to)
-		}
-	}
-	w.remove(t, deny("a"))
-	w.isolated(t, 0)
-	bothReach()
 }

@@ -25,11 +25,22 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 var nodeRange, clusterRange = netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("10.42.0.0/16")
 
 func testConfig() Config {
-	return Config{Table: "t", Ranges: []netip.Prefix{nodeRange}, Cluster: []netip.Prefix{clusterRange}, DNS: netip.MustParseAddr("10.43.0.10")}
+	return Config{Table: "t", Ranges: []netip.Prefix{nodeRange}, Cluster: []netip.Prefix{clusterRange}, DNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}}
+}
+
+// nodeRange6 and clusterRange6 are theirs of IPv6.
+var nodeRange6, clusterRange6 = netip.MustParsePrefix("fd42:0:0:1::/64"), netip.MustParsePrefix("fd42::/56")
+
+// dualConfig is testConfig with a second family.
+func dualConfig() Config {
+	c := testConfig()
+	c.Ranges, c.Cluster, c.DNS = append(c.Ranges, nodeRange6), append(c.Cluster, clusterRange6), append(c.DNS, netip.MustParseAddr("fd43::a"))
+	return c
 }
 
 // cluster is a set of objects, each kind in order.
 type cluster struct {
+	config     Config
 	namespaces []*corev1.Namespace
 	policies   []*networkingv1.NetworkPolicy
 	pods       []*corev1.Pod
@@ -38,6 +49,9 @@ type cluster struct {
 // parse decodes YAML documents.
 func parse(t testing.TB, text string) (c cluster) {
 	t.Helper()
+	if c.config = testConfig(); strings.Contains(text, "fd42:") {
+		c.config = dualConfig()
+	}
 	for _, doc := range strings.Split(text, "\n---\n") {
 		var kind metav1.TypeMeta
 		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
@@ -68,7 +82,7 @@ func parse(t testing.TB, text string) (c cluster) {
 func attachment(p *corev1.Pod) *Attachment {
 	a := &Attachment{Sandbox: "s-" + p.Namespace + "-" + p.Name, Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
 	for _, ip := range p.Status.PodIPs {
-		if at := netip.MustParseAddr(ip.IP); nodeRange.Contains(at) {
+		if at := netip.MustParseAddr(ip.IP); nodeRange.Contains(at) || nodeRange6.Contains(at) {
 			a.Addrs = append(a.Addrs, at)
 		}
 	}
@@ -80,7 +94,7 @@ func attachment(p *corev1.Pod) *Attachment {
 
 // stateOf is the state of a node of the cluster, from nothing.
 func stateOf(c cluster) *state {
-	s := newState(testConfig())
+	s := newState(c.config)
 	for _, o := range c.pods {
 		s.setPod(api.KeyOf(o), parsePod(o))
 		if a := attachment(o); a != nil {
@@ -139,13 +153,15 @@ func TestTable(t *testing.T) {
 				t.Fatal(err)
 			}
 			in, want, _ := strings.Cut(string(b), "\n----\n")
-			table := stateOf(parse(t, in)).wanted()
-			if table != nil && file != "testdata/deny-all.txt" {
-				for name := range skeleton(testConfig()).Chains {
+			c := parse(t, in)
+			table := stateOf(c).wanted()
+			if table != nil && !strings.HasPrefix(file, "testdata/deny-all") {
+				for name := range skeleton(c.config).Chains {
 					delete(table.Chains, name)
 				}
-				for _, name := range []string{"cluster", "names", "isolated", "isolated6", "self"} {
+				for _, name := range []string{"cluster", "names", "isolated", "self"} {
 					delete(table.Sets, name)
+					delete(table.Sets, name+"6")
 				}
 			}
 			got := readable(table)

@@ -33,16 +33,17 @@ import (
 	"github.com/yare-dev/yare/proxy"
 )
 
-// world is a node of the test's own: a network namespace with the built-in network, of a range of IPv4 and maybe more, an enforcer that guards it, the Services' rules, and another
+// world is a node of the test's own: a network namespace with the built-in network, of a range of IPv4 and maybe one of IPv6, an enforcer that guards it, the Services' rules, and another
 // namespace that stands for the outside.
 type world struct {
 	dir      string
-	ranges   []netip.Prefix
+	config   Config
 	api      *kubelettest.API
 	enforcer *Enforcer
 	network  *plugins.Network
 	pods     map[string]cni.Pod // by name
 	addrs    map[string]netip.Addr
+	addrs6   map[string]netip.Addr
 }
 
 type guard struct{ w *world }
@@ -54,12 +55,24 @@ func (g guard) Detach(sandbox string) { g.w.enforcer.Detach(sandbox) }
 
 const table = "yare-test"
 
-func newWorld(t testing.TB, more ...netip.Prefix) *world {
+// newWorld is a world of IPv4; newDual one of both families.
+func newWorld(t testing.TB) *world { return newWorldOf(t, testConfig()) }
+
+func newDual(t testing.TB) *world {
+	t.Helper()
+	if err := link.CheckIPv6(); err != nil {
+		t.Skip(err)
+	}
+	return newWorldOf(t, dualConfig())
+}
+
+func newWorldOf(t testing.TB, config Config) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	w := &world{dir: t.TempDir(), ranges: append([]netip.Prefix{nodeRange}, more...), api: kubelettest.NewAPI(), pods: map[string]cni.Pod{}, addrs: map[string]netip.Addr{}}
+	w := &world{dir: t.TempDir(), config: config, api: kubelettest.NewAPI(), pods: map[string]cni.Pod{},
+		addrs: map[string]netip.Addr{}, addrs6: map[string]netip.Addr{}}
 	for _, name := range []string{"host", "outside"} {
 		if err := netns.New(w.ns(name), func() error { return up("lo") }); err != nil {
 			t.Fatal(err)
@@ -80,11 +93,12 @@ func newWorld(t testing.TB, more ...netip.Prefix) *world {
 		if err := link.AddPair(h, link.Pair{Name: "eth0", MAC: mac(1), Peer: "eth0", PeerMAC: mac(2), PeerNS: w.ns("outside"), MTU: 1400}); err != nil {
 			return err
 		}
-		return address("192.0.2.2/24", "192.0.2.1")
+		return errors.Join(address("192.0.2.2/24", "192.0.2.1"), address("2001:db8::2/64", "2001:db8::1"))
 	})
-	w.in(t, "outside", func() error { return address("192.0.2.1/24", "192.0.2.2") })
-	c := plugins.Config{Name: "t", Dir: w.ns("state"), Ranges: w.ranges,
-		ClusterCIDRs: []netip.Prefix{clusterRange}, Guard: guard{w}}
+	w.in(t, "outside", func() error {
+		return errors.Join(address("192.0.2.1/24", "192.0.2.2"), address("2001:db8::1/64", "2001:db8::2"))
+	})
+	c := plugins.Config{Name: "t", Dir: w.ns("state"), Ranges: config.Ranges, ClusterCIDRs: config.Cluster, Guard: guard{w}}
 	var err error
 	if w.network, err = plugins.New(c, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Fatal(err)
@@ -130,6 +144,12 @@ func address(cidr, gw string) error {
 	if err != nil {
 		return err
 	}
+	if a.IP.To4() == nil && link.CheckIPv6() != nil {
+		return nil // nor is it asked for
+	}
+	if a.IP.To4() == nil {
+		a.Flags = unix.IFA_F_NODAD
+	}
 	if err := errors.Join(netlink.LinkSetUp(l), netlink.AddrAdd(l, a)); err != nil {
 		return err
 	}
@@ -161,8 +181,8 @@ func (w *world) run(t testing.TB, run func(ctx context.Context, ready func()) er
 func (w *world) start(t testing.TB) (stop func()) {
 	t.Helper()
 	var err error
-	c := testConfig()
-	c.Table, c.Ranges = table, w.ranges
+	c := w.config
+	c.Table = table
 	w.enforcer, err = New(c, Deps{Client: w.api,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Attached: func() ([]Attachment, error) {
 			pods, err := w.network.Attached()
@@ -181,7 +201,7 @@ func (w *world) start(t testing.TB) (stop func()) {
 // services runs the Services' rules.
 func (w *world) services(t testing.TB) {
 	t.Helper()
-	p, err := proxy.New(proxy.Config{Table: table + "-services", NodeName: "n1", ClusterCIDRs: []netip.Prefix{clusterRange}},
+	p, err := proxy.New(proxy.Config{Table: table + "-services", NodeName: "n1", ClusterCIDRs: w.config.Cluster},
 		proxy.Deps{Client: w.api, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -242,6 +262,9 @@ func (w *world) attach(t testing.TB, namespace, name string, ports ...cni.PortMa
 		t.Fatal(err)
 	}
 	w.pods[name], w.addrs[name] = c, res.Addrs()[0]
+	if len(res.Addrs()) > 1 {
+		w.addrs6[name] = res.Addrs()[1]
+	}
 	w.carries(t, "host", res.Interfaces[0].Name)
 	w.carries(t, name, "eth0")
 }
@@ -276,11 +299,11 @@ func (w *world) disconnect(t testing.TB, name string) {
 func (w *world) serve(t testing.TB, name, at string) {
 	t.Helper()
 	w.in(t, name, func() error {
-		l, err := net.Listen("tcp4", at)
+		l, err := net.Listen("tcp", at)
 		if err != nil {
 			return err
 		}
-		u, err := net.ListenPacket("udp4", at)
+		u, err := net.ListenPacket("udp", at)
 		if err != nil {
 			return err
 		}
@@ -325,7 +348,7 @@ func (w *world) dial(t testing.TB, from, proto, to string, patience time.Duratio
 func dial(t testing.TB, netNS, proto, to string, patience time.Duration) (c net.Conn, err error) {
 	t.Helper()
 	if nserr := netns.Do(netNS, func() error {
-		c, err = net.DialTimeout(proto+"4", to, patience)
+		c, err = net.DialTimeout(proto, to, patience)
 		return nil
 	}); nserr != nil {
 		t.Error(nserr)
@@ -436,6 +459,9 @@ func service(name, ip string, nodePort int32, to netip.Addr) (*corev1.Service, *
 	svc.Spec = corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Type: corev1.ServiceTypeNodePort}
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{to.String()}, NodeName: new("n1")}}}
+	if to.Is6() {
+		slice.AddressType = discoveryv1.AddressTypeIPv6
+	}
 	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
 		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: strings.ToLower(string(proto)), Protocol: proto, Port: 80, NodePort: nodePort})
 		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: new(strings.ToLower(string(proto))), Protocol: &proto, Port: new(int32(8080))})
@@ -443,10 +469,20 @@ func service(name, ip string, nodePort int32, to netip.Addr) (*corev1.Service, *
 	return svc, slice
 }
 
-// TestPackets checks who reaches whom, by which address.
+// TestPackets checks who reaches whom, by which address, in a cluster of IPv4 and by both families in one of two.
 func TestPackets(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	t.Run("IPv4 alone", func(t *testing.T) { t.Parallel(); testPackets(t, newWorld(t), false) })
+	t.Run("IPv4", func(t *testing.T) { t.Parallel(); testPackets(t, newDual(t), false) })
+	t.Run("IPv6", func(t *testing.T) { t.Parallel(); testPackets(t, newDual(t), true) })
+}
+
+func testPackets(t *testing.T, w *world, six bool) {
+	addrs, spell := w.addrs, strings.NewReplacer()
+	if six {
+		addrs, spell = w.addrs6, strings.NewReplacer("192.0.2.1:", "[2001:db8::1]:", "192.0.2.2:", "[2001:db8::2]:",
+			"10.43.0.1", "fd43::1", "10.43.0.2", "fd43::2", "10.43.0.3", "fd43::3")
+	}
 	w.put(t, namespaces+`---
 kind: NetworkPolicy
 metadata: {namespace: a, name: web}
@@ -457,7 +493,7 @@ spec:
   - from: [{podSelector: {matchLabels: {app: db}}}]
     ports: [{port: http}, {port: 8080, protocol: UDP}]
   - from: [{namespaceSelector: {matchLabels: {team: blue}}, podSelector: {matchLabels: {app: friend}}}]
-  - from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}]
+  - from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}, {ipBlock: {cidr: '2001:db8::/64', except: ['2001:db8::8000:0:0:0/65']}}]
 ---
 kind: NetworkPolicy
 metadata: {namespace: a, name: locked}
@@ -486,17 +522,27 @@ spec:
 	}
 	w.pod(t, "a", "web", map[string]string{"app": "web"}, both(7080)...)
 	w.pod(t, "a", "open", map[string]string{"app": "open"}, both(7081)...)
-	w.serve(t, "host", "192.0.2.2:8080")
+	w.serve(t, "host", spell.Replace("192.0.2.2:8080"))
 	w.serve(t, "outside", ":8080")
 	for name, ip := range map[string]string{"web": "10.43.0.1", "locked": "10.43.0.2", "open": "10.43.0.3"} {
 		port := int32(30080) + int32(ip[len(ip)-1]-'0')
-		svc, slice := service(name, ip, port, w.addrs[name])
+		svc, slice := service(name, spell.Replace(ip), port, addrs[name])
 		w.api.Put(svc)
 		w.api.Put(slice)
 	}
 	w.isolated(t, 3)
+	at := func(to string) string {
+		host, port, _ := strings.Cut(to, ":")
+		if addrs[host].IsValid() {
+			return net.JoinHostPort(addrs[host].String(), port)
+		}
+		if host = spell.Replace(host + ":"); strings.HasPrefix(host, "[") {
+			return host + port
+		}
+		return net.JoinHostPort(strings.TrimSuffix(host, ":"), port)
+	}
 	until(t, "Services are served", func() bool {
-		return w.ask(t, "db", "udp", "10.43.0.1:80", silent) == "yes" && w.ask(t, "db", "udp", "10.43.0.3:80", silent) == "yes"
+		return w.ask(t, "db", "udp", at("10.43.0.1:80"), silent) == "yes" && w.ask(t, "db", "udp", at("10.43.0.3:80"), silent) == "yes"
 	})
 	tests := []struct{ name, from, to, want string }{
 		{"a named port, from who may", "db", "web:8080", "yes"},
@@ -530,10 +576,7 @@ spec:
 	}
 	var wg sync.WaitGroup
 	for _, test := range tests {
-		to := test.to
-		if name, port, _ := strings.Cut(to, ":"); w.addrs[name].IsValid() {
-			to = net.JoinHostPort(w.addrs[name].String(), port)
-		}
+		to := at(test.to)
 		// Silence takes its time; all wait together.
 		wg.Go(func() {
 			patience := plenty

@@ -73,8 +73,9 @@ func run(t testing.TB, table *nft.Table, chain string, c connection) string {
 // statement says whether the rule goes on after it, or with which verdict it ends.
 func statement(t testing.TB, table *nft.Table, text string, c connection) (verdict string, more bool) {
 	t.Helper()
-	value := map[string]any{"ct original ip saddr": c.client, "ct reply ip saddr": c.server, "ct protocol": c.proto, "ct reply proto-src": c.port,
-		"ct original ip daddr": c.server, "ct original proto-dst": c.port}
+	f := nft.FamilyOf(c.client).Name // a field of the other one is unknown: the rules must not ask for it
+	value := map[string]any{"ct original " + f + " saddr": c.client, "ct reply " + f + " saddr": c.server, "ct protocol": c.proto, "ct reply proto-src": c.port,
+		"ct original " + f + " daddr": c.server, "ct original proto-dst": c.port}
 	if fields, set, ok := strings.Cut(text, " @"); ok {
 		fields, isMap := strings.CutSuffix(fields, " vmap")
 		var values []any
@@ -91,7 +92,7 @@ func statement(t testing.TB, table *nft.Table, text string, c connection) (verdi
 		if s.Ranges {
 			v := nft.Pack(values...)
 			for k := range s.Elems {
-				if v >= k[:4] && v <= k[4:] {
+				if half := len(k) / 2; v >= k[:half] && v <= k[half:] {
 					return "", true
 				}
 			}
@@ -110,7 +111,7 @@ func statement(t testing.TB, table *nft.Table, text string, c connection) (verdi
 	case text == "ct state invalid,related,untracked":
 		return "", false // the model's packets belong to connections
 	case text == "meta nfproto ipv6":
-		return "", false // and are of IPv4
+		return "", c.client.Is6()
 	case text == "return", text == "accept", text == "drop", strings.HasPrefix(text, "goto "):
 		return text, false
 	}
@@ -125,19 +126,20 @@ func allowed(c cluster, conn connection) bool {
 	}
 	podAt := func(a netip.Addr) *corev1.Pod {
 		for _, p := range c.pods {
-			if !p.Spec.HostNetwork && !api.PodTerminal(p) && len(p.Status.PodIPs) > 0 && p.Status.PodIPs[0].IP == a.String() {
+			if !p.Spec.HostNetwork && !api.PodTerminal(p) && slices.Contains(p.Status.PodIPs, corev1.PodIP{IP: a.String()}) {
 				return p
 			}
 		}
 		return nil
 	}
 	client, server := podAt(conn.client), podAt(conn.server)
-	dns := conn.server == testConfig().DNS && conn.port == 53 && conn.proto != nft.SCTP
+	dns := slices.Contains(c.config.DNS, conn.server) && conn.port == 53 && conn.proto != nft.SCTP
 	ok := true
-	if client != nil && nodeRange.Contains(conn.client) && !dns {
+	here := func(a netip.Addr) bool { return nodeRange.Contains(a) || nodeRange6.Contains(a) }
+	if client != nil && here(conn.client) && !dns {
 		ok = ok && allows(c, networkingv1.PolicyTypeEgress, client, conn.server, server, server, conn)
 	}
-	if server != nil && nodeRange.Contains(conn.server) {
+	if server != nil && here(conn.server) {
 		ok = ok && allows(c, networkingv1.PolicyTypeIngress, server, conn.client, client, server, conn)
 	}
 	return ok
@@ -235,7 +237,10 @@ func portMatches(ports []networkingv1.NetworkPolicyPort, named *corev1.Pod, conn
 }
 
 // dice makes small clusters in which much coincides.
-type dice struct{ *rand.Rand }
+type dice struct {
+	*rand.Rand
+	dual bool // of two families
+}
 
 func one[T any](d dice, of ...T) T { return of[d.IntN(len(of))] }
 
@@ -284,7 +289,17 @@ func (d dice) pod(i int) *corev1.Pod {
 		}
 	}
 	p.Spec.Containers = []corev1.Container{c}
-	p.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.42.%d.%d", i%2+(1-i%2)*2, i+2)}}
+	on := i%2 + (1-i%2)*2
+	p.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.42.%d.%d", on, i+2)}}
+	if d.dual {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: fmt.Sprintf("fd42:0:0:%d::%x", on, i+2)})
+		if i%3 == 0 {
+			slices.Reverse(p.Status.PodIPs)
+		}
+		if i == 2 {
+			p.Status.PodIPs = p.Status.PodIPs[:1] // elsewhere, of one family
+		}
+	}
 	if i%2 == 0 {
 		switch d.IntN(5) {
 		case 0:
@@ -307,9 +322,14 @@ func (d dice) peers() (ps []networkingv1.NetworkPolicyPeer) {
 			ps = append(ps, networkingv1.NetworkPolicyPeer{NamespaceSelector: d.selector(), PodSelector: d.selector()})
 		default:
 			b := &networkingv1.IPBlock{CIDR: one(d, "10.42.0.0/16", "10.42.1.0/29", "0.0.0.0/0", "192.0.2.0/24")}
+			if d.dual && d.IntN(2) == 0 {
+				b.CIDR = one(d, "fd42::/56", "fd42:0:0:1::/125", "::/0", "2001:db8::/64")
+			}
 			if d.IntN(2) == 0 {
 				b.Except = map[string][]string{"10.42.0.0/16": {"10.42.2.0/24", "10.42.1.4/30"}, "10.42.1.0/29": {"10.42.1.3/32"},
-					"0.0.0.0/0": {"10.42.0.0/16"}, "192.0.2.0/24": {"192.0.2.128/25"}}[b.CIDR]
+					"0.0.0.0/0": {"10.42.0.0/16"}, "192.0.2.0/24": {"192.0.2.128/25"},
+					"fd42::/56": {"fd42:0:0:2::/64", "fd42:0:0:1::4/126"}, "fd42:0:0:1::/125": {"fd42:0:0:1::3/128"},
+					"::/0": {"fd42::/56"}, "2001:db8::/64": {"2001:db8::8000:0:0:0/65"}}[b.CIDR]
 			}
 			ps = append(ps, networkingv1.NetworkPolicyPeer{IPBlock: b})
 		}
@@ -350,6 +370,9 @@ func (d dice) policy(name string) *networkingv1.NetworkPolicy {
 }
 
 func (d dice) cluster() (c cluster) {
+	if c.config = testConfig(); d.dual {
+		c.config = dualConfig()
+	}
 	for _, n := range []string{"a", "b", "c"} {
 		c.namespaces = append(c.namespaces, d.namespace(n))
 	}
@@ -364,12 +387,18 @@ func (d dice) cluster() (c cluster) {
 
 // connections are all that are worth a look.
 func connections(c cluster, f func(connection)) {
-	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), testConfig().DNS}
+	addrs := append([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("2001:db8::1"),
+		netip.MustParseAddr("2001:db8::8000:0:0:1")}, c.config.DNS...)
 	for _, p := range c.pods {
-		addrs = append(addrs, netip.MustParseAddr(p.Status.PodIPs[0].IP))
+		for _, ip := range p.Status.PodIPs {
+			addrs = append(addrs, netip.MustParseAddr(ip.IP))
+		}
 	}
 	for _, client := range addrs {
 		for _, server := range addrs {
+			if client.Is4() != server.Is4() {
+				continue
+			}
 			for _, proto := range []uint8{nft.TCP, nft.UDP, nft.SCTP} {
 				for _, port := range []uint16{53, 80, 81, 90} {
 					f(connection{client, server, proto, port})
@@ -412,7 +441,7 @@ func TestAgainstDocumentation(t *testing.T) {
 	}
 	denied, all := 0, 0
 	for seed := range n {
-		c := dice{rand.New(rand.NewPCG(seed, 1))}.cluster()
+		c := dice{rand.New(rand.NewPCG(seed, 1)), seed%2 == 1}.cluster()
 		check(t, fmt.Sprint("seed ", seed), c, stateOf(c).wanted())
 		connections(c, func(conn connection) {
 			if all++; !allowed(c, conn) {
@@ -433,7 +462,7 @@ func TestChanges(t *testing.T) {
 		n = 10
 	}
 	for seed := range n {
-		d := dice{rand.New(rand.NewPCG(seed, 2))}
+		d := dice{rand.New(rand.NewPCG(seed, 2)), seed%2 == 1}
 		c := d.cluster()
 		s := stateOf(c)
 		for step := range 60 {

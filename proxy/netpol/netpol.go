@@ -29,9 +29,8 @@ type Config struct {
 	Ranges []netip.Prefix
 	// Cluster are the addresses of all pods of the cluster.
 	Cluster []netip.Prefix
-	// DNS is the address of the cluster's DNS Service. As long as it does not lead to pods, these reach it whatever policies say; not
-	// valid: there is none.
-	DNS netip.Addr
+	// DNS are the addresses of the cluster's DNS Service. As long as they do not lead to pods, these reach it whatever policies say.
+	DNS []netip.Addr
 }
 
 // Validate returns all problems at once.
@@ -151,11 +150,6 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer mon.Close()
-	for _, r := range e.c.Ranges {
-		if r.Addr().Is6() {
-			e.d.Log.Warn("network policies are not for IPv6: pods that they isolate have none", "range", r)
-		}
-	}
 	attached, err := e.d.Attached()
 	if err != nil {
 		return fmt.Errorf("list the network's pods: %w", err)

@@ -55,16 +55,16 @@ func parsePod(o *corev1.Pod) *pod {
 		return p
 	}
 	for _, ip := range o.Status.PodIPs {
-		p.addrs = appendIPv4(p.addrs, ip.IP)
+		p.addrs = appendAddr(p.addrs, ip.IP)
 	}
 	if len(o.Status.PodIPs) == 0 {
-		p.addrs = appendIPv4(p.addrs, o.Status.PodIP)
+		p.addrs = appendAddr(p.addrs, o.Status.PodIP)
 	}
 	return p
 }
 
-func appendIPv4(as []netip.Addr, text string) []netip.Addr {
-	if a, err := netip.ParseAddr(text); err == nil && a.Unmap().Is4() {
+func appendAddr(as []netip.Addr, text string) []netip.Addr {
+	if a, err := netip.ParseAddr(text); err == nil {
 		return append(as, a.Unmap())
 	}
 	return as

@@ -15,32 +15,78 @@ import (
 	"github.com/yare-dev/yare/linux/nft"
 )
 
-// way is a direction that a pod can be isolated in.
+// direction is one that a pod can be isolated in.
+type direction int
+
+const (
+	ingress direction = iota
+	egress
+	directions
+)
+
+// way is a direction of what is of one family.
 type way int
 
 const (
-	in  way = iota // ingress
-	out            // egress
+	in way = iota
+	out
+	in6
+	out6
 	ways
 )
 
-func (w way) String() string { return [...]string{"in", "out"}[w] }
+func (w way) direction() direction { return direction(w) % directions }
+
+func (w way) family() nft.Family { return [...]nft.Family{nft.IP4, nft.IP6}[w/2] }
+
+// waysOf are those of a family.
+func waysOf(f nft.Family) []way {
+	if f.Name == nft.IP6.Name {
+		return []way{in6, out6}
+	}
+	return []way{in, out}
+}
+
+func (w way) String() string { return [...]string{"in", "out", "in6", "out6"}[w] }
+
+// six ends the names of what is of IPv6.
+func six(f nft.Family) string {
+	if f.Name == nft.IP6.Name {
+		return "6"
+	}
+	return ""
+}
 
 // policy is what a NetworkPolicy says.
 type policy struct {
 	pods     labels.Selector // whom it isolates
-	isolates [ways]bool
-	rules    [ways][]rule // what is allowed nevertheless
+	isolates [directions]bool
+	rules    [directions][]rule // what is allowed nevertheless
 }
 
 // rule allows connections with any of the peers, to any of the ports.
 type rule struct {
 	anyPeer bool
 	pods    []selector
-	blocks  []nft.Range // merged
+	blocks  map[string][]nft.Range // by family, merged
 
 	anyPort bool
 	ports   []port
+}
+
+// everyAddress is the block of all of a family.
+func everyAddress(f nft.Family) nft.Range {
+	all := netip.IPv4Unspecified()
+	if f.Name == nft.IP6.Name {
+		all = netip.IPv6Unspecified()
+	}
+	return nft.RangeOf(netip.PrefixFrom(all, 0))
+}
+
+// of is what the rule says of one family: a block of all of its addresses is everybody.
+func (r rule) of(f nft.Family) rule {
+	r.anyPeer = r.anyPeer || slices.Contains(r.blocks[f.Name], everyAddress(f))
+	return r
 }
 
 // port is a range of numbers, or the name of a pod's port.
@@ -97,27 +143,30 @@ func everyPod() selector { return selector{namespaces: labels.Everything(), pods
 func parsePolicy(o *networkingv1.NetworkPolicy) *policy {
 	p := &policy{pods: selectorOf(&o.Spec.PodSelector)}
 	for _, t := range o.Spec.PolicyTypes {
-		p.isolates[in] = p.isolates[in] || t == networkingv1.PolicyTypeIngress
-		p.isolates[out] = p.isolates[out] || t == networkingv1.PolicyTypeEgress
+		p.isolates[ingress] = p.isolates[ingress] || t == networkingv1.PolicyTypeIngress
+		p.isolates[egress] = p.isolates[egress] || t == networkingv1.PolicyTypeEgress
 	}
 	if len(o.Spec.PolicyTypes) == 0 {
-		p.isolates = [ways]bool{in: true, out: len(o.Spec.Egress) > 0}
+		p.isolates = [directions]bool{ingress: true, egress: len(o.Spec.Egress) > 0}
 	}
 	for _, r := range o.Spec.Ingress {
-		p.rules[in] = append(p.rules[in], parseRule(o.Namespace, r.From, r.Ports))
+		p.rules[ingress] = append(p.rules[ingress], parseRule(o.Namespace, r.From, r.Ports))
 	}
 	for _, r := range o.Spec.Egress {
-		p.rules[out] = append(p.rules[out], parseRule(o.Namespace, r.To, r.Ports))
+		p.rules[egress] = append(p.rules[egress], parseRule(o.Namespace, r.To, r.Ports))
 	}
 	return p
 }
 
 func parseRule(namespace string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) rule {
-	r := rule{anyPeer: len(peers) == 0, anyPort: len(ports) == 0}
+	r := rule{anyPeer: len(peers) == 0, anyPort: len(ports) == 0, blocks: map[string][]nft.Range{}}
 	for i := range peers {
 		p := &peers[i]
 		if p.IPBlock != nil {
-			r.blocks = append(r.blocks, blockRanges(p.IPBlock)...)
+			for _, b := range blockRanges(p.IPBlock) {
+				f := nft.FamilyOf(b.First).Name
+				r.blocks[f] = append(r.blocks[f], b)
+			}
 			continue
 		}
 		s := selector{namespace: namespace, pods: labels.Everything()}
@@ -129,9 +178,9 @@ func parseRule(namespace string, peers []networkingv1.NetworkPolicyPeer, ports [
 		}
 		r.pods = append(r.pods, s)
 	}
-	r.blocks = nft.Merge(r.blocks)
-	all := nft.RangeOf(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
-	r.anyPeer = r.anyPeer || slices.Contains(r.blocks, all)
+	for f, blocks := range r.blocks {
+		r.blocks[f] = nft.Merge(blocks)
+	}
 	for i := range ports {
 		r.ports = append(r.ports, parsePort(&ports[i]))
 	}
@@ -180,7 +229,7 @@ func selectorOf(s *metav1.LabelSelector) labels.Selector {
 	return sel
 }
 
-// blockRanges are the IPv4 addresses of a block: pods have no others.
+// blockRanges are the addresses of a block.
 func blockRanges(b *networkingv1.IPBlock) []nft.Range {
 	whole, ok := parsePrefix(b.CIDR)
 	if !ok {
@@ -205,8 +254,8 @@ func parsePrefix(text string) (nft.Range, bool) {
 	}
 	a, _ := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()
-	if bits != 32 || !a.Unmap().Is4() {
-		return nft.Range{}, false
+	if a = a.Unmap(); a.BitLen() != bits {
+		return nft.Range{}, false // ::ffff:10.0.0.0/104
 	}
-	return nft.RangeOf(netip.PrefixFrom(a.Unmap(), ones)), true
+	return nft.RangeOf(netip.PrefixFrom(a, ones)), true
 }

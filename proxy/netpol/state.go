@@ -16,6 +16,7 @@ import (
 // kin, and takes them into the table at update.
 type state struct {
 	c          Config
+	ways       []way // of the families that pods have
 	namespaces map[string]labels.Set
 	policies   map[string]map[string]*policy // by namespace and name
 	pods       map[string]map[string]*pod    // by namespace and name
@@ -40,12 +41,13 @@ type state struct {
 // group is a set of peers that a chain looks into.
 type group struct {
 	peers
+	six     bool                         // of that family
 	within  map[string][]labels.Selector // which pods of a namespace, as far as it was asked
 	members map[netip.Addr]string        // their elements, one after the other
 }
 
 func newState(c Config) *state {
-	return &state{c: c, namespaces: map[string]labels.Set{}, policies: map[string]map[string]*policy{}, pods: map[string]map[string]*pod{},
+	return &state{c: c, ways: slices.Concat(waysOf(nft.IP4), c.ways6()), namespaces: map[string]labels.Set{}, policies: map[string]map[string]*policy{}, pods: map[string]map[string]*pod{},
 		attached: map[string]*Attachment{}, sandboxes: map[api.Key]map[string]bool{}, holder: map[netip.Addr]string{},
 		claims: map[netip.Addr]map[api.Key]bool{}, claimed: map[api.Key][]netip.Addr{},
 		dirtySandboxes: map[string]bool{}, dirtyAddrs: map[netip.Addr]bool{},
@@ -180,7 +182,7 @@ func (s *state) claim(k api.Key) {
 		}
 		for id := range s.sandboxes[k] {
 			if a := s.attached[id]; a.is(p) {
-				now = slices.DeleteFunc(append(now, a.Addrs...), netip.Addr.Is6)
+				now = append(now, a.Addrs...)
 			}
 		}
 	}
@@ -204,10 +206,13 @@ func (s *state) claim(k api.Key) {
 
 // wanted is the table as of the last update, nil when nobody is isolated.
 func (s *state) wanted() *nft.Table {
-	if len(s.table.Sets["isolated"].Elems)+len(s.table.Sets["isolated6"].Elems) == 0 {
-		return nil
+	t := s.table
+	for _, w := range s.ways {
+		if s := s.table.Sets["isolated"+six(w.family())]; len(s.Elems) > 0 {
+			return t
+		}
 	}
-	return s.table
+	return nil
 }
 
 // update takes what was noted into the table and returns the transaction from the table before.
@@ -318,7 +323,7 @@ func (s *state) rightsOf(a *Attachment) (r [ways]*class) {
 	if len(policies) == 0 {
 		return r
 	}
-	for w := range ways {
+	for _, w := range s.ways {
 		if s.isStranger(a) {
 			r[w] = nobody(w)
 		} else {
@@ -395,7 +400,7 @@ func (s *state) release(e *edit, c *class) {
 
 // populate fills a new group.
 func (s *state) populate(e *edit, name string, p peers) {
-	g := &group{peers: p, within: map[string][]labels.Selector{}, members: map[netip.Addr]string{}}
+	g := &group{peers: p, six: p.family.Name == nft.IP6.Name, within: map[string][]labels.Selector{}, members: map[netip.Addr]string{}}
 	s.groups[name] = g
 	for namespace, pods := range s.pods {
 		if len(s.within(g, namespace)) == 0 {
@@ -427,6 +432,9 @@ func (s *state) within(g *group, namespace string) []labels.Selector {
 
 // place brings an address into a group, or out of it. An address that several pods claim comes in when all of them would, alike.
 func (s *state) place(e *edit, name string, g *group, a netip.Addr) {
+	if a.Is6() != g.six {
+		return
+	}
 	want := ""
 	for k := range s.claims[a] {
 		elements := s.elements(g, k, a)
@@ -472,84 +480,27 @@ func (s *state) elements(g *group, k api.Key, a netip.Addr) string {
 
 // dispatch leads what an address sends and is sent to the chains of the pod that has it.
 func (s *state) dispatch(e *edit, a netip.Addr) {
-	r := s.rights[s.holder[a]]
-	isolated := r[in] != nil || r[out] != nil
-	if a.Is6() {
-		e.put("isolated6", nft.Pack(a), "", isolated)
-		return
+	f := nft.FamilyOf(a)
+	r, of := s.rights[s.holder[a]], waysOf(f)
+	if !slices.Contains(s.ways, of[0]) {
+		return // of a family that the cluster's pods do not have
 	}
-	for w, c := range r {
+	isolated := r[of[0]] != nil || r[of[1]] != nil
+	for _, w := range of {
 		verdict := ""
-		if c != nil {
-			verdict = "jump " + c.chain
+		if r[w] != nil {
+			verdict = "jump " + r[w].chain
 		}
-		e.put(dispatcher(way(w)), nft.Pack(a), verdict, c != nil)
+		e.put(dispatcher(w), nft.Pack(a), verdict, r[w] != nil)
 	}
-	e.put("isolated", nft.Pack(a), "", isolated)
-	e.put("self", nft.Pack(a, a), "", isolated)
+	e.put("isolated"+six(f), nft.Pack(a), "", isolated)
+	e.put("self"+six(f), nft.Pack(a, a), "", isolated)
 }
 
 // dispatcher is the map that leads to the chains of a direction.
-func dispatcher(w way) string { return [...]string{"ingress", "egress"}[w] }
+func dispatcher(w way) string { return [...]string{"ingress", "egress", "ingress6", "egress6"}[w] }
 
 // refused is the chain for what no policy allows.
-func refused(w way) string { return [...]string{"refused", "refused-out"}[w] }
-
-// skeleton returns the table of a node without isolated pods, which the kernel never has.
-func skeleton(c Config) *nft.Table {
-	t := nft.NewTable(c.Table)
-	set := func(name string, verdicts bool, key ...nft.Type) map[string]string {
-		elems := map[string]string{}
-		t.Sets[name] = &nft.Set{Key: key, Verdicts: verdicts, Elems: elems}
-		return elems
-	}
-	set("egress", true, nft.IPv4)
-	set("ingress", true, nft.IPv4)
-	set("isolated", false, nft.IPv4)
-	set("isolated6", false, nft.IPv6)
-	set("self", false, nft.IPv4, nft.IPv4)
-	names := set("names", false, nft.IPv4, nft.Proto, nft.Service)
-	if c.DNS.Is4() {
-		names[nft.Pack(c.DNS, nft.UDP, uint16(53))], names[nft.Pack(c.DNS, nft.TCP, uint16(53))] = "", ""
-	}
-	t.Sets["cluster"] = &nft.Set{Key: []nft.Type{nft.IPv4}, Ranges: true, Elems: map[string]string{}}
-	var cluster []nft.Range
-	for _, p := range c.Cluster {
-		if p.Addr().Is4() {
-			cluster = append(cluster, nft.RangeOf(p))
-		}
-	}
-	for _, r := range nft.Merge(cluster) {
-		t.Sets["cluster"].Elems[nft.Pack(r.First, r.Last)] = ""
-	}
-	ip, ip6 := nft.IP4, nft.IP6
-	t.Chains["forward"] = &nft.Chain{Hook: &nft.Hook{Type: "filter", Point: nft.Forward, Priority: 0}, Rules: []nft.Rule{
-		{ip6.Is(), nft.Goto("forward6")},
-		{nft.Stray(), nft.Jump("stray")},
-		{nft.VMap("egress", nft.CtClient())},
-		{nft.VMap("ingress", nft.CtServer())},
-	}}
-	t.Chains["forward6"] = &nft.Chain{Rules: []nft.Rule{
-		{nft.In("isolated6", ip6.Saddr()), nft.Drop()},
-		{nft.In("isolated6", ip6.Daddr()), nft.Drop()},
-	}}
-	stray := func(end nft.Field) []nft.Rule {
-		return []nft.Rule{
-			{nft.In("self", end, nft.CtClient()), nft.Return()},
-			{nft.In("self", end, nft.CtServer()), nft.Return()},
-			{nft.In("isolated", end), nft.Drop()},
-		}
-	}
-	t.Chains["stray"] = &nft.Chain{Rules: append([]nft.Rule{{nft.Jump("stray-from")}}, stray(ip.Daddr())...)}
-	t.Chains["stray-from"] = &nft.Chain{Rules: stray(ip.Saddr())}
-	t.Chains["refused-out"] = &nft.Chain{Rules: []nft.Rule{
-		{nft.In("cluster", nft.CtServer()), nft.Goto("refused")},
-		{nft.In("names", nft.CtTarget(), nft.CtProto(), nft.CtTargetPort()), nft.Return()},
-		{nft.Goto("refused")},
-	}}
-	t.Chains["refused"] = &nft.Chain{Rules: []nft.Rule{
-		{nft.In("self", nft.CtClient(), nft.CtServer()), nft.Accept()},
-		{nft.Drop()},
-	}}
-	return t
+func refused(w way) string {
+	return [...]string{"refused", "refused-out", "refused6", "refused6-out"}[w]
 }

@@ -20,16 +20,31 @@ type cluster struct {
 	out        io.Writer
 }
 
+// settings are those of clusters by their families.
+var settings = map[string]string{
+	"":   "",
+	"46": "podCIDRs: [10.242.0.0/16, 'fd42:c::/56']\nserviceCIDRs: [10.243.0.0/16, 'fd43:c::/112']\n",
+	"64": "podCIDRs: ['fd42:c::/56', 10.242.0.0/16]\nserviceCIDRs: ['fd43:c::/112', 10.243.0.0/16]\n",
+	"6":  "podCIDRs: ['fd42:c::/56']\nserviceCIDRs: ['fd43:c::/112']\n",
+}
+
 // upCluster starts a cluster with its data below dir. What a killed run left of one is removed first.
-func upCluster(ctx context.Context, name, yare, dir string, out io.Writer) (*cluster, error) {
-	c := &cluster{name: name, yare: yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
-	if err := exec.CommandContext(ctx, yare, "status", "--name", c.name).Run(); err == nil {
+func upCluster(ctx context.Context, w wish, dir string, out io.Writer) (*cluster, error) {
+	c := &cluster{name: w.cluster, yare: w.yare, dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig"), out: out}
+	if err := exec.CommandContext(ctx, c.yare, "status", "--name", c.name).Run(); err == nil {
 		if err := c.yareDo(ctx, "down", "--name", c.name); err != nil {
 			return nil, err
 		}
 	}
-	err := c.yareDo(ctx, "up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral")
-	return c, err
+	args := []string{"up", "--name", c.name, "--data-dir", c.data(), "--kubeconfig", c.kubeconfig, "--ephemeral"}
+	if text := settings[w.families]; text != "" {
+		file := filepath.Join(dir, "settings.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+		args = append(args, "--config", file)
+	}
+	return c, c.yareDo(ctx, args...)
 }
 
 func (c *cluster) data() string { return filepath.Join(c.dir, "cluster") }

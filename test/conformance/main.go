@@ -41,6 +41,7 @@ type wish struct {
 	timeout    time.Duration
 	kubeconfig string
 	nodes      int
+	families   string
 	images     string
 	registry   string
 	document   string
@@ -71,6 +72,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.DurationVar(&w.timeout, "timeout", 90*time.Minute, "end the run after this long")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "test this cluster instead of a fresh one")
 	f.IntVar(&w.nodes, "nodes", 2, "nodes of the fresh cluster, 1 or 2")
+	f.StringVar(&w.families, "families", "", "families of the fresh cluster, the main one first: 46, 64 or 6, of IPv6 as this machine must have; what the tests show is not kept")
 	f.StringVar(&w.images, "images", "", "local, upstream, or a file that maps registries (default local, upstream with -kubeconfig)")
 	f.StringVar(&w.registry, "registry", "127.0.0.1:0", "where to serve local images; the cluster must reach it, and take plain HTTP from it")
 	f.StringVar(&w.document, "document", "../../doc/conformance.md", "the document that accept keeps")
@@ -79,6 +81,9 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if err := f.Parse(args[1:]); err != nil {
 		return err
+	}
+	if _, known := settings[w.families]; !known {
+		return fmt.Errorf("-families %s: 46, 64 or 6", w.families)
 	}
 	cache, err := cacheDir()
 	if err != nil {
@@ -125,12 +130,15 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "", Beside: w.beside, Procs: w.procs, Version: "another cluster"}
+	r := &report.Run{Began: time.Now(), Foreign: w.kubeconfig != "" || w.families != "", Beside: w.beside, Procs: w.procs, Version: "another cluster"}
 	dir := filepath.Join(cache, "runs", r.Began.UTC().Format("20060102-150405"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	o := suite.Options{Kubeconfig: w.kubeconfig, Procs: w.procs, Dir: dir, Log: out, Grace: 40 * time.Second}
+	if w.beside && w.kubeconfig == "" {
+		o.Nodes = w.nodes
+	}
 	if o.Kubectl, err = filepath.Abs(w.kubectl); err != nil {
 		return err
 	}
@@ -162,7 +170,7 @@ func run(ctx context.Context, w wish, cache string, out io.Writer) (err error) {
 // against runs the tests against the cluster that is asked for. A cluster of ours is gone when it returns.
 func against(ctx context.Context, w wish, p *suite.Program, o *suite.Options, names []string, second *node, r *report.Run) (err error) {
 	if w.kubeconfig == "" {
-		c, err := upCluster(ctx, w.cluster, w.yare, o.Dir, o.Log)
+		c, err := upCluster(ctx, w, o.Dir, o.Log)
 		if err != nil {
 			return err
 		}

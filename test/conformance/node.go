@@ -28,6 +28,7 @@ type node struct {
 	dir     string // of logs and data
 	out     io.Writer
 	address netip.Addr
+	six     netip.Addr // in a cluster with IPv6
 
 	agent *exec.Cmd
 	ended chan struct{}
@@ -44,7 +45,14 @@ func secondNode(ctx context.Context, w wish, dir string, out io.Writer) (*node, 
 	if w.kubeconfig != "" || w.nodes < 2 {
 		return nil, nil
 	}
-	return makeNode(ctx, w.cluster+"-2", w.yare, dir, out)
+	n, err := makeNode(ctx, w.cluster+"-2", w.yare, dir, out)
+	if err != nil || w.families == "" {
+		return n, err
+	}
+	if err := n.addIPv6(ctx); err != nil {
+		return nil, errors.Join(err, n.remove(context.WithoutCancel(ctx)))
+	}
+	return n, nil
 }
 
 // makeNode makes the namespace and its link. What a killed run left of them is removed first.
@@ -73,6 +81,23 @@ func makeNode(ctx context.Context, name, yare, dir string, out io.Writer) (n *no
 		}
 	}
 	return n, nil
+}
+
+// addIPv6 gives the link addresses of IPv6 too.
+func (n *node) addIPv6(ctx context.Context) error {
+	four := n.address.As4()
+	outside := netip.MustParseAddr(fmt.Sprintf("fd18:%x::1", four[2]))
+	n.six = outside.Next()
+	for _, command := range []string{
+		"addr add " + outside.String() + "/64 dev " + nodeLink + " nodad",
+		"-n " + n.name + " addr add " + n.six.String() + "/64 dev eth0 nodad",
+		"-6 -n " + n.name + " route add default via " + outside.String(),
+	} {
+		if err := ip(ctx, command); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func ip(ctx context.Context, command string) error {
@@ -141,7 +166,11 @@ func (n *node) join(ctx context.Context, c *cluster, kubectl string) error {
 		return nil
 	}
 	file := filepath.Join(n.dir, n.name+".join")
-	text, err := exec.CommandContext(ctx, n.yare, "node-credentials", n.name, "--name", c.name, "--address", n.address.String()).Output()
+	args := []string{"node-credentials", n.name, "--name", c.name, "--address", n.address.String()}
+	if n.six.IsValid() {
+		args = append(args, "--address", n.six.String())
+	}
+	text, err := exec.CommandContext(ctx, n.yare, args...).Output()
 	if err != nil {
 		return fmt.Errorf("credentials of the second node: %w", err)
 	}

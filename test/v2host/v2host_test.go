@@ -41,7 +41,7 @@ const (
 	whole      = 50 * time.Minute
 	// notHere measures how fast a machine is, of which one that is computed says nothing, or needs another machine, or
 	// does once more over a socket what was done without.
-	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket)$"
+	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket|TestNoIPv6)$"
 	// mark begins the lines that say where a package's output begins and ends.
 	mark = "\x02"
 )
@@ -68,6 +68,17 @@ func TestV2(t *testing.T) {
 	boot(t, kernel, root, script, packages)
 }
 
+// TestNoIPv6 has a machine whose kernel has IPv6 off: clusters of IPv4 work, others are refused.
+func TestNoIPv6(t *testing.T) {
+	p := testPackage{path: guestPackage, dir: "guest"}
+	if !regexp.MustCompile(*only).MatchString(p.name()) {
+		return
+	}
+	top, kernel := places(t)
+	root := newRoot(t, kernel)
+	boot(t, kernel, root, rc+install(t, top, root, p, "-test.run='^(TestNoIPv6|TestCluster)$'"), []testPackage{p}, "ipv6.disable=1")
+}
+
 // TestSystemd has a machine that systemd runs, for the cgroup driver that asks it.
 func TestSystemd(t *testing.T) {
 	p := testPackage{path: guestPackage, dir: "guest"}
@@ -86,14 +97,14 @@ func places(t *testing.T) (top, kernel string) {
 	return top, filepath.Join(top, "bin/v2host/kernel")
 }
 
-// boot runs the script in a machine and reports what the packages' tests said.
-func boot(t *testing.T, kernel, root, script string, packages []testPackage) {
+// boot runs the script in a machine, whose kernel may have more parameters, and reports what the packages' tests said.
+func boot(t *testing.T, kernel, root, script string, packages []testPackage, parameters ...string) {
 	t.Helper()
 	must(t, os.WriteFile(filepath.Join(root, "etc/rc"), []byte(script+"sync\n/bin/busybox reboot -f\n"), 0o755))
 	ctx, cancel := context.WithTimeout(t.Context(), whole)
 	defer cancel()
 	m := &machine.Machine{Kernel: kernel, Root: root, Scratch: t.TempDir(), Memory: 3072, Disk: 6144,
-		Parameters: []string{"cgroup_no_v1=all", "psi=1", "hugepages=16", "quiet"}}
+		Parameters: append([]string{"cgroup_no_v1=all", "psi=1", "hugepages=16", "quiet"}, parameters...)}
 	var out bytes.Buffer
 	var to io.Writer = &out
 	if *live {

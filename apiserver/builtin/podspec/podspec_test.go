@@ -3,6 +3,7 @@ package podspec_test
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -133,6 +134,37 @@ func BenchmarkSpec(b *testing.B) {
 	for b.Loop() {
 		if errs := podspec.Spec(s, path); len(errs) > 0 {
 			b.Fatal(errs)
+		}
+	}
+}
+
+// TestStatusAddresses takes a pod's addresses and its node's, of each family one.
+func TestStatusAddresses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		ips  []string
+		want string
+	}{
+		{nil, ""},
+		{[]string{"10.0.0.1"}, ""},
+		{[]string{"10.0.0.1", "fd00::1"}, ""},
+		{[]string{"fd00::1", "10.0.0.1"}, ""},
+		{[]string{"10.0.0.1", "10.0.0.2"}, "may specify no more than one IP for each IP family"},
+		{[]string{"fd00::1", "fd00::2"}, "may specify no more than one IP for each IP family"},
+		{[]string{"fd00::1", "10.0.0.1", "10.0.0.2"}, "may specify no more than one IP for each IP family"},
+		{[]string{"fd00::1", "fd00::1"}, "Duplicate value"},
+		{[]string{"x"}, "must be a valid IP address"},
+	} {
+		pods, hosts := &corev1.Pod{}, &corev1.Pod{}
+		for _, ip := range tt.ips {
+			pods.Status.PodIPs = append(pods.Status.PodIPs, corev1.PodIP{IP: ip})
+			hosts.Status.HostIPs = append(hosts.Status.HostIPs, corev1.HostIP{IP: ip})
+		}
+		for at, p := range map[string]*corev1.Pod{"status.podIPs": pods, "status.hostIPs": hosts} {
+			errs := podspec.Status(p, &corev1.Pod{}).ToAggregate()
+			if tt.want == "" && errs != nil || tt.want != "" && (errs == nil || !strings.Contains(errs.Error(), at) || !strings.Contains(errs.Error(), tt.want)) {
+				t.Errorf("%s %v: %v, want %q", at, tt.ips, errs, tt.want)
+			}
 		}
 	}
 }

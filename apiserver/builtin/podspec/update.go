@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 )
 
 // changeable ends the refusal of every other change.
@@ -155,6 +156,20 @@ func Ephemeral(now, old *corev1.Pod) (errs field.ErrorList) {
 	return errs
 }
 
+// oneOfEachFamily checks a list of addresses, which is value: those that are not had are well-formed, and of each family there is one at most.
+func oneOfEachFamily(at *field.Path, value any, ips, had []string) (errs field.ErrorList) {
+	for i, ip := range ips {
+		errs = append(errs, validation.IsValidIPForLegacyField(at.Index(i), ip, true, had)...)
+		if slices.Contains(ips[:i], ip) {
+			errs = append(errs, field.Duplicate(at.Index(i), ip))
+		}
+	}
+	if dual, err := netutils.IsDualStackIPStrings(ips); len(ips) > 1 && (err != nil || !dual || len(ips) > 2) {
+		errs = append(errs, field.Invalid(at, value, "may specify no more than one IP for each IP family"))
+	}
+	return errs
+}
+
 // Status checks a write of a Pod's status.
 func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 	path := field.NewPath("status")
@@ -168,12 +183,16 @@ func Status(now, old *corev1.Pod) (errs field.ErrorList) {
 	for _, ip := range old.Status.HostIPs {
 		hosts = append(hosts, ip.IP)
 	}
-	for i, ip := range now.Status.PodIPs {
-		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("podIPs").Index(i), ip.IP, true, pods)...)
+	var is []string
+	for _, ip := range now.Status.PodIPs {
+		is = append(is, ip.IP)
 	}
-	for i, ip := range now.Status.HostIPs {
-		errs = append(errs, validation.IsValidIPForLegacyField(path.Child("hostIPs").Index(i), ip.IP, true, hosts)...)
+	errs = append(errs, oneOfEachFamily(path.Child("podIPs"), now.Status.PodIPs, is, pods)...)
+	is = nil
+	for _, ip := range now.Status.HostIPs {
+		is = append(is, ip.IP)
 	}
+	errs = append(errs, oneOfEachFamily(path.Child("hostIPs"), now.Status.HostIPs, is, hosts)...)
 	for i, c := range now.Status.Conditions {
 		at := path.Child("conditions").Index(i)
 		if c.ObservedGeneration < 0 {

@@ -137,15 +137,15 @@ func processes(s State) error {
 		return err
 	}
 	for _, d := range dirs {
+		if stat, _ := os.ReadFile(filepath.Join(d, "stat")); strings.Contains(string(stat), ") Z ") {
+			continue // ended; when it is reaped, and its last namespace with it, is its parent's affair, the host's init
+		}
 		for _, ns := range []string{"net", "mnt", "pid", "ipc", "uts", "user", "cgroup", "time"} {
 			if l, err := os.Readlink(filepath.Join(d, "ns", ns)); err == nil {
 				s.add("namespace %s", l)
 			}
 		}
 		b, err := os.ReadFile(filepath.Join(d, "comm"))
-		if stat, _ := os.ReadFile(filepath.Join(d, "stat")); strings.Contains(string(stat), ") Z ") {
-			continue // ended; when it is reaped is its parent's affair, the host's init
-		}
 		if exe, _ := os.Readlink(filepath.Join(d, "exe")); err == nil && (strings.HasPrefix(string(b), "yare") || filepath.Base(exe) == "yare") {
 			s.add("process %s %s", filepath.Base(d), strings.TrimSpace(string(b)))
 		}

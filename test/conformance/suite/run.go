@@ -25,6 +25,7 @@ type Options struct {
 	Kubectl    string // program that the tests of kubectl call; its name must be kubectl
 	Images     string // file that maps registries, see KUBE_TEST_REPO_LIST; empty for upstream's
 	Procs      int    // parallel processes for the tests that are not [Serial]
+	Nodes      int    // of the cluster, for tests that want several; 0: they are not told, and do without
 	Dir        string // for reports and logs
 	Log        io.Writer
 
@@ -152,10 +153,14 @@ func (p *Program) arguments(ctx context.Context, o Options, name string, procs i
 	if end, ok := ctx.Deadline(); ok {
 		args = append(args, "--timeout="+max(time.Until(end)-o.Grace, time.Second).Round(time.Second).String())
 	}
-	return append(args, p.Tests, "--",
+	args = append(args, p.Tests, "--",
 		"--kubeconfig="+o.Kubeconfig, "--kubectl-path="+o.Kubectl, "--provider=local", "--repo-root="+o.Dir,
 		"--dump-logs-on-failure=false", "--disable-log-dump", "--e2e-output-dir="+o.Dir,
 		"--node-schedulable-timeout=1m", "--system-pods-startup-timeout=1m", "--system-daemonsets-startup-timeout=1m")
+	if o.Nodes > 0 {
+		args = append(args, "--num-nodes="+strconv.Itoa(o.Nodes))
+	}
+	return args
 }
 
 // read adds the results of one of ginkgo's reports and tells whether it has any.
