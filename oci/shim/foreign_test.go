@@ -50,6 +50,7 @@ func TestForeign(t *testing.T) {
 				"Terminal": TestTerminal, "LogPartialAndReopen": TestLogPartialAndReopen, "Resources": TestResources,
 				"OutOfMemory": TestOutOfMemory, "SharedPID": TestSharedPID, "Memory": TestMemory, "Orphans": testOrphans, "NotMade": testNotMade,
 				"CreateGivenUp": testCreateGivenUp, "OneNamespace": testOneNamespace, "Broken": testBroken, "BrokenLater": testBrokenLater, "NoTerminal": testNoTerminal,
+				"ExecDuringStart": testExecDuringStart,
 			} {
 				t.Run(name, test)
 			}
@@ -113,6 +114,44 @@ func testNotMade(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(s.dir, "c")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("state left behind: %v", err)
+	}
+}
+
+// testExecDuringStart asks for a process while the runtime starts the container, which runs as far as anybody is told: as a server does that
+// takes over from one that was killed meanwhile. It waits for the start.
+func testExecDuringStart(t *testing.T) {
+	s := start(t, nil)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.wrap("[ $verb = start ] && read x < " + fifo)
+	s.create(shim.CreateRequest{ID: "c", Spec: s.spec("c", "sleep", "1000")})
+	started, ran := make(chan error, 1), make(chan error, 1)
+	go func() { started <- s.Start(t.Context(), "c") }()
+	hold, err := os.OpenFile(fifo, os.O_WRONLY, 0) // opens when the runtime's start waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	process := *s.spec("c", "true").Process
+	go func() {
+		_, _, _, err := s.ExecSync(t.Context(), "c", &process, 0, 1000)
+		ran <- err
+	}()
+	for range 100 { // long enough for a refusal
+		if list, err := s.Containers(t.Context()); err != nil || len(list) != 1 || list[0].State != shim.Running {
+			t.Fatalf("got %+v, %v", list, err)
+		}
+	}
+	if len(ran) > 0 {
+		t.Errorf("it did not wait: %v", <-ran)
+		ran <- nil
+	}
+	if err := errors.Join(hold.Close(), <-started, <-ran); err != nil {
+		t.Error(err)
+	}
+	if status, _, err := s.end("c"); err != nil || status.Code != 137 {
+		t.Errorf("got %+v, %v", status, err)
 	}
 }
 

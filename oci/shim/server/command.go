@@ -262,6 +262,7 @@ func (k *container) begun(_ *command, err error) {
 	if k.ended {
 		k.exited()
 	}
+	k.goOn()
 }
 
 // execForeign has the container's runtime make the process.

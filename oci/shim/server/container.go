@@ -43,6 +43,7 @@ type container struct {
 	creator  *connection
 	waiting  *connection
 	serial   uint64
+	later    []func() // what is to be done when the start that is under way is over
 	warnings []string
 	problem  error // why the init gave up
 
@@ -189,6 +190,16 @@ func (k *container) ran() {
 	k.state, k.started = running, time.Now()
 	k.waiting.send(&protocol.Reply{Serial: k.serial, Pid: k.pid})
 	k.waiting = nil
+	k.goOn()
+}
+
+// goOn does what has waited for the start.
+func (k *container) goOn() {
+	later := k.later
+	k.later = nil
+	for _, f := range later {
+		f()
+	}
 }
 
 // exited is called when the process has ended.
@@ -229,6 +240,7 @@ func (k *container) exited() {
 		k.waiting.fail(k.serial, err)
 		k.waiting = nil
 	}
+	k.goOn()
 	k.s.broadcast(k.id, k.exit)
 }
 
@@ -240,6 +252,7 @@ func (k *container) vanish() {
 	}
 	client, serial := k.creator, k.serial
 	k.free()
+	k.goOn()
 	if client != nil {
 		client.fail(serial, err)
 	}

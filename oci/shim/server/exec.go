@@ -29,10 +29,21 @@ type exec struct {
 	problem  error
 }
 
-// exec launches a process. The reply is sent when the program has been exec'ed.
+// exec launches a process. The reply is sent when the program has been exec'ed. In a container whose start is under way, which
+// runs as far as anybody is told, it waits for that.
 func (s *server) exec(c *connection, r *protocol.Request, fds []int) error {
-	defer func() { linux.CloseAll(fds...) }()
 	k, ok := s.containers[r.ID]
+	if ok && k.state == created && k.released() {
+		k.later = append(k.later, func() {
+			if c.fd < 0 { // nobody would hear of it, or end it
+				linux.CloseAll(fds...)
+			} else if err := s.exec(c, r, fds); err != nil {
+				c.fail(r.Serial, err)
+			}
+		})
+		return nil
+	}
+	defer func() { linux.CloseAll(fds...) }()
 	if !ok {
 		return coded{protocol.NotFound, "container " + r.ID + ": not found"}
 	}
