@@ -101,11 +101,7 @@ func wait(t testing.TB, pid int) int {
 func TestVerbs(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
+	null := devNull(t)
 	files := []*os.File{null, null, null}
 	pid, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "sleep", "1000"), Files: files})
 	if err != nil {
@@ -189,11 +185,7 @@ func TestVerbs(t *testing.T) {
 func TestLimitsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
+	null := devNull(t)
 	read, write, err := os.Pipe() // its end is that of all who had it
 	if err != nil {
 		t.Fatal(err)
@@ -245,16 +237,12 @@ func TestDeleteOfHalfMade(t *testing.T) {
 func TestTooLittleMemory(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
+	null := devNull(t)
 	limit := int64(4096)
 	bundle := h.bundle(func(s *specs.Spec) {
 		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
 	}, "true")
-	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
+	_, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, Files: []*os.File{null, null, null}})
 	if err == nil || !strings.Contains(err.Error(), "memory.limit") {
 		t.Errorf("got %v", err)
 	}
@@ -274,11 +262,7 @@ func TestFrozenCgroup(t *testing.T) {
 	if err := group.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
+	null := devNull(t)
 	_, err = h.Create(t.Context(), "c", oci.CreateOptions{Bundle: h.bundle(nil, "true"), Files: []*os.File{null, null, null}})
 	if !errors.Is(err, cgroup.ErrFrozen) {
 		t.Errorf("got %v", err)
@@ -352,11 +336,7 @@ func hooksWithShell(change func(*specs.Spec)) func(*specs.Spec) {
 func BenchmarkRunDelete(b *testing.B) {
 	h := newHost(b)
 	bundle := h.bundle(nil, "true")
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer null.Close()
+	null := devNull(b)
 	var create, run, remove time.Duration
 	for b.Loop() {
 		began := time.Now()

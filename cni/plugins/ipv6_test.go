@@ -76,16 +76,7 @@ func TestPaths6(t *testing.T) {
 			t.Errorf("connection to %s: %s", to, got)
 		}
 	}
-	for _, p := range []cni.Pod{a, b} {
-		if err := n.Check(t.Context(), p); err != nil {
-			t.Error(err)
-		}
-		detach(t, n, p)
-	}
-	if got := w.ask(t, w.outside, "tcp", "[2001:db8::2]:8080"); !strings.Contains(got, "refused") {
-		t.Errorf("host port after the pod: %s", got)
-	}
-	w.empty(t, n)
+	w.leave(t, n, "[2001:db8::2]:8080", a, b)
 }
 
 // TestForwarding6 finds the default route that a router told the host still there when it has begun to pass packets on, and all as it was when

@@ -314,13 +314,19 @@ func TestPaths(t *testing.T) {
 			t.Errorf("connection to %s: %s", to, got)
 		}
 	}
-	for _, p := range []cni.Pod{a, b} {
+	w.leave(t, n, "192.0.2.2:8080", a, b)
+}
+
+// leave detaches pods that are as they should be. A host port of theirs goes with them, and all else.
+func (w *world) leave(t *testing.T, n *Network, port string, pods ...cni.Pod) {
+	t.Helper()
+	for _, p := range pods {
 		if err := n.Check(t.Context(), p); err != nil {
 			t.Error(err)
 		}
 		detach(t, n, p)
 	}
-	if got := w.ask(t, w.outside, "tcp", "192.0.2.2:8080"); !strings.Contains(got, "refused") {
+	if got := w.ask(t, w.outside, "tcp", port); !strings.Contains(got, "refused") {
 		t.Errorf("host port after the pod: %s", got)
 	}
 	w.empty(t, n)

@@ -178,15 +178,21 @@ spec:
       containers: [{name: hello, image: "hello:1", resources: {claims: [{name: mine}]}}]
 `
 
-// TestClaims has pods with claims of a driver's devices, of which there are no more than pods, while the server is killed at any point of their way
-// up and down: each pod has the device that its claim says, none is prepared twice, and all is given back at the end.
-func TestClaims(t *testing.T) {
-	c := newCluster(t, "claims")
+// withDriver makes a cluster whose node has a driver with three devices.
+func withDriver(t *testing.T, name string) (*cluster, *driver) {
+	c := newCluster(t, name)
 	c.hello()
 	d := &driver{c: c, prepared: map[string]string{}}
 	d.serves("f0", "f1", "f2")
 	node := strings.TrimSpace(c.kubectl("get", "nodes", "-o", "name"))
 	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(filesSlice))
+	return c, d
+}
+
+// TestClaims has pods with claims of a driver's devices, of which there are no more than pods, while the server is killed at any point of their way
+// up and down: each pod has the device that its claim says, none is prepared twice, and all is given back at the end.
+func TestClaims(t *testing.T) {
+	c, d := withDriver(t, "claims")
 	c.apply(withClaims3)
 	// settled returns what each pod finds, when all are ready and none is about to go.
 	settled := func() (found []string) {
@@ -275,12 +281,7 @@ spec:
 
 // TestExtendedResources has pods served by a driver that ask for its devices as of a device plugin's (KEP-5004), over a kill of the server.
 func TestExtendedResources(t *testing.T) {
-	c := newCluster(t, "extended")
-	c.hello()
-	d := &driver{c: c, prepared: map[string]string{}}
-	d.serves("f0", "f1", "f2")
-	node := strings.TrimSpace(c.kubectl("get", "nodes", "-o", "name"))
-	c.apply(strings.NewReplacer("NODE", strings.TrimPrefix(node, "node/")).Replace(filesSlice))
+	c, d := withDriver(t, "extended")
 	c.apply(withExtended)
 	c.kubectl("wait", "pod/one", "pod/two", "--for=condition=Ready", "--timeout=60s")
 	greeting := func(pod string) string {
