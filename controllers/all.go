@@ -34,6 +34,7 @@ import (
 	"github.com/yare-dev/yare/controllers/serviceaccount"
 	"github.com/yare-dev/yare/controllers/serviceaccounttoken"
 	"github.com/yare-dev/yare/controllers/servicecidrs"
+	"github.com/yare-dev/yare/controllers/servicelb"
 	"github.com/yare-dev/yare/controllers/servingtrust"
 	"github.com/yare-dev/yare/controllers/statefulset"
 	"github.com/yare-dev/yare/controllers/tainteviction"
@@ -57,6 +58,8 @@ type Deps struct {
 	SignCertificate certificates.Sign
 	// LocalVolumes: nodes have the built-in local storage (csi/localdriver).
 	LocalVolumes bool
+	// LoadBalancer says which Services get nodes' addresses. Nil: none do.
+	LoadBalancer *servicelb.Config
 	// Aggregated reaches the custom and external metrics that other API servers serve. Nil: there are none.
 	Aggregated horizontalpodautoscaler.Aggregated
 }
@@ -127,6 +130,9 @@ func List(d Deps) []*reconcile.Controller {
 	}
 	if d.LocalVolumes {
 		list = append(list, localvolume.New(d.Deps))
+	}
+	if d.LoadBalancer != nil {
+		list = append(list, servicelb.New(d.Deps, *d.LoadBalancer))
 	}
 	return append(list, ephemeralvolume.New(d.Deps), resourceclaim.New(d.Deps), devicetainteviction.New(d.Deps))
 }

@@ -87,6 +87,45 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// What a load balancer says of its addresses is looked at, and an address that says no more is taken as one that nodes have.
+func TestBalancerStatus(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	vip, other := corev1.LoadBalancerIPModeVIP, corev1.LoadBalancerIPMode("Odd")
+	tests := []struct {
+		of   corev1.ServiceType
+		in   corev1.LoadBalancerIngress
+		want string
+	}{
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{IP: "1.2.3.4"}, ""},
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{Hostname: "lb.example.com"}, ""},
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{IP: "1.2.3"}, "status.loadBalancer.ingress[0].ip: "},
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{Hostname: "1.2.3.4"}, "status.loadBalancer.ingress[0].hostname: "},
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{IP: "1.2.3.4", IPMode: &other}, "status.loadBalancer.ingress[0].ipMode: Unsupported value"},
+		{corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{Hostname: "a", IPMode: &vip}, "status.loadBalancer.ingress[0].ipMode: Forbidden"},
+		{corev1.ServiceTypeClusterIP, corev1.LoadBalancerIngress{IP: "1.2.3.4"}, "status.loadBalancer.ingress: Forbidden"},
+	}
+	for i, tt := range tests {
+		o, err := c.create(service(fmt.Sprint("s", i), tt.of))
+		c.must(o, err)
+		s := o.(*corev1.Service).DeepCopy()
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{tt.in}
+		o, err = c.update(s, "status")
+		if err != nil {
+			if tt.want == "" || !strings.HasPrefix(problems(err), tt.want) {
+				t.Errorf("%+v: %s, want %q", tt.in, problems(err), tt.want)
+			}
+			c.remove(s)
+			continue
+		}
+		got := o.(*corev1.Service).Status.LoadBalancer.Ingress[0]
+		if tt.want != "" || (got.IP != "") != (got.IPMode != nil && *got.IPMode == vip) {
+			t.Errorf("%+v became %+v, want %q", tt.in, got, tt.want)
+		}
+		c.remove(s)
+	}
+}
+
 // TestNodePorts follows ports through failed writes, dry runs, changes of type and deletion.
 func TestNodePorts(t *testing.T) {
 	t.Parallel()

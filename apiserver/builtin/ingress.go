@@ -39,14 +39,7 @@ func ingresses() *rest.Resource[*networkingv1.Ingress] {
 				had = append(had, in.IP)
 			}
 			for i, in := range now.Status.LoadBalancer.Ingress {
-				at := field.NewPath("status", "loadBalancer", "ingress").Index(i)
-				if in.IP != "" {
-					errs = append(errs, validation.IsValidIPForLegacyField(at.Child("ip"), in.IP, true, had)...)
-				}
-				if in.Hostname != "" {
-					errs = append(errs, texts(at.Child("hostname"), in.Hostname, validation.IsDNS1123Subdomain(in.Hostname))...)
-					errs = append(errs, noAddress(at.Child("hostname"), in.Hostname)...)
-				}
+				errs = append(errs, balancerPoint(field.NewPath("status", "loadBalancer", "ingress").Index(i), in.IP, in.Hostname, had)...)
 			}
 			return errs
 		},
@@ -296,6 +289,18 @@ func classParameters(p *networkingv1.IngressClassParametersReference, at *field.
 		errs = append(errs, field.Required(at.Child("namespace"), "`parameters.scope` is set to 'Namespace'"))
 	case scope == namespace:
 		errs = append(errs, texts(at.Child("namespace"), *p.Namespace, validation.IsDNS1123Label(*p.Namespace))...)
+	}
+	return errs
+}
+
+// balancerPoint checks where a load balancer is reached. Addresses that it had are taken as they are.
+func balancerPoint(at *field.Path, ip, hostname string, had []string) (errs field.ErrorList) {
+	if ip != "" {
+		errs = append(errs, validation.IsValidIPForLegacyField(at.Child("ip"), ip, true, had)...)
+	}
+	if hostname != "" {
+		errs = append(errs, texts(at.Child("hostname"), hostname, validation.IsDNS1123Subdomain(hostname))...)
+		errs = append(errs, noAddress(at.Child("hostname"), hostname)...)
 	}
 	return errs
 }

@@ -48,9 +48,10 @@ func services(d Deps) *rest.Resource[*corev1.Service] {
 			}
 			return append(validateService(now, old), updateService(now, old)...)
 		},
-		Hold:          alloc.hold,
-		AnswerDeleted: true,
-		Warn:          serviceWarnings,
+		ValidateStatus: balancerStatus,
+		Hold:           alloc.hold,
+		AnswerDeleted:  true,
+		Warn:           serviceWarnings,
 		Fields: func(s *corev1.Service) fields.Set {
 			return fields.Set{"spec.clusterIP": s.Spec.ClusterIP, "spec.type": string(s.Spec.Type)}
 		},
@@ -89,6 +90,11 @@ func defaultService(s *corev1.Service) {
 	}
 	if spec.Type == corev1.ServiceTypeLoadBalancer {
 		setPtr(&spec.AllocateLoadBalancerNodePorts, true)
+		for i := range s.Status.LoadBalancer.Ingress {
+			if in := &s.Status.LoadBalancer.Ingress[i]; in.IP != "" {
+				setPtr(&in.IPMode, corev1.LoadBalancerIPModeVIP)
+			}
+		}
 	}
 	if spec.Type == corev1.ServiceTypeExternalName {
 		return

@@ -314,3 +314,30 @@ func updateService(now, old *corev1.Service) (errs fieldErrors) {
 	}
 	return errs
 }
+
+// balancerStatus checks the addresses that a load balancer has given a Service.
+func balancerStatus(now, old *corev1.Service) (errs fieldErrors) {
+	at := field.NewPath("status", "loadBalancer", "ingress")
+	list := now.Status.LoadBalancer.Ingress
+	if len(list) > 0 && now.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return fieldErrors{field.Forbidden(at, "may only be used when `spec.type` is \"LoadBalancer\"")}
+	}
+	var had []string
+	for _, in := range old.Status.LoadBalancer.Ingress {
+		had = append(had, in.IP)
+	}
+	modes := []corev1.LoadBalancerIPMode{corev1.LoadBalancerIPModeProxy, corev1.LoadBalancerIPModeVIP}
+	for i, in := range list {
+		at := at.Index(i)
+		errs = append(errs, balancerPoint(at, in.IP, in.Hostname, had)...)
+		switch mode := at.Child("ipMode"); {
+		case in.IPMode == nil && in.IP != "":
+			errs = append(errs, field.Required(mode, "must be specified when `ip` is set"))
+		case in.IPMode != nil && in.IP == "":
+			errs = append(errs, field.Forbidden(mode, "may not be specified when `ip` is not set"))
+		case in.IPMode != nil:
+			errs = append(errs, known(mode, *in.IPMode, modes...)...)
+		}
+	}
+	return errs
+}

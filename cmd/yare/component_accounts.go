@@ -112,6 +112,8 @@ func accountOf(controller string) string {
 		return "replication-controller"
 	case "horizontal-pod-autoscaler-controller":
 		return "horizontal-pod-autoscaler"
+	case "service-lb-controller":
+		return "service-controller"
 	case "daemonset-controller":
 		return "daemon-set-controller"
 	case "node-ipam-controller", "node-lifecycle-controller", "taint-eviction-controller":

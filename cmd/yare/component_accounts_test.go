@@ -12,6 +12,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/controllers"
 	"github.com/yare-dev/yare/controllers/nodeipam"
+	"github.com/yare-dev/yare/controllers/servicelb"
 	"github.com/yare-dev/yare/reconcile"
 )
 
@@ -21,7 +22,7 @@ func TestAccountsMayWhatControllersDo(t *testing.T) {
 	for _, r := range authz.ClusterRoles() {
 		roles[r.Name] = r.Rules
 	}
-	list := controllers.List(controllers.Deps{LocalVolumes: true, Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil)},
+	list := controllers.List(controllers.Deps{LocalVolumes: true, LoadBalancer: &servicelb.Config{}, Deps: reconcile.Deps{Informers: reconcile.NewInformers(nil)},
 		SecretToken: func(*corev1.Secret, *corev1.ServiceAccount) (string, error) { return "", nil }, SignCertificate: func(*x509.Certificate) ([]byte, error) { return nil, nil },
 		Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}})
 	if len(list) < 16 {

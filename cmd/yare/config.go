@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/controllers/servicelb"
 	"github.com/yare-dev/yare/cri/criserver"
 	"github.com/yare-dev/yare/kubelet"
 )
@@ -42,6 +43,10 @@ type Config struct {
 	// NodeIPs are the addresses of this host's Node, one of the family of each of PodCIDRs, in their order. Default: AdvertiseAddress, and
 	// for what it leaves those of the default routes' links.
 	NodeIPs []netip.Addr `json:"nodeIPs,omitempty"`
+	// ServiceLoadBalancer says which Services of type LoadBalancer get addresses. These are the nodes', where the Service's ports are taken from
+	// whatever else listens at them. Nodes with the label node.kubernetes.io/exclude-from-external-load-balancers are left out, and for each Service those
+	// where a pod's hostPort, a node port or another Service has one of its ports.
+	ServiceLoadBalancer LoadBalancerConfig `json:"serviceLoadBalancer,omitzero"`
 	// APINames are further DNS names and addresses for the API server's certificate.
 	APINames []string `json:"apiNames,omitempty"`
 	// NodeName is the name of this host's Node. Default: the host's name in lower case.
@@ -105,6 +110,23 @@ type Config struct {
 	LogLevel string `json:"logLevel"`
 }
 
+// LoadBalancerConfig is what the settings say of Services of type LoadBalancer.
+type LoadBalancerConfig struct {
+	// OnlyClass leaves Services without a loadBalancerClass to somebody else (MetalLB, a cloud's controller): those of yare.dev/nodes alone
+	// get addresses.
+	OnlyClass bool `json:"onlyClass,omitempty"`
+	// ReservedPorts are given to no Service, and neither is the API server's. Default: [22]
+	ReservedPorts []int32 `json:"reservedPorts,omitzero"`
+}
+
+// config is what the controller goes by.
+func (c LoadBalancerConfig) config(apiPort int) *servicelb.Config {
+	if c.ReservedPorts == nil {
+		c.ReservedPorts = []int32{22} // who works on the node by SSH is not to lose it to a Service
+	}
+	return &servicelb.Config{OnlyClass: c.OnlyClass, Reserved: append([]int32{int32(apiPort)}, c.ReservedPorts...)}
+}
+
 func defaultConfig() Config {
 	return Config{
 		Name: cluster.DefaultName, CNIConfigDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin", MaxPods: 110, LogLevel: "info",
@@ -141,6 +163,11 @@ func (c Config) validate() error {
 	}
 	if (c.ImageCredentialProviderConfig == "") != (c.ImageCredentialProviderBinDir == "") {
 		problem("imageCredentialProviderConfig", "is given together with imageCredentialProviderBinDir or not at all")
+	}
+	for i, p := range c.ServiceLoadBalancer.ReservedPorts {
+		if p < 1 || p > 65535 {
+			problem(fmt.Sprintf("serviceLoadBalancer.reservedPorts[%d]", i), "%d is not a port", p)
+		}
 	}
 	c.APIServer.validate(problem)
 	c.checkEviction(problem)

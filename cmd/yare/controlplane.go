@@ -151,6 +151,7 @@ func (s *server) controllers() run.Component {
 		SecretToken:     secretTokens(s.pki.ServiceAccounts),
 		SignCertificate: s.pki.CA.Sign,
 		LocalVolumes:    true,
+		LoadBalancer:    s.config.ServiceLoadBalancer.config(s.record.APIPort),
 		Aggregated: func(ctx context.Context, gv schema.GroupVersion, path string, query url.Values) ([]byte, bool, error) {
 			return s.aggregator.Ask(ctx, authn.ServiceAccount(metav1.NamespaceSystem, "horizontal-pod-autoscaler", ""), gv, path, query)
 		},

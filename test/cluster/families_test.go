@@ -95,12 +95,17 @@ spec: {selector: {app: web}, ipFamilyPolicy: PreferDualStack, type: NodePort, po
 ---
 apiVersion: v1
 kind: Service
+metadata: {name: front}
+spec: {selector: {app: web}, ipFamilyPolicy: PreferDualStack, type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 7080, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
 metadata: {name: each}
 spec: {selector: {app: web}, ipFamilyPolicy: PreferDualStack, clusterIP: None, ports: [{port: 80, targetPort: 8080}]}
 `
 
 // TestFamilies has clusters of two families, either of them first, and of IPv6 alone: pods and Services are reached by each family that there is,
-// by name, by cluster IP and by node port, before and after the server is killed; policies hold; and nothing is left.
+// by name, by cluster IP, by node port and by a load balancer's address, before and after the server is killed; policies hold; and nothing is left.
 func TestFamilies(t *testing.T) {
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
 		t.Skip("this host's kernel has IPv6 off")
@@ -156,10 +161,16 @@ func testFamilies(t *testing.T, name string, order []string) {
 		t.Errorf("slices of %q", got)
 	}
 	port := words(".spec.ports[0].nodePort", "service", "web")[0]
+	c.kubectl("wait", "--for=jsonpath={.status.loadBalancer.ingress}", "service/front", "--timeout=20s")
+	fronts := words(".status.loadBalancer.ingress[*].ip", "service", "front")
+	ofEach("load balancer", fronts)
 
 	urls := []string{"http://web/", "http://each:8080/"}
 	for i, vip := range vips {
 		urls = append(urls, "http://"+net.JoinHostPort(vip, "80")+"/", "http://"+net.JoinHostPort(strings.Fields(order[i])[2], port)+"/")
+	}
+	for _, ip := range fronts {
+		urls = append(urls, "http://"+net.JoinHostPort(ip, "7080")+"/")
 	}
 	podIPs := strings.Join(words(".items[0].status.podIPs[*].ip", "pods", "-l", "app=web"), ",")
 	reached := func(when string) {
