@@ -86,7 +86,7 @@ func (c *Cluster) Pod(p *corev1.Pod) (*Pod, error) {
 	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
 		out.Owner = ref.UID
 	}
-	for name, q := range resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true}) {
+	for name, q := range resource.PodRequests(p, held()) {
 		if n := amount(name, corev1.ResourceList{name: q}); n != 0 && !byClaim(p, name) {
 			out.Requests = append(out.Requests, Request{c.resource(name), n})
 		}
@@ -97,12 +97,20 @@ func (c *Cluster) Pod(p *corev1.Pod) (*Pod, error) {
 	return out, out.readTerms()
 }
 
+// held is how requests are counted: those of a pod that is being resized, or its containers, are the larger of what it has and what it
+// is to have.
+func held() resource.PodResourcesOptions {
+	return resource.PodResourcesOptions{UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true}
+}
+
 // load returns what p asks for, with defaults for containers that ask for nothing.
 func load(p *corev1.Pod) [2]int64 {
 	missing := corev1.ResourceList{}
 	missing[corev1.ResourceCPU] = *newMilli(DefaultCPU)
 	missing[corev1.ResourceMemory] = *newBytes(DefaultMemory)
-	list := resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true, NonMissingContainerRequests: missing})
+	opts := held()
+	opts.NonMissingContainerRequests = missing
+	list := resource.PodRequests(p, opts)
 	return [2]int64{amount(corev1.ResourceCPU, list), amount(corev1.ResourceMemory, list)}
 }
 
