@@ -472,6 +472,20 @@ func (r *Runtime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandbo
 	return out, nil
 }
 
+// PodSandboxStats implements the CRI: a pod uses the memory that its running containers use.
+func (r *Runtime) PodSandboxStats(_ context.Context, q *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sum := &runtimeapi.UInt64Value{}
+	for _, c := range r.containers {
+		if c.Sandbox == q.PodSandboxId && c.status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			sum.Value += r.stats(c).Memory.UsageBytes.Value
+		}
+	}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: &runtimeapi.PodSandboxStats{
+		Linux: &runtimeapi.LinuxPodSandboxStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: sum}}}}, nil
+}
+
 // ExecSync implements the CRI.
 func (r *Runtime) ExecSync(_ context.Context, q *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	r.mu.Lock()
