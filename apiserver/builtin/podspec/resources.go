@@ -111,6 +111,7 @@ func (v *check) whole(path *field.Path) (errs field.ErrorList) {
 	if len(r.Claims) > 0 {
 		errs = append(errs, field.Forbidden(path.Child("claims"), "claims may not be set for Resources at pod-level"))
 	}
+	errs = append(errs, v.usedClaims(r.Claims, path.Child("claims"))...)
 	errs = append(errs, requirements(r, path, podResource)...)
 	pod := &corev1.Pod{Spec: *s}
 	requests := podresource.AggregateContainerRequests(pod, podresource.PodResourcesOptions{})
