@@ -435,6 +435,13 @@ func (r *Runtime) ContainerStats(_ context.Context, q *runtimeapi.ContainerStats
 	return &runtimeapi.ContainerStatsResponse{Stats: r.stats(c)}, nil
 }
 
+// Use sets Memory while the runtime is asked for it.
+func (r *Runtime) Use(memory uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Memory = memory
+}
+
 // stats are a container's. r.mu is held.
 func (r *Runtime) stats(c *Container) *runtimeapi.ContainerStats {
 	name := c.Config.Metadata.Name

@@ -309,7 +309,7 @@ func TestResizeWholeBesideContainers(t *testing.T) {
 		b.runtime.Memory = 25 << 20
 		b.resizeWhole("a", sized("1", "22Mi", "1", "22Mi"))
 		b.wantWhole("a", more, sized("1", "22Mi", "", ""), `PodResizeInProgress Error: attempting to set pod memory limit (23068672) below current usage (26214400)`)
-		b.runtime.Memory = 21 << 20
+		b.runtime.Use(21 << 20)
 		time.Sleep(time.Minute)
 		b.settle()
 		less := sized("1", "22Mi", "1", "22Mi")
