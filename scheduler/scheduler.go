@@ -418,7 +418,7 @@ func (s *Scheduler) forget(p *corev1.Pod) {
 func (s *Scheduler) takeBound(p *corev1.Pod) plugins.Change {
 	s.forget(p)
 	old := s.cluster.Placed(p.UID)
-	if old != nil && old.On() == p.Spec.NodeName && sameToOthers(old.Pod, p) {
+	if old != nil && old.On() == p.Spec.NodeName && sameToOthers(old.Pod, p) && s.cluster.SameRequests(old, p) {
 		old.Pod = p // bound, where it was assumed
 		return 0
 	}

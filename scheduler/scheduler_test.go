@@ -199,6 +199,50 @@ func TestPlaceAndWait(t *testing.T) {
 	})
 }
 
+// TestResized: the room that a pod gives back by a resize is free when its status says so, which changes nothing else.
+func TestResized(t *testing.T) {
+	t.Parallel()
+	whole := func(cpu string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.Resources = &corev1.ResourceRequirements{Requests: list(cpu, "1Gi")} }
+	}
+	for name, tc := range map[string]struct {
+		asks   func(cpu string) func(*corev1.Pod)
+		status func(p *corev1.Pod, cpu string)
+	}{
+		"a container": {func(cpu string) func(*corev1.Pod) { return requests(cpu, "1Gi") }, func(p *corev1.Pod, cpu string) {
+			p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", AllocatedResources: list(cpu, "1Gi"), Resources: &corev1.ResourceRequirements{Requests: list(cpu, "1Gi")}}}
+		}},
+		"the whole": {whole, func(p *corev1.Pod, cpu string) {
+			p.Status.AllocatedResources, p.Status.Resources = list(cpu, "1Gi"), &corev1.ResourceRequirements{Requests: list(cpu, "1Gi")}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, nil, func(b *bench) {
+				tell := func(cpu string) {
+					b.t.Helper()
+					if _, err := client.Mutate(b.t.Context(), b.Client, b.pod("a"), "status", func(p *corev1.Pod) { tc.status(p, cpu) }); err != nil {
+						b.t.Fatal(err)
+					}
+				}
+				b.node(makeNode("n", func(n *corev1.Node) { n.Status.DeclaredFeatures = []string{api.ResizesWholePods} }))
+				b.create(makePod("a", tc.asks("3")))
+				b.expect("a", "n", "")
+				tell("3")
+				b.create(makePod("b", requests("2", "1Gi")))
+				b.expect("b", "", "0/1 nodes are available: 1 Insufficient cpu.")
+				if _, err := client.Mutate(b.t.Context(), b.Client, b.pod("a"), "resize", tc.asks("1")); err != nil {
+					b.t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				b.expect("b", "", "0/1 nodes are available: 1 Insufficient cpu.")
+				tell("1")
+				time.Sleep(time.Minute)
+				b.expect("b", "n", "")
+			})
+		})
+	}
+}
+
 func TestGatesAndProfiles(t *testing.T) {
 	t.Parallel()
 	bubble(t, nil, func(b *bench) {

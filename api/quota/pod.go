@@ -34,7 +34,7 @@ func podUsage(use corev1.ResourceList, p *corev1.Pod, now time.Time) {
 	if t, g := p.DeletionTimestamp, p.DeletionGracePeriodSeconds; t != nil && g != nil && now.After(t.Add(time.Duration(*g)*time.Second)) {
 		return
 	}
-	opts := resource.PodResourcesOptions{UseStatusResources: true}
+	opts := resource.PodResourcesOptions{UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true}
 	for name, q := range amounts(resource.PodRequests(p, opts), resource.PodLimits(p, opts)) {
 		use[name] = q
 	}

@@ -63,6 +63,14 @@ func TestUsage(t *testing.T) {
 	}{
 		"pod": {api.PodKind, pod(nil, "cpu=1 memory=2Gi example.org/gpu=2 hugepages-2Mi=4Mi", "cpu=2"),
 			"count/pods=1 cpu=1 hugepages-2Mi=4Mi limits.cpu=2 memory=2Gi pods=1 requests.cpu=1 requests.example.org/gpu=2 requests.hugepages-2Mi=4Mi requests.memory=2Gi"},
+		"pod as a whole": {api.PodKind, pod(func(p *corev1.Pod) {
+			p.Spec.Resources = &corev1.ResourceRequirements{Requests: amounts("cpu=2 hugepages-2Mi=8Mi"), Limits: amounts("cpu=3 hugepages-2Mi=8Mi")}
+		}, "cpu=1 memory=2Gi ephemeral-storage=1Gi hugepages-2Mi=4Mi", "hugepages-2Mi=4Mi"),
+			"count/pods=1 cpu=2 ephemeral-storage=1Gi hugepages-2Mi=8Mi limits.cpu=3 memory=2Gi pods=1 requests.cpu=2 requests.ephemeral-storage=1Gi requests.hugepages-2Mi=8Mi requests.memory=2Gi"},
+		"pod that becomes smaller": {api.PodKind, pod(func(p *corev1.Pod) {
+			p.Spec.Resources = &corev1.ResourceRequirements{Requests: amounts("cpu=1"), Limits: amounts("cpu=2")}
+			p.Status.AllocatedResources, p.Status.Resources = amounts("cpu=1"), &corev1.ResourceRequirements{Requests: amounts("cpu=3"), Limits: amounts("cpu=4")}
+		}, "", ""), "count/pods=1 cpu=3 limits.cpu=4 pods=1 requests.cpu=3"},
 		"ended pod":  {api.PodKind, pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, "cpu=1", ""), "count/pods=1"},
 		"stuck pod":  {api.PodKind, pod(func(p *corev1.Pod) { p.DeletionTimestamp, p.DeletionGracePeriodSeconds = &gone, &seconds }, "cpu=1", ""), "count/pods=1"},
 		"config map": {api.ConfigMapKind, &corev1.ConfigMap{}, "configmaps=1 count/configmaps=1"},

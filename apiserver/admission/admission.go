@@ -60,6 +60,7 @@ func All(d Deps) []rest.Admission {
 		certificateSubjectRestriction(),
 		defaultIngressClass(d.Store),
 		podResize(get),
+		declaredFeature(get),
 		escalation(d.Roles),
 	}
 	all = slices.Concat(all, d.Configured, d.Dynamic)

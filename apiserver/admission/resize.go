@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,28 @@ func podResize(get authn.Getter) rest.Admission {
 		}
 		if text := tooLarge(now, node.Status.Allocatable); text != "" {
 			return because(resizeCapacity, forbidden(a, "node didn't have enough allocatable resources: %s", text))
+		}
+		return nil
+	})
+}
+
+// declaredFeature refuses to resize a pod as a whole where its node's kubelet has not said that it does that.
+func declaredFeature(get authn.Getter) rest.Admission {
+	return onValidate("NodeDeclaredFeatureValidator", func(ctx context.Context, a *rest.Admitting) error {
+		now, ok := a.Object.(*corev1.Pod)
+		if !ok || a.Operation != rest.OpUpdate || a.Sub != "resize" || now.Spec.NodeName == "" ||
+			equality.Semantic.DeepEqual(a.Old.(*corev1.Pod).Spec.Resources, now.Spec.Resources) {
+			return nil
+		}
+		o, err := get.Get(ctx, api.NodeKind, api.Key{Name: now.Spec.NodeName})
+		if apierrors.IsNotFound(err) {
+			return forbidden(a, "node %q not found", now.Spec.NodeName)
+		}
+		if err != nil {
+			return forbidden(a, "failed to get node %q: %w", now.Spec.NodeName, err)
+		}
+		if !slices.Contains(o.(*corev1.Node).Status.DeclaredFeatures, api.ResizesWholePods) {
+			return forbidden(a, "pod update requires features %s which are not available on node %q", api.ResizesWholePods, now.Spec.NodeName)
 		}
 		return nil
 	})

@@ -60,6 +60,9 @@ func TestLimitRanges(t *testing.T) {
 	} {
 		refused(t, what, c.ask(&rest.Admitting{Operation: rest.OpCreate, Object: sized(tc.requests, tc.limits)}), tc.want)
 	}
+	whole := sized("cpu=100m", "cpu=200m memory=1Gi")
+	whole.Spec.Resources = &corev1.ResourceRequirements{Requests: list("memory=3Gi"), Limits: list("memory=3Gi")}
+	refused(t, "as a whole", c.ask(&rest.Admitting{Operation: rest.OpCreate, Object: whole}), "maximum memory usage per Pod is 2Gi, but limit is 3Gi")
 	resized := rest.Admitting{Operation: rest.OpUpdate, Sub: "resize", Object: sized("cpu=1", "cpu=3 memory=1"), Old: sized("cpu=1", "cpu=1")}
 	refused(t, "resize", c.ask(&resized), "maximum cpu usage")
 	for size, want := range map[string]string{"2Gi": "", "1Mi": "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 1Mi", "11Gi": "maximum storage usage per PersistentVolumeClaim is 10Gi, but request is 11Gi"} {
@@ -106,6 +109,9 @@ func TestQuotas(t *testing.T) {
 	}
 	refused(t, "too much", create(sized("cpu=600m", "")), "exceeded quota: pods, requested: requests.cpu=600m, used: requests.cpu=500m, limited: requests.cpu=1")
 	refused(t, "unspecified", create(sized("", "")), "failed quota: pods: must specify requests.cpu for: c")
+	whole := sized("", "")
+	whole.Spec.Resources = &corev1.ResourceRequirements{Requests: list("cpu=600m")}
+	refused(t, "too much as a whole", create(whole), "exceeded quota: pods, requested: requests.cpu=600m, used: requests.cpu=500m, limited: requests.cpu=1")
 	high := sized("cpu=1m", "")
 	high.Spec.PriorityClassName = "system-node-critical"
 	refused(t, "scope", create(high), "exceeded quota: high, requested: pods=1, used: pods=1, limited: pods=1")
@@ -227,6 +233,16 @@ func TestPodResize(t *testing.T) {
 		return c.ask(&rest.Admitting{Operation: rest.OpUpdate, Sub: "resize", Object: on(requests), Old: on("cpu=1")})
 	}
 	refused(t, "fits", ask("cpu=2 memory=1Gi"), "")
+	whole := on("cpu=1")
+	whole.Spec.Resources = &corev1.ResourceRequirements{Requests: list("cpu=2")}
+	ofWhole := &rest.Admitting{Operation: rest.OpUpdate, Sub: "resize", Object: whole, Old: on("cpu=1")}
+	refused(t, "as a whole", c.ask(ofWhole), `pod update requires features InPlacePodLevelResourcesVerticalScaling which are not available on node "n"`)
+	servertest.Put(t, c.store, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "m"},
+		Status: corev1.NodeStatus{Allocatable: list("cpu=2"), DeclaredFeatures: []string{api.ResizesWholePods}}})
+	whole.Spec.NodeName = "m"
+	refused(t, "as a whole where that is known", c.ask(ofWhole), "")
+	whole.Spec.Resources.Requests = list("cpu=3")
+	refused(t, "too large as a whole", c.ask(ofWhole), "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000")
 	refused(t, "too large", ask("cpu=3 memory=2Gi"), "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000; memory, requested: 2147483648, allocatable: 1073741824")
 }
 

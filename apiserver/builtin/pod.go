@@ -27,12 +27,14 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 	return &rest.Resource[*corev1.Pod]{
 		Default: func(p *corev1.Pod) { podspec.DefaultPod(&p.Spec) },
 		Prepare: func(p *corev1.Pod) {
+			api.CompleteResources(&p.Spec) // with the containers that admission has added
 			p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: api.QOS(&p.Spec)}
 			if len(p.Spec.SchedulingGates) > 0 {
 				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now(),
 					Reason: corev1.PodReasonSchedulingGated, Message: "Scheduling is blocked due to non-empty scheduling gates"}}
 			}
 		},
+		PrepareUpdate:  podspec.KeepResources,
 		Validate:       validatePod,
 		ValidateCreate: createPod,
 		ValidateUpdate: updatePod,
@@ -145,11 +147,12 @@ func ephemeralContainers(_ context.Context, now, old api.Object) field.ErrorList
 	return podspec.Ephemeral(n, o)
 }
 
-// resizePod lets the resources of containers change and nothing else.
+// resizePod lets the resources of containers and of the whole change and nothing else.
 func resizePod(_ context.Context, now, old api.Object) field.ErrorList {
 	n, o := now.(*corev1.Pod), old.(*corev1.Pod)
 	podspec.KeepButResources(n, o)
 	podspec.DefaultPod(&n.Spec)
+	api.CompleteResources(&n.Spec)
 	return podspec.Resize(n, o)
 }
 

@@ -135,6 +135,13 @@ func Message(t *Threshold, o *Observations, c *Candidate) (text string, annotati
 	if c.Usage == nil {
 		return text, annotations
 	}
+	if whole := c.Pod.Spec.Resources; whole != nil && lack == corev1.ResourceMemory {
+		if request, ok := whole.Requests[lack]; ok && request.CmpInt64(c.Usage.Memory) < 0 {
+			shown := resource.NewQuantity(c.Usage.Memory, resource.BinarySI).String()
+			text += fmt.Sprintf("Pod %s was using %s, request is %s, has larger consumption of %s. ", c.Pod.Name, shown, request.String(), lack)
+			annotations["offending_pod"], annotations["offending_pod_usage"] = c.Pod.Name, shown
+		}
+	}
 	var names, uses []string
 	spec.Each(c.Pod, func(of *corev1.Container, _ spec.Kind) {
 		used, ok := c.Usage.Containers[of.Name]

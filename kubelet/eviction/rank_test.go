@@ -23,6 +23,12 @@ func candidate(name string, priority int32, memory, storage string, u *Usage) Ca
 	return Candidate{Usage: u, Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{Priority: &priority, Containers: []corev1.Container{c}}}}
 }
 
+// wholly has the candidate request memory as a whole.
+func wholly(c Candidate, memory string) Candidate {
+	c.Pod.Spec.Resources = &corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(memory)}}
+	return c
+}
+
 func memory(n int64) *Usage {
 	return &Usage{Memory: n * mi, Containers: map[string]ContainerUsage{"app": {Memory: n * mi}}}
 }
@@ -120,6 +126,13 @@ func TestMessage(t *testing.T) {
 			"The node was low on resource: memory. Threshold quantity: 100Mi, available: 56Ki. Container app was using 20Mi, request is 0, has larger consumption of memory. ",
 			map[string]string{"offending_containers": "app", "offending_containers_usage": "20Mi", "starved_resource": "memory"}},
 		{"within its request", MemoryAvailable, "100Mi", candidate("a", 0, "20Mi", "", memory(20)),
+			"The node was low on resource: memory. Threshold quantity: 100Mi, available: 56Ki. ",
+			map[string]string{"offending_containers": "", "offending_containers_usage": "", "starved_resource": "memory"}},
+		{"the whole pod", MemoryAvailable, "100Mi", wholly(candidate("a", 0, "1Mi", "", memory(20)), "15Mi"),
+			"The node was low on resource: memory. Threshold quantity: 100Mi, available: 56Ki. Pod a was using 20Mi, request is 15Mi, has larger consumption of memory. " +
+				"Container app was using 20Mi, request is 1Mi, has larger consumption of memory. ",
+			map[string]string{"offending_pod": "a", "offending_pod_usage": "20Mi", "offending_containers": "app", "offending_containers_usage": "20Mi", "starved_resource": "memory"}},
+		{"within the whole pod's request", MemoryAvailable, "100Mi", wholly(candidate("a", 0, "20Mi", "", memory(20)), "30Mi"),
 			"The node was low on resource: memory. Threshold quantity: 100Mi, available: 56Ki. ",
 			map[string]string{"offending_containers": "", "offending_containers_usage": "", "starved_resource": "memory"}},
 		{"not measured", MemoryAvailable, "100Mi", candidate("a", 0, "", "", nil),

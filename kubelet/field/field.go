@@ -61,7 +61,7 @@ func Value(pod *corev1.Pod, path string, rt Runtime) (string, error) {
 }
 
 // Resource returns the value of a resourceFieldRef: the container's, divided by the divisor and rounded up. A limit that
-// is not set is what the node can give.
+// is not set is that of the whole pod, else what the node can give.
 func Resource(pod *corev1.Pod, container string, ref *corev1.ResourceFieldSelector, rt Runtime) (string, error) {
 	if ref.ContainerName != "" {
 		container = ref.ContainerName
@@ -76,7 +76,11 @@ func Resource(pod *corev1.Pod, container string, ref *corev1.ResourceFieldSelect
 	}
 	var q resource.Quantity
 	if kind == "limits" {
-		if q, ok = c.Resources.Limits[corev1.ResourceName(name)]; !ok || q.IsZero() {
+		q = c.Resources.Limits[corev1.ResourceName(name)]
+		if whole := pod.Spec.Resources; q.IsZero() && whole != nil {
+			q = whole.Limits[corev1.ResourceName(name)]
+		}
+		if q.IsZero() {
 			q = rt.Allocatable[corev1.ResourceName(name)]
 		}
 	} else {

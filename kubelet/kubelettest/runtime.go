@@ -435,6 +435,13 @@ func (r *Runtime) ContainerStats(_ context.Context, q *runtimeapi.ContainerStats
 	return &runtimeapi.ContainerStatsResponse{Stats: r.stats(c)}, nil
 }
 
+// Use sets Memory while the runtime is asked for it.
+func (r *Runtime) Use(memory uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Memory = memory
+}
+
 // stats are a container's. r.mu is held.
 func (r *Runtime) stats(c *Container) *runtimeapi.ContainerStats {
 	name := c.Config.Metadata.Name
@@ -470,6 +477,20 @@ func (r *Runtime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandbo
 			Attributes: &runtimeapi.PodSandboxAttributes{Id: id, Metadata: s.Metadata, Labels: s.Labels}})
 	}
 	return out, nil
+}
+
+// PodSandboxStats implements the CRI: a pod uses the memory that its running containers use.
+func (r *Runtime) PodSandboxStats(_ context.Context, q *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sum := &runtimeapi.UInt64Value{}
+	for _, c := range r.containers {
+		if c.Sandbox == q.PodSandboxId && c.status.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			sum.Value += r.stats(c).Memory.UsageBytes.Value
+		}
+	}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: &runtimeapi.PodSandboxStats{
+		Linux: &runtimeapi.LinuxPodSandboxStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: sum}}}}, nil
 }
 
 // ExecSync implements the CRI.

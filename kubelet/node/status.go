@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/devices"
 	"github.com/yare-dev/yare/stream"
 )
@@ -72,7 +73,7 @@ func Status(c Config, f Facts, rt Runtime, old *corev1.NodeStatus, now time.Time
 	if f.Swap > 0 { // the API refuses none
 		st.NodeInfo.Swap = &corev1.NodeSwapStatus{Capacity: &f.Swap}
 	}
-	st.DeclaredFeatures = []string{stream.NodeFeature}
+	st.DeclaredFeatures = []string{stream.NodeFeature, api.ResizesWholePods}
 	st.Images = images(rt.Images)
 	st.RuntimeHandlers = handlers(rt.Status)
 	if features := rt.Status.GetFeatures(); features != nil {

@@ -33,12 +33,16 @@ import (
 type groups struct {
 	mu   sync.Mutex
 	have map[string]resources.Limits
+	seen func(resources.Limits) // is called with what is set; nil: nobody asks
 }
 
 func (g *groups) Ensure(path string, l resources.Limits) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.have[path] = l
+	if g.seen != nil {
+		g.seen(l)
+	}
 	return nil
 }
 

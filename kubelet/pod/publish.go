@@ -104,6 +104,7 @@ func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 			return !cpu && !memory
 		},
 	}
+	s.Resizes = w.cgroup != "" && !resources.PodLimits(pod, w.config.Node.Host).Equal(w.limits)
 	w.mu.Lock()
 	s.Pending = w.deferred
 	w.mu.Unlock()

@@ -16,13 +16,16 @@ import (
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
-// A running pod is resized in place (KEP-1287) in two steps. First the node gives room: what a pod's containers were given is
-// its allocation, which the worker sees in place of what the spec wants. Then the cgroups of the pod and of its running
+// A running pod is resized in place (KEP-1287, as a whole KEP-5419) in two steps. First the node gives room: what a pod and its containers
+// were given is its allocation, which the worker sees in place of what the spec wants. Then the cgroups of the pod and of its running
 // containers follow the allocation; a container whose resizePolicy says so is restarted instead. The allocation outlives the
-// kubelet in the status of the pod: what a container's status shows is what it has.
+// kubelet in the status of the pod: what its status, or a container's, shows is what it has.
 
-// allocation is the resources that each container of a pod was given, by name.
+// allocation is the resources that each container of a pod was given, by name, and the pod as a whole, where it has any.
 type allocation map[string]corev1.ResourceRequirements
+
+// whole is the name of the pod in its allocation.
+const whole = ""
 
 // allocationOf returns what the pod's spec wants.
 func allocationOf(pod *corev1.Pod) allocation {
@@ -32,12 +35,20 @@ func allocationOf(pod *corev1.Pod) allocation {
 			a[c.Name] = c.Resources
 		}
 	})
+	if r := pod.Spec.Resources; r != nil {
+		a[whole] = *r
+	}
 	return a
 }
 
 // allocationShown returns what the pod had before the kubelet was restarted: what the status shows, else what the spec wants.
 func allocationShown(pod *corev1.Pod) allocation {
 	a := allocationOf(pod)
+	if r := pod.Status.Resources; r != nil {
+		a[whole] = *r
+	} else if len(pod.Status.AllocatedResources) > 0 {
+		delete(a, whole) // which the spec has got since
+	}
 	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 		for i := range list {
 			if _, ok := a[list[i].Name]; ok && list[i].Resources != nil {
@@ -54,6 +65,10 @@ func (a allocation) over(pod *corev1.Pod) *corev1.Pod {
 		return pod
 	}
 	given := *pod
+	given.Spec.Resources = nil
+	if r, ok := a[whole]; ok {
+		given.Spec.Resources = &r
+	}
 	given.Spec.InitContainers, given.Spec.Containers = slices.Clone(pod.Spec.InitContainers), slices.Clone(pod.Spec.Containers)
 	for _, list := range [][]corev1.Container{given.Spec.InitContainers, given.Spec.Containers} {
 		for i := range list {
@@ -161,24 +176,31 @@ func (p *Pods) wakeDeferred() {
 	}
 }
 
-// resourcesUp brings the cgroups of the pod and of what runs to the allocation. What cannot be done now is tried again, and does
-// not hold up the rest of the pod.
+// resourcesUp brings the cgroups of the pod and of what runs to the allocation, and notes what is restarted for that. The pod's group keeps
+// the room that those have until they have ended. What cannot be done now is tried again, and does not hold up the rest of the pod.
 func (w *worker) resourcesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool, error) {
 	if until := w.retries.until("resize"); w.now().Before(until) {
 		w.at(until)
 		return true, nil
 	}
 	limits := resources.PodLimits(pod, w.config.Node.Host)
-	changes := resizes(pod, v, w.config.Node.Host)
+	changes, restart := resizes(pod, v, w.config.Node.Host)
 	maps.DeleteFunc(w.again, func(id string, _ bool) bool { return !latest(v, id) })
-	if len(changes) == 0 && limits.Equal(w.limits) {
+	for _, id := range restart {
+		w.again[id] = true
+	}
+	if len(restart) > 0 {
+		limits = limits.Widest(w.limits)
+	}
+	done := len(changes) == 0 && limits.Equal(w.limits)
+	if w.resizing == nil && (!done || len(restart) > 0) {
+		w.resizing = &Condition{}
+	}
+	if done {
 		w.completed(pod)
 		return true, nil
 	}
-	if w.resizing == nil {
-		w.resizing = &Condition{}
-	}
-	if err := w.actuate(ctx, pod, limits, changes); err != nil {
+	if err := w.actuate(ctx, pod, v, limits, changes); err != nil {
 		if ctx.Err() != nil {
 			return false, err
 		}
@@ -206,20 +228,19 @@ func (w *worker) completed(pod *corev1.Pod) {
 }
 
 // actuate widens the pod's group, changes the containers, those first that become smaller, and then narrows the pod's group.
-func (w *worker) actuate(ctx context.Context, pod *corev1.Pod, limits resources.Limits, changes []change) error {
+func (w *worker) actuate(ctx context.Context, pod *corev1.Pod, v *View, limits resources.Limits, changes []change) error {
 	for _, c := range changes {
 		if err := w.roomy(ctx, c); err != nil {
 			return err
 		}
 	}
+	if err := w.roomyPod(ctx, v, limits); err != nil {
+		return err
+	}
 	if err := w.setGroup(pod, limits.Widest(w.limits)); err != nil {
 		return err
 	}
 	for _, c := range changes {
-		if c.restart {
-			w.again[c.now.Id] = true
-			continue
-		}
 		if _, err := w.cri.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.now.Id, Linux: c.want}); err != nil {
 			return fmt.Errorf("resize container %s: %w", c.now.Metadata.GetName(), err)
 		}
@@ -231,7 +252,7 @@ func (w *worker) actuate(ctx context.Context, pod *corev1.Pod, limits resources.
 // roomy refuses a memory limit below what the container uses now: the kernel would end it, or not take the limit.
 func (w *worker) roomy(ctx context.Context, c change) error {
 	is, want := c.now.Resources.GetLinux().GetMemoryLimitInBytes(), c.want.MemoryLimitInBytes
-	if c.restart || want == 0 || is != 0 && want >= is {
+	if want == 0 || is != 0 && want >= is {
 		return nil
 	}
 	got, err := w.cri.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c.now.Id})
@@ -240,6 +261,22 @@ func (w *worker) roomy(ctx context.Context, c change) error {
 	}
 	if used := got.GetStats().GetMemory().GetUsageBytes().GetValue(); used >= uint64(want) {
 		return fmt.Errorf("attempting to set container %q memory limit (%d) below current usage (%d)", c.now.Metadata.GetName(), want, used)
+	}
+	return nil
+}
+
+// roomyPod is roomy for the pod's own group.
+func (w *worker) roomyPod(ctx context.Context, v *View, limits resources.Limits) error {
+	is, want, sandbox := w.limits.Memory, limits.Memory, v.Ready()
+	if want == 0 || is != 0 && want >= is || sandbox == nil {
+		return nil
+	}
+	got, err := w.cri.Runtime.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: sandbox.Id})
+	if err != nil {
+		return fmt.Errorf("read memory usage of the pod: %w", err)
+	}
+	if used := got.GetStats().GetLinux().GetMemory().GetUsageBytes().GetValue(); used >= uint64(want) {
+		return fmt.Errorf("attempting to set pod memory limit (%d) below current usage (%d)", want, used)
 	}
 	return nil
 }
@@ -257,21 +294,24 @@ func (w *worker) setGroup(pod *corev1.Pod, l resources.Limits) error {
 
 // change is a running container whose resources are not those of its allocation.
 type change struct {
-	now     *Container
-	want    *runtimeapi.LinuxContainerResources
-	restart bool // instead of an update
+	now  *Container
+	want *runtimeapi.LinuxContainerResources
 }
 
-// resizes returns the running containers that do not have their allocation, those first that become smaller in memory.
-func resizes(pod *corev1.Pod, v *View, h resources.Host) (changes []change) {
+// resizes returns the running containers that do not have their allocation: those that are changed, first which become smaller in memory,
+// and the IDs of those that are restarted instead.
+func resizes(pod *corev1.Pod, v *View, h resources.Host) (changes []change, restart []string) {
 	spec.Each(pod, func(c *corev1.Container, k spec.Kind) {
 		now := v.Latest(c.Name)
 		if k == spec.Ephemeral || !now.Running() {
 			return
 		}
 		want := resources.Container(pod, c, h)
-		if cpu, memory := resources.Differ(now.Resources.GetLinux(), want); cpu || memory {
-			changes = append(changes, change{now, want, cpu && restartsFor(c, corev1.ResourceCPU) || memory && restartsFor(c, corev1.ResourceMemory)})
+		switch cpu, memory := resources.Differ(now.Resources.GetLinux(), want); {
+		case cpu && restartsFor(c, corev1.ResourceCPU), memory && restartsFor(c, corev1.ResourceMemory):
+			restart = append(restart, now.Id)
+		case cpu, memory:
+			changes = append(changes, change{now, want})
 		}
 	})
 	slices.SortStableFunc(changes, func(a, b change) int {
@@ -280,7 +320,7 @@ func resizes(pod *corev1.Pod, v *View, h resources.Host) (changes []change) {
 		}
 		return int(min(max(grows(a)-grows(b), -1), 1))
 	})
-	return changes
+	return changes, restart
 }
 
 // restartsFor reports whether the container is to be restarted when the resource changes.
@@ -316,12 +356,13 @@ func resizeText(what string, pod *corev1.Pod, failure string) string {
 		Resources corev1.ResourceRequirements `json:"resources"`
 	}
 	var all struct {
-		InitContainers []container `json:"initContainers,omitempty"`
-		Containers     []container `json:"containers"`
-		Generation     int64       `json:"generation"`
-		Error          string      `json:"error,omitempty"`
+		Resources      *corev1.ResourceRequirements `json:"resources,omitempty"` // which upstream's kubelet leaves out as yet
+		InitContainers []container                  `json:"initContainers,omitempty"`
+		Containers     []container                  `json:"containers"`
+		Generation     int64                        `json:"generation"`
+		Error          string                       `json:"error,omitempty"`
 	}
-	all.Generation, all.Error = pod.Generation, failure
+	all.Resources, all.Generation, all.Error = pod.Spec.Resources, pod.Generation, failure
 	for _, c := range pod.Spec.InitContainers {
 		all.InitContainers = append(all.InitContainers, container{c.Name, c.Resources})
 	}

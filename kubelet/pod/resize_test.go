@@ -1,15 +1,19 @@
 package pod
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/kubelet/resources"
 )
 
 // sized asks for cpu and memory and limits both, "" being none.
@@ -165,5 +169,150 @@ func TestResizeRestarts(t *testing.T) {
 		b.wantStatus("a", "Running ready app=running#1")
 		b.wantSize("a", sized("200m", "200Mi", "", ""))
 		b.wantCalls("stop app 30", "create app 1", "start app")
+	})
+}
+
+// TestResizeRestartsGroup: what is restarted needs its room until it has ended.
+func TestResizeRestartsGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.node = &corev1.Node{}
+		restart := corev1.ContainerResizePolicy{ResourceName: corev1.ResourceMemory, RestartPolicy: corev1.RestartContainer}
+		b.api.Put(newPod("a", having(sized("100m", "100Mi", "200m", "200Mi"), restart)))
+		b.wantStatus("a", "Running ready app=running")
+		b.runtime.Calls()
+		b.runtime.Memory = 150 << 20
+		var groups []string
+		b.groups.seen = func(l resources.Limits) {
+			groups = append(groups, fmt.Sprintf("%dm %dMi with %d running", l.Quota/100, l.Memory>>20, len(b.runtime.Running())))
+		}
+		b.resize("a", sized("100m", "100Mi", "300m", "100Mi"))
+		b.wantStatus("a", "Running ready app=running#1")
+		b.wantSize("a", sized("100m", "100Mi", "300m", "100Mi"))
+		b.wantCalls("stop app 30", "create app 1", "start app")
+		if want := []string{"300m 200Mi with 1 running", "300m 100Mi with 0 running"}; !slices.Equal(groups, want) {
+			t.Errorf("the pod's group got %q, want %q", groups, want)
+		}
+	})
+}
+
+// asAWhole gives the pod resources that its containers share.
+func asAWhole(r corev1.ResourceRequirements) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.Spec.Resources = &r }
+}
+
+// resizeWhole is resize for the pod as a whole.
+func (b *bed) resizeWhole(name string, r corev1.ResourceRequirements) {
+	p := b.pod(name).DeepCopy()
+	p.Spec.Resources = &r
+	p.Generation++
+	b.api.Put(p)
+	b.settle()
+}
+
+// wantWhole checks what the pod's status says it has as a whole, what it was given, and of a resize under way.
+func (b *bed) wantWhole(name string, has, given corev1.ResourceRequirements, conditions ...string) {
+	b.t.Helper()
+	p := b.pod(name)
+	if !equality.Semantic.DeepEqual(p.Status.Resources, &has) {
+		b.t.Errorf("the pod has %v, want %v", p.Status.Resources, has)
+	}
+	if !equality.Semantic.DeepEqual(p.Status.AllocatedResources, given.Requests) {
+		b.t.Errorf("the pod was given %v, want %v", p.Status.AllocatedResources, given.Requests)
+	}
+	b.wantSize(name, corev1.ResourceRequirements{}, conditions...)
+}
+
+func TestResizeWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.node = &corev1.Node{}
+		b.node.Status.Allocatable = sized("4", "4Gi", "", "").Requests
+		small, large := sized("500m", "1Gi", "1", "1Gi"), sized("1", "2Gi", "2", "2Gi")
+		b.api.Put(newPod("a", asAWhole(small), func(p *corev1.Pod) { p.Spec.Overhead = sized("1", "", "", "").Requests }))
+		b.wantStatus("a", "Running ready app=running")
+		b.wantWhole("a", small, small)
+		for _, c := range b.runtime.Running() {
+			if r := c.Linux.Resources; r.CpuQuota != 100000 || r.MemoryLimitInBytes != 1<<30 {
+				t.Error("the container has", r)
+			}
+		}
+		b.runtime.Calls()
+		b.api.Events()
+
+		b.resizeWhole("a", large)
+		b.wantWhole("a", large, large)
+		b.wantCalls("update app 2048 200000 2147483648")
+		for _, g := range b.groups.have {
+			if g.Shares != 2048 || g.Quota != 300000 || g.Memory != 2<<30 { // with the overhead
+				t.Error("the pod's group has", g)
+			}
+		}
+		if e := b.api.Events(); len(e) != 2 || !strings.Contains(e[1], `ResizeCompleted: Pod resize completed: {"resources":{"limits":{"cpu":"2","memory":"2Gi"}`) {
+			t.Errorf("events %q", e)
+		}
+
+		// Below what is used it does not become.
+		b.runtime.Memory = 1200 << 20
+		b.resizeWhole("a", small)
+		b.wantWhole("a", large, small,
+			`PodResizeInProgress Error: attempting to set container "app" memory limit (1073741824) below current usage (1258291200)`)
+		b.wantCalls()
+
+		// Nor larger than the node; what it has stays when the kubelet is restarted.
+		huge := sized("9", "2Gi", "9", "2Gi")
+		b.resizeWhole("a", huge)
+		b.wantWhole("a", large, small, "PodResizePending Infeasible: Node didn't have enough capacity: cpu, requested: 10000, capacity: 4000",
+			`PodResizeInProgress Error: attempting to set container "app" memory limit (1073741824) below current usage (1258291200)`)
+		b.stop()
+		b.start()
+		b.settle()
+		b.wantWhole("a", large, large, "PodResizePending Infeasible: Node didn't have enough capacity: cpu, requested: 10000, capacity: 4000")
+		b.wantCalls()
+	})
+}
+
+// TestResizeWholeBesideContainers is about a pod whose container has limits of its own.
+func TestResizeWholeBesideContainers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.node = &corev1.Node{}
+		b.node.Status.Allocatable = sized("4", "4Gi", "", "").Requests
+		own := sized("100m", "10Mi", "200m", "20Mi")
+		b.api.Put(newPod("a", having(own)))
+		b.wantStatus("a", "Running ready app=running")
+		if s := b.pod("a").Status; s.Resources != nil || !equality.Semantic.DeepEqual(s.AllocatedResources, own.Requests) {
+			t.Errorf("a pod of containers has %v, and was given %v", s.Resources, s.AllocatedResources)
+		}
+		b.runtime.Calls()
+
+		// It gets resources as a whole, and its container notices nothing. The node has no room for them before a restart of the kubelet, nor after.
+		most := sized("5", "30Mi", "5", "30Mi")
+		b.resizeWhole("a", most)
+		b.stop()
+		b.start()
+		b.settle()
+		b.wantSize("a", own, "PodResizePending Infeasible: Node didn't have enough capacity: cpu, requested: 5000, capacity: 4000")
+		if s := b.pod("a").Status; s.Resources != nil {
+			t.Error("it has what it was not given:", s.Resources)
+		}
+		more := sized("1", "30Mi", "1", "30Mi")
+		b.resizeWhole("a", more)
+		b.wantWhole("a", more, more)
+		b.wantCalls()
+		for _, g := range b.groups.have {
+			if g.Quota != 100000 || g.Memory != 30<<20 {
+				t.Error("the pod's group has", g)
+			}
+		}
+
+		b.runtime.Memory = 25 << 20
+		b.resizeWhole("a", sized("1", "22Mi", "1", "22Mi"))
+		b.wantWhole("a", more, sized("1", "22Mi", "", ""), `PodResizeInProgress Error: attempting to set pod memory limit (23068672) below current usage (26214400)`)
+		b.runtime.Use(21 << 20)
+		time.Sleep(time.Minute)
+		b.settle()
+		less := sized("1", "22Mi", "1", "22Mi")
+		b.wantWhole("a", less, less)
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/kubelet/resources"
@@ -36,7 +37,9 @@ type Situation struct {
 	// Devices returns how the devices of a container are, nil where it has none; nil: no container has any.
 	Devices func(container string) []corev1.ResourceStatus
 	// Has reports whether a running container has the resources that its spec here gives it.
-	Has     func(*corev1.Container, *Container) bool
+	Has func(*corev1.Container, *Container) bool
+	// Resizes says that the pod's own group does not have the resources yet that its spec here gives it.
+	Resizes bool
 	Ended   bool // everything has ended and nothing will start again
 	HostIPs []string
 	Runtime string // prefix of container IDs
@@ -61,6 +64,7 @@ func Status(s Situation) corev1.PodStatus {
 		st.StartTime = &metav1.Time{Time: s.Started.Truncate(time.Second)}
 	}
 	s.addresses(&st)
+	s.whole(&st)
 	s.containers(&st)
 	if s.Verdict != nil {
 		st.Reason, st.Message = s.Verdict.Reason, s.Verdict.Message
@@ -90,6 +94,22 @@ func (s *Situation) addresses(st *corev1.PodStatus) {
 	st.PodIP, st.PodIPs = ips[0], nil
 	for _, ip := range ips {
 		st.PodIPs = append(st.PodIPs, corev1.PodIP{IP: ip})
+	}
+}
+
+// whole says what the node gives the pod, which the runtime's overhead is beside, and what of it the pod has as a whole.
+func (s *Situation) whole(st *corev1.PodStatus) {
+	if st.AllocatedResources, st.Resources = nil, nil; s.Refused {
+		return
+	}
+	if l := resourcehelper.PodRequests(s.Pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true}); len(l) > 0 {
+		st.AllocatedResources = l
+	}
+	if !resourcehelper.IsPodLevelResourcesSet(s.Pod) {
+		return
+	}
+	if st.Resources = s.Pod.Spec.Resources.DeepCopy(); s.Resizes && s.Pod.Status.Resources != nil {
+		st.Resources = s.Pod.Status.Resources.DeepCopy() // until it is resized
 	}
 }
 

@@ -174,6 +174,13 @@ func values(v2 bool, has []string, l Limits) (vs []value) {
 	if l.Memory > 0 {
 		set("memory", "memory.limit_in_bytes", number(l.Memory), "memory.max", number(l.Memory), false)
 	}
+	if l.High != 0 && v2 && slices.Contains(has, "memory") {
+		high := number(l.High)
+		if l.High < 0 {
+			high = "max"
+		}
+		vs = append(vs, value{"memory.high", high, false})
+	}
 	if l.Pids > 0 {
 		set("pids", "pids.max", number(l.Pids), "pids.max", number(l.Pids), false)
 	}

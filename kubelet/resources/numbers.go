@@ -1,6 +1,8 @@
 package resources
 
 import (
+	"maps"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -9,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/yare-dev/yare/api"
 )
 
 const (
@@ -57,50 +61,79 @@ type Host struct {
 	Allocatable int64
 }
 
-// Container returns the CRI resources of one container of the pod.
+// Container returns the CRI resources of one container of the pod. A limit that it has none of is that of the whole pod, so that programs
+// which look at their own group find it.
 func Container(pod *corev1.Pod, c *corev1.Container, h Host) *runtimeapi.LinuxContainerResources {
-	request, limit := c.Resources.Requests.Cpu().MilliValue(), c.Resources.Limits.Cpu().MilliValue()
+	limits := limitsOf(pod, c)
+	request, limit := c.Resources.Requests.Cpu().MilliValue(), limits.Cpu().MilliValue()
 	if _, ok := c.Resources.Requests[corev1.ResourceCPU]; !ok {
 		request = limit
 	}
 	r := &runtimeapi.LinuxContainerResources{
 		CpuShares:          Shares(request),
-		MemoryLimitInBytes: c.Resources.Limits.Memory().Value(),
+		MemoryLimitInBytes: limits.Memory().Value(),
 		OomScoreAdj:        OOMScore(pod, c, h.Memory),
-		HugepageLimits:     hugepages(c.Resources.Limits),
+		HugepageLimits:     hugepages(limits),
 	}
 	if !h.NoQuota {
 		r.CpuPeriod, r.CpuQuota = period, Quota(limit)
 	}
 	if h.Unified {
-		r.Unified = unified(c, h)
+		r.Unified = unified(pod, c, h)
 	}
 	return r
 }
 
+// limitsOf returns the container's limits, and the whole pod's of what it has none of.
+func limitsOf(pod *corev1.Pod, c *corev1.Container) corev1.ResourceList {
+	if pod.Spec.Resources == nil || len(pod.Spec.Resources.Limits) == 0 {
+		return c.Resources.Limits
+	}
+	limits := corev1.ResourceList{}
+	maps.Copy(limits, pod.Spec.Resources.Limits)
+	for name, q := range c.Resources.Limits {
+		if !q.IsZero() || strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix) { // of which none is a limit
+			limits[name] = q
+		}
+	}
+	return limits
+}
+
 // unified returns what CRI has no fields for: files of the container's v2 group.
-func unified(c *corev1.Container, h Host) map[string]string {
+func unified(pod *corev1.Pod, c *corev1.Container, h Host) map[string]string {
 	// What an update does not name stays, so the throttle is also taken away.
 	files := map[string]string{"memory.oom.group": "1", "memory.high": "max"}
 	if h.SingleKill {
 		files["memory.oom.group"] = "0"
 	}
 	request, limit := c.Resources.Requests.Memory().Value(), c.Resources.Limits.Memory().Value()
-	if h.Throttle == 0 || request == limit && request != 0 {
-		return files
-	}
 	if limit == 0 {
+		if limits := limitsOf(pod, c); !limits.Memory().IsZero() {
+			return files // the pod's own group is slowed down
+		}
 		limit = h.Allocatable
 	}
-	page := int64(os.Getpagesize())
-	if high := int64(float64(request)+float64(limit-request)*h.Throttle) / page * page; high > request {
+	if high := h.high(request, limit); high > 0 {
 		files["memory.high"] = strconv.FormatInt(high, 10)
 	}
 	return files
 }
 
+// high returns where between a memory request and a limit a group is slowed down, -1 for nowhere.
+func (h Host) high(request, limit int64) int64 {
+	if h.Throttle == 0 || request == limit && request != 0 {
+		return -1
+	}
+	page := int64(os.Getpagesize())
+	if high := int64(float64(request)+float64(limit-request)*h.Throttle) / page * page; high > request {
+		return high
+	}
+	return -1
+}
+
 // OOMScore returns the container's oom_score_adj: the more of its memory request a Burstable container has, the later
-// it is killed.
+// it is killed. What the pod requests as a whole beyond its containers is theirs in equal parts, and a sidecar is not killed before
+// all of the containers that it serves.
 func OOMScore(pod *corev1.Pod, c *corev1.Container, memory int64) int64 {
 	if p := pod.Spec.Priority; p != nil && *p >= 2000000000 { // system-node-critical and above
 		return criticalOOM
@@ -114,9 +147,27 @@ func OOMScore(pod *corev1.Pod, c *corev1.Container, memory int64) int64 {
 	if memory <= 0 {
 		return bestEffortOOM - 1
 	}
-	score := 1000 - 1000*c.Resources.Requests.Memory().Value()/memory
+	asked := c.Resources.Requests.Memory().Value()
+	if slices.ContainsFunc(pod.Spec.InitContainers, func(i corev1.Container) bool { return i.Name == c.Name && api.Sidecar(&i) }) {
+		least := int64(math.MaxInt64)
+		for i := range pod.Spec.Containers {
+			least = min(least, pod.Spec.Containers[i].Resources.Requests.Memory().Value())
+		}
+		asked = max(asked, least)
+	}
+	score := 1000 - 1000*(asked+spare(pod))/memory
 	// Above every Guaranteed container, below every BestEffort one.
 	return min(max(score, 1000+guaranteedOOM), bestEffortOOM-1)
+}
+
+// spare is a container's part of the memory that the pod requests as a whole and not for one container.
+func spare(pod *corev1.Pod) int64 {
+	if pod.Spec.Resources == nil {
+		return 0
+	}
+	containers := resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{})
+	left := pod.Spec.Resources.Requests.Memory().Value() - containers.Memory().Value()
+	return max(left, 0) / int64(len(pod.Spec.Containers)+len(pod.Spec.InitContainers))
 }
 
 func hugepages(limits corev1.ResourceList) []*runtimeapi.HugepageLimit {
@@ -135,23 +186,29 @@ type Limits struct {
 	Shares    int64 // v1 units
 	Quota     int64 // microseconds of each period of 100 ms; -1: none
 	Memory    int64 // bytes
+	High      int64 // bytes from which on v2 slows it down; -1: none
 	Pids      int64
 	Hugepages []*runtimeapi.HugepageLimit
 }
 
-// PodLimits returns the numbers of the pod's own group: requests added up, and limits where every container has one.
+// PodLimits returns the numbers of the pod's own group: what it requests, as a whole or its containers added up, and limits where it
+// or every container has one.
 func PodLimits(pod *corev1.Pod, h Host) Limits {
 	requests := Requests(pod)
 	l := Limits{Shares: Shares(requests.Cpu().MilliValue()), Pids: h.PidLimit}
 	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
-	podLevel := pod.Spec.Resources != nil
-	if podLevel || everyContainer(pod, corev1.ResourceCPU) {
+	if limited(pod, corev1.ResourceCPU) {
 		if milli := limits.Cpu().MilliValue(); milli > 0 && !h.NoQuota {
 			l.Quota = Quota(milli)
 		}
 	}
-	if podLevel || everyContainer(pod, corev1.ResourceMemory) {
+	if limited(pod, corev1.ResourceMemory) {
 		l.Memory = limits.Memory().Value()
+	}
+	if h.Unified && resourcehelper.IsPodLevelResourcesSet(pod) {
+		if l.High = -1; l.Memory > 0 {
+			l.High = h.high(requests.Memory().Value(), l.Memory)
+		}
 	}
 	l.Hugepages = hugepages(limits)
 	return l
@@ -162,17 +219,19 @@ func (l Limits) Equal(o Limits) bool {
 	same := slices.EqualFunc(l.Hugepages, o.Hugepages, func(a, b *runtimeapi.HugepageLimit) bool {
 		return a.PageSize == b.PageSize && a.Limit == b.Limit
 	})
-	return same && l.Shares == o.Shares && l.Quota == o.Quota && l.Memory == o.Memory && l.Pids == o.Pids
+	return same && l.Shares == o.Shares && l.Quota == o.Quota && l.Memory == o.Memory && l.High == o.High && l.Pids == o.Pids
 }
 
 // Widest returns limits under which whatever fits into either of two does. One of the two is l, for what cannot be compared.
 func (l Limits) Widest(o Limits) Limits {
 	l.Shares, l.Pids = max(l.Shares, o.Shares), max(l.Pids, o.Pids)
-	if l.Quota > 0 && o.Quota > 0 {
-		l.Quota = max(l.Quota, o.Quota)
-	} else {
-		l.Quota = min(l.Quota, o.Quota, 0)
+	wider := func(a, b int64) int64 { // of numbers of which -1 is none
+		if a > 0 && b > 0 {
+			return max(a, b)
+		}
+		return min(a, b, 0)
 	}
+	l.Quota, l.High = wider(l.Quota, o.Quota), wider(l.High, o.High)
 	if l.Memory > 0 && o.Memory > 0 {
 		l.Memory = max(l.Memory, o.Memory)
 	} else {
@@ -191,19 +250,18 @@ func Differ(is, want *runtimeapi.LinuxContainerResources) (cpu, memory bool) {
 	return cpu, is.MemoryLimitInBytes != want.MemoryLimitInBytes
 }
 
-func everyContainer(pod *corev1.Pod, name corev1.ResourceName) bool {
-	limited := func(c corev1.Container) bool {
-		limit := c.Resources.Limits[name]
-		return limit.Sign() > 0
-	}
-	for _, c := range pod.Spec.InitContainers {
-		if !limited(c) {
-			return false
+// limited reports whether the pod has a limit as a whole, or every container of it has one.
+func limited(pod *corev1.Pod, name corev1.ResourceName) bool {
+	if r := pod.Spec.Resources; r != nil {
+		if limit := r.Limits[name]; limit.Sign() > 0 {
+			return true
 		}
 	}
-	for _, c := range pod.Spec.Containers {
-		if !limited(c) {
-			return false
+	for _, cs := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range cs {
+			if limit := cs[i].Resources.Limits[name]; limit.Sign() <= 0 {
+				return false
+			}
 		}
 	}
 	return true

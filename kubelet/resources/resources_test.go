@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,8 +14,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// pod makes a pod whose containers have "requests/limits", each "cpu,memory" or empty.
+// pod makes a pod whose containers have "requests/limits", each "cpu,memory" or empty. After "whole " stand those of the pod, after
+// "sidecar " those of a sidecar.
 func pod(containers ...string) *corev1.Pod {
+	always := corev1.ContainerRestartPolicyAlways
 	list := func(text string) corev1.ResourceList {
 		cpu, memory, ok := strings.Cut(text, ",")
 		if !ok {
@@ -31,8 +34,18 @@ func pod(containers ...string) *corev1.Pod {
 	}
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
 	for _, c := range containers {
+		c, whole := strings.CutPrefix(c, "whole ")
+		c, sidecar := strings.CutPrefix(c, "sidecar ")
 		requests, limits, _ := strings.Cut(c, "/")
-		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "c", Resources: corev1.ResourceRequirements{Requests: list(requests), Limits: list(limits)}})
+		r := corev1.ResourceRequirements{Requests: list(requests), Limits: list(limits)}
+		switch {
+		case whole:
+			p.Spec.Resources = &r
+		case sidecar:
+			p.Spec.InitContainers = append(p.Spec.InitContainers, corev1.Container{Name: "s", Resources: r, RestartPolicy: &always})
+		default:
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "c", Resources: r})
+		}
 	}
 	return p
 }
@@ -52,6 +65,10 @@ func TestNumbers(t *testing.T) {
 		{"requests", pod("100m,1Gi/"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 102}, 750},
 		{"one without a limit", pod("1,1Gi/1,1Gi", "1,1Gi/"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 2048}, 750},
 		{"memory alone", pod("1m,/,64Mi"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 2, Memory: 64 << 20}, 999},
+		{"whole", pod("whole 1,1Gi/1,1Gi", "/", "100m,1Mi/,2Mi"), corev1.PodQOSGuaranteed, "/kubepods/podu", Limits{Shares: 1024, Quota: 100000, Memory: 1 << 30}, -997},
+		{"whole in part", pod("whole 1,2Gi/,3Gi", "500m,1Gi/500m,1Gi", "/"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 1024, Memory: 3 << 30}, 625},
+		{"whole without limits", pod("whole 1,1Gi/", "/,2Gi", "/"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 1024}, 875},
+		{"whole with a sidecar", pod("whole 1,3Gi/", ",1Gi/", "sidecar /"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 1024}, 500},
 		{"more than the host", pod(",8Gi/"), corev1.PodQOSBurstable, "/kubepods/burstable/podu", Limits{Shares: 2}, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -68,6 +85,44 @@ func TestNumbers(t *testing.T) {
 				t.Error("oom", got)
 			}
 		})
+	}
+}
+
+// TestContainer is about what a container has of its pod.
+func TestContainer(t *testing.T) {
+	const host = 4 << 30
+	huge := pod("whole 1,/1,", "/", "/")
+	huge.Spec.Resources.Limits["hugepages-2Mi"] = resource.MustParse("4Mi")
+	huge.Spec.Containers[1].Resources.Limits = corev1.ResourceList{"hugepages-2Mi": resource.MustParse("2Mi")}
+	for _, c := range []struct {
+		name, want string
+		pod        *corev1.Pod
+	}{
+		{"its own alone", "512 50000 1073741824", pod("500m,1Gi/500m,1Gi")},
+		{"all of the pod's", "1024 100000 1073741824", pod("whole 500m,1Gi/1,1Gi", "/")},
+		{"a request of its own", "204 100000 1073741824", pod("whole 500m,1Gi/1,1Gi", "200m,/")},
+		{"a limit of its own", "1024 100000 2048", pod("whole 500m,/1,1Gi", "/,2048")},
+		{"a pod without limits", "2 -1 0", pod("whole 500m,1Gi/", "/")},
+		{"a limit of nothing is none", "1024 100000 0", pod("whole 1,/1,", "/0,")},
+		{"huge pages of the pod", "1024 100000 0 2MB=4194304", huge},
+	} {
+		r := Container(c.pod, &c.pod.Spec.Containers[0], Host{Memory: host})
+		got := fmt.Sprint(r.CpuShares, r.CpuQuota, r.MemoryLimitInBytes)
+		for _, p := range r.HugepageLimits {
+			got += fmt.Sprintf(" %s=%d", p.PageSize, p.Limit)
+		}
+		if got != c.want {
+			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
+		}
+	}
+	if got := Container(huge, &huge.Spec.Containers[1], Host{}).HugepageLimits; len(got) != 1 || got[0].Limit != 2<<20 {
+		t.Error("huge pages of its own:", got)
+	}
+	// A sidecar is killed with the containers that it serves, or after them.
+	for want, p := range map[int64]*corev1.Pod{750: pod(",2Gi/", ",1Gi/", "sidecar /"), 667: pod("whole ,4Gi/", ",1Gi/", ",1Gi/", "sidecar ,1Gi/")} {
+		if got := OOMScore(p, &p.Spec.InitContainers[0], host); got != want {
+			t.Errorf("a sidecar has %d, want %d", got, want)
+		}
 	}
 }
 
@@ -88,11 +143,29 @@ func TestUnified(t *testing.T) {
 		{"guaranteed", pod("1,1Gi/1,1Gi"), Host{Unified: true, Throttle: 0.9}, map[string]string{group: "1", high: "max"}},
 		{"no limit", pod(",1Gi/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "2147483648"}},
 		{"nothing", pod("/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "1610612736"}},
+		{"the whole pod's limit", pod("whole ,1Gi/,2Gi", ",64Mi/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "max"}},
 		{"more than there is", pod(",4Gi/"), Host{Unified: true, Throttle: 0.5, Allocatable: 3 << 30}, map[string]string{group: "1", high: "max"}},
 	} {
 		got := Container(c.pod, &c.pod.Spec.Containers[0], c.host).Unified
 		if d := cmp.Diff(c.want, got); d != "" {
 			t.Errorf("%s: %s", c.name, d)
+		}
+	}
+	// What a pod has as a whole slows its own group down.
+	for _, c := range []struct {
+		pod  *corev1.Pod
+		host Host
+		want int64
+	}{
+		{pod("whole ,1Gi/,2Gi", "/"), Host{Unified: true, Throttle: 0.5}, 3 << 29},
+		{pod("whole ,1Gi/,1Gi", "/"), Host{Unified: true, Throttle: 0.5}, -1},
+		{pod("whole ,1Gi/", "/"), Host{Unified: true, Throttle: 0.5}, -1},
+		{pod("whole ,1Gi/,2Gi", "/"), Host{Unified: true}, -1},
+		{pod("whole ,1Gi/,2Gi", "/"), Host{Throttle: 0.5}, 0},
+		{pod(",1Gi/,2Gi"), Host{Unified: true, Throttle: 0.5}, 0},
+	} {
+		if got := PodLimits(c.pod, c.host).High; got != c.want {
+			t.Errorf("the pod's group is slowed down at %d, want %d", got, c.want)
 		}
 	}
 }
@@ -116,7 +189,7 @@ func TestConversions(t *testing.T) {
 }
 
 func TestValues(t *testing.T) {
-	l := Limits{Shares: 1024, Quota: -1, Memory: 1 << 20, Pids: 10}
+	l := Limits{Shares: 1024, Quota: -1, Memory: 1 << 20, High: -1, Pids: 10}
 	all := []string{"cpu", "memory", "pids"}
 	for _, c := range []struct {
 		name string
@@ -124,7 +197,7 @@ func TestValues(t *testing.T) {
 		has  []string
 		want []string
 	}{
-		{"v2", true, all, []string{"cpu.weight=39", "cpu.max=max 100000", "memory.max=1048576", "pids.max=10"}},
+		{"v2", true, all, []string{"cpu.weight=39", "cpu.max=max 100000", "memory.max=1048576", "memory.high=max", "pids.max=10"}},
 		{"v2 of a hybrid host", true, []string{"pids"}, []string{"pids.max=10"}},
 		{"v1 cpu", false, []string{"cpu", "cpuacct"}, []string{"cpu.shares=1024", "cpu.cfs_quota_us=-1"}},
 		{"v1 memory", false, []string{"memory"}, []string{"memory.limit_in_bytes=1048576"}},

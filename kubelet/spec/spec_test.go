@@ -145,6 +145,15 @@ func TestEnv(t *testing.T) {
 			c.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m")}
 			return c
 		}(), want: "M=67108864 Mi=64 CPU=1 MILLI=250 NODE=4 " + master},
+		{name: "resources of the whole", container: func() *corev1.Container {
+			c := env(res("M", "limits.memory", ""), res("CPU", "limits.cpu", ""), res("REQUEST", "requests.cpu", "1m"), res("D", "limits.ephemeral-storage", ""))
+			c.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
+			return c
+		}(), change: func(p *corev1.Pod) {
+			p.Spec.Resources = &corev1.ResourceRequirements{
+				Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourceCPU: resource.MustParse("1250m")},
+				Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}}
+		}, want: "M=67108864 CPU=2 REQUEST=0 D=0 " + master},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := pod()

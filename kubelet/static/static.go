@@ -194,6 +194,7 @@ func complete(p *corev1.Pod) error {
 			completeContainer(c)
 		}
 	}
+	api.CompleteResources(&p.Spec)
 	return nil
 }
 

@@ -26,6 +26,10 @@ func TestDecode(t *testing.T) {
 			t.Errorf("%s: %v", what, p)
 		}
 	}
+	whole, err := Decode([]byte(good+"  resources: {limits: {cpu: 2}}\n"), "N1")
+	if err != nil || whole.Spec.Resources.Requests.Cpu().MilliValue() != 1000 {
+		t.Error("what the pod requests as a whole:", whole.Spec.Resources, err)
+	}
 	same, err := Decode([]byte(good+"# a comment\n"), "N1")
 	if err != nil || same.UID != p.UID {
 		t.Error("a comment makes another pod", err)

@@ -86,15 +86,30 @@ func (c *Cluster) Pod(p *corev1.Pod) (*Pod, error) {
 	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
 		out.Owner = ref.UID
 	}
-	for name, q := range resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true}) {
-		if n := amount(name, corev1.ResourceList{name: q}); n != 0 && !byClaim(p, name) {
-			out.Requests = append(out.Requests, Request{c.resource(name), n})
-		}
-	}
-	slices.SortFunc(out.Requests, func(a, b Request) int { return a.Column - b.Column })
-	out.Load = load(p)
+	out.Requests, out.Load = c.requests(p), load(p)
 	out.Ports = ports(p)
 	return out, out.readTerms()
+}
+
+func (c *Cluster) requests(p *corev1.Pod) (out []Request) {
+	for name, q := range resource.PodRequests(p, held()) {
+		if n := amount(name, corev1.ResourceList{name: q}); n != 0 && !byClaim(p, name) {
+			out = append(out, Request{c.resource(name), n})
+		}
+	}
+	slices.SortFunc(out, func(a, b Request) int { return a.Column - b.Column })
+	return out
+}
+
+// SameRequests says that p, a newer state of the pod, counts as much as it did. Once it was resized, that is also for its status to say.
+func (c *Cluster) SameRequests(old *Pod, p *corev1.Pod) bool {
+	return p.Generation <= 1 || slices.Equal(old.Requests, c.requests(p)) && old.Load == load(p)
+}
+
+// held is how requests are counted: those of a pod that is being resized, or its containers, are the larger of what it has and what it
+// is to have.
+func held() resource.PodResourcesOptions {
+	return resource.PodResourcesOptions{UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true}
 }
 
 // load returns what p asks for, with defaults for containers that ask for nothing.
@@ -102,7 +117,9 @@ func load(p *corev1.Pod) [2]int64 {
 	missing := corev1.ResourceList{}
 	missing[corev1.ResourceCPU] = *newMilli(DefaultCPU)
 	missing[corev1.ResourceMemory] = *newBytes(DefaultMemory)
-	list := resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true, NonMissingContainerRequests: missing})
+	opts := held()
+	opts.NonMissingContainerRequests = missing
+	list := resource.PodRequests(p, opts)
 	return [2]int64{amount(corev1.ResourceCPU, list), amount(corev1.ResourceMemory, list)}
 }
 

@@ -46,6 +46,26 @@ func asks(cpu, memory string) func(*corev1.Pod) {
 	}
 }
 
+// asksWhole is asks for the pod as a whole.
+func asksWhole(cpu, memory string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Resources = &corev1.ResourceRequirements{Requests: corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}}
+	}
+}
+
+// was is asks for a pod that is being resized, as a whole, from what these are.
+func was(cpu, memory string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		l := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
+		p.Status.AllocatedResources, p.Status.Resources = l, &corev1.ResourceRequirements{Requests: l}
+	}
+}
+
+func infeasible(p *corev1.Pod) {
+	p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodResizePending, Status: corev1.ConditionTrue, Reason: corev1.PodReasonInfeasible})
+}
+
 func label(key, value string) func(*corev1.Node) {
 	return func(n *corev1.Node) { n.Labels[key] = value }
 }
@@ -128,6 +148,9 @@ func TestReasons(t *testing.T) {
 		{"overhead", nodeResourcesFit, node("a"), nil, pod("p", asks("4", "1Gi"), func(p *corev1.Pod) {
 			p.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m")}
 		}), []string{"Insufficient cpu"}},
+		{"as a whole", nodeResourcesFit, node("a"), nil, pod("p", asks("1", "1Gi"), asksWhole("4", "1Gi"), func(p *corev1.Pod) {
+			p.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m")}
+		}), []string{"Insufficient cpu"}},
 		{"cordoned", nodeUnschedulable, node("a", func(n *corev1.Node) { n.Spec.Unschedulable = true }), nil, pod("p"),
 			[]string{"node(s) were unschedulable"}},
 		{"taint", taintToleration, node("a", taint(corev1.TaintEffectNoExecute)), nil, pod("p"), []string{"node(s) had untolerated taint(s)"}},
@@ -184,6 +207,11 @@ func TestScores(t *testing.T) {
 	}{
 		{"least allocated", leastAllocated, []*corev1.Node{node("a"), node("b")},
 			map[string][]*corev1.Pod{"a": {pod("q", asks("2", "4Gi"))}}, pod("p", asks("1", "2Gi")), []int64{25, 75}},
+		{"least allocated, as a whole", leastAllocated, []*corev1.Node{node("a"), node("b")},
+			map[string][]*corev1.Pod{"a": {pod("q", asks("1", "1Gi"), asksWhole("2", "4Gi"))}}, pod("p", asksWhole("1", "2Gi")), []int64{25, 75}},
+		{"least allocated, while it is resized", leastAllocated, []*corev1.Node{node("a"), node("b"), node("c")},
+			map[string][]*corev1.Pod{"a": {pod("q", asksWhole("2", "4Gi"), was("1", "2Gi"))}, "b": {pod("r", asksWhole("1", "2Gi"), was("2", "4Gi"))},
+				"c": {pod("s", asksWhole("3", "6Gi"), was("1", "2Gi"), infeasible)}}, pod("p", asksWhole("1", "2Gi")), []int64{25, 25, 50}},
 		{"balanced", balancedAllocation, []*corev1.Node{node("a"), node("b")},
 			map[string][]*corev1.Pod{"a": {pod("q", asks("2", "0"))}}, pod("p", asks("1", "2Gi")), []int64{75, 100}},
 		{"balanced, nothing asked", balancedAllocation, []*corev1.Node{node("a")}, nil, pod("p"), nil},

@@ -19,7 +19,6 @@ func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 			errs = append(errs, field.Forbidden(at, notHere))
 		}
 	}
-	refuse(s.Resources != nil, path.Child("resources"))
 	refuse(s.SchedulingGroup != nil, path.Child("schedulingGroup"))
 	refuse(len(s.EvictionResponders) > 0, path.Child("evictionResponders"))
 	eachContainer(s, path, func(c *corev1.Container, at *field.Path) {

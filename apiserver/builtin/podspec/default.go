@@ -39,6 +39,10 @@ func Default(s *corev1.PodSpec) {
 		defaultContainer(&c)
 		s.EphemeralContainers[i].EphemeralContainerCommon = corev1.EphemeralContainerCommon(c)
 	}
+	if s.Resources != nil {
+		RoundUp(s.Resources.Limits)
+		RoundUp(s.Resources.Requests)
+	}
 	RoundUp(s.Overhead)
 }
 

@@ -54,6 +54,7 @@ func Spec(s *corev1.PodSpec, path *field.Path) field.ErrorList {
 	errs := v.volumes(path.Child("volumes"))
 	errs = append(errs, resourceClaims(s.ResourceClaims, path.Child("resourceClaims"))...)
 	errs = append(errs, v.allContainers(path)...)
+	errs = append(errs, v.whole(path.Child("resources"))...)
 	errs = append(errs, v.policies(path)...)
 	errs = append(errs, v.names(path)...)
 	errs = append(errs, v.dns(path)...)

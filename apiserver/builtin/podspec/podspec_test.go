@@ -98,6 +98,7 @@ func FuzzSpec(f *testing.F) {
 	f.Add(`{"resourceClaims":[{"name":"a","resourceClaimName":"b"},{"name":"a"}],"containers":[{"name":"a","resources":{"claims":[{"name":"a","request":"r"},{"name":"c"}]}}]}`)
 	f.Add(`{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{}]}}},"tolerations":[{"operator":"Exists"}],"schedulingGates":[{"name":"a"}]}`)
 	f.Add(`{"securityContext":{"sysctls":[{"name":"net/a.b"}]},"hostNetwork":true,"containers":[{"resources":{"limits":{"cpu":"1.0001"}}}]}`)
+	f.Add(`{"resources":{"limits":{"cpu":"1","hugepages-2Mi":"2Mi"},"claims":[{}]},"containers":[{"resources":{"limits":{"cpu":"2"},"requests":{"memory":"1"}}}]}`)
 	f.Fuzz(func(t *testing.T, data string) {
 		var s corev1.PodSpec
 		if json.Unmarshal([]byte(data), &s) != nil {

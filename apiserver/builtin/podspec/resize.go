@@ -10,13 +10,24 @@ import (
 )
 
 // KeepButResources takes back in now whatever a write of pods/resize may not change, which is all but the resources and resize
-// policies of its containers (KEP-1287). Containers that were added, taken away, renamed or moved stay, for Resize to refuse.
+// policies of its containers (KEP-1287) and the resources of the whole (KEP-5419), which stay where the write does not know of them.
+// Containers that were added, taken away, renamed or moved stay, for Resize to refuse.
 func KeepButResources(now, old *corev1.Pod) {
 	metav1.ResetObjectMetaForStatus(now, old)
 	wanted := now.Spec
 	now.Spec, now.Status = *old.Spec.DeepCopy(), *old.Status.DeepCopy()
 	now.Spec.Containers = resourcesOf(wanted.Containers, now.Spec.Containers)
 	now.Spec.InitContainers = resourcesOf(wanted.InitContainers, now.Spec.InitContainers)
+	if wanted.Resources != nil {
+		now.Spec.Resources = wanted.Resources
+	}
+}
+
+// KeepResources leaves the resources of the whole as they were in a write by somebody who does not know of them.
+func KeepResources(now, old *corev1.Pod) {
+	if now.Spec.Resources == nil {
+		now.Spec.Resources = old.Spec.Resources.DeepCopy()
+	}
 }
 
 // resourcesOf returns the old containers with the resources of the wanted ones, or the wanted ones where they are others.
@@ -55,6 +66,7 @@ func Resize(now, old *corev1.Pod) (errs field.ErrorList) {
 	if !tellsResources(old) {
 		errs = append(errs, field.Forbidden(path, "Pod running on node without support for resize"))
 	}
+	errs = append(errs, resizeWhole(now.Spec.Resources, old.Spec.Resources, path)...)
 	order := append(sameOrder(now.Spec.Containers, old.Spec.Containers, path.Child("containers")),
 		sameOrder(now.Spec.InitContainers, old.Spec.InitContainers, path.Child("initContainers"))...)
 	if len(order) > 0 {
@@ -62,14 +74,14 @@ func Resize(now, old *corev1.Pod) (errs field.ErrorList) {
 	}
 	for i := range now.Spec.InitContainers {
 		n, o, at := &now.Spec.InitContainers[i], &old.Spec.InitContainers[i], path.Child("initContainers").Index(i)
-		errs = append(errs, nothingRemoved(n, o, at.Child("resources"))...)
+		errs = append(errs, nothingRemoved("", &n.Resources, &o.Resources, at.Child("resources"))...)
 		if !onlyComputing(n, o) {
 			errs = append(errs, field.Forbidden(at, "only cpu and memory resources for init or sidecar containers are mutable"))
 		}
 	}
 	for i := range now.Spec.Containers {
 		n, o := &now.Spec.Containers[i], &old.Spec.Containers[i]
-		errs = append(errs, nothingRemoved(n, o, path.Child("containers").Index(i).Child("resources"))...)
+		errs = append(errs, nothingRemoved("", &n.Resources, &o.Resources, path.Child("containers").Index(i).Child("resources"))...)
 		if !onlyComputing(n, o) {
 			errs = append(errs, field.Forbidden(path, "only cpu and memory resources are mutable"))
 		}
@@ -100,13 +112,34 @@ func sameOrder(now, old []corev1.Container, path *field.Path) (errs field.ErrorL
 	return errs
 }
 
-// nothingRemoved refuses to take a request or a limit away.
-func nothingRemoved(now, old *corev1.Container, path *field.Path) (errs field.ErrorList) {
-	if lacks(now.Resources.Requests, old.Resources.Requests) {
-		errs = append(errs, field.Forbidden(path.Child("requests"), "resource requests cannot be removed"))
+// resizeWhole checks what changes of the resources of the pod as a whole. It may get some that had none.
+func resizeWhole(now, old *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
+	if now == nil && old == nil {
+		return nil
 	}
-	if lacks(now.Resources.Limits, old.Resources.Limits) {
-		errs = append(errs, field.Forbidden(path.Child("limits"), "resource limits cannot be removed"))
+	a, b := corev1.ResourceRequirements{}, corev1.ResourceRequirements{}
+	if now != nil {
+		a = *now.DeepCopy()
+	}
+	if old != nil {
+		b = *old.DeepCopy()
+	}
+	errs = nothingRemoved("pod-level ", &a, &b, path.Child("resources"))
+	dropComputing(&a)
+	dropComputing(&b)
+	if !equality.Semantic.DeepEqual(a, b) {
+		errs = append(errs, field.Forbidden(path, "only cpu and memory resources are mutable at pod-level"))
+	}
+	return errs
+}
+
+// nothingRemoved refuses to take a request or a limit away.
+func nothingRemoved(whose string, now, old *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
+	if lacks(now.Requests, old.Requests) {
+		errs = append(errs, field.Forbidden(path.Child("requests"), whose+"resource requests cannot be removed"))
+	}
+	if lacks(now.Limits, old.Limits) {
+		errs = append(errs, field.Forbidden(path.Child("limits"), whose+"resource limits cannot be removed"))
 	}
 	return errs
 }
@@ -123,9 +156,14 @@ func lacks(now, old corev1.ResourceList) bool {
 // onlyComputing reports whether the containers differ in nothing but their CPU and memory.
 func onlyComputing(now, old *corev1.Container) bool {
 	a, b := now.DeepCopy(), old.DeepCopy()
-	for _, list := range []corev1.ResourceList{a.Resources.Requests, a.Resources.Limits, b.Resources.Requests, b.Resources.Limits} {
+	dropComputing(&a.Resources)
+	dropComputing(&b.Resources)
+	return equality.Semantic.DeepEqual(a, b)
+}
+
+func dropComputing(r *corev1.ResourceRequirements) {
+	for _, list := range []corev1.ResourceList{r.Requests, r.Limits} {
 		delete(list, corev1.ResourceCPU)
 		delete(list, corev1.ResourceMemory)
 	}
-	return equality.Semantic.DeepEqual(a, b)
 }

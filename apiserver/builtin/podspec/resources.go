@@ -7,12 +7,19 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	podresource "k8s.io/component-helpers/resource"
 )
 
 // Requirements checks the limits and requests of a container.
-func Requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.ErrorList) {
+func Requirements(r *corev1.ResourceRequirements, path *field.Path) field.ErrorList {
+	return requirements(r, path, ContainerResource)
+}
+
+// requirements checks limits and requests whose names are as name has it.
+func requirements(r *corev1.ResourceRequirements, path *field.Path, check func(corev1.ResourceName, *field.Path) field.ErrorList) (errs field.ErrorList) {
 	lim, req := path.Child("limits"), path.Child("requests")
 	huge, main := false, false
 	note := func(name corev1.ResourceName) {
@@ -22,13 +29,13 @@ func Requirements(r *corev1.ResourceRequirements, path *field.Path) (errs field.
 	for _, name := range sortedNames(r.Limits) {
 		q := r.Limits[name]
 		note(name)
-		errs = append(errs, ContainerResource(name, lim.Key(string(name)))...)
+		errs = append(errs, check(name, lim.Key(string(name)))...)
 		errs = append(errs, Quantity(name, &q, lim.Key(string(name)))...)
 	}
 	for _, name := range sortedNames(r.Requests) {
 		q, at := r.Requests[name], req.Key(string(name))
 		note(name)
-		errs = append(errs, ContainerResource(name, at)...)
+		errs = append(errs, check(name, at)...)
 		errs = append(errs, Quantity(name, &q, at)...)
 		limit, limited := r.Limits[name]
 		switch {
@@ -81,6 +88,59 @@ func ContainerResource(name corev1.ResourceName, at *field.Path) field.ErrorList
 		return errs
 	}
 	return append(errs, field.Invalid(at, name, "must be a standard resource for containers"))
+}
+
+// podResource checks the name of a resource that pods as a whole can ask for.
+func podResource(name corev1.ResourceName, at *field.Path) field.ErrorList {
+	errs := ResourceName(name, at)
+	if len(errs) == 0 && !podresource.IsSupportedPodLevelResource(name) {
+		errs = append(errs, field.NotSupported(at, name, sets.List(podresource.SupportedPodLevelResources())))
+	}
+	return errs
+}
+
+// whole checks the resources of the pod as a whole (KEP-2837), into which those of its containers must fit.
+func (v *check) whole(path *field.Path) (errs field.ErrorList) {
+	s, r := v.spec, v.spec.Resources
+	switch {
+	case r == nil:
+		return nil
+	case s.OS != nil && s.OS.Name == corev1.Windows:
+		return field.ErrorList{field.Forbidden(path, "may not be set for a windows pod")}
+	}
+	if len(r.Claims) > 0 {
+		errs = append(errs, field.Forbidden(path.Child("claims"), "claims may not be set for Resources at pod-level"))
+	}
+	errs = append(errs, v.usedClaims(r.Claims, path.Child("claims"))...)
+	errs = append(errs, requirements(r, path, podResource)...)
+	pod := &corev1.Pod{Spec: *s}
+	requests := podresource.AggregateContainerRequests(pod, podresource.PodResourcesOptions{})
+	for _, name := range sortedNames(requests) {
+		all, q := requests[name], r.Requests[name]
+		if _, ok := r.Requests[name]; ok && all.Cmp(q) > 0 {
+			errs = append(errs, field.Invalid(path.Child("requests").Key(string(name)), q.String(),
+				fmt.Sprintf("must be greater than or equal to aggregate container requests of %s", all.String())))
+		}
+	}
+	limits := podresource.AggregateContainerLimits(pod, podresource.PodResourcesOptions{})
+	for _, name := range sortedNames(limits) {
+		all, q := limits[name], r.Limits[name]
+		if _, ok := r.Limits[name]; ok && isHuge(name) && all.Cmp(q) > 0 { // which are not shared
+			errs = append(errs, field.Invalid(path.Child("limits").Key(string(name)), q.String(),
+				fmt.Sprintf("must be greater than or equal to aggregate container limits of %s", all.String())))
+		}
+	}
+	for i := range s.Containers { // at the path that upstream gives
+		own := s.Containers[i].Resources.Limits
+		for _, name := range sortedNames(own) {
+			limit, q := own[name], r.Limits[name]
+			if _, ok := r.Limits[name]; ok && limit.Cmp(q) > 0 {
+				errs = append(errs, field.Invalid(path.Child("containers").Index(i).Key(string(name)).Child("limits"), limit.String(),
+					fmt.Sprintf("must be less than or equal to pod limits of %s", q.String())))
+			}
+		}
+	}
+	return errs
 }
 
 // Quantity checks the amount of a resource.

@@ -72,6 +72,14 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
+metadata: {name: whole}
+spec:
+  terminationGracePeriodSeconds: 0
+  resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 500m, memory: 64Mi, hugepages-2Mi: 2Mi}}
+  containers: [{name: box, image: "box:1", command: [sleep, "1000000"]}]
+---
+apiVersion: v1
+kind: Pod
 metadata: {name: hungry}
 spec:
   restartPolicy: Never
@@ -106,12 +114,12 @@ func TestCluster(t *testing.T) {
 		run(t, "yare", "image", "build-from", dir, "--tag", tag, "--entrypoint", map[string]string{"hello:1": "/hello"}[tag])
 	}
 	feed(t, manifest, "kubectl", "apply", "-f", "-")
-	run(t, "kubectl", "wait", "--for=condition=Ready", "pod/hello", "pod/guaranteed", "pod/besteffort", "--timeout=100s")
+	run(t, "kubectl", "wait", "--for=condition=Ready", "pod/hello", "pod/guaranteed", "pod/besteffort", "pod/whole", "--timeout=100s")
 	for _, step := range []struct {
 		name string
 		do   func(*testing.T)
 	}{
-		{"limits", testLimits}, {"out of memory", testOutOfMemory}, {"exec and logs", testExec}, {"service", testService},
+		{"limits", testLimits}, {"resources of the whole", testWhole}, {"out of memory", testOutOfMemory}, {"exec and logs", testExec}, {"service", testService},
 		{"statistics", testStatistics}, {"server is killed", testKilledServer}, {"pod is deleted", testDelete},
 	} {
 		t.Run(step.name, step.do)
@@ -160,6 +168,17 @@ func testLimits(t *testing.T) {
 	if out := run(t, "kubectl", "exec", "guaranteed", "--", "sh", "-c", "cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max; mkdir /sys/fs/cgroup/x 2>&1 || true"); !strings.Contains(out, "0::/\n50331648\n") || !strings.Contains(out, "Read-only") {
 		t.Errorf("a container sees:\n%s", out)
 	}
+}
+
+// testWhole is about a pod that has resources as a whole, and a container that has none of its own.
+func testWhole(t *testing.T) {
+	pod, container := groups(t, "whole")
+	expect(t, pod, map[string]string{"cpu.max": "50000 100000", "cpu.weight": "4", "memory.max": "67108864", "memory.high": "max", "hugetlb.2MB.max": "2097152"})
+	expect(t, container, map[string]string{"cpu.max": "50000 100000", "cpu.weight": "59", "memory.max": "67108864", "memory.swap.max": "0", "hugetlb.2MB.max": "2097152"})
+	run(t, "kubectl", "patch", "pod", "whole", "--subresource", "resize", "-p", `{"spec":{"resources":{"requests":{"cpu":"200m"},"limits":{"cpu":"1","memory":"96Mi"}}}}`)
+	run(t, "kubectl", "wait", "--for=jsonpath={.status.resources.limits.memory}=96Mi", "pod/whole", "--timeout=100s")
+	expect(t, pod, map[string]string{"cpu.max": "100000 100000", "cpu.weight": "8", "memory.max": "100663296", "memory.high": "max"})
+	expect(t, container, map[string]string{"cpu.max": "100000 100000", "cpu.weight": "100", "memory.max": "100663296"})
 }
 
 func testOutOfMemory(t *testing.T) {
