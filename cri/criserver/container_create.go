@@ -155,6 +155,9 @@ func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.Co
 	if in.Profile, err = localProfile(sc); err != nil {
 		return nil, err
 	}
+	if in.AppArmor, err = s.profiles.of(ctx, sc); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	if in.Mounts, err = s.resolveMounts(ctx, c, config.GetMounts()); err != nil {
 		return nil, err
 	}

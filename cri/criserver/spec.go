@@ -75,6 +75,8 @@ type specInput struct {
 	Mounts    []hostMount
 	// Profile is the container's localhost seccomp profile, if it names one.
 	Profile *specs.LinuxSeccomp
+	// AppArmor is the name of the container's profile; empty for none.
+	AppArmor string
 }
 
 // containerSpec decides what a container is, in OCI terms. It is pure.
@@ -127,12 +129,6 @@ func supported(in specInput) error {
 	if !sameUsers(sc.GetNamespaceOptions(), namespaceOptions(in.Sandbox)) {
 		return fmt.Errorf("the user namespace must be the sandbox's")
 	}
-	if a := sc.GetApparmor(); a != nil && a.ProfileType == runtimeapi.SecurityProfile_Localhost {
-		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", a.LocalhostRef)
-	}
-	if p := sc.GetApparmorProfile(); strings.HasPrefix(p, "localhost/") {
-		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", p)
-	}
 	if in.Container.GetWindows() != nil {
 		return fmt.Errorf("windows containers are not supported")
 	}
@@ -164,6 +160,7 @@ func processSpec(in specInput) (*specs.Process, error) {
 		Capabilities:    caps,
 		Rlimits:         in.Facts.Rlimits,
 		NoNewPrivileges: sc.GetNoNewPrivs(),
+		ApparmorProfile: in.AppArmor,
 	}
 	if r := c.GetLinux().GetResources(); r != nil {
 		adj := int(r.OomScoreAdj)
