@@ -109,7 +109,8 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	side := &containerSide{
 		network: network,
 		runtime: criserver.Config{Dir: filepath.Join(r.DataDir, "containers"), RunDir: filepath.Join(r.RunDir, "s"),
-			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup(), Handlers: a.config.RuntimeHandlers},
+			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup(), Handlers: a.config.RuntimeHandlers,
+			AppArmorProfile: r.AppArmorProfile()},
 		images:     imageConfig(r),
 		cniConfDir: a.config.CNIConfigDir, cniBinDir: a.config.CNIBinDir, runDir: r.RunDir, log: a.log,
 	}

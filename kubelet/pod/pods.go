@@ -66,6 +66,8 @@ type Config struct {
 	Users *users.Ranges
 	// HostsFile is the host's /etc/hosts.
 	HostsFile string
+	// AppArmor says that the kernel can hold pods to profiles.
+	AppArmor bool
 }
 
 // Deps is what workers work with.
@@ -272,6 +274,9 @@ func (p *Pods) admit(pod *corev1.Pod) *Condition {
 	var refused *Condition
 	if p.Pressure != nil {
 		refused = AdmitUnderPressure(pod, p.Pressure())
+	}
+	if refused == nil && !p.config.AppArmor {
+		refused = admitWithoutAppArmor(pod)
 	}
 	if refused == nil {
 		refused = Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls, p.Devices.Owns)
