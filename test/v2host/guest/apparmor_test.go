@@ -73,7 +73,7 @@ spec:
 func TestAppArmor(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "kubeconfig"))
 	const list = "/sys/kernel/security/apparmor/profiles"
-	feed(t, guestProfile, "apparmor_parser", "--replace", "--skip-cache")
+	feed(t, guestProfile, "/sbin/apparmor_parser", "--replace", "--skip-cache")
 	run(t, "yare", "up")
 	t.Cleanup(func() {
 		if t.Failed() {
