@@ -15,6 +15,7 @@ import (
 
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/linux/apparmor"
+	"github.com/yare-dev/yare/linux/selinux"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/launch"
@@ -260,9 +261,7 @@ func (p *Prepared) Close() {
 
 // Host is what a process depends on here.
 func Host() compile.Host {
-	var fs unix.Statfs_t
-	selinux := unix.Statfs("/sys/fs/selinux", &fs) == nil && fs.Type == unix.SELINUX_MAGIC
-	return compile.Host{Grantable: grantable(), AppArmor: apparmor.Enabled(), SELinux: selinux}
+	return compile.Host{Grantable: grantable(), AppArmor: apparmor.Enabled(), SELinux: selinux.Enabled()}
 }
 
 // grantable are the capabilities that this process has, and so can give to a container.

@@ -47,6 +47,8 @@ type Config struct {
 	CDI []string
 	// AppArmorProfile is the name of the default AppArmor profile, which is loaded where the host has AppArmor; empty means "yare".
 	AppArmorProfile string
+	// SELinux gives pods the contexts that the host's policy has for containers. It is an error where the host has no SELinux, or no policy for containers.
+	SELinux bool
 	// Version is told as the runtime's own, in the form of semver.org, which upstream's kubelet insists on; empty means 0.0.0.
 	Version string
 }
@@ -72,6 +74,7 @@ type Server struct {
 	// handlers does not have the built-in one. It is made before anything is served.
 	handlers map[string]*handler
 	profiles *profiles
+	labels   *labels
 	log      *slog.Logger
 	events   *broadcast
 	streams  *streams
@@ -122,6 +125,11 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		events:    newBroadcast(),
 		pulled:    make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
+	}
+	if cfg.SELinux {
+		if s.labels, err = openLabels(); err != nil {
+			return nil, fmt.Errorf("configure CRI server: SELinux: %w", err)
+		}
 	}
 	if apparmor.Enabled() {
 		s.profiles = newProfiles(cfg.AppArmorProfile, deps.Log)

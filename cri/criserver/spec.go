@@ -77,6 +77,8 @@ type specInput struct {
 	Profile *specs.LinuxSeccomp
 	// AppArmor is the name of the container's profile; empty for none.
 	AppArmor string
+	// Labels are the SELinux contexts of its processes and of file systems that are its own.
+	Labels label
 }
 
 // containerSpec decides what a container is, in OCI terms. It is pure.
@@ -113,6 +115,7 @@ func containerSpec(in specInput) (*specs.Spec, error) {
 			Resources:         resources,
 			Seccomp:           seccomp,
 			RootfsPropagation: propagation,
+			MountLabel:        in.Labels.File,
 		},
 	}
 	devicesSpec(s, in)
@@ -161,6 +164,7 @@ func processSpec(in specInput) (*specs.Process, error) {
 		Rlimits:         in.Facts.Rlimits,
 		NoNewPrivileges: sc.GetNoNewPrivs(),
 		ApparmorProfile: in.AppArmor,
+		SelinuxLabel:    in.Labels.Process,
 	}
 	if r := c.GetLinux().GetResources(); r != nil {
 		adj := int(r.OomScoreAdj)
