@@ -68,6 +68,8 @@ type Config struct {
 	HostsFile string
 	// AppArmor says that the kernel can hold pods to profiles.
 	AppArmor bool
+	// SELinux says that files have contexts, which the runtime is asked to set.
+	SELinux bool
 }
 
 // Deps is what workers work with.

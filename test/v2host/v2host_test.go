@@ -41,7 +41,7 @@ const (
 	whole      = 50 * time.Minute
 	// notHere measures how fast a machine is, of which one that is computed says nothing, or needs another machine, or
 	// does once more over a socket what was done without.
-	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket|TestNoIPv6|TestAppArmor)$"
+	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket|TestNoIPv6|TestAppArmor|TestSELinux)$"
 	// mark begins the lines that say where a package's output begins and ends.
 	mark = "\x02"
 )
@@ -101,6 +101,18 @@ func TestAppArmor(t *testing.T) {
 	if len(packages) > 0 {
 		boot(t, kernel, root, script, packages)
 	}
+}
+
+// TestSELinux has a machine with SELinux, which enforces a policy for containers.
+func TestSELinux(t *testing.T) {
+	p := testPackage{path: guestPackage, dir: "guest"}
+	if !regexp.MustCompile(*only).MatchString(p.name()) {
+		return
+	}
+	top, kernel := places(t)
+	root := newRoot(t, kernel)
+	compilePolicy(t, filepath.Join(top, "bin/v2host/checkpolicy"), root)
+	boot(t, kernel, root, rc+enforce+install(t, top, root, p, "-test.run='^TestSELinux$'"), []testPackage{p}, "security=selinux")
 }
 
 // TestSystemd has a machine that systemd runs, for the cgroup driver that asks it.
