@@ -35,6 +35,8 @@ echo "the machine is up after $(cut -d ' ' -f 1 /proc/uptime) s"
 const rc = head + `mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+ln -s /proc/self/fd /dev/fd
+ln -s /proc/self/fd/0 /dev/stdin
 mkdir -p /dev/pts /dev/shm /dev/mqueue
 mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
