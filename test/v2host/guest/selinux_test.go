@@ -134,8 +134,21 @@ for f in /own/file /own/file /tmp/file /dev/shm/file /etc/hosts /dev/termination
 			t.Errorf("%s was written: %s", dir, got)
 		}
 	}
-	if got := in("asked", "super", "mkdir /dev/mqueue/x 2>/dev/null; ls -d /dev/mqueue"); got != "/dev/mqueue" {
-		t.Errorf("/dev/mqueue: %s", got)
+	// All that is the container's own has its level, message queues too, whose file system takes no option for it.
+	_, level, _ := strings.Cut(in("two", "box", label), ":s0:")
+	level, _, _ = strings.Cut(level, " ")
+	_, group := groups(t, "two")
+	pid, _, _ := strings.Cut(read(t, root, group, "cgroup.procs"), "\n")
+	for _, p := range []string{"", "bin/busybox", "dev", "dev/shm", "dev/mqueue", "dev/pts", "etc/hosts", "etc/hostname", "etc/resolv.conf"} {
+		b := make([]byte, 200)
+		n, err := unix.Getxattr(filepath.Join("/proc", pid, "root", p), "security.selinux", b)
+		if got := strings.TrimRight(string(b[:max(n, 0)]), "\x00"); err != nil || got != "system_u:object_r:container_file_t:s0:"+level {
+			t.Errorf("/%s has the context %q, %v, want level s0:%s", p, got, err, level)
+		}
+	}
+	// Were it otherwise, they would be as other file systems.
+	if out, err := try(t, "", "unshare", "-i", "mount", "-t", "mqueue", "-o", "context=system_u:object_r:container_file_t:s0", "mqueue", t.TempDir()); err == nil || !strings.Contains(out, "Invalid argument") {
+		t.Errorf("message queues are mounted with a context: %v %s", err, out)
 	}
 	eventually(t, func() string {
 		out := run(t, "kubectl", "get", "pod", "unknown", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.message}")
