@@ -29,6 +29,8 @@ type stack struct {
 	// metacopy copies a file's owner and mode up without its data when only
 	// these change. Such an upper directory means nothing without its lower ones.
 	metacopy bool
+	// context is the SELinux context of all files, in place of their own; empty for their own.
+	context string
 }
 
 // mount makes a detached overlay mount and returns its descriptor. Nothing can
@@ -112,6 +114,9 @@ func (o stack) create() (int, error) {
 	if o.upper != "" {
 		options = append(options, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
 	}
+	if o.context != "" {
+		options = append(options, [2]string{"context", o.context})
+	}
 	for _, kv := range options {
 		v, err := held.short(kv[1])
 		if err != nil {
@@ -188,6 +193,9 @@ func (o stack) mountBefore67() (int, error) {
 	data, flags := "lowerdir="+strings.Join(names[:n], ":"), uintptr(unix.MS_RDONLY)
 	if o.upper != "" {
 		data, flags = data+",volatile,metacopy="+onOff[o.metacopy]+",upperdir="+names[n]+",workdir="+names[n+1], 0
+	}
+	if o.context != "" {
+		data += `,context="` + o.context + `"` // it has commas
 	}
 	if err := unix.Mount("overlay", o.lower[0], "overlay", flags, data); err != nil {
 		return -1, err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/selinux"
 )
 
 // Snapshot is a root file system made of an image. It keeps the image's layers
@@ -44,6 +45,8 @@ type MountOptions struct {
 	// It must be open during the call only. 0 for none.
 	Users      int
 	UIDs, GIDs []IDMap
+	// Label is the SELinux context of all files, whatever their own; empty for their own.
+	Label string
 }
 
 // Snapshots lists all snapshots, those included that an interrupted Mount or a
@@ -146,7 +149,7 @@ func (s *Store) MountWith(ctx context.Context, image, key string, o MountOptions
 	case err == nil && isMountPoint(rootfs):
 		return rootfs, nil
 	}
-	if err := s.makeSnapshot(ctx, dir, sn, o.Users); err != nil {
+	if err := s.makeSnapshot(ctx, dir, sn, o); err != nil {
 		return "", fmt.Errorf("mount image %s: %w", m.ID, errors.Join(err, s.unmount(key)))
 	}
 	return rootfs, nil
@@ -155,7 +158,7 @@ func (s *Store) MountWith(ctx context.Context, image, key string, o MountOptions
 // makeSnapshot brings dir from whatever state it is in to mounted. The record
 // is written first, so that no sweep takes the layers, and what is without a
 // record is nobody's. It is not synced: after a power cut no container runs.
-func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, users int) error {
+func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, o MountOptions) error {
 	for _, l := range sn.Layers {
 		if _, err := os.Lstat(s.layerDir(l)); err != nil {
 			return fmt.Errorf("layer %s is missing, pull the image again: %w", l, ErrNotFound)
@@ -169,9 +172,9 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, users
 		return err
 	}
 	if len(sn.Layers) == 0 {
-		return nil // an image of nothing: an empty directory
+		return o.relabel(rootfs) // an image of nothing: an empty directory
 	}
-	fd, err := s.detached(ctx, dir, sn, users)
+	fd, err := s.detached(ctx, dir, sn, o)
 	if err != nil {
 		return err
 	}
@@ -180,20 +183,32 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, users
 }
 
 // detached makes the snapshot's mount and returns its descriptor.
-func (s *Store) detached(ctx context.Context, dir string, sn Snapshot, users int) (int, error) {
+func (s *Store) detached(ctx context.Context, dir string, sn Snapshot, o MountOptions) (int, error) {
 	if s.overlay && !copied(dir) {
-		fd, err := s.overlaySnapshot(dir, sn, users)
-		if err == nil || users == 0 || !cannotMap(err) {
+		fd, err := s.overlaySnapshot(dir, sn, o)
+		if err == nil || o.Users == 0 || !cannotMap(err) {
 			return fd, err
 		}
 		s.log.Debug("image copied, since its owners cannot be mapped", "image", sn.Image, "err", err)
 	}
-	return s.copySnapshot(ctx, dir, sn)
+	return s.copySnapshot(ctx, dir, sn, o)
 }
 
 // cannotMap tells the kernel's and the file systems' ways to say that they do not map IDs.
 func cannotMap(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, linux.ErrNotSupported)
+}
+
+// relabel gives a folder the context that a mount would have as an option.
+func (o MountOptions) relabel(dir string) error {
+	if o.Label == "" {
+		return nil
+	}
+	c, err := selinux.Parse(o.Label)
+	if err != nil {
+		return err
+	}
+	return selinux.Relabel(dir, c)
 }
 
 // copied tells a snapshot that is a copy.
@@ -203,9 +218,9 @@ func copied(dir string) bool {
 }
 
 // overlaySnapshot returns a detached mount of the snapshot's layers.
-func (s *Store) overlaySnapshot(dir string, sn Snapshot, users int) (int, error) {
+func (s *Store) overlaySnapshot(dir string, sn Snapshot, with MountOptions) (int, error) {
 	lower := s.lower(sn.Layers)
-	o := stack{lower: lower, mapped: users, metacopy: true}
+	o := stack{lower: lower, mapped: with.Users, metacopy: true, context: with.Label}
 	if sn.ReadOnly {
 		if len(lower) > 1 {
 			return o.mount()
@@ -242,7 +257,7 @@ func (s *Store) overlaySnapshot(dir string, sn Snapshot, users int) (int, error)
 
 // copySnapshot fills a snapshot where there is no overlayfs, or none that maps
 // IDs. A mount of the copy marks the snapshot as complete, like any other.
-func (s *Store) copySnapshot(ctx context.Context, dir string, sn Snapshot) (int, error) {
+func (s *Store) copySnapshot(ctx context.Context, dir string, sn Snapshot, o MountOptions) (int, error) {
 	whole := filepath.Join(dir, "copy")
 	if !copied(dir) {
 		part := filepath.Join(dir, "part")
@@ -253,6 +268,9 @@ func (s *Store) copySnapshot(ctx context.Context, dir string, sn Snapshot) (int,
 			return -1, err
 		}
 		if err := s.copyImage(ctx, sn, part); err != nil {
+			return -1, err
+		}
+		if err := o.relabel(part); err != nil {
 			return -1, err
 		}
 		if err := os.Rename(part, whole); err != nil {

@@ -41,6 +41,8 @@ import (
 	"github.com/yare-dev/yare/kubelet/stats"
 	"github.com/yare-dev/yare/kubelet/users"
 	"github.com/yare-dev/yare/kubelet/volume"
+	"github.com/yare-dev/yare/linux/apparmor"
+	"github.com/yare-dev/yare/linux/selinux"
 	"github.com/yare-dev/yare/run/healthz"
 )
 
@@ -309,7 +311,7 @@ func (k *Kubelet) assemble(ctx context.Context, version *runtimeapi.VersionRespo
 				Allocatable: k.facts.Memory - reserved.Memory().Value() - free.Memory().Value()},
 		},
 		RuntimeName: version.RuntimeName, MaxRestartDelay: c.MaxContainerRestartPeriod.Duration, MaxParallelPulls: c.MaxParallelImagePulls,
-		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts",
+		UnsafeSysctls: c.AllowedUnsafeSysctls, Handlers: handlers, Users: ranges, HostsFile: "/etc/hosts", AppArmor: apparmor.Enabled(), SELinux: selinux.Enabled(),
 	}, pod.Deps{
 		Client: k.deps.Client, CRI: k.deps.CRI, Events: k.deps.Events, Volumes: k.volumes, Groups: k.groups, Devices: k.devices, Claims: k.claims,
 		ProbeMetrics: k.probes, Log: k.log,

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/apparmor"
+	"github.com/yare-dev/yare/linux/selinux"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/launch"
@@ -259,10 +261,7 @@ func (p *Prepared) Close() {
 
 // Host is what a process depends on here.
 func Host() compile.Host {
-	apparmor, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	var fs unix.Statfs_t
-	selinux := unix.Statfs("/sys/fs/selinux", &fs) == nil && fs.Type == unix.SELINUX_MAGIC
-	return compile.Host{Grantable: grantable(), AppArmor: err == nil && len(apparmor) > 0 && apparmor[0] == 'Y', SELinux: selinux}
+	return compile.Host{Grantable: grantable(), AppArmor: apparmor.Enabled(), SELinux: selinux.Enabled()}
 }
 
 // grantable are the capabilities that this process has, and so can give to a container.

@@ -45,7 +45,7 @@ func deployments() *rest.Resource[*appsv1.Deployment] {
 				s.ObservedGeneration)
 		},
 		Warn: func(d, _ deploy) []string {
-			return podspec.Warnings(&d.Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
+			return podspec.TemplateWarnings(&d.Spec.Template, field.NewPath("spec", "template"))
 		},
 		Scale: &rest.Scale[deploy]{
 			Replicas: func(d deploy) (int32, int32) { return deref(d.Spec.Replicas), d.Status.Replicas },

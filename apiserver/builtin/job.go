@@ -107,7 +107,7 @@ func jobWarnings(s *batchv1.JobSpec, at *field.Path) (warnings []string) {
 		warnings = append(warnings, at.String()+": In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, "+
 			"Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
 	}
-	return append(warnings, podspec.Warnings(&s.Template.Spec, at.Child("template", "spec"))...)
+	return append(warnings, podspec.TemplateWarnings(&s.Template, at.Child("template"))...)
 }
 
 // selectPods gives a new Job a selector that no other Job's pods match, unless its owner manages that.

@@ -29,6 +29,7 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 		Prepare: func(p *corev1.Pod) {
 			api.CompleteResources(&p.Spec) // with the containers that admission has added
 			p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: api.QOS(&p.Spec)}
+			podspec.AppArmorFields(p)
 			if len(p.Spec.SchedulingGates) > 0 {
 				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now(),
 					Reason: corev1.PodReasonSchedulingGated, Message: "Scheduling is blocked due to non-empty scheduling gates"}}
@@ -53,7 +54,7 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 			}
 			now.Status.NodeAllocatableResourceClaimStatuses = old.Status.NodeAllocatableResourceClaimStatuses // an alpha feature of upstream, off by default there
 		},
-		Warn:    func(p, old *corev1.Pod) []string { return podspec.Warnings(&p.Spec, field.NewPath("spec")) },
+		Warn:    podWarnings,
 		Fields:  podFields,
 		Grace:   podGrace,
 		Columns: podColumns(),
@@ -63,11 +64,20 @@ func pods(d Deps) *rest.Resource[*corev1.Pod] {
 	}
 }
 
+// podWarnings speaks of annotations about AppArmor as well, although the fields have been filled in from them by now.
+func podWarnings(p, old *corev1.Pod) (warnings []string) {
+	if old == nil {
+		warnings = podspec.AppArmorWarnings(p.Annotations, &p.Spec, field.NewPath("metadata", "annotations"), true)
+	}
+	return append(warnings, podspec.Warnings(&p.Spec, field.NewPath("spec"))...)
+}
+
 func validatePod(p *corev1.Pod) field.ErrorList {
 	errs := podspec.Spec(&p.Spec, field.NewPath("spec"))
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && p.Spec.NodeName == "" {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "annotations").Key(corev1.MirrorPodAnnotationKey), "", "must set spec.nodeName if mirror pod annotation is set"))
 	}
+	errs = append(errs, podspec.AppArmorAnnotations(p.Annotations, &p.Spec, field.NewPath("metadata", "annotations"))...)
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror && len(p.Spec.ResourceClaims) > 0 {
 		errs = append(errs, field.Forbidden(field.NewPath(""), "static pods do not support resource claims"))
 	}
@@ -76,6 +86,7 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 
 func createPod(p *corev1.Pod) (errs field.ErrorList) {
 	spec := field.NewPath("spec")
+	errs = append(errs, podspec.AppArmorAgrees(p.Annotations, &p.Spec, spec)...)
 	if len(p.Spec.EphemeralContainers) > 0 {
 		errs = append(errs, field.Forbidden(spec.Child("ephemeralContainers"), "cannot be set on create"))
 	}
@@ -87,6 +98,7 @@ func createPod(p *corev1.Pod) (errs field.ErrorList) {
 
 func updatePod(now, old *corev1.Pod) field.ErrorList {
 	errs := podspec.Update(now, old)
+	errs = append(errs, podspec.AppArmorUnchanged(&now.ObjectMeta, &old.ObjectMeta, field.NewPath("metadata", "annotations"))...)
 	was, is := old.Annotations[corev1.MirrorPodAnnotationKey], now.Annotations[corev1.MirrorPodAnnotationKey]
 	if was != is {
 		errs = append(errs, field.Forbidden(field.NewPath("metadata", "annotations").Key(corev1.MirrorPodAnnotationKey), "may not remove or update mirror pod annotation"))

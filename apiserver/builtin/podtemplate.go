@@ -26,7 +26,7 @@ func podTemplates() *rest.Resource[*corev1.PodTemplate] {
 			if old != nil && now.Generation == old.Generation {
 				return nil
 			}
-			return podspec.Warnings(&now.Template.Spec, field.NewPath("template", "spec"))
+			return podspec.TemplateWarnings(&now.Template, field.NewPath("template"))
 		},
 		Columns: []rest.Column[template]{
 			{Name: "Containers", Description: "Names of each container in the template.", Cell: func(t template) any { return containerNames(&t.Template) }},

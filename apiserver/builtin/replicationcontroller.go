@@ -31,7 +31,7 @@ func replicationControllers() *rest.Resource[*corev1.ReplicationController] {
 			if now.Spec.Template == nil || old != nil && now.Generation == old.Generation {
 				return nil
 			}
-			return append(podNameWarnings(now, old == nil), podspec.Warnings(&now.Spec.Template.Spec, field.NewPath("spec", "template", "spec"))...)
+			return append(podNameWarnings(now, old == nil), podspec.TemplateWarnings(now.Spec.Template, field.NewPath("spec", "template"))...)
 		},
 		Fields: func(c rc) fields.Set {
 			return fields.Set{"status.replicas": strconv.Itoa(int(c.Status.Replicas))}

@@ -34,7 +34,7 @@ func statefulSets() *rest.Resource[*appsv1.StatefulSet] {
 		ValidateStatus: statefulSetStatus,
 		Warn: func(now, old set) (warnings []string) {
 			if old == nil || now.Generation != old.Generation {
-				warnings = podspec.Warnings(&now.Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
+				warnings = podspec.TemplateWarnings(&now.Spec.Template, field.NewPath("spec", "template"))
 			}
 			for i := range now.Spec.VolumeClaimTemplates {
 				at := field.NewPath("spec", "volumeClaimTemplates").Index(i)

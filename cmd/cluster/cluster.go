@@ -91,6 +91,9 @@ type Record struct {
 // Table is the prefix of the names of the cluster's nft tables.
 func (r *Record) Table() string { return "yare-" + r.Name }
 
+// AppArmorProfile is the name of the cluster's default AppArmor profile.
+func (r *Record) AppArmorProfile() string { return "yare-" + r.Name }
+
 // Cgroup is the cluster's subtree in every hierarchy, from the hierarchy's root.
 func (r *Record) Cgroup() string { return "/yare/" + r.Name }
 

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/apparmor"
 	"github.com/yare-dev/yare/linux/rmtree"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/pki"
@@ -50,6 +51,7 @@ func (h Host) Remove(ctx context.Context, r *Record, keepData bool, told func(st
 		{"remove the network policies' rules", removePolicies},
 		{"remove mounts", func(_ context.Context, r *Record) error { return unmountBelow(r.RunDir, r.DataDir) }},
 		{"remove cgroups", removeCgroups},
+		{"remove the AppArmor profile", func(_ context.Context, r *Record) error { return apparmor.Remove(r.AppArmorProfile()) }},
 		{"remove " + r.RunDir, func(_ context.Context, r *Record) error { return removeTree(r.RunDir) }},
 	}
 	if !keepData {

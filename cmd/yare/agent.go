@@ -82,6 +82,7 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	f.StringVar(&a.config.ImageCredentialProviderConfig, "image-credential-provider-config", "", "CredentialProviderConfig of programs that know registries' credentials")
 	f.StringVar(&a.config.ImageCredentialProviderBinDir, "image-credential-provider-bin-dir", "", "folder of these programs")
 	addHandlers(c, &a.config.RuntimeHandlers)
+	addSELinux(c, &a.config.SELinux)
 	f.IntVar(&a.config.MaxPods, "max-pods", a.config.MaxPods, "how many pods this node takes")
 	addEviction(c, &a.config)
 	a.addLog(c)
@@ -109,7 +110,8 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 	side := &containerSide{
 		network: network,
 		runtime: criserver.Config{Dir: filepath.Join(r.DataDir, "containers"), RunDir: filepath.Join(r.RunDir, "s"),
-			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup(), Handlers: a.config.RuntimeHandlers},
+			Socket: filepath.Join(r.RunDir, "cri.sock"), CgroupParent: r.Cgroup(), Handlers: a.config.RuntimeHandlers,
+			AppArmorProfile: r.AppArmorProfile(), SELinux: a.config.SELinux},
 		images:     imageConfig(r),
 		cniConfDir: a.config.CNIConfigDir, cniBinDir: a.config.CNIBinDir, runDir: r.RunDir, log: a.log,
 	}

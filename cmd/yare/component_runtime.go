@@ -98,6 +98,7 @@ type runtimeFlags struct {
 	pods, cluster                   []string
 	confDir, binDir                 string
 	handlers                        map[string]criserver.Handler
+	selinux                         bool
 }
 
 func runtimeCommand() *cobra.Command {
@@ -131,10 +132,16 @@ containers running; the next one adopts them.`,
 	l.StringSliceVar(&f.pods, "pod-cidr", nil, "this host's range of pods' addresses (default: only a CNI configuration gives pods a network)")
 	l.StringSliceVar(&f.cluster, "cluster-cidr", nil, "ranges of all pods, which are reached without masquerading (default: --pod-cidr)")
 	addHandlers(c, &f.handlers)
+	addSELinux(c, &f.selinux)
 	l.StringVar(&f.confDir, "cni-conf-dir", "/etc/cni/net.d", "folder of CNI configurations, which take over from the built-in network")
 	l.StringVar(&f.binDir, "cni-bin-dir", "/opt/cni/bin", "folder of CNI plugins")
 	f.addLog(c)
 	return c
+}
+
+// addSELinux is the flag that stands for the setting seLinux.
+func addSELinux(c *cobra.Command, on *bool) {
+	c.Flags().BoolVar(on, "selinux", *on, "give pods the contexts that the host's SELinux policy has for containers")
 }
 
 // addHandlers is the flag that stands for the setting runtimeHandlers.
@@ -180,7 +187,7 @@ func (f *runtimeFlags) side() (*containerSide, error) {
 	return &containerSide{
 		network: plugins.Config{Name: filepath.Base(f.dataDir), Dir: filepath.Join(f.runDir, "net"), Ranges: pods, ClusterCIDRs: others, Pool: 4},
 		runtime: criserver.Config{Dir: filepath.Join(f.dataDir, "containers"), RunDir: filepath.Join(f.runDir, "s"),
-			Socket: f.socket, CgroupParent: f.cgroup, Handlers: f.handlers},
+			Socket: f.socket, CgroupParent: f.cgroup, Handlers: f.handlers, SELinux: f.selinux},
 		images:     imageConfig(&cluster.Record{DataDir: f.dataDir}),
 		cniConfDir: f.confDir, cniBinDir: f.binDir, runDir: f.runDir, log: f.log,
 	}, nil

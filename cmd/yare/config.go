@@ -71,6 +71,10 @@ type Config struct {
 	//	  crun: {path: /usr/bin/crun}
 	//	  gvisor: {path: /usr/bin/runsc, options: ["--platform=systrap", "--network=host"]}
 	RuntimeHandlers map[string]criserver.Handler `json:"runtimeHandlers,omitempty"`
+	// SELinux gives pods the contexts that the host's SELinux policy has for containers, and those of their seLinuxOptions, which mean nothing
+	// otherwise. The host needs SELinux and a policy for containers, as the package container-selinux has it; and what of the host's files pods are
+	// to use by hostPath needs a context that the policy lets containers use.
+	SELinux bool `json:"seLinux,omitempty"`
 	// CNIConfigDir and CNIBinDir are where a CNI configuration is looked for that takes over from the built-in network.
 	CNIConfigDir string `json:"cniConfigDir"`
 	CNIBinDir    string `json:"cniBinDir"`
@@ -176,6 +180,9 @@ func (c Config) validate() error {
 	}
 	if c.RuntimeEndpoint != "" && len(c.RuntimeHandlers) > 0 {
 		problem("runtimeHandlers", "are of the built-in runtime: the one at runtimeEndpoint has its own")
+	}
+	if c.RuntimeEndpoint != "" && c.SELinux {
+		problem("seLinux", "is of the built-in runtime: the one at runtimeEndpoint has its own")
 	}
 	criserver.CheckHandlers(c.RuntimeHandlers, func(field, format string, args ...any) {
 		problem("runtimeHandlers."+field, format, args...)

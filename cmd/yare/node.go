@@ -38,6 +38,7 @@ func (s *server) containers() (containers, policies run.Component, _ *cri.Client
 		runtime: criserver.Config{
 			Dir: filepath.Join(s.record.DataDir, "containers"), RunDir: filepath.Join(s.record.RunDir, "s"),
 			Socket: s.criSocket(), CgroupParent: s.record.Cgroup(), Handlers: s.config.RuntimeHandlers,
+			AppArmorProfile: s.record.AppArmorProfile(), SELinux: s.config.SELinux,
 		},
 		images:     imageConfig(s.record),
 		cniConfDir: s.config.CNIConfigDir, cniBinDir: s.config.CNIBinDir, runDir: s.record.RunDir, log: s.log,

@@ -71,6 +71,7 @@ func (s *Server) readSandboxes(ctx context.Context) error {
 		if err == nil && rec.Complete && len(rec.ID) == 64 {
 			s.sandboxes[sb.id] = sb
 			s.names[sandboxName(rec.Config.GetMetadata())] = sb.id
+			s.labels.keep(rec.Level)
 			continue
 		}
 		s.log.Info("removing incomplete sandbox", "sandbox", e.Name(), "err", err)

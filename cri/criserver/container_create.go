@@ -18,6 +18,7 @@ import (
 
 	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/selinux"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/shim"
 )
@@ -93,11 +94,16 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 	if err := writeRecord(c.file, c.rec); err != nil {
 		return err
 	}
-	rootfs, err := s.mountImage(ctx, c.sandbox, img.ID, c.id, false)
+	rec := c.sandbox.record()
+	labels, err := s.ofContainer(&rec, config.GetLinux().GetSecurityContext())
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	rootfs, err := s.mountImage(ctx, c.sandbox, img.ID, c.id, labels, false)
 	if err != nil {
 		return imageError(err)
 	}
-	spec, err := s.specOf(ctx, c, config, sandbox, img, rootfs)
+	spec, err := s.specOf(ctx, c, config, sandbox, img, rootfs, labels)
 	if err != nil {
 		return err
 	}
@@ -142,9 +148,9 @@ func statusUser(u specs.User) *runtimeapi.LinuxContainerUser {
 }
 
 // specOf gathers what containerSpec looks at.
-func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, img *image.Image, rootfs string) (*specs.Spec, error) {
+func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, img *image.Image, rootfs string, labels label) (*specs.Spec, error) {
 	sc := config.GetLinux().GetSecurityContext()
-	in := specInput{Sandbox: sandbox, Container: config, Image: img.Config.Config, Facts: s.facts}
+	in := specInput{Sandbox: sandbox, Container: config, Image: img.Config.Config, Facts: s.facts, Labels: labels}
 	var err error
 	if in.User, err = resolveUser(sc, img.Config.Config.User, rootfsAccounts(rootfs)); err != nil {
 		return nil, err
@@ -155,7 +161,10 @@ func (s *Server) specOf(ctx context.Context, c *container, config *runtimeapi.Co
 	if in.Profile, err = localProfile(sc); err != nil {
 		return nil, err
 	}
-	if in.Mounts, err = s.resolveMounts(ctx, c, config.GetMounts()); err != nil {
+	if in.AppArmor, err = s.profiles.of(ctx, sc); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if in.Mounts, err = s.resolveMounts(ctx, c, config.GetMounts(), labels); err != nil {
 		return nil, err
 	}
 	dir := s.sandboxDir(c.sandbox.id)
@@ -210,16 +219,19 @@ func (s *Server) pidNamespace(sb *sandbox, o *runtimeapi.NamespaceOption) (strin
 	return fmt.Sprintf("/proc/%d/ns/pid", pid), nil
 }
 
-// resolveMounts follows links on the host and mounts images.
-func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runtimeapi.Mount) ([]hostMount, error) {
+// resolveMounts follows links on the host, mounts images and gives the container's SELinux context to what is to have it.
+func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runtimeapi.Mount, labels label) ([]hostMount, error) {
 	var all []hostMount
 	for i, m := range mounts {
 		var source string
 		var err error
 		if m.Image.GetImage() != "" {
-			source, err = s.mountVolume(ctx, c.sandbox, fmt.Sprintf("%s-volume%d", c.id, i), m)
+			source, err = s.mountVolume(ctx, c.sandbox, fmt.Sprintf("%s-volume%d", c.id, i), m, labels)
 		} else {
 			source, err = hostSource(m.HostPath)
+			if err == nil && m.SelinuxRelabel && labels.File != "" {
+				err = selinux.Relabel(source, labels.FileContext)
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.ContainerPath, err)
@@ -245,8 +257,8 @@ func hostSource(p string) (string, error) {
 	return real, err
 }
 
-func (s *Server) mountVolume(ctx context.Context, sb *sandbox, key string, m *runtimeapi.Mount) (string, error) {
-	root, err := s.mountImage(ctx, sb, m.Image.GetImage(), key, true)
+func (s *Server) mountVolume(ctx context.Context, sb *sandbox, key string, m *runtimeapi.Mount, labels label) (string, error) {
+	root, err := s.mountImage(ctx, sb, m.Image.GetImage(), key, labels, true)
 	if err != nil {
 		return "", imageError(err)
 	}

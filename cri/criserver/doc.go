@@ -36,6 +36,12 @@
 // Nobody polls: each sandbox has one goroutine that waits for its shim's events
 // and for its death.
 //
+// # Security modules
+//
+// Where the host has AppArmor, every container that is not privileged is under a profile: one that it names, which must be loaded, or the default
+// one. Where Config.SELinux says so, a sandbox has a level of its own in its record, and containers the contexts that the policy has for them with that
+// level: of their processes, and of all that is theirs (images, kernel file systems, /dev/shm, name files, mounts that CRI says are to be relabelled).
+//
 // # Locks
 //
 //	sandbox.op    exclusive to stop and remove, shared to create containers

@@ -21,6 +21,7 @@ import (
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/selinux"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/shim"
 )
@@ -47,8 +48,10 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	if err := s.reserve(name, sb.id); err != nil {
 		return nil, err
 	}
+	sb.rec.Level = s.labels.take(config.GetLinux().GetSecurityContext().GetSelinuxOptions())
 	if err := s.startSandbox(ctx, sb); err != nil {
 		s.release(name)
+		s.labels.free(sb.rec.Level)
 		return nil, with(err, s.eraseSandbox(context.WithoutCancel(ctx), sb))
 	}
 	s.addSandbox(sb)
@@ -234,6 +237,10 @@ func (s *Server) cgroupParent(c *runtimeapi.PodSandboxConfig) string {
 func (s *Server) writeFiles(sb *sandbox) error {
 	dir := s.sandboxDir(sb.id)
 	config := sb.rec.Config
+	labels, err := s.ofSandbox(&sb.rec)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
 	name := config.GetHostname()
 	if name == "" {
 		var err error
@@ -253,6 +260,12 @@ func (s *Server) writeFiles(sb *sandbox) error {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
 			return err
 		}
+		if labels.File == "" {
+			continue
+		}
+		if err := selinux.Relabel(filepath.Join(dir, file), labels.FileContext); err != nil {
+			return err
+		}
 	}
 	if namespaceOptions(config).GetIpc() == runtimeapi.NamespaceMode_NODE {
 		return nil
@@ -264,6 +277,9 @@ func (s *Server) writeFiles(sb *sandbox) error {
 	options := "mode=1777,size=" + strconv.Itoa(defaultShmBytes)
 	if o := ownUsers(config); o != nil {
 		options += fmt.Sprintf(",uid=%d,gid=%d", hostRoot(o.Uids), hostRoot(o.Gids))
+	}
+	if labels.File != "" {
+		options += `,context="` + labels.File + `"`
 	}
 	err = unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	return linux.Wrap("mount", shm, err)

@@ -206,6 +206,7 @@ func (s *Server) removeSandbox(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	s.dropSandbox(sb, sandboxName(sb.config.GetMetadata()))
+	s.labels.free(sb.record().Level)
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

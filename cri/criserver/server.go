@@ -20,6 +20,7 @@ import (
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/image"
+	"github.com/yare-dev/yare/linux/apparmor"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/seccomp"
 )
@@ -44,6 +45,10 @@ type Config struct {
 	Handlers map[string]Handler
 	// CDI are the folders of CDI files, which say what a device means for a container; empty means /etc/cdi and /var/run/cdi.
 	CDI []string
+	// AppArmorProfile is the name of the default AppArmor profile, which is loaded where the host has AppArmor; empty means "yare".
+	AppArmorProfile string
+	// SELinux gives pods the contexts that the host's policy has for containers. It is an error where the host has no SELinux, or no policy for containers.
+	SELinux bool
 	// Version is told as the runtime's own, in the form of semver.org, which upstream's kubelet insists on; empty means 0.0.0.
 	Version string
 }
@@ -68,6 +73,8 @@ type Server struct {
 	facts   hostFacts
 	// handlers does not have the built-in one. It is made before anything is served.
 	handlers map[string]*handler
+	profiles *profiles
+	labels   *labels
 	log      *slog.Logger
 	events   *broadcast
 	streams  *streams
@@ -111,12 +118,21 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		return nil, fmt.Errorf("configure CRI server: %w", err)
 	}
 	facts.Rlimits, facts.Seccomp = cfg.Rlimits, seccomp.Default
+	cfg.AppArmorProfile = cmp.Or(cfg.AppArmorProfile, "yare")
 	s := &Server{
 		cfg: cfg, images: deps.Images, network: deps.Network, init: deps.Init, log: deps.Log,
 		facts:     facts,
 		events:    newBroadcast(),
 		pulled:    make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
+	}
+	if cfg.SELinux {
+		if s.labels, err = openLabels(); err != nil {
+			return nil, fmt.Errorf("configure CRI server: SELinux: %w", err)
+		}
+	}
+	if apparmor.Enabled() {
+		s.profiles = newProfiles(cfg.AppArmorProfile, deps.Log)
 	}
 	return s, nil
 }
@@ -162,11 +178,22 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.mu.Unlock()
 	ready()
 	s.background.Go(func() { s.settle(settling) })
+	if s.profiles != nil {
+		s.background.Go(func() { s.renewProfile(ctx) })
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case err := <-failed:
 		return err
+	}
+}
+
+// renewProfile is done beside what the first pods wait for anyway, and says what holds where it fails.
+func (s *Server) renewProfile(ctx context.Context) {
+	if err := s.profiles.renew(ctx); err != nil && ctx.Err() == nil {
+		s.log.Warn("AppArmor's default profile cannot be loaded: containers that ask for no profile run without, those that ask for RuntimeDefault are refused",
+			"profile", s.cfg.AppArmorProfile, "err", err)
 	}
 }
 

@@ -75,6 +75,10 @@ type specInput struct {
 	Mounts    []hostMount
 	// Profile is the container's localhost seccomp profile, if it names one.
 	Profile *specs.LinuxSeccomp
+	// AppArmor is the name of the container's profile; empty for none.
+	AppArmor string
+	// Labels are the SELinux contexts of its processes and of file systems that are its own.
+	Labels label
 }
 
 // containerSpec decides what a container is, in OCI terms. It is pure.
@@ -111,6 +115,7 @@ func containerSpec(in specInput) (*specs.Spec, error) {
 			Resources:         resources,
 			Seccomp:           seccomp,
 			RootfsPropagation: propagation,
+			MountLabel:        in.Labels.File,
 		},
 	}
 	devicesSpec(s, in)
@@ -126,12 +131,6 @@ func supported(in specInput) error {
 	sc := in.Container.GetLinux().GetSecurityContext()
 	if !sameUsers(sc.GetNamespaceOptions(), namespaceOptions(in.Sandbox)) {
 		return fmt.Errorf("the user namespace must be the sandbox's")
-	}
-	if a := sc.GetApparmor(); a != nil && a.ProfileType == runtimeapi.SecurityProfile_Localhost {
-		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", a.LocalhostRef)
-	}
-	if p := sc.GetApparmorProfile(); strings.HasPrefix(p, "localhost/") {
-		return fmt.Errorf("AppArmor profile %q: AppArmor is not supported", p)
 	}
 	if in.Container.GetWindows() != nil {
 		return fmt.Errorf("windows containers are not supported")
@@ -164,6 +163,8 @@ func processSpec(in specInput) (*specs.Process, error) {
 		Capabilities:    caps,
 		Rlimits:         in.Facts.Rlimits,
 		NoNewPrivileges: sc.GetNoNewPrivs(),
+		ApparmorProfile: in.AppArmor,
+		SelinuxLabel:    in.Labels.Process,
 	}
 	if r := c.GetLinux().GetResources(); r != nil {
 		adj := int(r.OomScoreAdj)

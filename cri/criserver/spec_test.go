@@ -115,9 +115,6 @@ func TestSpecRefusals(t *testing.T) {
 		"must be the sandbox's": func(in *specInput) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}}
 		},
-		"AppArmor": func(in *specInput) {
-			sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
-		},
 		"CAP_NOVEL": func(in *specInput) { sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NOVEL"}} },
 		"cgroup v2": func(in *specInput) {
 			in.Facts.Unified = false

@@ -33,6 +33,8 @@ type sandboxRecord struct {
 	// NetNS is the network namespace's path; empty with the host's network.
 	NetNS string   `json:",omitempty"`
 	IPs   []string `json:",omitempty"`
+	// Level is the SELinux level of its containers; empty where there is none.
+	Level string `json:",omitempty"`
 }
 
 // sandbox is one pod sandbox.

@@ -19,6 +19,7 @@ import (
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/cri"
 	"github.com/yare-dev/yare/image"
+	"github.com/yare-dev/yare/linux/apparmor"
 	"github.com/yare-dev/yare/linux/netns"
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
@@ -118,6 +119,11 @@ func newHarness(t testing.TB) *harness {
 	}
 	h := &harness{TB: t, dir: dir, cgroup: ocitest.Cgroup(t), handler: handlerOfTest(t)}
 	t.Cleanup(func() { h.checkLeaks() })
+	t.Cleanup(func() {
+		if err := apparmor.Remove(h.cfg.AppArmorProfile); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := os.Mkdir(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +159,8 @@ func (h *harness) configure(init *oci.Init) {
 	}
 	h.net = &loopNetwork{dir: filepath.Join(h.dir, "netns"), pods: map[string]bool{}}
 	h.deps = Deps{Images: images, Network: h.net, Init: init, Log: log}
-	h.cfg = Config{Dir: filepath.Join(h.dir, "cri"), RunDir: filepath.Join(h.dir, "r"), Socket: filepath.Join(h.dir, "cri.sock"), CgroupParent: h.cgroup}
+	h.cfg = Config{Dir: filepath.Join(h.dir, "cri"), RunDir: filepath.Join(h.dir, "r"), Socket: filepath.Join(h.dir, "cri.sock"), CgroupParent: h.cgroup,
+		AppArmorProfile: "yare-test-" + filepath.Base(h.dir)}
 	if h.handler != "" {
 		h.cfg.Handlers = hostHandlers()
 	}

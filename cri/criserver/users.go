@@ -106,9 +106,9 @@ func mapsMounts() bool {
 // usersDir holds the namespaces of a sandbox with a user namespace of its own.
 func (s *Server) usersDir(sandbox string) string { return filepath.Join(s.sandboxDir(sandbox), "ns") }
 
-// mountImage mounts an image for a container of the sandbox, with the owners that are right there.
-func (s *Server) mountImage(ctx context.Context, sb *sandbox, img, key string, readOnly bool) (string, error) {
-	o := image.MountOptions{ReadOnly: readOnly}
+// mountImage mounts an image for a container of the sandbox, with the owners that are right there and the container's SELinux context.
+func (s *Server) mountImage(ctx context.Context, sb *sandbox, img, key string, labels label, readOnly bool) (string, error) {
+	o := image.MountOptions{ReadOnly: readOnly, Label: labels.File}
 	if u := ownUsers(sb.config); u != nil {
 		path := oci.HeldNamespace(s.usersDir(sb.id), specs.UserNamespace)
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)

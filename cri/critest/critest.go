@@ -69,6 +69,7 @@ func groups() []group {
 		{"Process", processCases()},
 		{"User", userCases()},
 		{"Security", securityCases()},
+		{"AppArmor", appArmorCases()},
 		{"Namespaces", namespaceCases()},
 		{"Mounts", mountCases()},
 		{"Devices", deviceCases()},

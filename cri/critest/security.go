@@ -33,7 +33,6 @@ func securityCases() []Case {
 		{"a profile of the host is a filter", 0, seccompLocal},
 		{"a profile that is not there is refused", 0, seccompMissing},
 		{"a privileged container has no filter", 0, seccompPrivileged},
-		{"unconfined AppArmor is taken", 0, apparmorUnconfined},
 	}
 }
 
@@ -233,12 +232,6 @@ func seccompPrivileged(t *T) {
 	c := privileged(t.config("awk", "/^Seccomp:/ {print $2}", "/proc/self/status"))
 	security(c).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
 	t.prints("0\n", t.privilegedPod(), c)
-}
-
-func apparmorUnconfined(t *T) {
-	c := t.script("echo ran")
-	security(c).Apparmor = profile(runtimeapi.SecurityProfile_Unconfined, "")
-	t.prints("ran\n", t.any(), c)
 }
 
 func namespaceCases() []Case {

@@ -201,3 +201,20 @@ func admitSysctls(pod *corev1.Pod, unsafe []string) *Condition {
 	}
 	return nil
 }
+
+// admitWithoutAppArmor refuses a pod that asks for a profile on a host that has no AppArmor. One that runs already, from before the kernel was
+// started without, is left alone.
+func admitWithoutAppArmor(pod *corev1.Pod) *Condition {
+	if phase := pod.Status.Phase; phase != "" && phase != corev1.PodPending {
+		return nil
+	}
+	asks := func(a *corev1.AppArmorProfile) bool {
+		return a != nil && a.Type != corev1.AppArmorProfileTypeUnconfined
+	}
+	wanted := pod.Spec.SecurityContext != nil && asks(pod.Spec.SecurityContext.AppArmorProfile)
+	spec.Each(pod, func(c *corev1.Container, _ spec.Kind) { wanted = wanted || asks(spec.AppArmorProfile(pod, c)) })
+	if !wanted {
+		return nil
+	}
+	return &Condition{"AppArmor", "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host"}
+}

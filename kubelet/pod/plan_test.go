@@ -220,6 +220,45 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// On a host without AppArmor, what asks for a profile is refused, and nothing else.
+func TestAdmitWithoutAppArmor(t *testing.T) {
+	profile := func(kind corev1.AppArmorProfileType) *corev1.AppArmorProfile {
+		return &corev1.AppArmorProfile{Type: kind}
+	}
+	ofPod := func(kind corev1.AppArmorProfileType) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.SecurityContext = &corev1.PodSecurityContext{AppArmorProfile: profile(kind)}
+		}
+	}
+	ofContainer := func(kind corev1.AppArmorProfileType) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{AppArmorProfile: profile(kind)}
+		}
+	}
+	annotated := func(text string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Annotations = map[string]string{corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix + p.Spec.Containers[0].Name: text}
+		}
+	}
+	for name, c := range map[string]struct {
+		pod     *corev1.Pod
+		refused bool
+	}{
+		"nothing":               {newPod("p"), false},
+		"unconfined pod":        {newPod("p", ofPod(corev1.AppArmorProfileTypeUnconfined)), false},
+		"default of the pod":    {newPod("p", ofPod(corev1.AppArmorProfileTypeRuntimeDefault)), true},
+		"profile":               {newPod("p", ofContainer(corev1.AppArmorProfileTypeLocalhost)), true},
+		"unconfined container":  {newPod("p", ofContainer(corev1.AppArmorProfileTypeUnconfined)), false},
+		"annotation":            {newPod("p", annotated("localhost/x")), true},
+		"unconfined annotation": {newPod("p", annotated("unconfined")), false},
+		"it runs":               {newPod("p", ofContainer(corev1.AppArmorProfileTypeLocalhost), func(p *corev1.Pod) { p.Status.Phase = corev1.PodRunning }), false},
+	} {
+		if got := admitWithoutAppArmor(c.pod); (got != nil) != c.refused || got != nil && got.Reason != "AppArmor" {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestAdmit(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}},
 		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "gone", Effect: corev1.TaintEffectNoExecute}, {Key: "full", Effect: corev1.TaintEffectNoSchedule}}},

@@ -66,6 +66,10 @@ type Config struct {
 	Users *users.Ranges
 	// HostsFile is the host's /etc/hosts.
 	HostsFile string
+	// AppArmor says that the kernel can hold pods to profiles.
+	AppArmor bool
+	// SELinux says that files have contexts, which the runtime is asked to set.
+	SELinux bool
 }
 
 // Deps is what workers work with.
@@ -272,6 +276,9 @@ func (p *Pods) admit(pod *corev1.Pod) *Condition {
 	var refused *Condition
 	if p.Pressure != nil {
 		refused = AdmitUnderPressure(pod, p.Pressure())
+	}
+	if refused == nil && !p.config.AppArmor {
+		refused = admitWithoutAppArmor(pod)
 	}
 	if refused == nil {
 		refused = Admit(pod, p.Node(), p.others(pod.UID), p.config.UnsafeSysctls, p.Devices.Owns)

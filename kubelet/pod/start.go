@@ -159,8 +159,8 @@ func (w *worker) create(ctx context.Context, pod *corev1.Pod, v *View, s Start, 
 	sandbox := v.Ready()
 	handler := sandbox.GetRuntimeHandler() // a RuntimeClass may have been made anew under its name
 	mounts, err := w.Volumes.Mounts(volume.Request{Pod: pod, Container: c, Env: spec.EnvMap(env),
-		Recursive: w.config.Handlers[handler].GetRecursiveReadOnlyMounts(),
-		ImageRef:  func(reference string) (string, bool) { id, ok := images[reference]; return id, ok }})
+		Recursive: w.config.Handlers[handler].GetRecursiveReadOnlyMounts(), Relabel: w.config.SELinux,
+		ImageRef: func(reference string) (string, bool) { id, ok := images[reference]; return id, ok }})
 	if err != nil {
 		return "", err
 	}
@@ -245,7 +245,7 @@ func (w *worker) ownMounts(pod *corev1.Pod, s Start, v *View, mounts []*runtimea
 	if at == "" {
 		at = spec.DefaultTerminationMessage
 	}
-	return append(mounts, &runtimeapi.Mount{ContainerPath: at, HostPath: path}), nil
+	return append(mounts, &runtimeapi.Mount{ContainerPath: at, HostPath: path, SelinuxRelabel: w.config.SELinux}), nil
 }
 
 func (w *worker) messageFile(pod *corev1.Pod, container string, attempt uint32) string {

@@ -412,7 +412,7 @@ func (w *worker) writeHosts(pod *corev1.Pod, c *corev1.Container, v *View) (*run
 			return nil, fmt.Errorf("write hosts file: %w", err)
 		}
 	}
-	return &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: path}, nil
+	return &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: path, SelinuxRelabel: w.config.SELinux}, nil
 }
 
 // isConfigError reports whether the error is the pod's or that of what it names, not the node's.

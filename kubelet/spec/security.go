@@ -107,7 +107,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, image *runtimeapi.I
 	if out.Seccomp, err = seccomp(s, p, n); err != nil {
 		return nil, err
 	}
-	if out.Apparmor, err = apparmor(s, p); err != nil {
+	if out.Apparmor, out.ApparmorProfile, err = apparmor(pod, c); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -167,22 +167,43 @@ func seccomp(s *corev1.SecurityContext, p *corev1.PodSecurityContext, n Node) (*
 	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: path}, nil
 }
 
-func apparmor(s *corev1.SecurityContext, p *corev1.PodSecurityContext) (*runtimeapi.SecurityProfile, error) {
-	profile := s.AppArmorProfile
-	if profile == nil && p != nil {
-		profile = p.AppArmorProfile
+// AppArmorProfile returns which profile a container is to have, nil where neither it nor its pod says. Pods of the API have their annotations in
+// fields; static ones may have them alone.
+func AppArmorProfile(pod *corev1.Pod, c *corev1.Container) *corev1.AppArmorProfile {
+	if s := c.SecurityContext; s != nil && s.AppArmorProfile != nil {
+		return s.AppArmorProfile
 	}
+	text := pod.Annotations[corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix+c.Name]
+	switch text {
+	case corev1.DeprecatedAppArmorBetaProfileRuntimeDefault:
+		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault}
+	case corev1.DeprecatedAppArmorBetaProfileNameUnconfined:
+		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined}
+	}
+	if name, ok := strings.CutPrefix(text, corev1.DeprecatedAppArmorBetaProfileNamePrefix); ok {
+		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: &name}
+	}
+	if p := pod.Spec.SecurityContext; p != nil {
+		return p.AppArmorProfile
+	}
+	return nil
+}
+
+// apparmor returns the profile in both of CRI's ways; runtimes may know the older one alone.
+func apparmor(pod *corev1.Pod, c *corev1.Container) (*runtimeapi.SecurityProfile, string, error) {
+	profile := AppArmorProfile(pod, c)
 	if profile == nil {
-		return nil, nil
+		return nil, "", nil
 	}
 	switch profile.Type {
 	case corev1.AppArmorProfileTypeUnconfined:
-		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, corev1.DeprecatedAppArmorBetaProfileNameUnconfined, nil
 	case corev1.AppArmorProfileTypeRuntimeDefault:
-		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, corev1.DeprecatedAppArmorBetaProfileRuntimeDefault, nil
 	}
-	if profile.LocalhostProfile == nil {
-		return nil, configErrorf("AppArmor profile of type Localhost: localhostProfile must be set")
+	if profile.LocalhostProfile == nil || *profile.LocalhostProfile == "" {
+		return nil, "", configErrorf("AppArmor profile of type Localhost: localhostProfile must be set")
 	}
-	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: *profile.LocalhostProfile}, nil
+	name := *profile.LocalhostProfile
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}, corev1.DeprecatedAppArmorBetaProfileNamePrefix + name, nil
 }

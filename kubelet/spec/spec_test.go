@@ -2,6 +2,7 @@ package spec
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"testing"
@@ -336,6 +337,37 @@ func TestContainer(t *testing.T) {
 }
 
 // The hash must not change between releases, or an upgrade would restart every container.
+// The container's own word counts over its annotation, and both over the pod's. Runtimes are told in both of CRI's ways.
+func TestAppArmor(t *testing.T) {
+	mine, empty := "mine", ""
+	local := &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: &mine}
+	usual := &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault}
+	for name, c := range map[string]struct {
+		container, pod *corev1.AppArmorProfile
+		annotation     string
+		want           string
+	}{
+		"nothing":               {want: "<nil> "},
+		"local":                 {container: local, annotation: "unconfined", pod: usual, want: `profile_type:Localhost localhost_ref:"mine" localhost/mine`},
+		"annotation":            {annotation: "unconfined", pod: usual, want: "profile_type:Unconfined unconfined"},
+		"pod":                   {annotation: "odd", pod: usual, want: " runtime/default"},
+		"no name":               {container: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: &empty}, want: "localhostProfile must be set"},
+		"no name in annotation": {annotation: "localhost/", want: "localhostProfile must be set"},
+	} {
+		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a", SecurityContext: &corev1.SecurityContext{AppArmorProfile: c.container}}},
+			SecurityContext: &corev1.PodSecurityContext{AppArmorProfile: c.pod}}}
+		pod.Annotations = map[string]string{corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix + "a": c.annotation}
+		profile, older, err := apparmor(pod, &pod.Spec.Containers[0])
+		got := strings.ReplaceAll(fmt.Sprint(profile), "  ", " ") + " " + older
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
 func TestHashIsStable(t *testing.T) {
 	c := corev1.Container{Name: "app", Image: "nginx:1"}
 	if got := Hash(&c); got != "v1:b993eda7211813b9" {

@@ -50,6 +50,7 @@ type claimed struct {
 	volume   string // name of the PersistentVolume; empty for a pod's own volume
 	alone    bool   // only one pod may have it
 	block    bool   // path is a device
+	local    bool   // a local volume's folder
 	disk     *disk  // of a CSI driver's volume
 
 	published time.Time // when its driver was asked to publish last; zero: it was not by this kubelet
@@ -281,6 +282,7 @@ func (v *Volumes) persistent(ctx context.Context, pod *corev1.Pod, vol *corev1.V
 		if c.path, err = v.folder(pod, vol, localVolumes); err != nil {
 			return nil, err
 		}
+		c.local = true
 		return c, v.local(ctx, pod, pv, c.path, attr, src)
 	}
 	return nil, fmt.Errorf("%s volumes are not supported by this node", typeName(pv.Spec.PersistentVolumeSource))

@@ -26,6 +26,8 @@ type Request struct {
 	ImageRef func(reference string) (string, bool)
 	// Recursive says that the runtime can make mounts read-only recursively.
 	Recursive bool
+	// Relabel says that the node has SELinux: the runtime gives what the kubelet makes and mounts the containers' contexts.
+	Relabel bool
 }
 
 // Mounts returns the CRI mounts of the container's volumeMounts, in order. The volumes must be Up. Mistakes of the pod
@@ -80,11 +82,20 @@ func (v *Volumes) mount(r Request, index int) (*runtimeapi.Mount, error) {
 		}
 		m.Readonly = m.Readonly || c.readOnly
 	}
+	m.SelinuxRelabel = r.Relabel && v.ours(r.Pod, vol)
 	if sub == "" {
 		return m, nil
 	}
 	m.HostPath, err = v.bindSubPath(r, vol.Name, m.HostPath, sub, index)
 	return m, err
+}
+
+// ours says that a volume's files are for its pods alone, so that they may get contexts of theirs. The host's own files, and what may only be read, are left.
+func (v *Volumes) ours(pod *corev1.Pod, vol *corev1.Volume) bool {
+	if c := v.claimed(pod, vol); c != nil {
+		return (c.disk != nil || c.local) && !c.readOnly
+	}
+	return vol.EmptyDir != nil || vol.ConfigMap != nil || vol.Secret != nil || vol.DownwardAPI != nil || vol.Projected != nil
 }
 
 // Devices returns the CRI devices of the container's volumeDevices, in order. The volumes must be Up. Mistakes of the pod are

@@ -431,6 +431,43 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+// On a node with SELinux the runtime is asked to label what the kubelet made for the pod, never the host's own folders.
+func TestMountsAreRelabelled(t *testing.T) {
+	v := newVolumes(t)
+	o := &objects{maps: map[string]*corev1.ConfigMap{"m": configMap("m", map[string]string{"k": "v"})}}
+	p := podWith(corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+		corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: ref("m")}},
+		corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: t.TempDir()}})
+	up(t, v, p, o)
+	claim := corev1.Volume{Name: "d", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}}
+	p.Spec.Volumes = append(p.Spec.Volumes, claim)
+	c := &p.Spec.Containers[0]
+	c.VolumeMounts = []corev1.VolumeMount{{Name: "a", MountPath: "/a"}, {Name: "b", MountPath: "/b"}, {Name: "c", MountPath: "/c"}, {Name: "d", MountPath: "/d"}}
+	for _, tt := range []struct {
+		relabel bool
+		claimed claimed
+		want    []bool
+	}{
+		{true, claimed{path: "/x", local: true}, []bool{true, true, false, true}},
+		{true, claimed{path: "/x", disk: &disk{}}, []bool{true, true, false, true}},
+		{true, claimed{path: "/x", local: true, readOnly: true}, []bool{true, true, false, false}},
+		{true, claimed{path: "/x"}, []bool{true, true, false, false}}, // the host's
+		{false, claimed{path: "/x", local: true}, make([]bool, 4)},
+	} {
+		v.claims[p.UID] = map[string]*claimed{"d": &tt.claimed}
+		ms, err := v.Mounts(Request{Pod: p, Container: c, Relabel: tt.relabel})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, m := range ms {
+			if m.SelinuxRelabel != tt.want[i] {
+				t.Errorf("%+v: mount %s: %v", tt, m.ContainerPath, m.SelinuxRelabel)
+			}
+		}
+	}
+	v.claims = map[types.UID]map[string]*claimed{}
+}
+
 // CVE-2017-1002101 and CVE-2021-25741: a link in a volume, also one that is put there while the kubelet looks, never
 // leads a subPath out of the volume.
 func TestSubPathStaysInside(t *testing.T) {

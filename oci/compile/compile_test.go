@@ -138,3 +138,20 @@ func TestCapabilitiesOfAConfinedHost(t *testing.T) {
 		}
 	}
 }
+
+// What is the container's own gets its SELinux context by an option, but for message queues, which are there before, and what has contexts of the kernel's.
+func TestMountLabel(t *testing.T) {
+	t.Parallel()
+	const context = "system_u:object_r:container_file_t:s0:c1,c2"
+	made := []plan.Mount{{Type: "tmpfs"}, {Type: "devpts"}, {Type: "mqueue"}, {Type: "proc"}, {Type: "sysfs"}, {Type: "cgroup2"}, {Type: ""}, {Type: plan.Remount}}
+	label(made, context)
+	for _, m := range made {
+		option := len(m.Options) == 1 && m.Options[0] == (plan.Setting{Key: "context", Value: context})
+		if want := m.Type == "tmpfs" || m.Type == "devpts"; option != want || len(m.Options) > 0 && !want {
+			t.Errorf("%s has %v", m.Type, m.Options)
+		}
+		if want := m.Type == "mqueue"; (m.Label == context) != want {
+			t.Errorf("%s gets %q", m.Type, m.Label)
+		}
+	}
+}

@@ -35,11 +35,14 @@ func (r *Result) mounts(s *specs.Spec, f Facts) error {
 	return nil
 }
 
-// label gives file systems of the container's own the SELinux context, but for those that have one of the kernel's.
+// label gives file systems of the container's own the SELinux context, but for those that have one of the kernel's. The message queues of an IPC namespace are
+// there before they are mounted, too late for an option.
 func label(made []plan.Mount, context string) {
 	for i, m := range made {
 		switch m.Type {
 		case "", plan.Remount, "proc", "sysfs", "cgroup2":
+		case "mqueue":
+			made[i].Label = context
 		default:
 			made[i].Options = append(made[i].Options, plan.Setting{Key: "context", Value: context})
 		}

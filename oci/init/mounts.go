@@ -49,6 +49,11 @@ func (s *setup) mount(m *plan.Mount) error {
 	if err := linux.Attach(source, target, m.Target); err != nil {
 		return err
 	}
+	if m.Label != "" {
+		if err := relabel(source, m.Label); err != nil {
+			return linux.Wrap("set SELinux context of", m.Target, err)
+		}
+	}
 	// Propagation comes last: a mount onto a target in a shared one joins its group.
 	if m.Propagation != 0 {
 		if err := linux.SetMountAttr(source, false, unix.MountAttr{Propagation: m.Propagation}, m.Target); err != nil {
@@ -59,6 +64,16 @@ func (s *setup) mount(m *plan.Mount) error {
 		return linux.SetMountAttr(source, true, unix.MountAttr{Propagation: m.RecPropagation}, m.Target)
 	}
 	return nil
+}
+
+// relabel gives a directory an SELinux context.
+func relabel(dir int, context string) error {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsetxattr(fd, "security.selinux", []byte(context), 0)
 }
 
 // source returns what is to be mounted, detached.

@@ -152,6 +152,8 @@ type Mount struct {
 	CopyUp bool
 	// NoFollow mounts on the target itself if it is a symbolic link.
 	NoFollow bool
+	// Label is the SELinux context that a directory gets once it is mounted.
+	Label string
 }
 
 // Remount as a Mount's type changes the attributes, and with Options the file
@@ -279,6 +281,7 @@ func (m *Mount) fields(c *wire.Codec) {
 	wire.Num(c, &m.FD)
 	c.Bool(&m.CopyUp)
 	c.Bool(&m.NoFollow)
+	c.String(&m.Label)
 }
 
 func (d *Device) fields(c *wire.Codec) {

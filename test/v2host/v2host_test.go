@@ -41,7 +41,7 @@ const (
 	whole      = 50 * time.Minute
 	// notHere measures how fast a machine is, of which one that is computed says nothing, or needs another machine, or
 	// does once more over a socket what was done without.
-	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket|TestNoIPv6)$"
+	notHere = "^(TestRealLatency|TestSystemd|TestSuiteOverTheSocket|TestNoIPv6|TestAppArmor|TestSELinux)$"
 	// mark begins the lines that say where a package's output begins and ends.
 	mark = "\x02"
 )
@@ -77,6 +77,45 @@ func TestNoIPv6(t *testing.T) {
 	top, kernel := places(t)
 	root := newRoot(t, kernel)
 	boot(t, kernel, root, rc+install(t, top, root, p, "-test.run='^(TestNoIPv6|TestCluster)$'"), []testPackage{p}, "ipv6.disable=1")
+}
+
+// underProfile are the parts of CRI's suite that a profile could be in the way of.
+const underProfile = "^TestSuiteInProcess$/^(StopContainer|Process|User|Security|AppArmor|Namespaces|Mounts|Devices|ExecSync|Exec)$"
+
+// TestAppArmor has a machine with the program that compiles AppArmor's profiles, as hosts with AppArmor have. So each container that does not say
+// otherwise is under the default profile.
+func TestAppArmor(t *testing.T) {
+	top, kernel := places(t)
+	root := newRoot(t, kernel)
+	output(t, "cp", "-rT", filepath.Join(top, "bin/v2host/apparmor"), root)
+	script := rc + "mount -t securityfs securityfs /sys/kernel/security\n"
+	var packages []testPackage
+	for _, p := range findPackages(t, top) {
+		switch p.name() {
+		case "test/v2host/guest":
+			script += install(t, top, root, p, "-test.run='^TestAppArmor$'")
+		case "cri/criserver":
+			script += install(t, top, root, p, "-test.run='"+underProfile+"'")
+		default:
+			continue
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) > 0 {
+		boot(t, kernel, root, script, packages)
+	}
+}
+
+// TestSELinux has a machine with SELinux, which enforces a policy for containers.
+func TestSELinux(t *testing.T) {
+	p := testPackage{path: guestPackage, dir: "guest"}
+	if !regexp.MustCompile(*only).MatchString(p.name()) {
+		return
+	}
+	top, kernel := places(t)
+	root := newRoot(t, kernel)
+	compilePolicy(t, filepath.Join(top, "bin/v2host/checkpolicy"), root)
+	boot(t, kernel, root, rc+enforce+install(t, top, root, p, "-test.run='^TestSELinux$'"), []testPackage{p}, "security=selinux")
 }
 
 // TestSystemd has a machine that systemd runs, for the cgroup driver that asks it.

@@ -29,6 +29,11 @@ func absent(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	return errs
 }
 
+// TemplateWarnings are the Warnings of a template's pods.
+func TemplateWarnings(t *corev1.PodTemplateSpec, path *field.Path) []string {
+	return append(AppArmorWarnings(t.Annotations, &t.Spec, path.Child("metadata", "annotations"), false), Warnings(&t.Spec, path.Child("spec"))...)
+}
+
 // Warnings are texts for whoever creates s: what is accepted and probably not meant.
 func Warnings(s *corev1.PodSpec, path *field.Path) (warnings []string) {
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }

@@ -42,6 +42,7 @@ func Template(t *corev1.PodTemplateSpec, path *field.Path) field.ErrorList {
 	errs = append(errs, apivalidation.ValidateAnnotations(t.Annotations, path.Child("annotations"))...)
 	errs = append(errs, annotations(t.Annotations, &t.Spec, path.Child("annotations"))...)
 	errs = append(errs, Spec(&t.Spec, path.Child("spec"))...)
+	errs = append(errs, AppArmorAgrees(t.Annotations, &t.Spec, path.Child("spec"))...)
 	if len(t.Spec.EphemeralContainers) > 0 {
 		errs = append(errs, field.Forbidden(path.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template"))
 	}
@@ -222,7 +223,7 @@ func annotations(a map[string]string, s *corev1.PodSpec, path *field.Path) (errs
 	if _, ok := a[corev1.MirrorPodAnnotationKey]; ok && s.NodeName == "" {
 		errs = append(errs, field.Invalid(path.Key(corev1.MirrorPodAnnotationKey), "", "must set spec.nodeName if mirror pod annotation is set"))
 	}
-	return errs
+	return append(errs, AppArmorAnnotations(a, s, path)...)
 }
 
 // eachContainer visits containers of every sort with their paths. Ephemeral ones are visited as copies.

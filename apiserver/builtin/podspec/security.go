@@ -135,24 +135,6 @@ func seccomp(s *corev1.SeccompProfile, p *field.Path) field.ErrorList {
 	return append(errs, NoBackstep(*s.LocalhostProfile, at)...)
 }
 
-func appArmor(a *corev1.AppArmorProfile, p *field.Path) field.ErrorList {
-	if a == nil {
-		return nil
-	}
-	errs := oneOf(p.Child("type"), a.Type, corev1.AppArmorProfileTypeLocalhost, corev1.AppArmorProfileTypeRuntimeDefault, corev1.AppArmorProfileTypeUnconfined)
-	at := p.Child("localhostProfile")
-	switch local := a.LocalhostProfile; {
-	case len(errs) > 0: // of an unknown type nothing else can be said
-	case a.Type != corev1.AppArmorProfileTypeLocalhost && local != nil:
-		errs = append(errs, field.Invalid(at, *local, "can only be set when AppArmor type is Localhost"))
-	case a.Type == corev1.AppArmorProfileTypeLocalhost && (local == nil || *local == ""):
-		errs = append(errs, field.Required(at, "must be set when AppArmor type is Localhost"))
-	case a.Type == corev1.AppArmorProfileTypeLocalhost && strings.TrimSpace(*local) != *local:
-		errs = append(errs, field.Invalid(at, *local, "must not be padded with whitespace"))
-	}
-	return errs
-}
-
 // windowsOptions checks the form of what the pods of other nodes are started with.
 func windowsOptions(w *corev1.WindowsSecurityContextOptions, p *field.Path) (errs field.ErrorList) {
 	if w == nil {
