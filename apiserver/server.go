@@ -68,7 +68,9 @@ type Deps struct {
 	Health   *run.Health // may be nil
 	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
 	Paths map[string]http.Handler
-	Log   *slog.Logger
+	// Open are served by exact path to anybody, before authentication: what they are asked must prove itself. May be nil.
+	Open map[string]http.Handler
+	Log  *slog.Logger
 	// Metrics are served at /metrics, those of other components in this process among them. nil: our own alone.
 	Metrics *prometheus.Registry
 }

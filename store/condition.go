@@ -84,6 +84,9 @@ func (f *Fence) Context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, fenced{}, f)
 }
 
+// Exclusive says that nobody else can write to the database now.
+func (s *Store) Exclusive() bool { return s.b.Exclusive() }
+
 // Allocated returns a context whose write takes something of which no server may take the same: it was decided by what was
 // published at revision since. Own names this server among all. Where nobody else can write, it is ctx.
 func (s *Store) Allocated(ctx context.Context, what, own string, since api.Revision) context.Context {

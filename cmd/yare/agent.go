@@ -10,8 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
 	"github.com/yare-dev/yare/api"
@@ -187,25 +185,24 @@ func (a *agent) podRanges(ctx context.Context) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	node := api.NodeKind.New().(*corev1.Node)
-	node.ObjectMeta = metav1.ObjectMeta{Name: a.join.Node}
-	// Nothing is to be placed on it before the kubelet has said what it has: no capacity, no pods.
-	if _, err := client.Create(ctx, access, node); err != nil && !apierrors.IsAlreadyExists(err) {
-		if ctx.Err() != nil {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("register node %s at %s: %w", a.join.Node, a.join.Server, err)
+	ranges, err := assignedRanges(ctx, access, a.join.Node, func() { a.log.Info("waiting for pod addresses", "node", a.join.Node) })
+	if err != nil {
+		return nil, fmt.Errorf("at %s: %w", a.join.Server, err)
 	}
-	// Ended with this wait; the kubelet has its own.
+	return ranges, nil
+}
+
+// waitRanges waits until the cluster has given a Node its ranges of pod addresses.
+func waitRanges(ctx context.Context, access client.Client, name string, waits func()) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	mine := client.Query{Fields: fields.OneTermEqualSelector("metadata.name", a.join.Node)}
+	mine := client.Query{Fields: fields.OneTermEqualSelector("metadata.name", name)}
 	for e, err := range access.Watch(ctx, api.NodeKind, mine, 0) {
 		if err != nil {
-			return nil, fmt.Errorf("wait for the pod addresses of node %s: %w", a.join.Node, err)
+			return nil, fmt.Errorf("wait for the pod addresses of node %s: %w", name, err)
 		}
 		if e.Op == client.Synced {
-			a.log.Info("waiting for pod addresses", "node", a.join.Node)
+			waits()
 		}
 		n, ok := e.Object.(*corev1.Node)
 		if !ok || e.Op == client.Deleted {

@@ -21,6 +21,7 @@ import (
 func serverCommand() *cobra.Command {
 	var file, name string
 	var existing bool
+	var j joinFlags
 	c := &cobra.Command{
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
@@ -38,6 +39,14 @@ SIGTERM ends the server and leaves the containers running.`,
 			if err != nil {
 				return err
 			}
+			if err := j.check(); err != nil {
+				return err
+			}
+			if j.server != "" {
+				if s, err = j.serverOf(c.Context(), s); err != nil {
+					return err
+				}
+			}
 			return serve(c.Context(), s, existing)
 		},
 	}
@@ -45,6 +54,7 @@ SIGTERM ends the server and leaves the containers running.`,
 	c.Flags().StringVar(&name, "name", "", "name of the cluster (in place of the file's)")
 	c.Flags().BoolVar(&existing, "existing", false, "make no cluster: 'yare up' has, and it may have been removed since")
 	_ = c.Flags().MarkHidden("existing")
+	j.add(c)
 	return c
 }
 
@@ -76,7 +86,7 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		return err
 	}
 	klog.SetSlogLogger(slog.New(demoted{log.Handler()}))
-	s := &server{config: config.Config, record: r, log: log, health: run.NewHealth(), notify: notify}
+	s := newServer(config.Config, r, log, notify)
 	defer s.close()
 	all, err := s.compose(ctx)
 	if err != nil {
@@ -93,6 +103,8 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 				return
 			}
 		}
+		s.started.Store(true)
+		_ = os.Remove(joinFile(r)) // it is a member now; what is left of the token ends by itself
 		log.Info("ready", "cluster", r.Name)
 		notify.say("ready")
 		notify.close()
