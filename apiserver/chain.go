@@ -106,6 +106,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.meter.observe(c, time.Since(begin))
 	}()
 	c.w.Header().Set("Cache-Control", "no-cache, private")
+	if s.deps.Led != nil && !s.deps.Led() {
+		c.w.Header().Set(NoMajority, "true")
+	}
 	if err := c.serve(begin); err != nil {
 		c.fail(err)
 	}

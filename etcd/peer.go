@@ -123,14 +123,22 @@ func alone(s *etcdserver.EtcdServer) bool {
 
 // vote waits until a new member has learned what there is, and makes it one that votes.
 func (e *Etcd) vote(ctx context.Context, s *etcdserver.EtcdServer) error {
+	promoted := false // which arrives here as well
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		m := s.Cluster().Member(s.MemberID())
 		if m == nil || !m.IsLearner {
 			return ctx.Err()
 		}
+		if promoted {
+			if err := run.Pause(ctx, 20*time.Millisecond); err != nil {
+				return err
+			}
+			continue
+		}
 		try, cancel := context.WithTimeout(ctx, 10*time.Second)
 		_, err := s.PromoteMember(try, uint64(s.MemberID()))
 		cancel()
+		promoted = err == nil
 		if err != nil && wait == time.Second {
 			e.c.Log.Warn("this member does not vote yet", "err", err)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -63,6 +65,9 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 				return err
 			}
 			defer unlock()
+			if err := a.balance(); err != nil {
+				return err
+			}
 			defer func() {
 				if a.init != nil {
 					a.init.Close()
@@ -84,6 +89,20 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	addEviction(c, &a.config)
 	a.addLog(c)
 	return c
+}
+
+// balance has the node go on with another API server when its own is gone.
+func (a *agent) balance() error {
+	u, err := url.Parse(a.join.Server)
+	if err != nil || u.Host == "" {
+		return fmt.Errorf("credentials: server %q is not https://HOST:PORT", a.join.Server)
+	}
+	at := u.Host
+	if u.Port() == "" {
+		at = net.JoinHostPort(u.Hostname(), "443")
+	}
+	a.join.servers = newBalance(at, filepath.Join(a.record.DataDir, "servers"), a.log)
+	return os.MkdirAll(a.record.DataDir, 0o711)
 }
 
 // run learns this node's range of pod addresses, which the network is made of, and runs everything else with it.
@@ -137,7 +156,7 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 		return nil, err
 	}
 	return run.InOrder("agent", run.InOrder("containers", builtin, runtime),
-		run.Together("node", kubelet, rules, policies, access, newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
+		run.Together("node", kubelet, rules, policies, access, a.join.servers.follow(access), newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
 }
 
 // nodeKubelet is the kubelet as `yare server` has it, with the credentials of the file.

@@ -119,7 +119,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	})
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
-		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Open: open, Metrics: s.metrics,
+		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Open: open, Led: s.etcd.Led, Metrics: s.metrics,
 		Authenticators: access.authenticators(s.pki.Pool(), tokens.Audiences()),
 		Anonymous:      access.anonymous,
 		FrontProxy:     s.config.APIServer.RequestHeader,

@@ -59,6 +59,9 @@ func leave(ctx context.Context, r *cluster.Record, p *progress) error {
 	if _, err := os.Stat(filepath.Join(r.DataDir, "etcd", "peers")); err != nil {
 		return nil // it never had others
 	}
+	if _, err := os.Stat(removedFile(r)); err == nil {
+		return nil
+	}
 	hint := "\n  '--force' removes it here all the same, and on another server 'yare server-remove' takes it out of the cluster"
 	if _, running := r.Server(); !running {
 		return fmt.Errorf("cluster %q has other servers, and this one does not run, so it cannot leave them: 'yare up%s' first%s", r.Name, nameFlag(r.Name), hint)
@@ -74,7 +77,11 @@ func leave(ctx context.Context, r *cluster.Record, p *progress) error {
 	if i < 0 {
 		return nil // it was removed
 	}
-	p.step("leave the other servers")
+	if len(all) == 2 {
+		p.step("leave the other server, which is alone then")
+	} else {
+		p.step("leave the other servers")
+	}
 	if err := askServer(ctx, r, http.MethodDelete, all[i].Name, &struct{}{}); err != nil {
 		return fmt.Errorf("leave the other servers: %w%s", err, hint)
 	}

@@ -205,14 +205,20 @@ func (s *server) lead(ctx context.Context, servers map[string]present) error {
 	if err != nil {
 		return fmt.Errorf("list endpoints of the DNS: %w", err)
 	}
+	members, err := s.forget(ctx)
+	if err != nil {
+		return err
+	}
 	for _, e := range slices {
-		_, err := client.Mutate(ctx, c, e, "", func(e *discoveryv1.EndpointSlice) {
-			for i := range e.Endpoints {
-				if n := e.Endpoints[i].NodeName; n != nil {
-					e.Endpoints[i].Conditions.Ready = new(nodes[*n])
+		if node := nodeOf(e); members != nil && !members[node] {
+			err = c.Delete(ctx, e, client.DeleteOptions{}) // of a server that is none any more
+		} else {
+			_, err = client.Mutate(ctx, c, e, "", func(e *discoveryv1.EndpointSlice) {
+				for i := range e.Endpoints {
+					e.Endpoints[i].Conditions.Ready = new(nodes[node])
 				}
-			}
-		})
+			})
+		}
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("write endpoints of the DNS: %w", err)
 		}
@@ -220,20 +226,39 @@ func (s *server) lead(ctx context.Context, servers map[string]present) error {
 	return nil
 }
 
-// forgetServer removes what is written of a member that is none any more.
-func (s *server) forgetServer(ctx context.Context, id uint64, node string) error {
-	_, err := s.etcd.Client().Delete(ctx, nameKey(id))
-	own := labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: dns.ManagedBy})
-	slices, e := client.List[*discoveryv1.EndpointSlice](ctx, s.admin(), client.Query{Namespace: metav1.NamespaceSystem, Labels: own})
-	err = errors.Join(err, e)
-	for _, o := range slices {
-		if len(o.Endpoints) == 1 && o.Endpoints[0].NodeName != nil && *o.Endpoints[0].NodeName == node {
-			if e := s.admin().Delete(ctx, o, client.DeleteOptions{}); e != nil && !apierrors.IsNotFound(e) {
-				err = errors.Join(err, e)
-			}
+// nodeOf is the node of a slice that a DNS server has published.
+func nodeOf(e *discoveryv1.EndpointSlice) string {
+	if len(e.Endpoints) == 1 && e.Endpoints[0].NodeName != nil {
+		return *e.Endpoints[0].NodeName
+	}
+	return ""
+}
+
+// forget removes the names of members that are none any more, and returns the nodes of those that are; nil where these are not all known.
+func (s *server) forget(ctx context.Context) (map[string]bool, error) {
+	all := s.etcd.Members()
+	if len(all) == 0 {
+		return nil, nil // they are elsewhere
+	}
+	names, err := s.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	members, known := map[string]bool{}, true
+	for _, m := range all {
+		members[names[m.ID]] = true
+		known = known && names[m.ID] != ""
+		delete(names, m.ID)
+	}
+	for id := range names {
+		if _, err := s.etcd.Client().Delete(ctx, nameKey(id)); err != nil {
+			return nil, fmt.Errorf("forget a server that was removed: %w", err)
 		}
 	}
-	return err
+	if !known {
+		return nil, nil
+	}
+	return members, nil
 }
 
 // names are the nodes' names of all members, by ID.

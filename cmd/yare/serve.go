@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -113,6 +114,10 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 	if err == nil || errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
 	}
+	if errors.Is(err, etcd.ErrRemoved) {
+		_ = os.WriteFile(removedFile(r), nil, 0o600) // else 'yare down' asks for --force
+		return fmt.Errorf("%w: 'yare down%s' removes what is left of it here; then it can join anew", err, nameFlag(r.Name))
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -186,5 +191,8 @@ func (d demoted) Handle(ctx context.Context, r slog.Record) error {
 
 func (d demoted) WithAttrs(as []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(as)} }
 func (d demoted) WithGroup(name string) slog.Handler    { return demoted{d.Handler.WithGroup(name)} }
+
+// removedFile says that the other servers have removed this one.
+func removedFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "removed") }
 
 func adminKubeconfig(r *cluster.Record) string { return filepath.Join(r.DataDir, "admin.kubeconfig") }

@@ -18,6 +18,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/etcd"
+	"github.com/yare-dev/yare/run"
 )
 
 // Paths of what servers say to each other and to `yare`. The first is open to anybody: GET shows the authority's certificate, which is no secret, and POST needs
@@ -241,6 +242,18 @@ func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 	return out, nil
 }
 
+// expel removes a member. The database counts as up who has been so for five seconds: those who came up a moment ago are waited for.
+func (s *server) expel(ctx context.Context, id uint64) (err error) {
+	for end := time.Now().Add(10 * time.Second); ; {
+		if err = s.etcd.Expel(ctx, id); !errors.Is(err, etcd.ErrMajority) || time.Now().After(end) {
+			return err
+		}
+		if err := run.Pause(ctx, 500*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
 // remove takes a server out of the cluster: itself, or another one that is gone.
 func (s *server) remove(ctx context.Context, name string) (any, error) {
 	if s.etcd.Self() == 0 {
@@ -267,17 +280,8 @@ func (s *server) remove(ctx context.Context, name string) (any, error) {
 		if len(all) == 1 {
 			return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
 		}
-		if m.ID == s.etcd.Self() { // afterwards it has no say
-			if err := s.forgetServer(ctx, m.ID, is); err != nil {
-				return nil, err
-			}
-			return struct{}{}, s.etcd.Expel(ctx, m.ID)
-		}
-		if err := s.etcd.Expel(ctx, m.ID); err != nil {
-			return nil, err
-		}
-		s.log.Info("a server was removed", "name", name)
-		return struct{}{}, s.forgetServer(ctx, m.ID, is)
+		s.log.Info("a server is removed", "name", name)
+		return struct{}{}, s.expel(ctx, m.ID)
 	}
 	return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
 }

@@ -114,6 +114,8 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		p.hint(r)
 		return nil
 	}
+	_, err = os.Stat(joinFile(r))
+	joins := err == nil
 	if err = start(ctx, r, s, p); err != nil {
 		if _, e := (cluster.Host{}).Find(r.Name); created || errors.Is(e, cluster.ErrUnknown) {
 			// Nothing half done: a cluster that never came up, or was removed meanwhile, is removed again, its log kept
@@ -126,7 +128,9 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		return err
 	}
 	verb := "resumed"
-	if created {
+	if joins {
+		verb = "has one more server, this one,"
+	} else if created {
 		verb = "is up"
 	}
 	p.done("cluster %q %s in %.2f s: https://127.0.0.1:%d", r.Name, verb, time.Since(begin).Seconds(), r.APIPort)
