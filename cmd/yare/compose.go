@@ -59,7 +59,8 @@ type server struct {
 	sharing sync.Once
 	shared  chan struct{}
 	leaders []*leading
-	started atomic.Bool // the API server is up
+	started atomic.Bool // everything is up
+	leaving atomic.Bool // it is being removed, by itself
 }
 
 func newServer(c Config, r *cluster.Record, log *slog.Logger, n *notifier) *server {

@@ -55,7 +55,11 @@ func (s *server) presence() run.Component {
 			return nil
 		}
 		for ctx.Err() == nil {
-			if err := s.present(ctx); err != nil && ctx.Err() == nil {
+			if s.leaving.Load() {
+				_ = run.Pause(ctx, time.Second)
+				continue
+			}
+			if err := s.present(ctx); err != nil && ctx.Err() == nil && !s.leaving.Load() {
 				s.log.Warn("other servers do not know that this one is up", "err", err)
 			}
 			_ = run.Pause(ctx, time.Second)
@@ -259,6 +263,28 @@ func (s *server) forget(ctx context.Context) (map[string]bool, error) {
 		return nil, nil
 	}
 	return members, nil
+}
+
+// goes takes a node's server out of those that are up.
+func (s *server) goes(ctx context.Context, node string) error {
+	r, err := s.etcd.Client().Get(ctx, upPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read which servers are up: %w", err)
+	}
+	for _, kv := range r.Kvs {
+		if u, ok := s.readUp(string(kv.Key), kv.Value); !ok || u.node != node {
+			continue
+		}
+		if node == s.config.NodeName { // with the lease, so that present knows
+			_, err = s.etcd.Client().Revoke(ctx, clientv3.LeaseID(kv.Lease))
+		} else {
+			_, err = s.etcd.Client().Delete(ctx, string(kv.Key))
+		}
+		if err != nil {
+			return fmt.Errorf("say that server %s is not up: %w", node, err)
+		}
+	}
+	return nil
 }
 
 // names are the nodes' names of all members, by ID.

@@ -109,6 +109,7 @@ func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
 	case !s.started.Load():
 		return nil, busy{errors.New("the server is starting")}
 	case q.Admit == nil:
+		s.log.Warn("the cluster's keys are given to a server that is to join", "to", r.RemoteAddr)
 		return s.facts()
 	}
 	s.log.Info("a server joins", "node", q.Admit.Node, "peer", q.Admit.Peer, "from", r.RemoteAddr)
@@ -243,15 +244,30 @@ func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 }
 
 // expel removes a member. The database counts as up who has been so for five seconds: those who came up a moment ago are waited for.
-func (s *server) expel(ctx context.Context, id uint64) (err error) {
-	for end := time.Now().Add(10 * time.Second); ; {
-		if err = s.etcd.Expel(ctx, id); !errors.Is(err, etcd.ErrMajority) || time.Now().After(end) {
-			return err
-		}
-		if err := run.Pause(ctx, 500*time.Millisecond); err != nil {
+func (s *server) expel(ctx context.Context, id uint64, node string) (err error) {
+	if id == s.etcd.Self() { // afterwards it has no say
+		s.leaving.Store(true)
+		if err := s.goes(ctx, node); err != nil {
+			s.leaving.Store(false)
 			return err
 		}
 	}
+	for end := time.Now().Add(10 * time.Second); ; {
+		if err = s.etcd.Expel(ctx, id); !errors.Is(err, etcd.ErrMajority) || time.Now().After(end) {
+			break
+		}
+		if err := run.Pause(ctx, 500*time.Millisecond); err != nil {
+			break
+		}
+	}
+	switch {
+	case err != nil:
+		s.leaving.Store(false)
+		return err
+	case id != s.etcd.Self():
+		return s.goes(ctx, node)
+	}
+	return nil
 }
 
 // remove takes a server out of the cluster: itself, or another one that is gone.
@@ -281,7 +297,7 @@ func (s *server) remove(ctx context.Context, name string) (any, error) {
 			return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
 		}
 		s.log.Info("a server is removed", "name", name)
-		return struct{}{}, s.expel(ctx, m.ID)
+		return struct{}{}, s.expel(ctx, m.ID, is)
 	}
 	return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
 }
