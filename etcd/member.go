@@ -121,6 +121,11 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, ErrRemoved // whatever else stops it is an error of the two above
 		case <-tick.C:
 		}
+		// A new member has said its name by the message that ReadyNotify waits for, which is lost when others connect to it meanwhile, and then
+		// repeated seconds later. It has learned what there is when it knows itself to be a learner: see vote.
+		if self := m.Server.Cluster().Member(m.Server.MemberID()); self != nil && self.IsLearner && m.Server.Leader() != 0 && replayed() {
+			return v3client.New(m.Server), nil
+		}
 		if alone(m.Server) && replayed() && m.Server.Leader() == 0 {
 			e.stood.Add(1)
 			if err := stand(ctx, m.Server); err != nil {
@@ -220,7 +225,7 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 		c.TickMs, c.ElectionMs = 100, 1000
 	}
 	if t := uint(e.c.tick.Milliseconds()); t > 0 {
-		c.TickMs, c.ElectionMs = t, 10*t
+		c.TickMs, c.ElectionMs = t, 5*t
 	}
 	// The log is what makes writes durable; the database file may follow later.
 	c.BackendBatchInterval = 500 * time.Millisecond

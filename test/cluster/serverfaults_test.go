@@ -182,6 +182,20 @@ func addressesAtOnce(t *testing.T, s trio) {
 	}
 }
 
+// controllersWork sees one of the servers do what the leader does, after leaders have come and gone.
+func controllersWork(t *testing.T, s trio) {
+	if out, err := s[0].kubectl("create", "deployment", "none", "--image=none", "--replicas=0"); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	soon(t, 30*time.Second, "a ReplicaSet", func() error {
+		out, err := s[1].kubectl("get", "replicasets", "-l", "app=none", "-o", "name")
+		if err == nil && !strings.Contains(out, "replicaset.apps/none-") {
+			err = fmt.Errorf("there is %q", out)
+		}
+		return err
+	})
+}
+
 // agentProcess is `yare agent` on a machine.
 type agentProcess struct {
 	m   *machine

@@ -224,6 +224,7 @@ func TestServers(t *testing.T) {
 			return
 		}
 	}
+	t.Run("controllers", func(t *testing.T) { controllersWork(t, servers) })
 	t.Run("power cut", func(t *testing.T) {
 		for _, m := range servers {
 			m.signal(syscall.SIGKILL)
