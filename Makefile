@@ -97,6 +97,10 @@ soak: build setup ## 500 containers at once; 10,000 starts and removals in a row
 linear: build ## kill -9 the API server 200 times: what concurrent clients saw is linearizable
 	go test -C test/cluster -count=1 -timeout 60m -run TestLinear -linear-kills 200 -v ./...
 
+.PHONY: servers
+servers: build setup ## kill, cut off and pause the server that leads, of three, 30 times each: what clients saw is linearizable: FAULTS=
+	go test -C test/cluster -count=1 -timeout 120m -run TestServers -server-faults $(or $(FAULTS),30) -v ./...
+
 .PHONY: image-large
 image-large: ## pull images of 1 GB in 20 layers, gzip, zstd and eStargz, and compare all of what comes out
 	go test ./image -count=1 -timeout 20m -run TestPullWhole -large -v

@@ -85,6 +85,10 @@ const requestTimeout = time.Minute
 
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := s.deps.Open[r.URL.Path]; h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
 	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r)}
 	begin := time.Now()
 	defer func() {
@@ -102,6 +106,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.meter.observe(c, time.Since(begin))
 	}()
 	c.w.Header().Set("Cache-Control", "no-cache, private")
+	if s.deps.Led != nil && !s.deps.Led() {
+		c.w.Header().Set(NoMajority, "true")
+	}
 	if err := c.serve(begin); err != nil {
 		c.fail(err)
 	}

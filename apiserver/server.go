@@ -68,10 +68,17 @@ type Deps struct {
 	Health   *run.Health // may be nil
 	// Paths are served beside the API, by exact path, after authorization: /openid/v1/jwks and its kin. May be nil.
 	Paths map[string]http.Handler
-	Log   *slog.Logger
+	// Led says whether the database has a majority; answers say where it has none. May be nil: it always has.
+	Led func() bool
+	// Open are served by exact path to anybody, before authentication: what they are asked must prove itself. May be nil.
+	Open map[string]http.Handler
+	Log  *slog.Logger
 	// Metrics are served at /metrics, those of other components in this process among them. nil: our own alone.
 	Metrics *prometheus.Registry
 }
+
+// NoMajority is a header of answers of a server whose database has no majority: clients do better elsewhere.
+const NoMajority = "Yare-No-Majority"
 
 // Server is the API server, a run.Component.
 type Server struct {

@@ -22,8 +22,10 @@ import (
 const (
 	serviceNamespace = "kube-system"
 	serviceName      = "kube-dns"
-	managedBy        = "dns.yare.dev"
 )
+
+// ManagedBy is the label's value of the slices that servers publish, one for each node and family: whether the node is up is for others to say.
+const ManagedBy = "dns.yare.dev"
 
 // publish makes the Service and this node's EndpointSlices, trying again until they are
 // there: the namespace may be younger than the server.
@@ -106,7 +108,7 @@ func (s *Server) slice(ip netip.Addr, second bool) *discoveryv1.EndpointSlice {
 	if addr.Addr().Is4() {
 		typ = discoveryv1.AddressTypeIPv4
 	}
-	name, labels := serviceName, map[string]string{discoveryv1.LabelServiceName: serviceName, discoveryv1.LabelManagedBy: managedBy}
+	name, labels := serviceName, map[string]string{discoveryv1.LabelServiceName: serviceName, discoveryv1.LabelManagedBy: ManagedBy}
 	e := discoveryv1.Endpoint{Addresses: []string{addr.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}}
 	if s.c.NodeName != "" {
 		name += "-" + s.c.NodeName

@@ -1,7 +1,8 @@
 // Package etcd is the seam to etcd v3, the only thing that keeps state: a member that runs inside this process, or a
 // connection to endpoints elsewhere. It replaces the etcd program that upstream's API server needs beside it.
 //
-// Vocabulary: a member is one etcd server; this process runs at most one. Its alarm NOSPACE makes it refuse puts.
+// Vocabulary: a member is one etcd server; this process runs at most one. Its alarm NOSPACE makes it refuse puts. A new member of a cluster
+// learns what there is before it votes. See peer.go.
 //
 // Invariants:
 //   - A member acknowledges a write after it is on disk (Config.Ephemeral excepted).
@@ -9,7 +10,7 @@
 //   - Running out of disk is met before etcd meets it, since etcd ends the process then. See space.go.
 //   - etcd never ends this process: what it calls fatal is an error of Run.
 //
-// Layout of the data directory: member/ is etcd's own, lock and reserve are ours.
+// Layout of the data directory: member/ is etcd's own; lock, reserve and peers, the URL by which others reach the member, are ours.
 package etcd
 
 import (
@@ -23,6 +24,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"github.com/yare-dev/yare/run"
 )
@@ -46,6 +49,9 @@ type Config struct {
 	// MinFree is how many bytes the disk must have free for writes to be taken. Zero: 64 MiB.
 	MinFree int64
 
+	// Peer is how members of the same cluster reach each other; nil: this one is alone for ever.
+	Peer *Peer
+
 	// Endpoints are members elsewhere: https://10.0.0.1:2379.
 	Endpoints []string
 	// TLS is for connections to Endpoints; nil for http.
@@ -53,7 +59,7 @@ type Config struct {
 
 	Log *slog.Logger
 
-	tick time.Duration // of a member's clock, for tests. Zero: 500 ms
+	tick time.Duration // of a member's clock, for tests. Zero: 500 ms, or 100 ms where there are others
 }
 
 // Etcd is a run.Component.
@@ -63,6 +69,10 @@ type Etcd struct {
 	full   atomic.Bool
 	disk   atomic.Pointer[space] // of the member in this process
 	stood  atomic.Int64          // how often the member was told to stand for election
+
+	server atomic.Pointer[etcdserver.EtcdServer] // the member in this process, once it is ready
+	shared atomic.Bool                           // others may write. It is never taken back: what they wrote last may not have arrived
+	peers  *peers                                // of the member; nil where it is alone for ever
 }
 
 // New checks the configuration.
@@ -81,9 +91,6 @@ func New(c Config) (*Etcd, error) {
 	}
 	if c.MinFree == 0 {
 		c.MinFree = 64 << 20
-	}
-	if c.tick == 0 {
-		c.tick = 500 * time.Millisecond // few wake-ups: a single member's clock serves nobody but leases
 	}
 	return &Etcd{c: c}, nil
 }
@@ -110,7 +117,35 @@ func (e *Etcd) Client() *clientv3.Client {
 func (e *Etcd) KV() pb.KVClient { return e.access.Load().kv }
 
 // Exclusive says that only this process can write.
-func (e *Etcd) Exclusive() bool { return e.c.DataDir != "" && len(e.c.Listen) == 0 }
+func (e *Etcd) Exclusive() bool {
+	return e.c.DataDir != "" && len(e.c.Listen) == 0 && !e.shared.Load()
+}
+
+// Revision returns the revision of the database, as new as any write that was acknowledged before the call. Many callers at once are
+// one question to the other members. Preconditions: Run has called ready.
+func (e *Etcd) Revision(ctx context.Context) (int64, error) {
+	s := e.server.Load()
+	if s == nil {
+		// A linearizable read of a key that cannot exist; the answer's header tells the revision.
+		r, err := e.Client().Get(ctx, "\x00", clientv3.WithCountOnly())
+		if err != nil {
+			return 0, err
+		}
+		return r.Header.Revision, nil
+	}
+	for {
+		err := s.LinearizableReadNotify(ctx)
+		if err == nil {
+			return s.KV().Rev(), nil
+		}
+		if !errors.Is(err, etcderrors.ErrLeaderChanged) {
+			return 0, err
+		}
+		if err := run.Pause(ctx, 10*time.Millisecond); err != nil { // the new leader is asked
+			return 0, err
+		}
+	}
+}
 
 // Full says that puts must not be tried for want of disk space. It looks at the disk, since a second, the interval of
 // the check that raises the alarm, is enough to fill one.

@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 type started struct {
 	*Etcd
 	stop func() error
+	done chan error // how it ended
 }
 
 func tryStart(t testing.TB, c Config) (*started, error) {
@@ -52,7 +53,7 @@ func tryStart(t testing.TB, c Config) (*started, error) {
 	select {
 	case <-ready:
 		t.Cleanup(func() { _ = stop() })
-		return &started{e, stop}, nil
+		return &started{e, stop, done}, nil
 	case err := <-done:
 		cancel()
 		return nil, err

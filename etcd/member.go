@@ -46,14 +46,25 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if e.c.Peer != nil {
+		e.peers = newPeers(e, m.Server)
+		defer e.peers.close() // after the member, which may give its lead away at its end
+		if e.marked() {
+			if err := e.peers.open(); err != nil {
+				return err
+			}
+		}
+	}
 	client, err := e.lead(ctx, m, fatal)
 	if err != nil {
 		return err // what is left of the member cannot be waited for
 	}
-	if client == nil {
+	if client == nil || e.vote(ctx, m.Server) != nil {
 		m.Close()
 		return nil
 	}
+	e.shared.Store(len(m.Server.Cluster().Members()) > 1)
+	e.server.Store(m.Server)
 	e.access.Store(&access{client, adapter.KvServerToKvClient(v3rpc.NewQuotaKVServer(m.Server))})
 	e.disk.Store(sp)
 	if err := sp.check(ctx, m.Server); err != nil && ctx.Err() == nil {
@@ -86,7 +97,7 @@ func start(c *embed.Config, fatal <-chan error) (*embed.Etcd, error) {
 	}
 }
 
-// lead waits until the member is ready, which it is when it leads, and returns a client that calls it directly; nil
+// lead waits until the member is ready, which it is when it or another one leads, and returns a client that calls it directly; nil
 // when ctx ended.
 func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*clientv3.Client, error) {
 	// A member that is alone need not wait for an election timeout: it is told to stand for election at once, by the message
@@ -106,9 +117,16 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, err
 		case err := <-m.Err():
 			return nil, fmt.Errorf("start the member: %w", err)
+		case <-m.Server.StopNotify():
+			return nil, ErrRemoved // whatever else stops it is an error of the two above
 		case <-tick.C:
 		}
-		if len(m.Server.Cluster().Members()) == 1 && replayed() && m.Server.Leader() == 0 {
+		// A new member has said its name by the message that ReadyNotify waits for, which is lost when others connect to it meanwhile, and then
+		// repeated seconds later. It has learned what there is when it knows itself to be a learner: see vote.
+		if self := m.Server.Cluster().Member(m.Server.MemberID()); self != nil && self.IsLearner && m.Server.Leader() != 0 && replayed() {
+			return v3client.New(m.Server), nil
+		}
+		if alone(m.Server) && replayed() && m.Server.Leader() == 0 {
 			e.stood.Add(1)
 			if err := stand(ctx, m.Server); err != nil {
 				return nil, err
@@ -145,6 +163,9 @@ func (e *Etcd) serve(ctx context.Context, m *embed.Etcd, client *clientv3.Client
 	var wg sync.WaitGroup
 	wg.Go(func() { sp.watch(inner, m.Server) })
 	wg.Go(func() { e.defragment(inner, m.Server, client) })
+	if e.peers != nil {
+		wg.Go(func() { e.peers.tellAddress(inner) })
+	}
 	defer wg.Wait()
 	defer cancel()
 	select {
@@ -162,7 +183,11 @@ func (e *Etcd) serve(ctx context.Context, m *embed.Etcd, client *clientv3.Client
 		m.Close()
 		return fmt.Errorf("member stopped: %w", err)
 	case <-m.Server.StopNotify():
+		removed := m.Server.Cluster().Member(m.Server.MemberID()) == nil
 		m.Close()
+		if removed {
+			return ErrRemoved
+		}
 		return errors.New("member stopped by itself")
 	}
 }
@@ -172,10 +197,16 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	c := embed.NewConfig()
 	c.Name, c.Dir = e.c.Name, e.c.DataDir
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(e.c.Log, fatal))
-	// Nothing listens for peers. The address is only the member's name in its own list.
+	// Nothing listens for peers, until there are some; then we do, see peers. A first member's address is only its name in its own list.
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = nil, []url.URL{peer}
 	c.InitialCluster = c.Name + "=" + peer.String()
+	if p := e.c.Peer; p != nil {
+		c.PeerTLSInfo.CertFile, c.PeerTLSInfo.KeyFile, c.PeerTLSInfo.TrustedCAFile = p.File, p.File, p.CAFile
+		if err := e.joining(c); err != nil {
+			return nil, err
+		}
+	}
 	c.ListenClientUrls, c.AdvertiseClientUrls = nil, nil
 	for _, s := range e.c.Listen {
 		u, err := url.Parse(s)
@@ -188,11 +219,17 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = e.c.CertFile, e.c.KeyFile
 	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = e.c.CAFile, e.c.CAFile != ""
 	c.EnableGRPCGateway = false
-	c.TickMs = uint(e.c.tick.Milliseconds())
-	c.ElectionMs = 5 * c.TickMs
+	// Few wake-ups: a single member's clock serves nobody but leases.
+	c.TickMs, c.ElectionMs = 500, 2500
+	if e.marked() { // others wait for its heartbeats
+		c.TickMs, c.ElectionMs = 100, 1000
+	}
+	if t := uint(e.c.tick.Milliseconds()); t > 0 {
+		c.TickMs, c.ElectionMs = t, 5*t
+	}
 	// The log is what makes writes durable; the database file may follow later.
 	c.BackendBatchInterval = 500 * time.Millisecond
-	// Followers that could need old entries do not exist, so memory need not hold many; but more than are replayed after
+	// Followers that are far behind get a snapshot, so memory need not hold many entries; but more than are replayed after
 	// a start, so that none is dropped which raft may still look at. See lead.
 	c.SnapshotCount, c.SnapshotCatchUpEntries = 2500, 4000
 	c.QuotaBackendBytes = e.c.QuotaBytes
@@ -224,7 +261,11 @@ func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client 
 			continue
 		}
 		start := time.Now()
-		if _, err := client.Defragment(ctx, ""); err != nil {
+		err := e.alternately(ctx, client, func() error { _, err := client.Defragment(ctx, ""); return err })
+		if errors.Is(err, errOthersTurn) {
+			continue
+		}
+		if err != nil {
 			e.c.Log.Warn("defragmenting failed", "err", err)
 			continue
 		}

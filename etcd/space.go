@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"golang.org/x/sys/unix"
 )
@@ -135,8 +137,9 @@ func (s *space) check(ctx context.Context, srv *etcdserver.EtcdServer) error {
 	if err != nil {
 		return err
 	}
-	raised := len(srv.Alarms()) > 0
-	if raised { // by an earlier process too, whose reserve may have gone since
+	// By an earlier process too, whose reserve may have gone since. Another member's is that one's to end: until then etcd refuses puts.
+	raised := slices.ContainsFunc(srv.Alarms(), func(a *pb.AlarmMember) bool { return a.MemberID == uint64(srv.MemberID()) })
+	if raised {
 		s.e.full.Store(true)
 	}
 	fits := srv.Backend().Size() < s.e.c.QuotaBytes*9/10

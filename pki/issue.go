@@ -30,8 +30,20 @@ type Request struct {
 	User      string   // common name: the user's name in the API
 	Groups    []string // organisations: the user's groups in the API
 	Server    bool     // serves TLS; otherwise a client
+	Client    bool     // of a server that is also a client
 	Names     []string
 	Addresses []netip.Addr
+}
+
+// usages are what the certificate is for.
+func (r Request) usages() (us []x509.ExtKeyUsage) {
+	if r.Server {
+		us = append(us, x509.ExtKeyUsageServerAuth)
+	}
+	if r.Client || !r.Server {
+		us = append(us, x509.ExtKeyUsageClientAuth)
+	}
+	return us
 }
 
 // Authority signs certificates.
@@ -57,17 +69,13 @@ func (a *Authority) Issue(r Request) (key, cert []byte, err error) {
 		return nil, nil, fmt.Errorf("make key: %w", err)
 	}
 	now := time.Now()
-	usage := x509.ExtKeyUsageClientAuth
-	if r.Server {
-		usage = x509.ExtKeyUsageServerAuth
-	}
 	template := &x509.Certificate{
 		PublicKey:             private.Public(),
 		Subject:               pkix.Name{CommonName: r.User, Organization: r.Groups},
 		NotBefore:             now.Add(-skew),
 		NotAfter:              now.Add(leafLife),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{usage},
+		ExtKeyUsage:           r.usages(),
 		BasicConstraintsValid: true,
 		DNSNames:              r.Names,
 	}
@@ -107,10 +115,6 @@ func (a *Authority) valid(data []byte, r Request, now time.Time) (*pair, bool) {
 		return nil, false
 	}
 	c := p.cert.Leaf
-	usage := x509.ExtKeyUsageClientAuth
-	if r.Server {
-		usage = x509.ExtKeyUsageServerAuth
-	}
 	var addresses []netip.Addr
 	for _, ip := range c.IPAddresses {
 		addr, _ := netip.AddrFromSlice(ip)
@@ -123,7 +127,7 @@ func (a *Authority) valid(data []byte, r Request, now time.Time) (*pair, bool) {
 	}
 	ok := c.CheckSignatureFrom(a.cert) == nil &&
 		c.Subject.CommonName == r.User && sameSet(c.Subject.Organization, r.Groups) &&
-		slices.Contains(c.ExtKeyUsage, usage) &&
+		!slices.ContainsFunc(r.usages(), func(u x509.ExtKeyUsage) bool { return !slices.Contains(c.ExtKeyUsage, u) }) &&
 		sameSet(c.DNSNames, r.Names) && sameSet(addresses, unmapped(r.Addresses)) &&
 		!now.Before(c.NotBefore) && c.NotAfter.After(limit)
 	return p, ok

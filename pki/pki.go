@@ -10,6 +10,8 @@
 //	sa.pem       key that signs service account tokens    sa.pub   its public half
 //	front-proxy-ca.pem   the authority by which aggregated API servers know ours: whoever has a certificate of it speaks to
 //	             them for any user, so it signs nothing but front-proxy-client.pem
+//	etcd-ca.pem  the authority by which members of the database know each other, which signs nothing but their etcd-peer.pem;
+//	             etcd-ca.crt is the certificate alone
 //	<name>.pem   key and certificate of an identity, 0600
 //
 // Invariants:
@@ -17,6 +19,7 @@
 //   - Everything but the authorities and sa.pem is derived. Ensure re-issues what is missing, unreadable, not signed by
 //     its authority, for other names or addresses, or near its end; it never replaces an authority or sa.pem, whose loss would
 //     cut off every client: when they are damaged Ensure says so.
+//   - All servers of a cluster have the same authorities and sa.pem (Shared); everything else is each one's own.
 package pki
 
 import (
@@ -63,6 +66,7 @@ type PKI struct {
 	Dir        string
 	CA         *Authority
 	FrontProxy *Authority // signs the API server's identity towards aggregated API servers
+	Peers      *Authority // signs identities of members of the database
 
 	// ServiceAccounts signs service account tokens (ES256).
 	ServiceAccounts *ecdsa.PrivateKey
@@ -70,6 +74,7 @@ type PKI struct {
 	Server         *Identity // the API server's own certificate
 	KubeletClient  *Identity // the API server towards kubelets
 	ProxyClient    *Identity // the API server towards aggregated API servers, of the authority FrontProxy
+	Peer           *Identity // the database's member towards others, as server and as client, of the authority Peers
 	Admin          *Identity // system:masters
 	Controllers    *Identity // system:kube-controller-manager
 	Scheduler      *Identity // system:kube-scheduler
@@ -170,6 +175,9 @@ func (p *PKI) ensureRoots() (err error) {
 	if p.FrontProxy, err = ensureAuthority(p.Dir, "front-proxy-ca", "front-proxy-ca"); err != nil {
 		return err
 	}
+	if p.Peers, err = ensureAuthority(p.Dir, "etcd-ca", "etcd-ca"); err != nil {
+		return err
+	}
 	if p.ServiceAccounts, err = ensureSigner(p.Dir); err != nil {
 		return err
 	}
@@ -178,6 +186,9 @@ func (p *PKI) ensureRoots() (err error) {
 		return err
 	}
 	if err := writeIfChanged(filepath.Join(p.Dir, "ca.crt"), p.CA.PEM(), 0o644); err != nil {
+		return err
+	}
+	if err := writeIfChanged(p.PeerAuthorityFile(), p.Peers.PEM(), 0o644); err != nil {
 		return err
 	}
 	return writeIfChanged(filepath.Join(p.Dir, "sa.pub"), public, 0o644)
@@ -198,6 +209,7 @@ func (p *PKI) requests() []request {
 	rs := []request{
 		{"server", &p.Server, p.CA, p.config.server()},
 		{"front-proxy-client", &p.ProxyClient, p.FrontProxy, Request{User: ProxyClientName}},
+		{"etcd-peer", &p.Peer, p.Peers, Request{User: "etcd-peer", Server: true, Client: true, Addresses: p.config.Addresses}},
 		client("kubelet-client", &p.KubeletClient, "kube-apiserver-kubelet-client", "system:masters"),
 		client("admin", &p.Admin, "kubernetes-admin", "system:masters"),
 		client("controllers", &p.Controllers, "system:kube-controller-manager"),
@@ -259,6 +271,18 @@ func (p *PKI) ensure(i *Identity, r request) error {
 	}
 	i.current.Store(got)
 	return nil
+}
+
+// PeerFile holds the key and the certificate of Peer.
+func (p *PKI) PeerFile() string { return filepath.Join(p.Dir, "etcd-peer.pem") }
+
+// PeerAuthorityFile holds the certificate of Peers.
+func (p *PKI) PeerAuthorityFile() string { return filepath.Join(p.Dir, "etcd-ca.crt") }
+
+// PeerTLS returns what serves other members of the database, and nobody else.
+func (p *PKI) PeerTLS() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, ClientCAs: p.Peers.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+		GetCertificate: p.Peer.GetCertificate}
 }
 
 // Pool returns a pool that holds the CA alone.

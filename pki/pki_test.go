@@ -78,7 +78,7 @@ func TestEnsureIsIdempotentAndPrivate(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := os.FileMode(0o600)
-		if name == "ca.crt" || name == "sa.pub" {
+		if name == "ca.crt" || name == "etcd-ca.crt" || name == "sa.pub" {
 			want = 0o644
 		}
 		if st.Mode().Perm() != want {
@@ -165,7 +165,7 @@ func TestReissue(t *testing.T) {
 	}{
 		{"an address changed", func(_ *testing.T, _ string, c *Config) {
 			c.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.99")}
-		}, []string{"server.pem"}},
+		}, []string{"etcd-peer.pem", "server.pem"}},
 		{"the node's name changed", func(_ *testing.T, _ string, c *Config) { c.NodeName = "n2" },
 			[]string{"kubelet-serving.pem", "kubelet.pem"}},
 		{"order does not matter", func(_ *testing.T, _ string, c *Config) {
@@ -225,7 +225,8 @@ func TestCrashBetweenFiles(t *testing.T) {
 	t.Parallel()
 	whole := t.TempDir()
 	ensure(t, whole, config())
-	order := []string{"ca.pem", "front-proxy-ca.pem", "sa.pem", "ca.crt", "sa.pub", "server.pem", "front-proxy-client.pem", "kubelet-client.pem", "admin.pem",
+	order := []string{"ca.pem", "front-proxy-ca.pem", "etcd-ca.pem", "sa.pem", "ca.crt", "etcd-ca.crt", "sa.pub", "server.pem", "front-proxy-client.pem",
+		"etcd-peer.pem", "kubelet-client.pem", "admin.pem",
 		"controllers.pem", "scheduler.pem", "proxy.pem", "kubelet.pem", "kubelet-serving.pem"}
 	content := files(t, whole)
 	if len(content) != len(order)+1 { // and the lock
@@ -245,7 +246,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 		if n > 0 && !bytes.Equal(p.CA.PEM(), content["ca.crt"]) {
 			t.Errorf("after %d files: another authority", n)
 		}
-		if c := changed(content, files(t, dir)); n > 5 && slices.Contains(c, "server.pem") {
+		if c := changed(content, files(t, dir)); n > 7 && slices.Contains(c, "server.pem") {
 			t.Errorf("after %d files: server re-issued", n)
 		}
 		if _, err := os.Stat(filepath.Join(dir, ".x.pem.123")); err == nil {
@@ -256,7 +257,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 
 func TestDamagedRootsAreNotReplaced(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"ca.pem", "front-proxy-ca.pem", "sa.pem"} {
+	for _, name := range []string{"ca.pem", "front-proxy-ca.pem", "etcd-ca.pem", "sa.pem"} {
 		dir := t.TempDir()
 		ensure(t, dir, config())
 		truncate(t, dir, name)

@@ -57,6 +57,8 @@ var (
 	ErrTaken = errors.New("another kind is stored there")
 	// ErrRemoved says that the kind is not stored here, or no longer.
 	ErrRemoved = errors.New("not stored here")
+	// ErrUnavailable says that the database does not answer, for want of a majority perhaps. Nothing was written.
+	ErrUnavailable = errors.New("the database does not answer")
 	// ErrSlow says that a watcher fell further behind than it may.
 	ErrSlow = errors.New("watcher is too slow")
 )
@@ -83,7 +85,8 @@ type Backend interface {
 	// revision of the snapshot. ErrCompacted or ErrFuture where at is not kept or not reached.
 	Range(ctx context.Context, from, end string, limit int, at api.Revision) (kvs []KV, more bool, rev api.Revision, err error)
 	// Put sets key if its modification revision is want; want 0 means that it must not exist. It returns the new
-	// revision, or ErrConflict with the revision at which that was found. A ttl other than 0 removes the key after that time.
+	// revision, or ErrConflict with the revision at which that was found. A ttl other than 0 removes the key after that time. Put and Delete
+	// also depend on ctx's Condition: ErrFenced or ErrOvertaken where it does not hold, with the revision likewise.
 	Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error)
 	// Delete removes key if its modification revision is want; ErrConflict or ErrNotFound otherwise, with the revision at which
 	// that was found.

@@ -108,7 +108,7 @@ func (s *Store) Delete(ctx context.Context, k *api.Kind, key api.Key, want api.R
 
 // refused waits until the state because of which the database refused a write is published.
 func (s *Store) refused(ctx context.Context, rev api.Revision, err error) {
-	if rev > 0 && (errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound)) {
+	if rev > 0 && (errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrOvertaken)) {
 		_ = s.Wait(ctx, rev) // when ctx ends first, that is what the caller meets next
 	}
 }

@@ -36,6 +36,10 @@ import (
 type Config struct {
 	// APIServer is where this API server is reached from pods.
 	APIServer netip.AddrPort
+	// Shared says that there may be other servers: then whoever leads calls Endpoints with all of them, and nobody else says where they are. May be nil: never.
+	Shared func() bool
+	// Decide returns the context of writes that must not be overtaken by another server's, of what is read after the call. May be nil.
+	Decide func(ctx context.Context, what string) context.Context
 	// APIService is the Service's address.
 	APIService netip.Addr
 	// Services are the ranges of Services' addresses, the first of the family of APIServer and APIService.
@@ -121,6 +125,9 @@ func (b *Bootstrap) configMaps(ctx context.Context) error {
 
 // names gives the names of definitions to those that wait for them.
 func (b *Bootstrap) names(ctx context.Context) error {
+	if b.config.Decide != nil {
+		ctx = b.config.Decide(ctx, "definitions")
+	}
 	all, err := client.List[*apiextensionsv1.CustomResourceDefinition](ctx, b.client, client.Query{})
 	if err != nil {
 		return err
@@ -184,30 +191,41 @@ func (b *Bootstrap) classes(ctx context.Context) error {
 
 var apiService = api.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
 
-// service ensures the Service without selector, and the Endpoints and EndpointSlice that name the API server.
+// service ensures the Service without selector, and where this server is the only one, that it leads here.
 func (b *Bootstrap) service(ctx context.Context) error {
-	to := b.config.APIServer
-	port, proto, name, ready := int32(to.Port()), corev1.ProtocolTCP, "https", true
+	port := int32(b.config.APIServer.Port())
 	meta := metav1.ObjectMeta{Namespace: apiService.Namespace, Name: apiService.Name, Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"}}
 	err := ensure(ctx, b.client, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeClusterIP, ClusterIP: b.config.APIService.String(),
-		Ports: []corev1.ServicePort{{Name: name, Port: 443, Protocol: proto, TargetPort: intstr.FromInt32(port)}},
+		Ports: []corev1.ServicePort{{Name: portName, Port: 443, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(port)}},
 	}}, func(now, want *corev1.Service) {
 		now.Spec.Ports, now.Spec.Selector = want.Spec.Ports, nil
 	})
-	if err != nil {
+	if err != nil || b.config.Shared != nil && b.config.Shared() {
 		return err
 	}
-	meta.Labels = map[string]string{discoveryv1.LabelServiceName: apiService.Name}
+	return Endpoints(ctx, b.client, b.config.APIServer)
+}
+
+const portName = "https"
+
+// Endpoints ensures the Endpoints and the EndpointSlice that name the API servers. All have the port of the first.
+func Endpoints(ctx context.Context, c client.Client, servers ...netip.AddrPort) error {
+	port, proto, name := int32(servers[0].Port()), corev1.ProtocolTCP, portName
+	meta := metav1.ObjectMeta{Namespace: apiService.Namespace, Name: apiService.Name, Labels: map[string]string{discoveryv1.LabelServiceName: apiService.Name}}
 	family := discoveryv1.AddressTypeIPv4
-	if to.Addr().Is6() {
+	if servers[0].Addr().Is6() {
 		family = discoveryv1.AddressTypeIPv6
 	}
-	err = ensure(ctx, b.client, &discoveryv1.EndpointSlice{
-		ObjectMeta:  meta,
-		AddressType: family,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{to.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
-		Ports:       []discoveryv1.EndpointPort{{Name: &name, Protocol: &proto, Port: &port}},
+	var slice []discoveryv1.Endpoint
+	var addresses []corev1.EndpointAddress
+	for _, s := range servers {
+		slice = append(slice, discoveryv1.Endpoint{Addresses: []string{s.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}})
+		addresses = append(addresses, corev1.EndpointAddress{IP: s.Addr().String()})
+	}
+	err := ensure(ctx, c, &discoveryv1.EndpointSlice{
+		ObjectMeta: meta, AddressType: family, Endpoints: slice,
+		Ports: []discoveryv1.EndpointPort{{Name: &name, Protocol: &proto, Port: &port}},
 	}, func(now, want *discoveryv1.EndpointSlice) {
 		now.Labels, now.Endpoints, now.Ports = want.Labels, want.Endpoints, want.Ports
 	})
@@ -216,8 +234,8 @@ func (b *Bootstrap) service(ctx context.Context) error {
 	}
 	// The Endpoints of a Service without selector would be mirrored into a second slice but for this label.
 	meta.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
-	return ensure(ctx, b.client, &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{{
-		Addresses: []corev1.EndpointAddress{{IP: to.Addr().String()}},
+	return ensure(ctx, c, &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{{
+		Addresses: addresses,
 		Ports:     []corev1.EndpointPort{{Name: name, Protocol: proto, Port: port}},
 	}}}, func(now, want *corev1.Endpoints) {
 		now.Labels, now.Subsets = want.Labels, want.Subsets

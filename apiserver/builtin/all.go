@@ -51,6 +51,8 @@ type Deps struct {
 	Reserved []netip.Addr
 	// NodePorts is the first and last node port; 30000-32767 when zero.
 	NodePorts [2]int32
+	// ServerName tells this API server from others over the same database.
+	ServerName string
 
 	// Usage says what nodes and pods use, for metrics.k8s.io. Nil: the group is not served.
 	Usage *usage.Reader

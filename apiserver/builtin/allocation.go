@@ -19,6 +19,7 @@ import (
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/follow"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/store"
 )
 
 // allocator gives Services their cluster addresses and node ports.
@@ -32,8 +33,11 @@ import (
 // configured range has no addresses: which families there are is settled before, by servicefamilies.go. An IPAddress that
 // somebody else made takes its address away from Services; those that package bootstrap writes say what Services have.
 //
-// One API server allocates: two of them over one etcd could promise the same address at the same moment.
+// Of several API servers over one etcd, each allocates. Their writes depend on no other one having taken anything since the state that the choice was
+// made of (store.Allocated); who was overtaken chooses anew.
 type allocator struct {
+	store    *store.Store
+	own      string         // names this server among others
 	prefixes []netip.Prefix // configured, at most one of a family
 	reserved map[netip.Addr]bool
 	first    int32 // node ports
@@ -61,7 +65,7 @@ type claim struct {
 }
 
 func newAllocator(d Deps) *allocator {
-	a := &allocator{reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
+	a := &allocator{store: d.Store, own: d.ServerName, reserved: map[netip.Addr]bool{}, first: d.NodePorts[0], last: d.NodePorts[1],
 		used: map[claim]int{}, pending: map[claim]int{}, ranges: map[string][]netip.Prefix{}, closed: map[string]closed{}}
 	if a.last == 0 {
 		a.first, a.last = 30000, 32767
@@ -163,12 +167,13 @@ func claims(s *corev1.Service) (cs []claim) {
 }
 
 // hold is the Hold of Services: it fills in what now needs and does not name, and refuses what is taken.
-func (a *allocator) hold(_ context.Context, now, old *corev1.Service, _ bool) (*rest.Held, error) {
+func (a *allocator) hold(ctx context.Context, now, old *corev1.Service, _ bool) (*rest.Held, error) {
 	if now == nil {
 		return nil, nil // what a deleted Service had is free with its deletion
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	since := a.store.Revision() // or later
 	if err := a.follow.CatchUp(); err != nil {
 		return nil, fmt.Errorf("allocate for service %s: %w", api.KeyOf(now), err)
 	}
@@ -195,7 +200,7 @@ func (a *allocator) hold(_ context.Context, now, old *corev1.Service, _ bool) (*
 		t.giveBackLocked()
 	}
 	// Committed or not, the promise ends: the store knows by now.
-	return &rest.Held{Commit: end, Abort: end}, nil
+	return &rest.Held{Context: a.store.Allocated(ctx, "services", a.own, since), Commit: end, Abort: end}, nil
 }
 
 // taking is the allocation for one write.

@@ -23,6 +23,9 @@ const retryAtMost = 30 * time.Second
 // deleters is how many objects are deleted at once.
 const deleters = 64
 
+// othersKnow is upstream's figure of how long other API servers may take to hear that a definition ends.
+const othersKnow = 5 * time.Second
+
 // end deletes, beside all else, what c defines, and then lets c go.
 func (s *Server) end(ctx context.Context, c *apiextensionsv1.CustomResourceDefinition) {
 	if _, begun := s.ending[c.UID]; begun || !apihelpers.CRDHasFinalizer(c, apiextensionsv1.CustomResourceCleanupFinalizer) {
@@ -61,6 +64,11 @@ func (s *Server) finish(ctx context.Context, c *apiextensionsv1.CustomResourceDe
 				apihelpers.SetCRDCondition(c, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue,
 					Reason: "InstanceDeletionInProgress", Message: "CustomResource deletion is in progress"})
 			}); err != nil {
+				return err
+			}
+		}
+		if !s.d.Store.Exclusive() { // other servers that were about to create have done so, or know by then
+			if err := run.Pause(ctx, othersKnow); err != nil {
 				return err
 			}
 		}

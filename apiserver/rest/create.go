@@ -74,6 +74,10 @@ func (p *Pipeline) create(ctx context.Context, r *Request, o api.Object, made st
 	named.Key = api.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
 	r = &named
 	e := r.Any.r
+	// What admission goes by is as new as what other servers have acknowledged.
+	if err := p.store.Sync(ctx); err != nil {
+		return nil, storeError(err, r)
+	}
 	if err := p.terminating(r); err != nil {
 		return nil, err
 	}
@@ -188,7 +192,24 @@ func segment(name string, at *field.Path) (errs fieldErrors) {
 }
 
 func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
-	done, err := hold(ctx, r, o, nil)
+	for n := 0; ; n++ {
+		next := o
+		if r.Any.r.hold != nil { // which fills in what another attempt must choose anew
+			next = o.DeepCopyObject().(api.Object)
+		}
+		e, err := p.commitNew(ctx, r, next)
+		if !errors.Is(err, store.ErrOvertaken) || n == attempts {
+			return e, storeError(err, r)
+		}
+		if err := pause(ctx, n); err != nil {
+			return nil, storeError(err, r)
+		}
+	}
+}
+
+// commitNew is one attempt.
+func (p *Pipeline) commitNew(ctx context.Context, r *Request, o api.Object) (*store.Entry, error) {
+	commit, done, err := hold(ctx, r, o, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -203,18 +224,15 @@ func (p *Pipeline) commitCreate(ctx context.Context, r *Request, o api.Object) (
 		return &store.Entry{Object: o, Key: r.Key}, nil
 	}
 	again := r.slim(o)
-	entry, err := p.storeNew(ctx, r, o)
+	entry, err := p.storeNew(commit, r, o)
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
-		entry, err = p.storeNew(ctx, r, again)
+		entry, err = p.storeNew(commit, r, again)
 	}
 	done(err == nil)
 	if errors.Is(err, store.ErrConflict) {
 		return nil, r.exists(p.store.Snapshot(r.Any.Kept()).Get(r.Key))
 	}
-	if err != nil {
-		return nil, storeError(err, r)
-	}
-	return entry, nil
+	return entry, err
 }
 
 // exists says that there is such an object already; old is it, as far as it is known.

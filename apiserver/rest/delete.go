@@ -251,7 +251,7 @@ func finalizersFor(o api.Object, opts *metav1.DeleteOptions, e *erased) []string
 // commitDelete removes the object. Last is its final state where that differs from entry's, as when an update took
 // the last finalizer away.
 func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.Entry, last api.Object) (*store.Entry, error) {
-	done, err := hold(ctx, r, nil, entry.Object)
+	commit, done, err := hold(ctx, r, nil, entry.Object)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 		}
 		return entry, nil
 	}
-	e, err := p.store.Delete(ctx, r.Any.Kept(), entry.Key, entry.Revision)
+	e, err := p.store.Delete(commit, r.Any.Kept(), entry.Key, entry.Revision)
 	done(err == nil)
 	if last == nil {
 		return p.shownOne(ctx, r, e, err)

@@ -149,20 +149,28 @@ func storeError(err error, r *Request) error {
 		return apierrors.NewRequestEntityTooLargeError("the object is too large for the database")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return Timeout(err)
+	case errors.Is(err, store.ErrUnavailable):
+		return apierrors.NewServiceUnavailable(err.Error())
+	case errors.Is(err, store.ErrFenced), errors.Is(err, store.ErrOvertaken):
+		return apierrors.NewConflict(r.group(), r.Key.Name, err)
 	}
 	return apierrors.NewInternalError(fmt.Errorf("%s %q: %w", r.Any.Kind, r.Key.String(), err))
 }
 
-// hold runs the kind's Hold. The returned function has to be called with the outcome of the commit.
-func hold(ctx context.Context, r *Request, now, old api.Object) (func(ok bool), error) {
+// hold runs the kind's Hold. The commit has the returned context, and the returned function has to be called with its outcome.
+func hold(ctx context.Context, r *Request, now, old api.Object) (commit context.Context, done func(ok bool), err error) {
 	if r.Any.r.hold == nil {
-		return func(bool) {}, nil
+		return ctx, func(bool) {}, nil
 	}
 	h, err := r.Any.r.hold(ctx, now, old, r.DryRun)
 	if err != nil {
-		return nil, storeError(err, r)
+		return nil, nil, storeError(err, r)
 	}
-	return func(ok bool) {
+	commit = ctx
+	if h != nil && h.Context != nil {
+		commit = h.Context
+	}
+	return commit, func(ok bool) {
 		ctx := context.WithoutCancel(ctx)
 		switch {
 		case h == nil:

@@ -141,8 +141,10 @@ func (w Wanted) Selects(o api.Object) bool {
 
 // Held is the outcome of Resource.Hold. Exactly one of the two functions is called; either may be nil.
 type Held struct {
-	Commit func(ctx context.Context)
-	Abort  func(ctx context.Context)
+	// Context is what the commit has in place of Hold's own; nil: that. Where the commit is overtaken, Hold is called anew.
+	Context context.Context
+	Commit  func(ctx context.Context)
+	Abort   func(ctx context.Context)
 }
 
 // Column is one column of the Table form. The generic code adds Name before and puts Age where Age is set.

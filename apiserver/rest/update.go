@@ -145,7 +145,7 @@ func (p *Pipeline) modifyOnce(ctx context.Context, r *Request, mayCreate bool, c
 		return nil, false, err
 	}
 	e, err := p.commitUpdate(ctx, r, entry, now)
-	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrOvertaken) {
 		return nil, false, retry{storeError(err, r)}
 	}
 	return e, false, storeError(err, r)
@@ -364,7 +364,7 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 			return entry, nil
 		}
 	}
-	done, err := hold(ctx, r, now, old)
+	commit, done, err := hold(ctx, r, now, old)
 	if err != nil {
 		return nil, err
 	}
@@ -373,9 +373,9 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 		return &store.Entry{Object: now, Key: r.Key, Revision: entry.Revision}, nil
 	}
 	again := r.slim(now)
-	e, err := p.storeNext(ctx, r, now, entry.Revision)
+	e, err := p.storeNext(commit, r, now, entry.Revision)
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
-		e, err = p.storeNext(ctx, r, again, entry.Revision)
+		e, err = p.storeNext(commit, r, again, entry.Revision)
 	}
 	done(err == nil)
 	return e, err

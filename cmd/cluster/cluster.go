@@ -62,6 +62,11 @@ type Record struct {
 	SecondPodCIDR    netip.Prefix `json:"secondPodCIDR,omitzero"`
 	SecondServiceNet netip.Prefix `json:"secondServiceCIDR,omitzero"`
 	NodePorts        [2]int       `json:"nodePorts"` // first and last
+	// PeerPort is for other servers of the cluster: its members of the database. Nobody listens there as long as there are none. Clusters of older releases
+	// have none, 0.
+	PeerPort int `json:"peerPort,omitempty"`
+	// Joined says that this server is not the cluster's first: NodeRangesFile has its Node's ranges.
+	Joined bool `json:"joined,omitempty"`
 	// KubeletPort serves logs, exec and metrics to the API server.
 	KubeletPort int `json:"kubeletPort"`
 	// HealthzPort tells everybody on this host whether the kubelet lives. Clusters of older releases have none, 0.
@@ -248,6 +253,9 @@ type Wish struct {
 	APIPort         int
 	// PodCIDRs and ServiceCIDRs, of which CheckRanges had nothing to say.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
+	// NodePorts are given, and Joined is said, for a further server of a cluster elsewhere.
+	NodePorts [2]int
+	Joined    bool
 	// IPv6 says that pods have it although no range of PodCIDRs is of it: those are for the node of a cluster elsewhere.
 	IPv6 bool
 }
@@ -311,7 +319,7 @@ func (r *Record) agrees(w Wish) error {
 func (h Host) choose(w Wish, others []*Record) (*Record, error) {
 	r := &Record{
 		Name: w.Name, ID: rand.Text(), DataDir: w.DataDir, Kubeconfig: cmp.Or(w.Kubeconfig, w.UsualKubeconfig),
-		Ephemeral: w.Ephemeral != nil && *w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name),
+		Ephemeral: w.Ephemeral != nil && *w.Ephemeral, RunDir: filepath.Join(h.runDir(), w.Name), Joined: w.Joined,
 	}
 	if r.DataDir == "" {
 		r.DataDir = filepath.Join(h.varDir(), w.Name)

@@ -10,6 +10,7 @@ const (
 	firstAPIPort     = 6443
 	firstKubeletPort = 10250
 	firstHealthzPort = 10248
+	firstPeerPort    = 2380
 	// Each cluster of a host has its own share of upstream's usual NodePort range 30000-32767 and beyond; the
 	// first has all of upstream's.
 	firstNodePort = 30000
@@ -20,7 +21,7 @@ const (
 func (r *Record) choosePorts(w Wish, others []*Record) error {
 	used := map[int]string{}
 	for _, o := range others {
-		used[o.APIPort], used[o.KubeletPort], used[o.HealthzPort] = o.Name, o.Name, o.Name
+		used[o.APIPort], used[o.KubeletPort], used[o.HealthzPort], used[o.Peers()] = o.Name, o.Name, o.Name, o.Name
 	}
 	if w.APIPort != 0 {
 		if o := used[w.APIPort]; o != "" {
@@ -44,8 +45,13 @@ func (r *Record) choosePorts(w Wish, others []*Record) error {
 		r.APIPort = next(firstAPIPort)
 	}
 	r.KubeletPort, r.HealthzPort = next(firstKubeletPort), next(firstHealthzPort)
-	if r.APIPort == 0 || r.KubeletPort == 0 || r.HealthzPort == 0 {
-		return fmt.Errorf("no free port above %d", firstAPIPort)
+	r.PeerPort = next(firstPeerPort)
+	if r.APIPort == 0 || r.KubeletPort == 0 || r.HealthzPort == 0 || r.PeerPort == 0 {
+		return fmt.Errorf("no free port above %d", firstPeerPort)
+	}
+	if w.NodePorts != [2]int{} {
+		r.NodePorts = w.NodePorts
+		return nil
 	}
 	// NodePorts are rules, not listeners: every cluster sees only its own table, so shares keep them apart.
 	r.NodePorts = [2]int{firstNodePort, lastNodePort}
@@ -55,6 +61,14 @@ func (r *Record) choosePorts(w Wish, others []*Record) error {
 		r.NodePorts[1] = r.NodePorts[0] + share - 1
 	}
 	return nil
+}
+
+// Peers is the port for other servers.
+func (r *Record) Peers() int {
+	if r.PeerPort == 0 { // of an older release
+		return firstPeerPort + r.Index
+	}
+	return r.PeerPort
 }
 
 // free says whether the port can be listened on, on all addresses.

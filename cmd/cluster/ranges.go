@@ -3,10 +3,14 @@ package cluster
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/yare-dev/yare/linux/durable"
 	"github.com/yare-dev/yare/linux/link"
 )
 
@@ -35,8 +39,11 @@ func HasIPv6(ranges []netip.Prefix) bool {
 }
 
 // NodeRanges are the parts of PodCIDRs that this host's Node has: the first ones, which the node address controller gives to
-// the first Node.
+// the first Node; or, on a server that has joined, those that it was told.
 func (r *Record) NodeRanges() (ps []netip.Prefix) {
+	if told, err := r.toldRanges(); err == nil && len(told) > 0 {
+		return told
+	}
 	for _, p := range r.PodCIDRs() {
 		bits := 24
 		if p.Addr().Is6() {
@@ -45,6 +52,36 @@ func (r *Record) NodeRanges() (ps []netip.Prefix) {
 		ps = append(ps, netip.PrefixFrom(p.Masked().Addr(), max(bits, p.Bits())))
 	}
 	return ps
+}
+
+// NodeRangesFile is where the ranges of a server that has joined are kept, one a line.
+func (r *Record) NodeRangesFile() string { return filepath.Join(r.DataDir, "node-ranges") }
+
+// KeepNodeRanges writes them down, durably.
+func (r *Record) KeepNodeRanges(ps []netip.Prefix) error {
+	var b strings.Builder
+	for _, p := range ps {
+		fmt.Fprintln(&b, p)
+	}
+	return durable.Write(r.NodeRangesFile(), []byte(b.String()), 0o644)
+}
+
+func (r *Record) toldRanges() (ps []netip.Prefix, err error) {
+	if !r.Joined {
+		return nil, nil
+	}
+	b, err := os.ReadFile(r.NodeRangesFile())
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range strings.Fields(string(b)) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.NodeRangesFile(), err)
+		}
+		ps = append(ps, p)
+	}
+	return ps, nil
 }
 
 // DNSAddress is the Service address of the cluster's DNS that pods are told: the tenth of the main range.

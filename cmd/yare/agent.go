@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
 	"github.com/yare-dev/yare/api"
@@ -65,6 +65,9 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 				return err
 			}
 			defer unlock()
+			if err := a.balance(); err != nil {
+				return err
+			}
 			defer func() {
 				if a.init != nil {
 					a.init.Close()
@@ -87,6 +90,20 @@ the next start adopts them. 'yare down --name NAME' removes everything that it m
 	addEviction(c, &a.config)
 	a.addLog(c)
 	return c
+}
+
+// balance has the node go on with another API server when its own is gone.
+func (a *agent) balance() error {
+	u, err := url.Parse(a.join.Server)
+	if err != nil || u.Host == "" {
+		return fmt.Errorf("credentials: server %q is not https://HOST:PORT", a.join.Server)
+	}
+	at := u.Host
+	if u.Port() == "" {
+		at = net.JoinHostPort(u.Hostname(), "443")
+	}
+	a.join.servers = newBalance(at, filepath.Join(a.record.DataDir, "servers"), a.log)
+	return os.MkdirAll(a.record.DataDir, 0o711)
 }
 
 // run learns this node's range of pod addresses, which the network is made of, and runs everything else with it.
@@ -141,7 +158,7 @@ func (a *agent) compose(ranges []netip.Prefix) (run.Component, error) {
 		return nil, err
 	}
 	return run.InOrder("agent", run.InOrder("containers", builtin, runtime),
-		run.Together("node", kubelet, rules, policies, access, newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
+		run.Together("node", kubelet, rules, policies, access, a.join.servers.follow(access), newRoutes(a.join.Node, a.join.ClusterCIDR, access, a.log))), nil
 }
 
 // nodeKubelet is the kubelet as `yare server` has it, with the credentials of the file.
@@ -189,25 +206,24 @@ func (a *agent) podRanges(ctx context.Context) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	node := api.NodeKind.New().(*corev1.Node)
-	node.ObjectMeta = metav1.ObjectMeta{Name: a.join.Node}
-	// Nothing is to be placed on it before the kubelet has said what it has: no capacity, no pods.
-	if _, err := client.Create(ctx, access, node); err != nil && !apierrors.IsAlreadyExists(err) {
-		if ctx.Err() != nil {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("register node %s at %s: %w", a.join.Node, a.join.Server, err)
+	ranges, err := assignedRanges(ctx, access, a.join.Node, func() { a.log.Info("waiting for pod addresses", "node", a.join.Node) })
+	if err != nil {
+		return nil, fmt.Errorf("at %s: %w", a.join.Server, err)
 	}
-	// Ended with this wait; the kubelet has its own.
+	return ranges, nil
+}
+
+// waitRanges waits until the cluster has given a Node its ranges of pod addresses.
+func waitRanges(ctx context.Context, access client.Client, name string, waits func()) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	mine := client.Query{Fields: fields.OneTermEqualSelector("metadata.name", a.join.Node)}
+	mine := client.Query{Fields: fields.OneTermEqualSelector("metadata.name", name)}
 	for e, err := range access.Watch(ctx, api.NodeKind, mine, 0) {
 		if err != nil {
-			return nil, fmt.Errorf("wait for the pod addresses of node %s: %w", a.join.Node, err)
+			return nil, fmt.Errorf("wait for the pod addresses of node %s: %w", name, err)
 		}
 		if e.Op == client.Synced {
-			a.log.Info("waiting for pod addresses", "node", a.join.Node)
+			waits()
 		}
 		n, ok := e.Object.(*corev1.Node)
 		if !ok || e.Op == client.Deleted {

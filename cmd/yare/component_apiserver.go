@@ -110,7 +110,7 @@ func (f *apiServerFlags) server() (*server, error) {
 	if err := errors.Join(append(errs, f.config.validate())...); err != nil {
 		return nil, err
 	}
-	return &server{config: f.config, record: r, log: f.log, health: run.NewHealth(), notify: &notifier{}}, nil
+	return newServer(f.config, r, f.log, &notifier{}), nil
 }
 
 // apiServerAlone is the control plane of compose without its loops.
@@ -127,12 +127,12 @@ func (s *server) apiServerAlone(ctx context.Context) (run.Component, error) {
 		}
 	}
 	s.metrics = prometheus.NewRegistry()
-	state, err := s.state()
+	state, err := s.state(nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.apiServer(); err != nil {
 		return nil, err
 	}
-	return run.InOrder("apiserver", append(state, run.GiveBack(), s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()), s.aggregator, run.Together("settings", s.files...))...), nil
+	return run.InOrder("apiserver", append(state, run.GiveBack(), s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()), s.aggregator, run.Together("servers", s.presence(), s.endpoints()), run.Together("settings", s.files...))...), nil
 }

@@ -39,6 +39,9 @@ type join struct {
 	Kubelet string `json:"kubelet"`
 	Proxy   string `json:"proxy"`
 	Serving string `json:"serving"`
+
+	// servers leads to the one of several API servers that answers; nil: Server is the only one.
+	servers *balance
 }
 
 // listed is a list in one text, with commas: files of clusters of one family are as they were before there were two.
@@ -254,7 +257,11 @@ func (j *join) rest(user string) (*rest.Config, error) {
 	if _, err := tls.X509KeyPair(pem, pem); err != nil {
 		return nil, fmt.Errorf("credentials of node %s: %w", j.Node, err)
 	}
-	return &rest.Config{Host: j.Server, TLSClientConfig: rest.TLSClientConfig{CAData: []byte(j.Authority), CertData: pem, KeyData: pem}}, nil
+	c := &rest.Config{Host: j.Server, TLSClientConfig: rest.TLSClientConfig{CAData: []byte(j.Authority), CertData: pem, KeyData: pem}}
+	if j.servers != nil {
+		j.servers.through(c)
+	}
+	return c, nil
 }
 
 // serving is what the kubelet's server needs.

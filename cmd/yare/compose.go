@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientrest "k8s.io/client-go/rest"
@@ -41,6 +43,7 @@ type server struct {
 
 	pki       *pki.PKI
 	addresses []netip.Addr // of this host, one of each family of the cluster's, the main one first
+	etcd      *etcd.Etcd
 	store     *store.Store
 	api       *apiserver.Server
 	// callout reaches webhooks.
@@ -51,6 +54,17 @@ type server struct {
 	metrics    *prometheus.Registry // of all components of this process
 	files      []run.Component      // settings' files that may change while it runs
 	proxies    []byte               // authorities of front proxies
+
+	// Of several servers of one cluster. shared is closed once there may be others, where that was not so at the start.
+	sharing sync.Once
+	shared  chan struct{}
+	leaders []*leading
+	started atomic.Bool // everything is up
+	leaving atomic.Bool // it is being removed, by itself
+}
+
+func newServer(c Config, r *cluster.Record, log *slog.Logger, n *notifier) *server {
+	return &server{config: c, record: r, log: log, health: run.NewHealth(), notify: n, shared: make(chan struct{})}
 }
 
 // compose wires the components. This function is the picture of doc/ARCHITECTURE.md in Go: what starts before what, and who is given
@@ -59,8 +73,12 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	if err := s.prepare(ctx, s.record.PodCIDRs()); err != nil {
 		return nil, err
 	}
+	join, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
 	s.metrics = prometheus.NewRegistry()
-	state, err := s.state()
+	state, err := s.state(join)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +101,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
-		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.controllers(), s.scheduler(), services, s.watch(policies), s.watch(kubelet)),
+		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.presence(), s.controllers(), s.scheduler(), services, s.watch(policies), s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
 }
@@ -142,8 +160,8 @@ func (s *server) prepare(ctx context.Context, ranges []netip.Prefix) (err error)
 	return pki.MergeKubeconfig(ctx, s.record.Kubeconfig, admin)
 }
 
-// state is etcd and the store over it, in the order of starting.
-func (s *server) state() ([]run.Component, error) {
+// state is etcd and the store over it, in the order of starting. Join are the members of which this server's becomes one.
+func (s *server) state(join []etcd.Member) ([]run.Component, error) {
 	c := etcd.Config{Log: s.log, Ephemeral: s.record.Ephemeral, Endpoints: s.config.EtcdEndpoints}
 	if len(c.Endpoints) > 0 {
 		var err error
@@ -152,11 +170,20 @@ func (s *server) state() ([]run.Component, error) {
 		}
 	} else {
 		c.DataDir, c.Name = filepath.Join(s.record.DataDir, "etcd"), s.record.Name
+		if s.record.Joined {
+			c.Name = s.record.ID // the first one's is the cluster's name on its host, which may be the same here
+		}
+		if s.record.PodCIDR.IsValid() { // `yare apiserver` has no record, and is alone
+			c.Peer = s.peer()
+			c.Peer.Join = join
+		}
 	}
 	e, err := etcd.New(c)
 	if err != nil {
 		return nil, err
 	}
+	s.etcd = e
+	s.health.Probe("quorum", e.Led)
 	backend, err := s.sealed(etcdkv.New(e))
 	if err != nil {
 		return nil, err
@@ -180,10 +207,20 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 
 func (s *server) bootstrap() run.Component {
 	return bootstrap.New(bootstrap.Config{
-		APIServer: netip.AddrPortFrom(s.addresses[0], uint16(s.record.APIPort)), APIService: s.record.APIAddress(), Services: s.record.ServiceCIDRs(),
+		APIServer: netip.AddrPortFrom(s.addresses[0], uint16(s.record.APIPort)),
+		Shared:    func() bool { return !s.store.Exclusive() },
+		Decide: func(ctx context.Context, what string) context.Context {
+			return s.store.Allocated(ctx, what, s.serverName(), s.store.Revision())
+		},
+		APIService: s.record.APIAddress(), Services: s.record.ServiceCIDRs(),
 		ClientCA: s.pki.CA.PEM(), FrontProxy: s.config.APIServer.RequestHeader, FrontProxyAuthorities: s.proxies,
 		ProxyClientCA: s.pki.FrontProxy.PEM(), ProxyClientName: pki.ProxyClientName,
 	}, s.admin(), s.log)
+}
+
+// serverName tells this server from others over the same database.
+func (s *server) serverName() string {
+	return netip.AddrPortFrom(s.addresses[0], uint16(s.record.APIPort)).String()
 }
 
 // listen opens the API's port before anything else is started, so that a port in use is told at once.

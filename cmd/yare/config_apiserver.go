@@ -1,10 +1,15 @@
 package main
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+
 	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/apiserver/audit"
 	"github.com/yare-dev/yare/apiserver/authn"
+	"github.com/yare-dev/yare/linux/durable"
 )
 
 // APIServerConfig are the settings of the API server that files of upstream's forms hold, and its audit log.
@@ -77,4 +82,44 @@ func (c *APIServerConfig) flags(to *cobra.Command) {
 	l.IntVar(&c.AuditLogMaxAge, "audit-log-maxage", 0, "days for which old files are kept (default: for ever)")
 	l.IntVar(&c.AuditLogMaxBackups, "audit-log-maxbackup", 0, "how many old files are kept (default: all)")
 	l.StringVar(&c.AuditWebhookConfig, "audit-webhook-config-file", "", "kubeconfig of a service that gets audit events in batches")
+}
+
+// files are the settings that name a file to be read, by field.
+func (c *APIServerConfig) files() map[string]*string {
+	return map[string]*string{
+		"authenticationConfig": &c.AuthenticationConfig, "clientCAFile": &c.RequestHeader.ClientCAFile, "tokenWebhookConfig": &c.TokenWebhookConfig,
+		"authorizationConfig": &c.AuthorizationConfig, "admissionConfig": &c.AdmissionConfig, "encryptionConfig": &c.EncryptionConfig,
+		"auditPolicy": &c.AuditPolicy, "auditWebhookConfig": &c.AuditWebhookConfig,
+	}
+}
+
+// read returns the content of each file, for another server. What these files name in turn, such as sockets, that one has to have itself.
+func (c *APIServerConfig) read() (map[string][]byte, error) {
+	all := map[string][]byte{}
+	for field, path := range c.files() {
+		if *path == "" {
+			continue
+		}
+		b, err := os.ReadFile(*path)
+		if err != nil {
+			return nil, fmt.Errorf("apiServer.%s: %w", field, err)
+		}
+		all[field] = b
+	}
+	return all, nil
+}
+
+// write puts into dir what another server's read has returned, and has the settings name these files.
+func (c *APIServerConfig) write(dir string, all map[string][]byte) error {
+	for field, path := range c.files() {
+		b, given := all[field]
+		if !given {
+			continue
+		}
+		*path = filepath.Join(dir, field)
+		if err := durable.Write(*path, b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }

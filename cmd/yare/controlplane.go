@@ -88,6 +88,10 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	for path, d := range documents {
 		paths[path] = d
 	}
+	var open map[string]http.Handler
+	if s.record.PodCIDR.IsValid() { // not of `yare apiserver`
+		paths[serversPath], open = s.serversHandler(), map[string]http.Handler{joinPath: s.joinHandler()}
+	}
 	access, err := s.access(tokens, self)
 	if err != nil {
 		return apiserver.Deps{}, err
@@ -115,7 +119,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 	})
 	streams := connect.Deps{Store: s.store, Kubelet: s.pki.ClientTLS(s.pki.KubeletClient)}
 	return apiserver.Deps{
-		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Metrics: s.metrics,
+		Store: s.store, Health: s.health, Log: s.log, Paths: paths, Open: open, Led: s.etcd.Led, Metrics: s.metrics,
 		Authenticators: access.authenticators(s.pki.Pool(), tokens.Audiences()),
 		Anonymous:      access.anonymous,
 		FrontProxy:     s.config.APIServer.RequestHeader,
@@ -129,6 +133,7 @@ func (s *server) apiDeps(self client.Client) (apiserver.Deps, error) {
 			CheckTypes: policy.BuiltinTypes().Check,
 			Services:   s.record.ServiceCIDRs(), Pods: s.record.PodCIDRs(), Reserved: append(s.record.DNSAddresses(), s.record.APIAddress()),
 			NodePorts:  [2]int32{int32(s.record.NodePorts[0]), int32(s.record.NodePorts[1])},
+			ServerName: s.serverName(),
 			Usage:      usage.New(usage.Deps{Store: s.store, Get: connect.NewKubelet(streams).Get, Log: s.log}),
 			PodStreams: connect.Pods(streams), NodeStreams: connect.Nodes(streams), ServiceStreams: connect.Services(streams),
 		}),
@@ -140,28 +145,33 @@ func (s *server) customResources() run.Component {
 	return crd.NewServer(crd.Deps{Store: s.store, Serve: s.api.Serve, Remove: s.api.Remove, Client: s.admin(), Hooks: s.callout, Log: s.log})
 }
 
-// controllers are the loops of the controller manager, with the events that they record.
+// controllers are the loops of the controller manager, with the events that they record, on the server that leads.
 func (s *server) controllers() run.Component {
-	c := localAccounts{Reader: s.admin(), manager: s.client("system:kube-controller-manager"), server: s}
-	recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
-	all := controllers.All(controllers.Deps{
-		Deps:            reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: reconcile.NewMetrics(s.metrics)},
-		RootCA:          s.pki.CA.PEM(),
-		Nodes:           nodeipam.Config{Clusters: s.record.PodCIDRs()},
-		SecretToken:     secretTokens(s.pki.ServiceAccounts),
-		SignCertificate: s.pki.CA.Sign,
-		LocalVolumes:    true,
-		LoadBalancer:    s.config.ServiceLoadBalancer.config(s.record.APIPort),
-		Aggregated: func(ctx context.Context, gv schema.GroupVersion, path string, query url.Values) ([]byte, bool, error) {
-			return s.aggregator.Ask(ctx, authn.ServiceAccount(metav1.NamespaceSystem, "horizontal-pod-autoscaler", ""), gv, path, query)
-		},
-	})
-	return s.watch(run.Together("controllers", append(all, recorder)...))
+	metrics := reconcile.NewMetrics(s.metrics)
+	return s.watch(run.Func("controllers", s.leading("kube-controller-manager", func() (run.Component, error) {
+		c := localAccounts{Reader: s.admin(), manager: s.client("system:kube-controller-manager"), server: s}
+		recorder := events.New(c, "controller-manager", s.config.NodeName, s.log)
+		all := controllers.All(controllers.Deps{
+			Deps:            reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: s.log, Metrics: metrics},
+			RootCA:          s.pki.CA.PEM(),
+			Nodes:           nodeipam.Config{Clusters: s.record.PodCIDRs()},
+			SecretToken:     secretTokens(s.pki.ServiceAccounts),
+			SignCertificate: s.pki.CA.Sign,
+			LocalVolumes:    true,
+			LoadBalancer:    s.config.ServiceLoadBalancer.config(s.record.APIPort),
+			Aggregated: func(ctx context.Context, gv schema.GroupVersion, path string, query url.Values) ([]byte, bool, error) {
+				return s.aggregator.Ask(ctx, authn.ServiceAccount(metav1.NamespaceSystem, "horizontal-pod-autoscaler", ""), gv, path, query)
+			},
+		})
+		return run.Together("controllers", append(all, recorder, s.endpoints())...), nil
+	}).Run))
 }
 
-// scheduler gives pods their nodes.
+// scheduler gives pods their nodes, on the server that leads.
 func (s *server) scheduler() run.Component {
-	c := s.client("system:kube-scheduler")
-	recorder := events.New(c, "default-scheduler", s.config.NodeName, s.log)
-	return s.watch(run.Together("scheduler", scheduler.New(scheduler.Config{Client: c, Events: recorder, Log: s.log, Seed: rand.Uint64()}), recorder))
+	return s.watch(run.Func("scheduler", s.leading("kube-scheduler", func() (run.Component, error) {
+		c := s.client("system:kube-scheduler")
+		recorder := events.New(c, "default-scheduler", s.config.NodeName, s.log)
+		return run.Together("scheduler", scheduler.New(scheduler.Config{Client: c, Events: recorder, Log: s.log, Seed: rand.Uint64()}), recorder), nil
+	}).Run))
 }

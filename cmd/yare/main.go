@@ -72,7 +72,8 @@ func command() *cobra.Command {
 		&cobra.Group{ID: "component", Title: "One component alone, with upstream's peers:"})
 	root.AddCommand(
 		upCommand(), downCommand(), serverCommand(), statusCommand(), configCommand(),
-		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand(), versionCommand())
+		kubectlCommand(), imageCommand(), agentCommand(), nodeCredentialsCommand(),
+		serverTokenCommand(), serverRemoveCommand(), versionCommand())
 	root.AddCommand(componentCommands()...)
 	explain(root)
 	return root

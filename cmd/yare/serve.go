@@ -15,12 +15,14 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
 	"github.com/yare-dev/yare/run"
 )
 
 func serverCommand() *cobra.Command {
 	var file, name string
 	var existing bool
+	var j joinFlags
 	c := &cobra.Command{
 		Use: "server", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Run a cluster in the foreground, for systemd",
@@ -38,6 +40,14 @@ SIGTERM ends the server and leaves the containers running.`,
 			if err != nil {
 				return err
 			}
+			if err := j.check(); err != nil {
+				return err
+			}
+			if j.server != "" {
+				if s, err = j.serverOf(c.Context(), s); err != nil {
+					return err
+				}
+			}
 			return serve(c.Context(), s, existing)
 		},
 	}
@@ -45,6 +55,7 @@ SIGTERM ends the server and leaves the containers running.`,
 	c.Flags().StringVar(&name, "name", "", "name of the cluster (in place of the file's)")
 	c.Flags().BoolVar(&existing, "existing", false, "make no cluster: 'yare up' has, and it may have been removed since")
 	_ = c.Flags().MarkHidden("existing")
+	j.add(c)
 	return c
 }
 
@@ -76,7 +87,7 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		return err
 	}
 	klog.SetSlogLogger(slog.New(demoted{log.Handler()}))
-	s := &server{config: config.Config, record: r, log: log, health: run.NewHealth(), notify: notify}
+	s := newServer(config.Config, r, log, notify)
 	defer s.close()
 	all, err := s.compose(ctx)
 	if err != nil {
@@ -93,6 +104,8 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 				return
 			}
 		}
+		s.started.Store(true)
+		_ = os.Remove(joinFile(r)) // it is a member now; what is left of the token ends by itself
 		log.Info("ready", "cluster", r.Name)
 		notify.say("ready")
 		notify.close()
@@ -100,6 +113,10 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 	})
 	if err == nil || errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
+	}
+	if errors.Is(err, etcd.ErrRemoved) {
+		_ = os.WriteFile(removedFile(r), nil, 0o600) // else 'yare down' asks for --force
+		return fmt.Errorf("%w: 'yare down%s' removes what is left of it here; then it can join anew", err, nameFlag(r.Name))
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -174,5 +191,8 @@ func (d demoted) Handle(ctx context.Context, r slog.Record) error {
 
 func (d demoted) WithAttrs(as []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(as)} }
 func (d demoted) WithGroup(name string) slog.Handler    { return demoted{d.Handler.WithGroup(name)} }
+
+// removedFile says that the other servers have removed this one.
+func removedFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "removed") }
 
 func adminKubeconfig(r *cluster.Record) string { return filepath.Join(r.DataDir, "admin.kubeconfig") }

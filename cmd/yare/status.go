@@ -39,6 +39,7 @@ type status struct {
 	KubeletDir string            `json:"kubeletDir"` // that drivers of storage have to know
 	Ephemeral  bool              `json:"ephemeral"`
 	Components []componentStatus `json:"components,omitempty"`
+	Servers    []serverStatus    `json:"servers,omitempty"` // of several
 	Processes  []processStatus   `json:"processes,omitempty"`
 	MemoryMB   float64           `json:"memoryMB"`   // proportional set size of all our processes
 	CPUPercent float64           `json:"cpuPercent"` // of one core, since they started
@@ -147,6 +148,10 @@ func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 	var err error
 	if s.Components, err = health(ctx, r); err != nil {
 		s.Components = []componentStatus{{"apiserver", err.Error()}}
+	}
+	// Whoever cannot say it is told about above.
+	if err := askServer(ctx, r, http.MethodGet, "", &s.Servers); err != nil || len(s.Servers) < 2 {
+		s.Servers = nil
 	}
 	pids, err := ourProcesses(r, s.PID)
 	if err != nil {
@@ -282,6 +287,18 @@ func (s *status) print(w io.Writer) error {
 	fmt.Fprintln(t, "\nCOMPONENT\tHEALTH")
 	for _, c := range s.Components {
 		fmt.Fprintf(t, "%s\t%s\n", c.Name, c.Health)
+	}
+	if len(s.Servers) > 0 {
+		fmt.Fprintln(t, "\nSERVER\tSTATE\tADDRESS FOR OTHERS")
+	}
+	for _, o := range s.Servers {
+		if o.Leader {
+			o.State += ", leads the database"
+		}
+		if o.Self {
+			o.Name += " (this one)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", o.Name, o.State, o.URL)
 	}
 	fmt.Fprintln(t, "\nPROCESS\tPID\tMEMORY\tCPU TIME")
 	for _, p := range s.Processes {

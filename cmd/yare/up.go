@@ -28,6 +28,7 @@ func upCommand() *cobra.Command {
 	var w cluster.Wish
 	var file string
 	var ephemeral bool
+	var j joinFlags
 	c := &cobra.Command{
 		Use: "up", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Start a cluster in the background",
@@ -40,7 +41,8 @@ Settings of --config ('yare config --help' says what there is) stay with the clu
 has them too, until another file is given. /dev/null has none. A cluster that does not start with them keeps those that it had.`,
 		Example: `  yare up
   yare up --config /etc/yare.yaml
-  yare up --name test --ephemeral          # a second one, without waiting for the disk`,
+  yare up --name test --ephemeral          # a second one, without waiting for the disk
+  yare up --join https://192.168.1.10:6443 --token TOKEN    # a further server of a cluster: 'yare server-token' there prints this`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := requireRoot(); err != nil {
 				return err
@@ -62,6 +64,12 @@ has them too, until another file is given. /dev/null has none. A cluster that do
 					return err
 				}
 			}
+			if err := j.check(); err != nil {
+				return err
+			}
+			if j.server != "" {
+				return j.up(c.Context(), w, s, newProgress(c.OutOrStdout()))
+			}
 			return up(c.Context(), w, s, newProgress(c.OutOrStdout()))
 		},
 	}
@@ -72,6 +80,7 @@ has them too, until another file is given. /dev/null has none. A cluster that do
 	f.StringVar(&file, "config", "", "YAML file with the settings (default: those of the cluster's last start)")
 	f.BoolVar(&ephemeral, "ephemeral", false, "do not wait for the disk; a power cut may lose the cluster")
 	f.IntVar(&w.APIPort, "api-port", 0, "port of the API (default 6443 or the next free one)")
+	j.add(c)
 	return c
 }
 
@@ -105,6 +114,8 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		p.hint(r)
 		return nil
 	}
+	_, err = os.Stat(joinFile(r))
+	joins := err == nil
 	if err = start(ctx, r, s, p); err != nil {
 		if _, e := (cluster.Host{}).Find(r.Name); created || errors.Is(e, cluster.ErrUnknown) {
 			// Nothing half done: a cluster that never came up, or was removed meanwhile, is removed again, its log kept
@@ -117,7 +128,9 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		return err
 	}
 	verb := "resumed"
-	if created {
+	if joins {
+		verb = "has one more server, this one,"
+	} else if created {
 		verb = "is up"
 	}
 	p.done("cluster %q %s in %.2f s: https://127.0.0.1:%d", r.Name, verb, time.Since(begin).Seconds(), r.APIPort)

@@ -46,12 +46,14 @@ func (b *Backend) Exclusive() bool { return b.e.Exclusive() }
 
 // Revision is part of store.Backend.
 func (b *Backend) Revision(ctx context.Context) (api.Revision, error) {
-	// A linearizable read of a key that cannot exist; the answer's header tells the revision.
-	r, err := b.e.Client().Get(ctx, "\x00", clientv3.WithCountOnly())
+	rev, err := b.e.Revision(ctx)
 	if err != nil {
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
 		return 0, read(err)
 	}
-	return api.Revision(r.Header.Revision), nil
+	return api.Revision(rev), nil
 }
 
 // Range is part of store.Backend.
@@ -84,7 +86,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 		}
 	}
 	r, err := b.commit(ctx, key, want,
-		&pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(key), Value: value, Lease: int64(id)}}}, nil)
+		&pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(key), Value: value, Lease: int64(id)}}})
 	switch {
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		// The lease ended early, for example by an administrator; the next write takes a new one.
@@ -93,6 +95,9 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 	case err != nil:
 		return 0, write(err)
 	case !r.Succeeded:
+		if why := failed(store.ConditionOf(ctx), r, want); why != nil {
+			return api.Revision(r.Header.Revision), why
+		}
 		return api.Revision(r.Header.Revision), store.ErrConflict
 	}
 	return api.Revision(r.Header.Revision), nil
@@ -104,32 +109,80 @@ func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (ap
 		want = -1 // no key has it; zero is that of those which do not exist
 	}
 	r, err := b.commit(ctx, key, want,
-		&pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)}}},
-		&pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key), CountOnly: true}}})
+		&pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)}}}, keyOnly(key))
 	switch {
 	case err != nil:
 		return 0, write(err)
 	case r.Succeeded:
 		return api.Revision(r.Header.Revision), nil
-	case r.Responses[0].GetResponseRange().GetCount() == 0:
+	}
+	if why := failed(store.ConditionOf(ctx), r, want); why != nil {
+		return api.Revision(r.Header.Revision), why
+	}
+	if len(r.Responses[0].GetResponseRange().GetKvs()) == 0 {
 		return api.Revision(r.Header.Revision), store.ErrNotFound
 	}
 	return api.Revision(r.Header.Revision), store.ErrConflict
 }
 
-// commit does then if the key's modification revision is want, or otherwise, which may be nil.
-func (b *Backend) commit(ctx context.Context, key string, want api.Revision, then, otherwise *pb.RequestOp) (*pb.TxnResponse, error) {
+// keyOnly asks for a key's revision.
+func keyOnly(key string) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key), KeysOnly: true}}}
+}
+
+// commit does then if the key's modification revision is want and ctx's condition holds, or otherwise.
+func (b *Backend) commit(ctx context.Context, key string, want api.Revision, then *pb.RequestOp, otherwise ...*pb.RequestOp) (*pb.TxnResponse, error) {
 	r := &pb.TxnRequest{
 		Compare: []*pb.Compare{{
 			Key: []byte(key), Result: pb.Compare_EQUAL, Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: int64(want)},
 		}},
 		Success: []*pb.RequestOp{then},
+		Failure: otherwise,
 	}
-	if otherwise != nil {
-		r.Failure = []*pb.RequestOp{otherwise}
+	if c := store.ConditionOf(ctx); c != (store.Condition{}) {
+		condition(r, c, key)
 	}
 	answer, err := b.e.KV().Txn(ctx, r)
 	return answer, clientv3.ContextError(ctx, err)
+}
+
+// condition adds c to a transaction. Where that fails, the first answers are the revision of the written key and the value of c.Key, so that it
+// can be told why.
+func condition(r *pb.TxnRequest, c store.Condition, key string) {
+	r.Failure = []*pb.RequestOp{keyOnly(key)}
+	if c.Key != "" {
+		r.Compare = append(r.Compare, &pb.Compare{Key: []byte(c.Key), Result: pb.Compare_EQUAL, Target: pb.Compare_VALUE, TargetUnion: &pb.Compare_Value{Value: []byte(c.Value)}})
+		r.Failure = append(r.Failure, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(c.Key)}}})
+	}
+	if c.Prefix != "" {
+		// A range without keys is as one key that was never written.
+		older := func(from, end string) *pb.Compare {
+			return &pb.Compare{Key: []byte(from), RangeEnd: []byte(end), Result: pb.Compare_LESS, Target: pb.Compare_MOD,
+				TargetUnion: &pb.Compare_ModRevision{ModRevision: int64(c.Since) + 1}}
+		}
+		r.Compare = append(r.Compare, older(c.Prefix, c.Own), older(c.Own+"\x00", clientv3.GetPrefixRangeEnd(c.Prefix)))
+		r.Success = append(r.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(c.Own)}}})
+	}
+}
+
+// failed says which part of c did not hold in a transaction that failed; nil where that was the revision of the written key.
+func failed(c store.Condition, r *pb.TxnResponse, want api.Revision) error {
+	if c == (store.Condition{}) {
+		return nil
+	}
+	var is int64
+	if kvs := r.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {
+		is = kvs[0].ModRevision
+	}
+	if c.Key != "" {
+		if kvs := r.Responses[1].GetResponseRange().GetKvs(); len(kvs) == 0 || string(kvs[0].Value) != c.Value {
+			return store.ErrFenced
+		}
+	}
+	if is != int64(want) {
+		return nil
+	}
+	return store.ErrOvertaken
 }
 
 // Watch is part of store.Backend.
@@ -164,6 +217,9 @@ func (b *Backend) Watch(ctx context.Context, prefix string, from api.Revision, e
 
 // Compact is part of store.Backend.
 func (b *Backend) Compact(ctx context.Context, rev api.Revision) error {
+	if !b.e.Leads() {
+		return nil // one of several does it for all
+	}
 	_, err := b.e.Client().Compact(ctx, int64(rev))
 	return read(err)
 }

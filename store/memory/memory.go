@@ -117,6 +117,9 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 	if now.Modified != want {
 		return b.rev, store.ErrConflict
 	}
+	if err := b.condition(store.ConditionOf(ctx)); err != nil {
+		return b.rev, err
+	}
 	kv := store.KV{Key: key, Value: append([]byte{}, value...), Created: now.Created, Modified: b.rev + 1}
 	if !exists {
 		kv.Created = kv.Modified
@@ -149,8 +152,48 @@ func (b *Backend) Delete(ctx context.Context, key string, want api.Revision) (ap
 	case now.Modified != want:
 		return b.rev, store.ErrConflict
 	}
+	if err := b.condition(store.ConditionOf(ctx)); err != nil {
+		return b.rev, err
+	}
 	b.commit(h, store.KV{Key: key, Modified: b.rev + 1})
 	return b.rev, nil
+}
+
+// condition says why c does not hold. Where it does, it writes what c says at the revision that the write will have; watches do not tell of it.
+// Preconditions: b.mu is held.
+func (b *Backend) condition(c store.Condition) (err error) {
+	value := func(key string) string {
+		if h, ok := b.keys.Get(&history{key: key}); ok {
+			kv, _ := h.at(b.rev)
+			return string(kv.Value)
+		}
+		return ""
+	}
+	if c.Key != "" && value(c.Key) != c.Value {
+		return store.ErrFenced
+	}
+	if c.Prefix == "" {
+		return nil
+	}
+	b.keys.Ascend(&history{key: c.Prefix}, func(h *history) bool {
+		if !strings.HasPrefix(h.key, c.Prefix) {
+			return false
+		}
+		if h.key != c.Own && len(h.versions) > 0 && h.versions[len(h.versions)-1].Modified > c.Since {
+			err = store.ErrOvertaken
+		}
+		return err == nil
+	})
+	if err != nil {
+		return err
+	}
+	h, ok := b.keys.Get(&history{key: c.Own})
+	if !ok {
+		h = &history{key: c.Own}
+		b.keys.Set(h)
+	}
+	h.versions = append(h.versions, store.KV{Key: c.Own, Value: []byte{}, Created: b.rev + 1, Modified: b.rev + 1})
+	return nil
 }
 
 // expire deletes a key whose time is over, unless it was written again.

@@ -29,6 +29,8 @@ func Backend(t *testing.T, fresh func(t *testing.T) store.Backend) {
 		"ttl":     testTTL,
 		"race":    testRace,
 		"model":   testModel,
+		"fence":   testFence,
+		"other":   testOvertaken,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, fresh(t)) })
 	}
@@ -393,3 +395,78 @@ func (m *model) delete(t *testing.T, b store.Backend, key string, was store.KV, 
 		m.commit(rev, store.Change{KV: store.KV{Key: key, Modified: rev}})
 	}
 }
+
+// storeOf is a Store over b that takes no part in what is tested: it makes the contexts.
+func storeOf(b store.Backend) *store.Store { return store.New(b, nil, store.Options{}) }
+
+// testFence has somebody else take the lead while the first still writes.
+func testFence(t *testing.T, b store.Backend) {
+	one, two := storeOf(b).NewFence("lead"), storeOf(b).NewFence("lead")
+	first, second := one.Context(t.Context()), two.Context(t.Context())
+	write := func(ctx context.Context, key string, want api.Revision) (api.Revision, error) {
+		return b.Put(ctx, key, []byte("x"), want, 0)
+	}
+	at, err := write(first, "/a", 0)
+	isErr(t, "before anybody leads", err, nil)
+	isErr(t, "take the lead", one.Take(t.Context(), "one"), nil)
+	at, err = write(first, "/a", at)
+	isErr(t, "the leader's write", err, nil)
+	_, err = write(first, "/a", at+100)
+	isErr(t, "the leader's write at a wrong revision", err, store.ErrConflict)
+	isErr(t, "take the lead away", two.Take(t.Context(), "two"), nil)
+	_, err = write(first, "/a", at)
+	isErr(t, "a write of who led", err, store.ErrFenced)
+	_, err = write(first, "/b", 0)
+	isErr(t, "a create of who led", err, store.ErrFenced)
+	_, err = b.Delete(first, "/a", at)
+	isErr(t, "a deletion of who led", err, store.ErrFenced)
+	_, err = b.Delete(second, "/b", 1)
+	isErr(t, "a deletion of what is not there", err, store.ErrNotFound)
+	_, err = b.Delete(second, "/a", at+100)
+	isErr(t, "a deletion at a wrong revision", err, store.ErrConflict)
+	_, err = b.Delete(second, "/a", at)
+	isErr(t, "the next leader's deletion", err, nil)
+	_, err = write(t.Context(), "/a", 0)
+	isErr(t, "a write of anybody", err, nil)
+}
+
+// testOvertaken has two servers allocate by what each has seen.
+func testOvertaken(t *testing.T, b store.Backend) {
+	if b.Exclusive() {
+		// Nobody else can write: it is asked for, and is nothing.
+		if ctx := storeOf(b).Allocated(t.Context(), "things", "one", 1); ctx != t.Context() {
+			t.Error("a condition where nobody else writes")
+		}
+		b = shared{b}
+	}
+	s := storeOf(b)
+	allocate := func(who, key string, since api.Revision) (api.Revision, error) {
+		return b.Put(s.Allocated(t.Context(), "things", who, since), key, []byte("x"), 0, 0)
+	}
+	begin, err := b.Revision(t.Context())
+	isErr(t, "revision", err, nil)
+	first, err := allocate("one", "/a", begin)
+	isErr(t, "the first", err, nil)
+	_, err = allocate("one", "/b", begin)
+	isErr(t, "its next, decided by the same", err, nil)
+	seen, err := allocate("two", "/c", first-1)
+	isErr(t, "the other, who has not seen it", err, store.ErrOvertaken)
+	if seen < first {
+		t.Errorf("overtaken at %d, before %d", seen, first)
+	}
+	_, err = allocate("two", "/b", seen)
+	isErr(t, "of a name that is taken", err, store.ErrConflict)
+	second, err := allocate("two", "/c", seen)
+	isErr(t, "who has seen it", err, nil)
+	_, err = allocate("three", "/d", second-1)
+	isErr(t, "a third, who has not seen the second", err, store.ErrOvertaken)
+	_, err = allocate("one", "/d", first)
+	isErr(t, "the first again, who has not either", err, store.ErrOvertaken)
+	_, err = allocate("three", "/d", second)
+	isErr(t, "the third", err, nil)
+}
+
+// shared is a Backend of several writers.
+type shared struct{ store.Backend }
+
+func (shared) Exclusive() bool { return false }

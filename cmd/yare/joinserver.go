@@ -1,0 +1,395 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
+
+	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
+	"github.com/yare-dev/yare/linux/durable"
+	"github.com/yare-dev/yare/pki"
+	"github.com/yare-dev/yare/run"
+)
+
+// joinFlags say of which cluster a new server becomes one.
+type joinFlags struct {
+	server, token string
+}
+
+func (j *joinFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&j.server, "join", "", "become a further server of a cluster: the URL of one of its servers, https://HOST:6443")
+	c.Flags().StringVar(&j.token, "token", "", "what 'yare server-token' has printed there, for --join")
+}
+
+func (j *joinFlags) check() error {
+	if (j.server == "") != (j.token == "") {
+		return errors.New("--join and --token are given together: 'yare server-token' on a server of the cluster prints both")
+	}
+	if j.server == "" {
+		return nil
+	}
+	if u, err := url.Parse(j.server); err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
+		return fmt.Errorf("--join: %q is not https://HOST:PORT", j.server)
+	}
+	return nil
+}
+
+// pendingJoin is what a new server keeps until it is a member: the file is as secret as the token, and goes with it.
+type pendingJoin struct {
+	Server    string `json:"server"`
+	Token     string `json:"token"`
+	Authority []byte `json:"authority"` // PEM
+}
+
+func joinFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "join.json") }
+
+// learn asks the cluster what it is, and turns the wish for a server into one for a server of it.
+func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (cluster.Wish, *pendingJoin, *facts, error) {
+	p := &pendingJoin{Server: j.server, Token: j.token}
+	if s != nil {
+		for _, field := range []string{"apiServer", "apiNames", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
+			if _, given := s.given[field]; given {
+				return w, nil, nil, fmt.Errorf("settings in %s: %s: a server that joins has the cluster's; leave it out", s.file, field)
+			}
+		}
+	}
+	if w.Ephemeral != nil && *w.Ephemeral {
+		return w, nil, nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others: leave it out")
+	}
+	var err error
+	if p.Authority, err = p.authority(ctx); err != nil {
+		return w, nil, nil, fmt.Errorf("join %s: %w", j.server, err)
+	}
+	f := &facts{}
+	if err := p.ask(ctx, joinRequest{Token: p.Token}, f); err != nil {
+		return w, nil, nil, fmt.Errorf("join %s: %w", j.server, err)
+	}
+	if w.APIPort != 0 && w.APIPort != f.APIPort {
+		return w, nil, nil, fmt.Errorf("--api-port (apiPort): all servers of a cluster have the same port, %d; leave it out", f.APIPort)
+	}
+	w.APIPort, w.PodCIDRs, w.ServiceCIDRs, w.NodePorts, w.Joined = f.APIPort, f.PodCIDRs, f.ServiceCIDRs, f.NodePorts, true
+	return w, p, f, nil
+}
+
+// serverName is in every API server's certificate.
+const serverName = "kubernetes.default.svc"
+
+// up is `yare up --join`.
+func (j *joinFlags) up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
+	h := cluster.Host{}
+	r, fresh, err := j.claim(ctx, w, s)
+	if err != nil {
+		return err
+	}
+	if err = up(ctx, cluster.Wish{Name: r.Name}, nil, p); err != nil && fresh && !hasMember(r) {
+		// Nothing half done: it can be joined anew.
+		err = keepLog(r, err)
+		return errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+	}
+	return err
+}
+
+// claim makes the folder of a further server, unless it exists: then the flags have served their purpose.
+func (j *joinFlags) claim(ctx context.Context, w cluster.Wish, s *settings) (r *cluster.Record, fresh bool, err error) {
+	h := cluster.Host{}
+	if r, err := h.Find(w.Name); err == nil {
+		if !r.Joined {
+			return nil, false, fmt.Errorf("--join: cluster %q of this host is one of its own: choose another --name, or 'yare down%s' first", r.Name, nameFlag(r.Name))
+		}
+		return r, false, nil
+	}
+	w, pending, f, err := j.learn(ctx, w, s)
+	if err != nil {
+		return nil, false, err
+	}
+	if r, fresh, err = h.Claim(w); err != nil {
+		return nil, false, err
+	}
+	if err := pending.prepare(r, f, s); err != nil {
+		return nil, false, errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+	}
+	return r, fresh, nil
+}
+
+// serverOf is the first part of `yare server --join`: it returns the settings that the server is to have.
+func (j *joinFlags) serverOf(ctx context.Context, s *settings) (*settings, error) {
+	r, _, err := j.claim(ctx, s.wish(), s)
+	if err != nil {
+		return nil, err
+	}
+	return clusterSettings(cluster.Host{}, "", r.Name)
+}
+
+// authority gets the certificate that the token names.
+func (p *pendingJoin) authority(ctx context.Context) ([]byte, error) {
+	// What the server shows of itself is not believed: what it answers has the hash that the token says, or is refused.
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer c.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Server+joinPath, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: it is no server of this program", resp.Status)
+	}
+	_, err = pki.TokenPool(p.Token, b)
+	return b, err
+}
+
+// ask sends a request until it is answered.
+func (p *pendingJoin) ask(ctx context.Context, q joinRequest, into any) error {
+	pool, err := pki.TokenPool(p.Token, p.Authority)
+	if err != nil {
+		return err
+	}
+	// Every server's certificate has this name, whatever address it is reached at.
+	c := &http.Client{Timeout: 90 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: serverName}}}
+	defer c.CloseIdleConnections()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		again, err := p.once(ctx, c, body, into)
+		if err == nil || !again {
+			return err
+		}
+		if run.Pause(ctx, wait) != nil {
+			return err // which says more than that it took too long
+		}
+	}
+}
+
+// once asks, and says whether to ask again.
+func (p *pendingJoin) once(ctx context.Context, c *http.Client, body []byte, into any) (again bool, err error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Server+joinPath, bytes.NewReader(body))
+	if err != nil {
+		return false, err
+	}
+	resp, err := c.Do(r)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 32<<20))
+	switch {
+	case err != nil:
+		return false, err
+	case resp.StatusCode != http.StatusOK:
+		return resp.StatusCode == http.StatusServiceUnavailable, errors.New(strings.TrimSpace(string(b)))
+	}
+	return false, json.Unmarshal(b, into)
+}
+
+// prepare puts into the new server's folder what the cluster has said: keys, settings, and how to be admitted.
+func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
+	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
+		return err
+	}
+	if err := pki.Share(filepath.Join(r.DataDir, "pki"), f.Keys); err != nil {
+		return err
+	}
+	dir := filepath.Join(r.DataDir, "settings")
+	if len(f.Files) > 0 {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := f.APIServer.write(dir, f.Files); err != nil {
+		return err
+	}
+	all := map[string]json.RawMessage{}
+	if s != nil {
+		for field, value := range s.given {
+			all[field] = value
+		}
+	}
+	for field, value := range map[string]any{"apiServer": f.APIServer, "apiNames": f.APINames} {
+		b, err := json.Marshal(value)
+		if err != nil {
+			return err
+		}
+		if text := string(b); text != "{}" && text != "null" {
+			all[field] = b
+		}
+	}
+	text := []byte{}
+	if len(all) > 0 {
+		var err error
+		if text, err = yaml.Marshal(all); err != nil {
+			return err
+		}
+	}
+	if err := r.KeepSettings(text); err != nil {
+		return err
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return durable.Write(joinFile(r), b, 0o600)
+}
+
+// hasMember says that the server has, or had, a member of the database.
+func hasMember(r *cluster.Record) bool {
+	_, err := os.Stat(filepath.Join(r.DataDir, "etcd", "member", "wal"))
+	return err == nil
+}
+
+// enter has a server that is to join admitted, and returns the members that it joins; nil where it is one.
+func (s *server) enter(ctx context.Context) ([]etcd.Member, error) {
+	if !s.record.Joined || hasMember(s.record) {
+		return nil, nil
+	}
+	b, err := os.ReadFile(joinFile(s.record))
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q is of another one's servers, and has neither data nor a token: 'yare down --force%s' and join anew: %w", s.record.Name, nameFlag(s.record.Name), err)
+	}
+	p := &pendingJoin{}
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", joinFile(s.record), err)
+	}
+	s.log.Info("joining", "server", p.Server, "peer", s.peer().URL())
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	a := &admitted{}
+	if err := p.ask(ctx, joinRequest{Token: p.Token, Admit: &entry{Node: s.config.NodeName, Addresses: s.addresses, Peer: s.peer().URL()}}, a); err != nil {
+		return nil, fmt.Errorf("join %s: %w", p.Server, err)
+	}
+	return a.Members, s.record.KeepNodeRanges(a.NodeRanges)
+}
+
+// peer is this server's member as others reach it.
+func (s *server) peer() *etcd.Peer {
+	return &etcd.Peer{
+		Address: netip.AddrPortFrom(s.addresses[0], uint16(s.record.Peers())), File: s.pki.PeerFile(), CAFile: s.pki.PeerAuthorityFile(), TLS: s.pki.PeerTLS(),
+	}
+}
+
+func serverTokenCommand() *cobra.Command {
+	var name string
+	var life time.Duration
+	c := &cobra.Command{
+		Use: "server-token", GroupID: "cluster", Args: cobra.NoArgs,
+		Short: "Print how another machine becomes a server of this cluster",
+		Long: `Print the command by which another machine becomes a server of this cluster, with a token that ends within the hour. Who has the token
+gets the cluster's keys: it is as secret as these. Three servers are one more than has to be up; two are no better than one.`,
+		Example: `  yare server-token                                              # on a server
+  yare up --join https://192.168.1.10:6443 --token yare-server.ey...   # on the other machine`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := requireRoot(); err != nil {
+				return err
+			}
+			if life <= 0 || life > 24*time.Hour {
+				return fmt.Errorf("--ttl: %v is not between a moment and a day", life)
+			}
+			r, err := cluster.Host{}.Find(name)
+			if err != nil {
+				return err
+			}
+			ca, err := pki.LoadAuthority(filepath.Join(r.DataDir, "pki"))
+			if err != nil {
+				return err
+			}
+			token, err := ca.Token(life)
+			if err != nil {
+				return err
+			}
+			a, err := serverAddress(name, "", r.PodCIDRs())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "yare up --join https://%s --token %s\n", netip.AddrPortFrom(a, uint16(r.APIPort)), token)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&name, "name", cluster.DefaultName, "name of the cluster")
+	c.Flags().DurationVar(&life, "ttl", time.Hour, "for how long the token is good")
+	return c
+}
+
+func serverRemoveCommand() *cobra.Command {
+	var name string
+	c := &cobra.Command{
+		Use: "server-remove SERVER", GroupID: "cluster", Args: cobra.ExactArgs(1),
+		Short: "Remove a server that is gone from this cluster",
+		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server. One that is there leaves by 'yare down'. Its Node stays
+until you delete it.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := requireRoot(); err != nil {
+				return err
+			}
+			r, err := cluster.Host{}.Find(name)
+			if err != nil {
+				return err
+			}
+			if err := askServer(c.Context(), r, http.MethodDelete, args[0], &struct{}{}); err != nil {
+				return fmt.Errorf("remove server %s: %w", args[0], err)
+			}
+			newProgress(c.OutOrStdout()).done("server %q is no member of cluster %q any more; its Node is left to you: 'yare kubectl delete node %s'", args[0], name, args[0])
+			return nil
+		},
+	}
+	c.Flags().StringVar(&name, "name", cluster.DefaultName, "name of the cluster on this host")
+	return c
+}
+
+// askServer asks the server on this host about servers, as the administrator.
+func askServer(ctx context.Context, r *cluster.Record, method, name string, into any) error {
+	config, err := clientcmd.BuildConfigFromFlags("", adminKubeconfig(r))
+	if err != nil {
+		return err
+	}
+	config.Timeout = 30 * time.Second
+	hc, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return err
+	}
+	at := config.Host + serversPath
+	if name != "" {
+		at += "?name=" + url.QueryEscape(name)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, at, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(strings.TrimSpace(string(b)))
+	}
+	return json.Unmarshal(b, into)
+}

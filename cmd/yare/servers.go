@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/etcd"
+	"github.com/yare-dev/yare/run"
+)
+
+// Paths of what servers say to each other and to `yare`. The first is open to anybody: GET shows the authority's certificate, which is no secret, and POST needs
+// a token. The second is for administrators: GET lists the servers, DELETE with ?name= removes one.
+const (
+	joinPath    = "/yare/join"
+	serversPath = "/yare/servers"
+)
+
+// joinRequest is what one who joins says: at first to learn what the cluster is, then to be admitted.
+type joinRequest struct {
+	Token string `json:"token"`
+	Admit *entry `json:"admit,omitempty"` // nil: asks for the facts
+}
+
+// entry is the server that is to be admitted.
+type entry struct {
+	Node      string       `json:"node"`
+	Addresses []netip.Addr `json:"addresses"`
+	Peer      string       `json:"peer"` // URL of its member
+}
+
+// facts are what makes a server one of the cluster's. They hold its keys.
+type facts struct {
+	APIPort      int               `json:"apiPort"`
+	PodCIDRs     []netip.Prefix    `json:"podCIDRs"`
+	ServiceCIDRs []netip.Prefix    `json:"serviceCIDRs"`
+	NodePorts    [2]int            `json:"nodePorts"`
+	APINames     []string          `json:"apiNames,omitempty"`
+	APIServer    APIServerConfig   `json:"apiServer"`
+	Files        map[string][]byte `json:"files,omitempty"` // of those settings
+	Keys         map[string][]byte `json:"keys"`
+}
+
+// admitted is the answer to who is.
+type admitted struct {
+	Members    []etcd.Member  `json:"members"`
+	NodeRanges []netip.Prefix `json:"nodeRanges"`
+}
+
+// busy says that the same may be asked again soon.
+type busy struct{ error }
+
+// joinHandler serves joinPath.
+func (s *server) joinHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodGet:
+			w.Header().Set("Content-Type", "application/x-pem-file")
+			_, _ = w.Write(s.pki.CA.PEM()) // whoever is gone needs it no more
+		case http.MethodPost:
+			answer(w, func() (any, error) { return s.join(w, r) })
+		default:
+			http.Error(w, "GET or POST", http.StatusMethodNotAllowed)
+		}
+	})
+}
+
+// answer writes what f returns, or why it does not.
+func answer(w http.ResponseWriter, f func() (any, error)) {
+	out, err := f()
+	code := http.StatusBadRequest
+	var again busy
+	if errors.As(err, &again) {
+		code = http.StatusServiceUnavailable
+	}
+	if err != nil {
+		http.Error(w, err.Error(), code)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out) // whoever is gone needs it no more
+}
+
+func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q joinRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&q); err != nil {
+		return nil, fmt.Errorf("not a request to join: %w", err)
+	}
+	if err := s.pki.CA.CheckToken(q.Token, time.Now()); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(s.config.EtcdEndpoints) > 0:
+		return nil, errors.New("etcdEndpoints: the cluster's database is elsewhere, and servers join by members of it; give each server the same etcdEndpoints and keys instead")
+	case s.record.Ephemeral:
+		return nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others; clusters of several servers are durable")
+	case !s.started.Load():
+		return nil, busy{errors.New("the server is starting")}
+	case q.Admit == nil:
+		s.log.Warn("the cluster's keys are given to a server that is to join", "to", r.RemoteAddr)
+		return s.facts()
+	}
+	s.log.Info("a server joins", "node", q.Admit.Node, "peer", q.Admit.Peer, "from", r.RemoteAddr)
+	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+	defer cancel()
+	return s.admit(ctx, q.Admit)
+}
+
+func (s *server) facts() (*facts, error) {
+	keys, err := s.pki.Shared()
+	if err != nil {
+		return nil, err
+	}
+	f := &facts{
+		APIPort: s.record.APIPort, PodCIDRs: s.record.PodCIDRs(), ServiceCIDRs: s.record.ServiceCIDRs(), NodePorts: s.record.NodePorts,
+		APINames: s.config.APINames, APIServer: s.config.APIServer, Keys: keys,
+	}
+	f.Files, err = f.APIServer.read()
+	return f, err
+}
+
+// admit lets a server become a member, and gives its Node addresses for pods.
+func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
+	if err := s.checkEntry(ctx, e); err != nil {
+		return nil, err
+	}
+	if err := s.share(ctx); err != nil {
+		return nil, busy{err}
+	}
+	members, err := s.etcd.Admit(ctx, e.Peer)
+	switch {
+	case errors.Is(err, etcd.ErrJoining):
+		return nil, busy{fmt.Errorf("%w: wait until it is a member, or remove it with 'yare server-remove'", err)}
+	case errors.Is(err, etcd.ErrMajority):
+		return nil, busy{fmt.Errorf("%w; wait for the others to be up, or remove those that are gone with 'yare server-remove'", err)}
+	case err != nil:
+		return nil, err
+	}
+	for _, m := range members {
+		if m.URL == e.Peer {
+			if _, err := s.etcd.Client().Put(ctx, nameKey(m.ID), e.Node); err != nil {
+				return nil, busy{fmt.Errorf("write the server's name: %w", err)}
+			}
+		}
+	}
+	ranges, err := assignedRanges(ctx, s.admin(), e.Node, func() {})
+	if err != nil || ctx.Err() != nil {
+		return nil, busy{errors.Join(err, ctx.Err())}
+	}
+	return &admitted{Members: members, NodeRanges: ranges}, nil
+}
+
+// checkEntry refuses who would be in the way of another node.
+func (s *server) checkEntry(ctx context.Context, e *entry) error {
+	if e.Node == "" || len(e.Addresses) == 0 || !strings.HasPrefix(e.Peer, "https://") {
+		return errors.New("not a request to be admitted")
+	}
+	n, err := client.Get[*corev1.Node](ctx, s.admin(), api.Key{Name: e.Node})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return busy{err}
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP && !slices.ContainsFunc(e.Addresses, func(own netip.Addr) bool { return own.String() == a.Address }) {
+			return fmt.Errorf("nodeName: the cluster has a Node %s, at %s; give this machine another name, or delete that Node if it is gone for good ('yare kubectl delete node %s')",
+				e.Node, a.Address, e.Node)
+		}
+	}
+	return nil
+}
+
+// serverStatus is one server of several.
+type serverStatus struct {
+	Name   string `json:"name"` // of its Node
+	URL    string `json:"url"`  // for other servers
+	State  string `json:"state"`
+	Leader bool   `json:"leader,omitempty"` // of the database
+	Self   bool   `json:"self,omitempty"`
+}
+
+// serversHandler serves serversPath.
+func (s *server) serversHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodGet:
+			answer(w, func() (any, error) { return s.servers(r.Context()) })
+		case http.MethodDelete:
+			answer(w, func() (any, error) { return s.remove(r.Context(), r.URL.Query().Get("name")) })
+		default:
+			http.Error(w, "GET or DELETE", http.StatusMethodNotAllowed)
+		}
+	})
+}
+
+// servers are all members, empty where there can be none.
+func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
+	out := []serverStatus{}
+	if s.etcd.Self() == 0 {
+		return out, nil
+	}
+	names, err := s.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	running, err := s.upNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := s.etcd.Members()
+	for _, m := range all {
+		st := serverStatus{Name: names[m.ID], URL: m.URL, Leader: m.Leader, Self: m.ID == s.etcd.Self(), State: "down"}
+		if st.Self && st.Name == "" {
+			st.Name = s.config.NodeName
+		}
+		switch {
+		case st.Name == "":
+			st.Name = strconv.FormatUint(m.ID, 16)
+		case running[st.Name] != "" || len(all) == 1:
+			st.State = "up"
+		}
+		if m.Learner {
+			st.State = "joining"
+		}
+		if st.Self && !s.etcd.Led() {
+			st.State = "without a majority"
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// expel removes a member. The database counts as up who has been so for five seconds: those who came up a moment ago are waited for.
+func (s *server) expel(ctx context.Context, id uint64, node string) (err error) {
+	if id == s.etcd.Self() { // afterwards it has no say
+		s.leaving.Store(true)
+		if err := s.goes(ctx, node); err != nil {
+			s.leaving.Store(false)
+			return err
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); ; {
+		if err = s.etcd.Expel(ctx, id); !errors.Is(err, etcd.ErrMajority) || time.Now().After(end) {
+			break
+		}
+		if err := run.Pause(ctx, 500*time.Millisecond); err != nil {
+			break
+		}
+	}
+	switch {
+	case err != nil:
+		s.leaving.Store(false)
+		return err
+	case id != s.etcd.Self():
+		return s.goes(ctx, node)
+	}
+	return nil
+}
+
+// remove takes a server out of the cluster: itself, or another one that is gone.
+func (s *server) remove(ctx context.Context, name string) (any, error) {
+	if s.etcd.Self() == 0 {
+		return nil, errors.New("etcdEndpoints: the cluster's database is elsewhere, and no server is a member of it")
+	}
+	names, err := s.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := s.etcd.Members()
+	var known []string
+	for _, m := range all {
+		is := names[m.ID]
+		if is == "" && m.ID == s.etcd.Self() {
+			is = s.config.NodeName
+		}
+		if is == "" {
+			is = strconv.FormatUint(m.ID, 16)
+		}
+		known = append(known, is)
+		if is != name {
+			continue
+		}
+		if len(all) == 1 {
+			return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
+		}
+		s.log.Info("a server is removed", "name", name)
+		return struct{}{}, s.expel(ctx, m.ID, is)
+	}
+	return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
+}
