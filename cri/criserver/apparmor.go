@@ -38,6 +38,9 @@ type profiles struct {
 
 	// loading is held while the default profile is looked for and loaded.
 	loading sync.Mutex
+
+	mu   sync.Mutex
+	said string // the last failure that was logged
 }
 
 func newProfiles(usual string, log *slog.Logger) *profiles {
@@ -91,10 +94,21 @@ func (p *profiles) of(ctx context.Context, sc *runtimeapi.LinuxContainerSecurity
 		return p.usual, nil
 	case asked != nil:
 		return "", fmt.Errorf("AppArmor profile %s: %w", called(asked), err)
-	case !errors.Is(err, apparmor.ErrNoParser): // that was said at the start
-		p.log.Warn("container is not confined by AppArmor: the default profile cannot be loaded", "profile", p.usual, "err", err)
 	}
+	p.warn(err)
 	return "", nil
+}
+
+// warn says what holds without the default profile, once for each reason: a host of which AppArmor shows but a part, as in a container, has one for good.
+func (p *profiles) warn(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.said == err.Error() {
+		return
+	}
+	p.said = err.Error()
+	p.log.Warn("AppArmor's default profile cannot be loaded: containers that ask for no profile run without, those that ask for RuntimeDefault are refused",
+		"profile", p.usual, "err", err)
 }
 
 // askedProfile is what a container asks for in either of CRI's ways; nil is nothing.

@@ -189,11 +189,10 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// renewProfile is done beside what the first pods wait for anyway, and says what holds where it fails.
+// renewProfile is done beside what the first pods wait for anyway.
 func (s *Server) renewProfile(ctx context.Context) {
 	if err := s.profiles.renew(ctx); err != nil && ctx.Err() == nil {
-		s.log.Warn("AppArmor's default profile cannot be loaded: containers that ask for no profile run without, those that ask for RuntimeDefault are refused",
-			"profile", s.cfg.AppArmorProfile, "err", err)
+		s.profiles.warn(err)
 	}
 }
 
