@@ -51,7 +51,7 @@ func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
 
 func (b *bridge) Sync() error { return nil }
 
-// expected says that a warning tells of nothing but how we use etcd: alone, in this process, from the first moment on.
+// expected says that a warning tells of nothing but how we use etcd, alone, in this process, from the first moment on; or of nothing new.
 func expected(text string) bool {
 	switch text {
 	case "Failed to detect schema version", "failed to update storage version", // a new database has none until its first term
@@ -61,6 +61,8 @@ func expected(text string) bool {
 		"simple token is not cryptographically signed",
 		"alarm raised", "disarmed alarm", "alarm disarmed":
 		return true
+	case "failed to reach the peer URL", "failed to get version", "prober detected unhealthy status":
+		return true // every few seconds as long as a member is down; that it became so is told by another one
 	}
 	return false
 }

@@ -200,7 +200,9 @@ func (e *Etcd) Admit(ctx context.Context, url string) ([]Member, error) {
 		return nil, err
 	}
 	e.shared.Store(true)
-	if err := e.peers.sayAddress(ctx); err != nil {
+	try, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
+	if err := e.peers.sayAddress(try); err != nil {
 		return nil, err
 	}
 	for _, m := range members(s, s.Cluster().Members()) {
@@ -214,29 +216,36 @@ func (e *Etcd) Admit(ctx context.Context, url string) ([]Member, error) {
 	now := time.Now()
 	m := membership.NewMemberAsLearner("", nil, url, &now) // its ID is made of the time and the URL
 	m.PeerURLs = []string{url}
-	all, err := s.AddMember(ctx, *m)
+	all, err := s.AddMember(try, *m)
 	if err != nil {
 		return nil, fmt.Errorf("admit %s: %w", url, changed(err))
 	}
 	return members(s, all), nil
 }
 
-// Expel removes a member. It refuses to where those that are up would be no majority of those that are left.
+// Expel removes a member; one that is none is none. It refuses to where those that are up would be no majority of those that are left.
 func (e *Etcd) Expel(ctx context.Context, id uint64) error {
 	s := e.server.Load()
 	if s == nil || e.peers == nil {
 		return ErrAlone
 	}
-	if _, err := s.RemoveMember(ctx, id); err != nil {
+	try, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
+	_, err := s.RemoveMember(try, id)
+	if err != nil && !errors.Is(err, membership.ErrIDNotFound) && !errors.Is(err, membership.ErrIDRemoved) {
 		return fmt.Errorf("remove member %x: %w", id, changed(err))
 	}
 	return nil
 }
 
+// changeLimit is for how long a change is waited for. One that is proposed while the leader changes may be lost, and is to be asked for again.
+const changeLimit = 5 * time.Second
+
 // changed puts a refusal of a change into our words.
 func changed(err error) error {
 	switch {
-	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers), errors.Is(err, etcderrors.ErrNoLeader), errors.Is(err, etcderrors.ErrTimeout):
+	case errors.Is(err, etcderrors.ErrUnhealthy), errors.Is(err, etcderrors.ErrNotEnoughStartedMembers), errors.Is(err, etcderrors.ErrNoLeader), errors.Is(err, etcderrors.ErrTimeout),
+		errors.Is(err, etcderrors.ErrTimeoutDueToLeaderFail), errors.Is(err, etcderrors.ErrTimeoutDueToConnectionLost), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w (%w)", ErrMajority, err)
 	case errors.Is(err, membership.ErrTooManyLearners):
 		return ErrJoining

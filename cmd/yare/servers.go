@@ -252,7 +252,7 @@ func (s *server) expel(ctx context.Context, id uint64, node string) (err error) 
 			return err
 		}
 	}
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
 		if err = s.etcd.Expel(ctx, id); !errors.Is(err, etcd.ErrMajority) || time.Now().After(end) {
 			break
 		}
