@@ -324,29 +324,6 @@ func TestRealCrashAndMessage(t *testing.T) {
 	m.remove("a")
 }
 
-// TestRealLatency holds the way from the API's event to Running, and that of a deletion, to a bound that only a mistake
-// exceeds; the benchmark says what it is.
-func TestRealLatency(t *testing.T) {
-	m := newMachine(t)
-	var up, down []time.Duration
-	for i := range 15 {
-		name := fmt.Sprint("p", i)
-		began := time.Now()
-		m.api.Put(realPod(name, "sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"))
-		m.await(name, isReady)
-		up = append(up, time.Since(began))
-		began = time.Now()
-		m.remove(name)
-		down = append(down, time.Since(began))
-	}
-	slices.Sort(up)
-	slices.Sort(down)
-	t.Logf("to Ready: median %v, worst %v; deletion: median %v, worst %v", up[len(up)/2], up[len(up)-1], down[len(down)/2], down[len(down)-1])
-	if up[len(up)/2] > 500*time.Millisecond || down[len(down)/2] > time.Second {
-		t.Error("far too slow")
-	}
-}
-
 // certs are a CA of the test's own, a server's certificate and an administrator's.
 type certs struct {
 	server *tls.Config
