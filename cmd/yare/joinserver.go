@@ -19,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/etcd"
@@ -64,7 +63,7 @@ func joinFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "join.
 func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (cluster.Wish, *pendingJoin, *facts, error) {
 	p := &pendingJoin{Server: j.server, Token: j.token}
 	if s != nil {
-		for _, field := range []string{"apiServer", "apiNames", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
+		for _, field := range []string{"apiServer", "apiNames", "serviceLoadBalancer", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
 			if _, given := s.given[field]; given {
 				return w, nil, nil, fmt.Errorf("settings in %s: %s: a server that joins has the cluster's; leave it out", s.file, field)
 			}
@@ -126,15 +125,6 @@ func (j *joinFlags) claim(ctx context.Context, w cluster.Wish, s *settings) (r *
 		return nil, false, errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
 	}
 	return r, fresh, nil
-}
-
-// serverOf is the first part of `yare server --join`: it returns the settings that the server is to have.
-func (j *joinFlags) serverOf(ctx context.Context, s *settings) (*settings, error) {
-	r, _, err := j.claim(ctx, s.wish(), s)
-	if err != nil {
-		return nil, err
-	}
-	return clusterSettings(cluster.Host{}, "", r.Name)
 }
 
 // authority gets the certificate that the token names.
@@ -207,7 +197,7 @@ func (p *pendingJoin) once(ctx context.Context, c *http.Client, body []byte, int
 	return false, json.Unmarshal(b, into)
 }
 
-// prepare puts into the new server's folder what the cluster has said: keys, settings, and how to be admitted.
+// prepare puts into the new server's folder its settings, what the cluster has said, and how to be admitted.
 func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
 	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
 		return err
@@ -215,39 +205,13 @@ func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
 	if err := pki.Share(filepath.Join(r.DataDir, "pki"), f.Keys); err != nil {
 		return err
 	}
-	dir := filepath.Join(r.DataDir, "settings")
-	if len(f.Files) > 0 {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	if err := f.APIServer.write(dir, f.Files); err != nil {
+	if err := f.sharedSettings.keep(r, f.Files); err != nil {
 		return err
 	}
-	all := map[string]json.RawMessage{}
 	if s != nil {
-		for field, value := range s.given {
-			all[field] = value
-		}
-	}
-	for field, value := range map[string]any{"apiServer": f.APIServer, "apiNames": f.APINames} {
-		b, err := json.Marshal(value)
-		if err != nil {
+		if err := r.KeepSettings(s.text); err != nil {
 			return err
 		}
-		if text := string(b); text != "{}" && text != "null" {
-			all[field] = b
-		}
-	}
-	text := []byte{}
-	if len(all) > 0 {
-		var err error
-		if text, err = yaml.Marshal(all); err != nil {
-			return err
-		}
-	}
-	if err := r.KeepSettings(text); err != nil {
-		return err
 	}
 	b, err := json.Marshal(p)
 	if err != nil {

@@ -47,10 +47,9 @@ type facts struct {
 	PodCIDRs     []netip.Prefix    `json:"podCIDRs"`
 	ServiceCIDRs []netip.Prefix    `json:"serviceCIDRs"`
 	NodePorts    [2]int            `json:"nodePorts"`
-	APINames     []string          `json:"apiNames,omitempty"`
-	APIServer    APIServerConfig   `json:"apiServer"`
-	Files        map[string][]byte `json:"files,omitempty"` // of those settings
 	Keys         map[string][]byte `json:"keys"`
+	sharedSettings
+	Files map[string][]byte `json:"files,omitempty"` // of those settings
 }
 
 // admitted is the answer to who is.
@@ -124,8 +123,8 @@ func (s *server) facts() (*facts, error) {
 		return nil, err
 	}
 	f := &facts{
-		APIPort: s.record.APIPort, PodCIDRs: s.record.PodCIDRs(), ServiceCIDRs: s.record.ServiceCIDRs(), NodePorts: s.record.NodePorts,
-		APINames: s.config.APINames, APIServer: s.config.APIServer, Keys: keys,
+		APIPort: s.record.APIPort, PodCIDRs: s.record.PodCIDRs(), ServiceCIDRs: s.record.ServiceCIDRs(), NodePorts: s.record.NodePorts, Keys: keys,
+		sharedSettings: sharedSettings{APINames: s.config.APINames, APIServer: s.config.APIServer, ServiceLoadBalancer: s.config.ServiceLoadBalancer},
 	}
 	f.Files, err = f.APIServer.read()
 	return f, err
