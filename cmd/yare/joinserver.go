@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -55,6 +56,8 @@ type pendingJoin struct {
 	Server    string `json:"server"`
 	Token     string `json:"token"`
 	Authority []byte `json:"authority"` // PEM
+	// Peer is the URL of the member that was to be admitted: it may be by now.
+	Peer string `json:"peer,omitempty"`
 }
 
 func joinFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "join.json") }
@@ -100,7 +103,8 @@ func (j *joinFlags) up(ctx context.Context, w cluster.Wish, s *settings, p *prog
 	if err = up(ctx, cluster.Wish{Name: r.Name}, nil, p); err != nil && fresh && !hasMember(r) {
 		// Nothing half done: it can be joined anew.
 		err = keepLog(r, err)
-		return errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+		ctx := context.WithoutCancel(ctx)
+		return errors.Join(err, withdraw(ctx, r), h.Remove(ctx, r, false, func(string) {}))
 	}
 	return err
 }
@@ -213,11 +217,45 @@ func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
 			return err
 		}
 	}
+	return p.keep(r)
+}
+
+func (p *pendingJoin) keep(r *cluster.Record) error {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
 	return durable.Write(joinFile(r), b, 0o600)
+}
+
+// pending reads what keep has written.
+func pending(r *cluster.Record) (*pendingJoin, error) {
+	b, err := os.ReadFile(joinFile(r))
+	if err != nil {
+		return nil, err
+	}
+	p := &pendingJoin{}
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", joinFile(r), err)
+	}
+	return p, nil
+}
+
+// withdraw has the cluster forget a server that may have been admitted and did not come up: it would be in the way of others who join.
+func withdraw(ctx context.Context, r *cluster.Record) error {
+	p, err := pending(r)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && p.Peer == "" {
+		return nil
+	}
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		err = p.ask(ctx, joinRequest{Token: p.Token, Withdraw: p.Peer}, &struct{}{})
+	}
+	if err != nil {
+		return fmt.Errorf("the cluster may count this server, as one that is joining, until 'yare server-remove' on another server: %w", err)
+	}
+	return nil
 }
 
 // hasMember says that the server has, or had, a member of the database.
@@ -231,19 +269,22 @@ func (s *server) enter(ctx context.Context) ([]etcd.Member, error) {
 	if !s.record.Joined || hasMember(s.record) {
 		return nil, nil
 	}
-	b, err := os.ReadFile(joinFile(s.record))
-	if err != nil {
+	p, err := pending(s.record)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("cluster %q is of another one's servers, and has neither data nor a token: 'yare down --force%s' and join anew: %w", s.record.Name, nameFlag(s.record.Name), err)
 	}
-	p := &pendingJoin{}
-	if err := json.Unmarshal(b, p); err != nil {
-		return nil, fmt.Errorf("%s: %w", joinFile(s.record), err)
+	if err != nil {
+		return nil, err
 	}
-	s.log.Info("joining", "server", p.Server, "peer", s.peer().URL())
+	p.Peer = s.peer().URL()
+	if err := p.keep(s.record); err != nil {
+		return nil, err
+	}
+	s.log.Info("joining", "server", p.Server, "peer", p.Peer)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	a := &admitted{}
-	if err := p.ask(ctx, joinRequest{Token: p.Token, Admit: &entry{Node: s.config.NodeName, Addresses: s.addresses, Peer: s.peer().URL()}}, a); err != nil {
+	if err := p.ask(ctx, joinRequest{Token: p.Token, Admit: &entry{Node: s.config.NodeName, Addresses: s.addresses, Peer: p.Peer}}, a); err != nil {
 		return nil, fmt.Errorf("join %s: %w", p.Server, err)
 	}
 	return a.Members, s.record.KeepNodeRanges(a.NodeRanges)

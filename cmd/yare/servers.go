@@ -28,10 +28,11 @@ const (
 	serversPath = "/yare/servers"
 )
 
-// joinRequest is what one who joins says: at first to learn what the cluster is, then to be admitted.
+// joinRequest is what one who joins says: at first to learn what the cluster is, then to be admitted, and that it gives up where it then does not come up.
 type joinRequest struct {
-	Token string `json:"token"`
-	Admit *entry `json:"admit,omitempty"` // nil: asks for the facts
+	Token    string `json:"token"`
+	Admit    *entry `json:"admit,omitempty"`    // neither: asks for the facts
+	Withdraw string `json:"withdraw,omitempty"` // URL of its member
 }
 
 // entry is the server that is to be admitted.
@@ -107,6 +108,8 @@ func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others; clusters of several servers are durable")
 	case !s.started.Load():
 		return nil, busy{errors.New("the server is starting")}
+	case q.Withdraw != "":
+		return struct{}{}, s.withdraw(r.Context(), q.Withdraw)
 	case q.Admit == nil:
 		s.log.Warn("the cluster's keys are given to a server that is to join", "to", r.RemoteAddr)
 		return s.facts()
@@ -141,7 +144,7 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 	members, err := s.etcd.Admit(ctx, e.Peer)
 	switch {
 	case errors.Is(err, etcd.ErrJoining):
-		return nil, busy{fmt.Errorf("%w: wait until it is a member, or remove it with 'yare server-remove'", err)}
+		return nil, busy{s.joining(ctx, err)}
 	case errors.Is(err, etcd.ErrMajority):
 		return nil, busy{fmt.Errorf("%w; wait for the others to be up, or remove those that are gone with 'yare server-remove'", err)}
 	case err != nil:
@@ -159,6 +162,46 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 		return nil, busy{errors.Join(err, ctx.Err())}
 	}
 	return &admitted{Members: members, NodeRanges: ranges}, nil
+}
+
+// joining adds to an error which member it is that has to vote before another one can be admitted.
+func (s *server) joining(ctx context.Context, err error) error {
+	names, _ := s.names(ctx) // its ID is as good
+	for _, m := range s.etcd.Members() {
+		if m.Learner {
+			name := s.called(m, names)
+			err = fmt.Errorf("%w, %s at %s: wait until it is one, or take it out with 'yare server-remove %s' on a server", err, name, m.URL, name)
+		}
+	}
+	return err
+}
+
+// withdraw takes out a server that was admitted and has not come up, and its Node if there was none before.
+func (s *server) withdraw(ctx context.Context, peer string) error {
+	for _, m := range s.etcd.Members() {
+		if m.URL != peer || !m.Learner || m.Name != "" {
+			continue // it is there, and leaves by itself
+		}
+		names, err := s.names(ctx)
+		if err != nil {
+			return busy{err}
+		}
+		s.log.Info("a server that was to join has not come up", "node", names[m.ID], "peer", peer)
+		if err := s.etcd.Expel(ctx, m.ID); err != nil {
+			return busy{err}
+		}
+		if names[m.ID] == "" {
+			continue // its Node is made later
+		}
+		n, err := client.Get[*corev1.Node](ctx, s.admin(), api.Key{Name: names[m.ID]})
+		if err == nil && len(n.Status.Addresses) == 0 { // its kubelet has never been there
+			err = s.admin().Delete(ctx, n, client.DeleteOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return busy{err}
+		}
+	}
+	return nil
 }
 
 // checkEntry refuses who would be in the way of another node.
@@ -181,6 +224,9 @@ func (s *server) checkEntry(ctx context.Context, e *entry) error {
 	}
 	return nil
 }
+
+// joiningState is of one that does not vote yet.
+const joiningState = "joining"
 
 // serverStatus is one server of several.
 type serverStatus struct {
@@ -205,6 +251,17 @@ func (s *server) serversHandler() http.Handler {
 	})
 }
 
+// called is what people know a member by: its Node's name, or its ID as long as nobody has written that down.
+func (s *server) called(m etcd.Member, names map[uint64]string) string {
+	switch {
+	case names[m.ID] != "":
+		return names[m.ID]
+	case m.ID == s.etcd.Self():
+		return s.config.NodeName
+	}
+	return strconv.FormatUint(m.ID, 16)
+}
+
 // servers are all members, empty where there can be none.
 func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 	out := []serverStatus{}
@@ -221,18 +278,12 @@ func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 	}
 	all := s.etcd.Members()
 	for _, m := range all {
-		st := serverStatus{Name: names[m.ID], URL: m.URL, Leader: m.Leader, Self: m.ID == s.etcd.Self(), State: "down"}
-		if st.Self && st.Name == "" {
-			st.Name = s.config.NodeName
-		}
-		switch {
-		case st.Name == "":
-			st.Name = strconv.FormatUint(m.ID, 16)
-		case running[st.Name] != "" || len(all) == 1:
+		st := serverStatus{Name: s.called(m, names), URL: m.URL, Leader: m.Leader, Self: m.ID == s.etcd.Self(), State: "down"}
+		if running[st.Name] != "" || len(all) == 1 {
 			st.State = "up"
 		}
 		if m.Learner {
-			st.State = "joining"
+			st.State = joiningState
 		}
 		if st.Self && !s.etcd.Led() {
 			st.State = "without a majority"
@@ -281,13 +332,7 @@ func (s *server) remove(ctx context.Context, name string) (any, error) {
 	all := s.etcd.Members()
 	var known []string
 	for _, m := range all {
-		is := names[m.ID]
-		if is == "" && m.ID == s.etcd.Self() {
-			is = s.config.NodeName
-		}
-		if is == "" {
-			is = strconv.FormatUint(m.ID, 16)
-		}
+		is := s.called(m, names)
 		known = append(known, is)
 		if is != name {
 			continue
