@@ -70,7 +70,7 @@ func (s *server) joinHandler() http.Handler {
 			w.Header().Set("Content-Type", "application/x-pem-file")
 			_, _ = w.Write(s.pki.CA.PEM()) // whoever is gone needs it no more
 		case http.MethodPost:
-			answer(w, func() (any, error) { return s.join(w, r) })
+			answer(w, func() (any, error) { return s.join(r) })
 		default:
 			http.Error(w, "GET or POST", http.StatusMethodNotAllowed)
 		}
@@ -93,9 +93,9 @@ func answer(w http.ResponseWriter, f func() (any, error)) {
 	_ = json.NewEncoder(w).Encode(out) // whoever is gone needs it no more
 }
 
-func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) join(r *http.Request) (any, error) {
 	var q joinRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&q); err != nil {
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
 		return nil, fmt.Errorf("not a request to join: %w", err)
 	}
 	if err := s.pki.CA.CheckToken(q.Token, time.Now()); err != nil {
