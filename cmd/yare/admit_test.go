@@ -130,3 +130,34 @@ func TestWithdraw(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Two servers have no one name, and where they have it all the same nobody removes one for the other.
+func TestOneName(t *testing.T) {
+	t.Parallel()
+	s := withMembers(t, "first")
+	e := &entry{Node: "first", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Peer: "https://127.0.0.1:1"}
+	if _, err := s.admit(t.Context(), e); err == nil || !strings.Contains(err.Error(), "nodeName: the cluster has a server first, at "+s.etcd.Members()[0].URL) {
+		t.Errorf("%v", err)
+	}
+	e.Node = "second"
+	newNode(t, s, "second", "")
+	soonAdmitted(t, s, e)
+	var other etcd.Member
+	for _, m := range s.etcd.Members() {
+		if m.ID != s.etcd.Self() {
+			other = m
+		}
+	}
+	if _, err := s.etcd.Client().Put(t.Context(), nameKey(other.ID), "first"); err != nil {
+		t.Fatal(err)
+	}
+	id := fmt.Sprintf("%x", other.ID)
+	for name, why := range map[string]string{"first": "several servers are", "second": "there is no server"} {
+		if _, err := s.remove(t.Context(), name); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), id) || len(s.etcd.Members()) != 2 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := s.remove(t.Context(), id); err != nil || len(s.etcd.Members()) != 1 {
+		t.Errorf("%v, %v", s.etcd.Members(), err)
+	}
+}

@@ -344,7 +344,7 @@ func serverRemoveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "server-remove SERVER", GroupID: "cluster", Args: cobra.ExactArgs(1),
 		Short: "Remove a server that is gone from this cluster",
-		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server. One that is there leaves by 'yare down'. Its Node stays
+		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server, or its database ID. One that is there leaves by 'yare down'. Its Node stays
 until you delete it.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := requireRoot(); err != nil {

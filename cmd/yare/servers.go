@@ -209,6 +209,16 @@ func (s *server) checkEntry(ctx context.Context, e *entry) error {
 	if e.Node == "" || len(e.Addresses) == 0 || !strings.HasPrefix(e.Peer, "https://") {
 		return errors.New("not a request to be admitted")
 	}
+	names, err := s.names(ctx)
+	if err != nil {
+		return busy{err}
+	}
+	for _, m := range s.etcd.Members() {
+		if m.URL != e.Peer && s.called(m, names) == e.Node {
+			return fmt.Errorf("nodeName: the cluster has a server %s, at %s; give this machine another name, or take that server out if it is gone for good ('yare server-remove %[1]s' on another server)",
+				e.Node, m.URL)
+		}
+	}
 	n, err := client.Get[*corev1.Node](ctx, s.admin(), api.Key{Name: e.Node})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -331,17 +341,25 @@ func (s *server) remove(ctx context.Context, name string) (any, error) {
 	}
 	all := s.etcd.Members()
 	var known []string
+	var meant []etcd.Member
 	for _, m := range all {
-		is := s.called(m, names)
-		known = append(known, is)
-		if is != name {
-			continue
+		known = append(known, fmt.Sprintf("%s (%x, at %s)", s.called(m, names), m.ID, m.URL))
+		if s.called(m, names) == name || strconv.FormatUint(m.ID, 16) == name {
+			meant = append(meant, m)
 		}
-		if len(all) == 1 {
-			return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
-		}
-		s.log.Info("a server is removed", "name", name)
-		return struct{}{}, s.expel(ctx, m.ID, is)
 	}
-	return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
+	switch {
+	case len(meant) == 0:
+		return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
+	case len(meant) > 1:
+		return nil, fmt.Errorf("several servers are %q: say which one by its ID: %s", name, strings.Join(known, ", "))
+	case len(all) == 1:
+		return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
+	}
+	s.log.Info("a server is removed", "name", name, "peer", meant[0].URL)
+	node := s.called(meant[0], names)
+	if slices.ContainsFunc(all, func(m etcd.Member) bool { return m.ID != meant[0].ID && s.called(m, names) == node }) {
+		node = "" // the other one's presence must stay; this one's ends by itself
+	}
+	return struct{}{}, s.expel(ctx, meant[0].ID, node)
 }
