@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/etcd"
 	"github.com/yare-dev/yare/pki"
 	"github.com/yare-dev/yare/store/memory"
@@ -160,4 +162,34 @@ func TestOneName(t *testing.T) {
 	if _, err := s.remove(t.Context(), id); err != nil || len(s.etcd.Members()) != 1 {
 		t.Errorf("%v, %v", s.etcd.Members(), err)
 	}
+}
+
+// A Node that was deleted and registered anew may have other pod addresses: the server's next start has those.
+func TestNodeRanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var shared atomic.Bool
+		l := newLeader(t, "second", memory.New(true), &shared)
+		defer l.stop()
+		l.record = &cluster.Record{Joined: true, DataDir: t.TempDir()}
+		if err := l.record.KeepNodeRanges([]netip.Prefix{netip.MustParsePrefix("10.42.5.0/24")}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.nodeRanges().Run(ctx, func() {}) }()
+		newNode(t, l.server, "third", "")
+		time.Sleep(time.Minute)
+		if got := fmt.Sprint(l.record.NodeRanges()); got != "[10.42.5.0/24]" {
+			t.Error(got)
+		}
+		newNode(t, l.server, "second", "")
+		time.Sleep(time.Minute)
+		if got := fmt.Sprint(l.record.NodeRanges()); got != "[10.42.1.0/24]" {
+			t.Error(got)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
