@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -30,17 +31,21 @@ import (
 
 // joinFlags say of which cluster a new server becomes one.
 type joinFlags struct {
-	server, token string
+	server, token, tokenFile string
 }
 
 func (j *joinFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&j.server, "join", "", "become a further server of a cluster: the URL of one of its servers, https://HOST:6443")
-	c.Flags().StringVar(&j.token, "token", "", "what 'yare server-token' has printed there, for --join")
+	c.Flags().StringVar(&j.tokenFile, "token-file", "", "for --join: file whose first line is the token that 'yare server-token' has printed there; '-' is what is typed or piped in")
+	c.Flags().StringVar(&j.token, "token", "", "the token itself, which other users of this machine then see in its list of processes; it is as secret as the cluster's keys")
 }
 
 func (j *joinFlags) check() error {
-	if (j.server == "") != (j.token == "") {
-		return errors.New("--join and --token are given together: 'yare server-token' on a server of the cluster prints both")
+	if j.token != "" && j.tokenFile != "" {
+		return errors.New("--token and --token-file: leave one of them out")
+	}
+	if (j.server == "") != (j.token+j.tokenFile == "") {
+		return errors.New("--join and --token-file are given together: 'yare server-token' on a server of the cluster prints both")
 	}
 	if j.server == "" {
 		return nil
@@ -49,6 +54,29 @@ func (j *joinFlags) check() error {
 		return fmt.Errorf("--join: %q is not https://HOST:PORT", j.server)
 	}
 	return nil
+}
+
+// secret is the token. Whoever has joined needs it no more, and its file may be gone.
+func (j *joinFlags) secret(in io.Reader) (string, error) {
+	if j.tokenFile == "" {
+		return j.token, nil
+	}
+	if j.tokenFile != "-" {
+		f, err := os.Open(j.tokenFile)
+		if err != nil {
+			return "", fmt.Errorf("--token-file: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 64<<10)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("--token-file: %w", err)
+	}
+	if line = strings.TrimSpace(line); line == "" {
+		return "", fmt.Errorf("--token-file: there is no token in the first line of %s", j.tokenFile)
+	}
+	return line, nil
 }
 
 // pendingJoin is what a new server keeps until it is a member: the file is as secret as the token, and goes with it.
@@ -64,7 +92,7 @@ func joinFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "join.
 
 // learn asks the cluster what it is, and turns the wish for a server into one for a server of it.
 func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (cluster.Wish, *pendingJoin, *facts, error) {
-	p := &pendingJoin{Server: j.server, Token: j.token}
+	p := &pendingJoin{Server: j.server}
 	if s != nil {
 		for _, field := range []string{"apiServer", "apiNames", "serviceLoadBalancer", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
 			if _, given := s.given[field]; given {
@@ -76,6 +104,9 @@ func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (clu
 		return w, nil, nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others: leave it out")
 	}
 	var err error
+	if p.Token, err = j.secret(os.Stdin); err != nil {
+		return w, nil, nil, err
+	}
 	if p.Authority, err = p.authority(ctx); err != nil {
 		return w, nil, nil, fmt.Errorf("join %s: %w", j.server, err)
 	}
@@ -304,9 +335,10 @@ func serverTokenCommand() *cobra.Command {
 		Use: "server-token", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Print how another machine becomes a server of this cluster",
 		Long: `Print the command by which another machine becomes a server of this cluster, with a token that ends within the hour. Who has the token
-gets the cluster's keys: it is as secret as these. Three servers are one more than has to be up; two are no better than one.`,
+gets the cluster's keys: it is as secret as these, and so it is no argument of the command, which every user of that machine could read.
+Three servers are one more than has to be up; two are no better than one.`,
 		Example: `  yare server-token                                              # on a server
-  yare up --join https://192.168.1.10:6443 --token yare-server.ey...   # on the other machine`,
+  ssh root@first yare server-token | sh                          # on the other machine: all at once`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := requireRoot(); err != nil {
 				return err
@@ -330,7 +362,7 @@ gets the cluster's keys: it is as secret as these. Three servers are one more th
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "yare up --join https://%s --token %s\n", netip.AddrPortFrom(a, uint16(r.APIPort)), token)
+			fmt.Fprintf(c.OutOrStdout(), "yare up --join https://%s --token-file - <<'END'\n%s\nEND\n", netip.AddrPortFrom(a, uint16(r.APIPort)), token)
 			return nil
 		},
 	}

@@ -209,15 +209,37 @@ func TestJoinFlags(t *testing.T) {
 		why string
 	}{
 		{joinFlags{}, ""},
-		{joinFlags{"https://192.0.2.1:6443", "t"}, ""},
-		{joinFlags{"https://192.0.2.1:6443", ""}, "given together"},
-		{joinFlags{"", "t"}, "given together"},
-		{joinFlags{"192.0.2.1:6443", "t"}, "is not https://HOST:PORT"},
-		{joinFlags{"https://192.0.2.1/x", "t"}, "is not https://HOST:PORT"},
+		{joinFlags{"https://192.0.2.1:6443", "t", ""}, ""},
+		{joinFlags{"https://192.0.2.1:6443", "", "-"}, ""},
+		{joinFlags{"https://192.0.2.1:6443", "", ""}, "given together"},
+		{joinFlags{"", "t", ""}, "given together"},
+		{joinFlags{"", "", "f"}, "given together"},
+		{joinFlags{"https://192.0.2.1:6443", "t", "f"}, "leave one of them out"},
+		{joinFlags{"192.0.2.1:6443", "t", ""}, "is not https://HOST:PORT"},
+		{joinFlags{"https://192.0.2.1/x", "t", ""}, "is not https://HOST:PORT"},
 	} {
 		if err := tt.j.check(); (err == nil) != (tt.why == "") || err != nil && !strings.Contains(err.Error(), tt.why) {
 			t.Errorf("%+v: %v", tt.j, err)
 		}
+	}
+}
+
+// The token comes from where no other user sees it.
+func TestTokenFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	for text, want := range map[string]string{"t\n": "t", "t": "t", " t \nEND\n": "t", "": "", "\nt\n": ""} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for from, in := range map[string]string{file: "other", "-": text} {
+			if got, err := (&joinFlags{tokenFile: from}).secret(strings.NewReader(in)); got != want || (err == nil) != (want != "") {
+				t.Errorf("%q in %s: %q, %v", text, from, got, err)
+			}
+		}
+	}
+	if _, err := (&joinFlags{tokenFile: file + "x"}).secret(nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }
 
