@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -144,11 +146,17 @@ func TestOneName(t *testing.T) {
 	e.Node = "second"
 	newNode(t, s, "second", "")
 	soonAdmitted(t, s, e)
-	var other etcd.Member
+	var self, other etcd.Member
 	for _, m := range s.etcd.Members() {
-		if m.ID != s.etcd.Self() {
+		if m.ID == s.etcd.Self() {
+			self = m
+		} else {
 			other = m
 		}
+	}
+	again := &entry{Node: "first", Addresses: e.Addresses, Peer: self.URL}
+	if _, err := s.admit(t.Context(), again); err == nil || !strings.Contains(err.Error(), "'yare server-remove first'") {
+		t.Errorf("a member: %v", err)
 	}
 	if _, err := s.etcd.Client().Put(t.Context(), nameKey(other.ID), "first"); err != nil {
 		t.Fatal(err)
@@ -192,4 +200,32 @@ func TestNodeRanges(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Who is asked to come again until it takes too long is told why.
+func TestAskReason(t *testing.T) {
+	t.Parallel()
+	p, err := pki.Ensure(t.TempDir(), pki.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := p.CA.Token(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var asked atomic.Int32
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) > 1 {
+			cancel()
+		}
+		http.Error(w, "no pod addresses", http.StatusServiceUnavailable)
+	}))
+	srv.TLS = p.ServerTLS(p.Server)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	j := &pendingJoin{Server: srv.URL, Token: token, Authority: p.CA.PEM()}
+	if err := j.ask(ctx, joinRequest{Token: token}, &struct{}{}); err == nil || err.Error() != "no pod addresses" || asked.Load() != 2 {
+		t.Errorf("asked %d times: %v", asked.Load(), err)
+	}
 }

@@ -53,6 +53,7 @@ func (j *joinFlags) check() error {
 	if u, err := url.Parse(j.server); err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
 		return fmt.Errorf("--join: %q is not https://HOST:PORT", j.server)
 	}
+	j.server = strings.TrimRight(j.server, "/") // which paths are put after
 	return nil
 }
 
@@ -200,13 +201,19 @@ func (p *pendingJoin) ask(ctx context.Context, q joinRequest, into any) error {
 	if err != nil {
 		return err
 	}
+	var said error // why it is to be asked again: it says more than that it took too long
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		again, err := p.once(ctx, c, body, into)
-		if err == nil || !again {
+		switch {
+		case err == nil:
+			return nil
+		case said != nil && ctx.Err() != nil:
+			return said
+		case !again:
 			return err
 		}
-		if run.Pause(ctx, wait) != nil {
-			return err // which says more than that it took too long
+		if said = err; run.Pause(ctx, wait) != nil {
+			return said
 		}
 	}
 }
@@ -377,7 +384,8 @@ func serverRemoveCommand() *cobra.Command {
 		Use: "server-remove SERVER", GroupID: "cluster", Args: cobra.ExactArgs(1),
 		Short: "Remove a server that is gone from this cluster",
 		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server, or its database ID. One that is there leaves by 'yare down'. Its Node stays
-until you delete it.`,
+until you delete it. This needs a majority of the servers: where so many are gone for good that there is none, there is no way to go on with those
+that are left. 'yare down --force' removes what is left of them, and a new cluster begins without objects.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := requireRoot(); err != nil {
 				return err

@@ -145,6 +145,8 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 	switch {
 	case errors.Is(err, etcd.ErrJoining):
 		return nil, busy{s.joining(ctx, err)}
+	case errors.Is(err, etcd.ErrMember):
+		return nil, s.isMember(ctx, err, e.Peer)
 	case errors.Is(err, etcd.ErrMajority):
 		return nil, busy{fmt.Errorf("%w; wait for the others to be up, or remove those that are gone with 'yare server-remove'", err)}
 	case err != nil:
@@ -158,8 +160,11 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 		}
 	}
 	ranges, err := assignedRanges(ctx, s.admin(), e.Node, func() {})
-	if err != nil || ctx.Err() != nil {
-		return nil, busy{errors.Join(err, ctx.Err())}
+	if err == nil && len(ranges) == 0 {
+		err = fmt.Errorf("node %s has not been given pod addresses of %v: none may be left there ('yare kubectl describe node %[1]s')", e.Node, s.record.PodCIDRs())
+	}
+	if err != nil {
+		return nil, busy{err}
 	}
 	return &admitted{Members: members, NodeRanges: ranges}, nil
 }
@@ -171,6 +176,17 @@ func (s *server) joining(ctx context.Context, err error) error {
 		if m.Learner {
 			name := s.called(m, names)
 			err = fmt.Errorf("%w, %s at %s: wait until it is one, or take it out with 'yare server-remove %s' on a server", err, name, m.URL, name)
+		}
+	}
+	return err
+}
+
+// isMember adds to an error how the member at the URL is taken out.
+func (s *server) isMember(ctx context.Context, err error, peer string) error {
+	names, _ := s.names(ctx) // its ID is as good
+	for _, m := range s.etcd.Members() {
+		if m.URL == peer {
+			err = fmt.Errorf("%w ('yare server-remove %s' on another server)", err, s.called(m, names))
 		}
 	}
 	return err

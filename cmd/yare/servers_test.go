@@ -222,6 +222,9 @@ func TestJoinFlags(t *testing.T) {
 			t.Errorf("%+v: %v", tt.j, err)
 		}
 	}
+	if j := (joinFlags{"https://192.0.2.1:6443/", "t", ""}); j.check() != nil || j.server != "https://192.0.2.1:6443" {
+		t.Errorf("%+v", j)
+	}
 }
 
 // The token comes from where no other user sees it.
