@@ -114,6 +114,11 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		p.hint(r)
 		return nil
 	}
+	if s != nil {
+		if err := s.share(r); err != nil { // the server would say the same, of a file of no name
+			return err
+		}
+	}
 	_, err = os.Stat(joinFile(r))
 	joins := err == nil
 	if err = start(ctx, r, s, p); err != nil {
