@@ -85,10 +85,6 @@ const requestTimeout = time.Minute
 
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := s.deps.Open[r.URL.Path]; h != nil {
-		h.ServeHTTP(w, r)
-		return
-	}
 	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r)}
 	begin := time.Now()
 	defer func() {
@@ -115,6 +111,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *call) serve(begin time.Time) error {
+	if h := c.s.deps.Open[c.r.URL.Path]; h != nil {
+		c.open(h)
+		return nil
+	}
 	c.svc = c.s.deps.Aggregator.State().ForPath(c.t.path)
 	u, err := c.s.authenticate(c.r)
 	c.s.meter.gate.authenticated(c.r, u, err, time.Since(begin))

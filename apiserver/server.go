@@ -96,6 +96,7 @@ type Server struct {
 	meter   *meter
 	reads   *limit
 	writes  *limit
+	opens   *limit // of requests to Deps.Open that are being read
 	// gathering is how many watchers wait for what else there is to tell them.
 	gathering atomic.Int64
 }
@@ -119,6 +120,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		pipe:   rest.NewPipeline(d.Store, d.Admission),
 		reads:  newLimit(cfg.ReadsInFlight),
 		writes: newLimit(cfg.WritesInFlight),
+		opens:  newLimit(openPlaces),
 		naming: []authn.FrontProxy{aggregator.Headers(), d.FrontProxy},
 	}
 	if d.Metrics == nil {

@@ -6,6 +6,7 @@
 //	/var/lib/yare/clusters/<name>.json   the Record: written once at the first start, removed by the last step of Remove
 //	<data>/                              etcd, pki, images, pods, logs (default /var/lib/yare/<name>)
 //	<data>/settings.yaml                 the settings that it was last up with, where it was given any; the next start has the same
+//	<data>/cluster.yaml                  what a server that has joined was told of the cluster's settings
 //	/var/lib/kubelet                     a link to the kubelet's folder in <data> of the first cluster, where nothing else is
 //	/run/yare/<name>/                    sockets, the server's lock, shims' state and network namespaces; gone after a reboot
 //

@@ -39,7 +39,7 @@ func HasIPv6(ranges []netip.Prefix) bool {
 }
 
 // NodeRanges are the parts of PodCIDRs that this host's Node has: the first ones, which the node address controller gives to
-// the first Node; or, on a server that has joined, those that it was told.
+// the first Node; or, on a server that has joined, those that it was told. One that was never admitted has none to be told: see CheckNodeRanges.
 func (r *Record) NodeRanges() (ps []netip.Prefix) {
 	if told, err := r.toldRanges(); err == nil && len(told) > 0 {
 		return told
@@ -64,6 +64,18 @@ func (r *Record) KeepNodeRanges(ps []netip.Prefix) error {
 		fmt.Fprintln(&b, p)
 	}
 	return durable.Write(r.NodeRangesFile(), []byte(b.String()), 0o644)
+}
+
+// CheckNodeRanges says why a server that has joined does not know its ranges: those of the first one are not its own.
+func (r *Record) CheckNodeRanges() error {
+	told, err := r.toldRanges()
+	if err == nil && r.Joined && len(told) == 0 {
+		err = fmt.Errorf("%s has none", r.NodeRangesFile())
+	}
+	if err != nil {
+		return fmt.Errorf("pod addresses of this server's Node (podCIDRs of it in the cluster, one a line): %w", err)
+	}
+	return nil
 }
 
 func (r *Record) toldRanges() (ps []netip.Prefix, err error) {

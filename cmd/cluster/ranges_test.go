@@ -1,8 +1,11 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -93,5 +96,28 @@ func TestClaimRanges(t *testing.T) {
 	}
 	if node := claim(t, h, Wish{Name: "node", IPv6: true}); node.Forwarding6 != a.Forwarding6 {
 		t.Errorf("%+v", node)
+	}
+}
+
+// A server that has joined has the ranges that it was told, and does not start without.
+func TestToldRanges(t *testing.T) {
+	r := &Record{DataDir: t.TempDir(), PodCIDR: prefixes("10.42.0.0/16")[0]}
+	if err := r.CheckNodeRanges(); err != nil {
+		t.Error(err)
+	}
+	r.Joined = true
+	if err := r.CheckNodeRanges(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	for text, want := range map[string]string{"": "has none", "x": r.NodeRangesFile(), "10.42.7.0/24\n": ""} {
+		if err := os.WriteFile(r.NodeRangesFile(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.CheckNodeRanges(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if err := r.KeepNodeRanges(prefixes("10.42.3.0/24", "fd42:0:0:3::/64")); err != nil || fmt.Sprint(r.NodeRanges()) != "[10.42.3.0/24 fd42:0:0:3::/64]" {
+		t.Errorf("%v, %v", r.NodeRanges(), err)
 	}
 }

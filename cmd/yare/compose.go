@@ -77,6 +77,9 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.record.CheckNodeRanges(); err != nil {
+		return nil, err
+	}
 	s.metrics = prometheus.NewRegistry()
 	state, err := s.state(join)
 	if err != nil {
@@ -101,7 +104,7 @@ func (s *server) compose(ctx context.Context) (run.Component, error) {
 		run.Together("base",
 			run.InOrder("control plane", append(state, s.watch(s.customResources()), s.watch(s.api), s.watch(s.bootstrap()))...),
 			containers, s.warm(), run.GiveBack(), run.Together("settings", s.files...)),
-		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.presence(), s.controllers(), s.scheduler(), services, s.watch(policies), s.watch(kubelet)),
+		run.Together("loops", s.pki.Renewer(s.log), s.aggregator, s.presence(), s.nodeRanges(), s.controllers(), s.scheduler(), services, s.watch(policies), s.watch(kubelet)),
 		s.watch(s.nodeReady()),
 	), nil
 }

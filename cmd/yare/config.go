@@ -228,6 +228,11 @@ are absolute. Every setting:
 			if err != nil {
 				return err
 			}
+			if r, err := (cluster.Host{}).Find(s.Name); err == nil {
+				if err := s.share(r); err != nil {
+					return err
+				}
+			}
 			return s.print(c.OutOrStdout())
 		},
 	}

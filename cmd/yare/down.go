@@ -70,14 +70,15 @@ func leave(ctx context.Context, r *cluster.Record, p *progress) error {
 	if err := askServer(ctx, r, http.MethodGet, "", &all); err != nil {
 		return fmt.Errorf("leave the other servers: %w%s", err, hint)
 	}
-	if len(all) < 2 {
+	stay := staying(all)
+	if stay == 0 {
 		return nil
 	}
 	i := slices.IndexFunc(all, func(s serverStatus) bool { return s.Self })
 	if i < 0 {
 		return nil // it was removed
 	}
-	if len(all) == 2 {
+	if stay == 1 {
 		p.step("leave the other server, which is alone then")
 	} else {
 		p.step("leave the other servers")
@@ -86,4 +87,14 @@ func leave(ctx context.Context, r *cluster.Record, p *progress) error {
 		return fmt.Errorf("leave the other servers: %w%s", err, hint)
 	}
 	return nil
+}
+
+// staying is how many other servers would be the cluster: one that is joining has not become one.
+func staying(all []serverStatus) (n int) {
+	for _, s := range all {
+		if !s.Self && s.State != joiningState {
+			n++
+		}
+	}
+	return n
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -19,7 +21,6 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/etcd"
@@ -30,17 +31,21 @@ import (
 
 // joinFlags say of which cluster a new server becomes one.
 type joinFlags struct {
-	server, token string
+	server, token, tokenFile string
 }
 
 func (j *joinFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&j.server, "join", "", "become a further server of a cluster: the URL of one of its servers, https://HOST:6443")
-	c.Flags().StringVar(&j.token, "token", "", "what 'yare server-token' has printed there, for --join")
+	c.Flags().StringVar(&j.tokenFile, "token-file", "", "for --join: file whose first line is the token that 'yare server-token' has printed there; '-' is what is typed or piped in")
+	c.Flags().StringVar(&j.token, "token", "", "the token itself, which other users of this machine then see in its list of processes; it is as secret as the cluster's keys")
 }
 
 func (j *joinFlags) check() error {
-	if (j.server == "") != (j.token == "") {
-		return errors.New("--join and --token are given together: 'yare server-token' on a server of the cluster prints both")
+	if j.token != "" && j.tokenFile != "" {
+		return errors.New("--token and --token-file: leave one of them out")
+	}
+	if (j.server == "") != (j.token+j.tokenFile == "") {
+		return errors.New("--join and --token-file are given together: 'yare server-token' on a server of the cluster prints both")
 	}
 	if j.server == "" {
 		return nil
@@ -48,7 +53,31 @@ func (j *joinFlags) check() error {
 	if u, err := url.Parse(j.server); err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
 		return fmt.Errorf("--join: %q is not https://HOST:PORT", j.server)
 	}
+	j.server = strings.TrimRight(j.server, "/") // which paths are put after
 	return nil
+}
+
+// secret is the token. Whoever has joined needs it no more, and its file may be gone.
+func (j *joinFlags) secret(in io.Reader) (string, error) {
+	if j.tokenFile == "" {
+		return j.token, nil
+	}
+	if j.tokenFile != "-" {
+		f, err := os.Open(j.tokenFile)
+		if err != nil {
+			return "", fmt.Errorf("--token-file: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 64<<10)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("--token-file: %w", err)
+	}
+	if line = strings.TrimSpace(line); line == "" {
+		return "", fmt.Errorf("--token-file: there is no token in the first line of %s", j.tokenFile)
+	}
+	return line, nil
 }
 
 // pendingJoin is what a new server keeps until it is a member: the file is as secret as the token, and goes with it.
@@ -56,15 +85,17 @@ type pendingJoin struct {
 	Server    string `json:"server"`
 	Token     string `json:"token"`
 	Authority []byte `json:"authority"` // PEM
+	// Peer is the URL of the member that was to be admitted: it may be by now.
+	Peer string `json:"peer,omitempty"`
 }
 
 func joinFile(r *cluster.Record) string { return filepath.Join(r.DataDir, "join.json") }
 
 // learn asks the cluster what it is, and turns the wish for a server into one for a server of it.
 func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (cluster.Wish, *pendingJoin, *facts, error) {
-	p := &pendingJoin{Server: j.server, Token: j.token}
+	p := &pendingJoin{Server: j.server}
 	if s != nil {
-		for _, field := range []string{"apiServer", "apiNames", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
+		for _, field := range []string{"apiServer", "apiNames", "serviceLoadBalancer", "podCIDRs", "serviceCIDRs", "etcdEndpoints"} {
 			if _, given := s.given[field]; given {
 				return w, nil, nil, fmt.Errorf("settings in %s: %s: a server that joins has the cluster's; leave it out", s.file, field)
 			}
@@ -74,6 +105,9 @@ func (j *joinFlags) learn(ctx context.Context, w cluster.Wish, s *settings) (clu
 		return w, nil, nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others: leave it out")
 	}
 	var err error
+	if p.Token, err = j.secret(os.Stdin); err != nil {
+		return w, nil, nil, err
+	}
 	if p.Authority, err = p.authority(ctx); err != nil {
 		return w, nil, nil, fmt.Errorf("join %s: %w", j.server, err)
 	}
@@ -101,7 +135,8 @@ func (j *joinFlags) up(ctx context.Context, w cluster.Wish, s *settings, p *prog
 	if err = up(ctx, cluster.Wish{Name: r.Name}, nil, p); err != nil && fresh && !hasMember(r) {
 		// Nothing half done: it can be joined anew.
 		err = keepLog(r, err)
-		return errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
+		ctx := context.WithoutCancel(ctx)
+		return errors.Join(err, withdraw(ctx, r), h.Remove(ctx, r, false, func(string) {}))
 	}
 	return err
 }
@@ -126,15 +161,6 @@ func (j *joinFlags) claim(ctx context.Context, w cluster.Wish, s *settings) (r *
 		return nil, false, errors.Join(err, h.Remove(context.WithoutCancel(ctx), r, false, func(string) {}))
 	}
 	return r, fresh, nil
-}
-
-// serverOf is the first part of `yare server --join`: it returns the settings that the server is to have.
-func (j *joinFlags) serverOf(ctx context.Context, s *settings) (*settings, error) {
-	r, _, err := j.claim(ctx, s.wish(), s)
-	if err != nil {
-		return nil, err
-	}
-	return clusterSettings(cluster.Host{}, "", r.Name)
 }
 
 // authority gets the certificate that the token names.
@@ -175,13 +201,19 @@ func (p *pendingJoin) ask(ctx context.Context, q joinRequest, into any) error {
 	if err != nil {
 		return err
 	}
+	var said error // why it is to be asked again: it says more than that it took too long
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		again, err := p.once(ctx, c, body, into)
-		if err == nil || !again {
+		switch {
+		case err == nil:
+			return nil
+		case said != nil && ctx.Err() != nil:
+			return said
+		case !again:
 			return err
 		}
-		if run.Pause(ctx, wait) != nil {
-			return err // which says more than that it took too long
+		if said = err; run.Pause(ctx, wait) != nil {
+			return said
 		}
 	}
 }
@@ -207,7 +239,7 @@ func (p *pendingJoin) once(ctx context.Context, c *http.Client, body []byte, int
 	return false, json.Unmarshal(b, into)
 }
 
-// prepare puts into the new server's folder what the cluster has said: keys, settings, and how to be admitted.
+// prepare puts into the new server's folder its settings, what the cluster has said, and how to be admitted.
 func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
 	if err := os.MkdirAll(r.DataDir, 0o711); err != nil {
 		return err
@@ -215,45 +247,53 @@ func (p *pendingJoin) prepare(r *cluster.Record, f *facts, s *settings) error {
 	if err := pki.Share(filepath.Join(r.DataDir, "pki"), f.Keys); err != nil {
 		return err
 	}
-	dir := filepath.Join(r.DataDir, "settings")
-	if len(f.Files) > 0 {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	if err := f.APIServer.write(dir, f.Files); err != nil {
+	if err := f.sharedSettings.keep(r, f.Files); err != nil {
 		return err
 	}
-	all := map[string]json.RawMessage{}
 	if s != nil {
-		for field, value := range s.given {
-			all[field] = value
-		}
-	}
-	for field, value := range map[string]any{"apiServer": f.APIServer, "apiNames": f.APINames} {
-		b, err := json.Marshal(value)
-		if err != nil {
-			return err
-		}
-		if text := string(b); text != "{}" && text != "null" {
-			all[field] = b
-		}
-	}
-	text := []byte{}
-	if len(all) > 0 {
-		var err error
-		if text, err = yaml.Marshal(all); err != nil {
+		if err := r.KeepSettings(s.text); err != nil {
 			return err
 		}
 	}
-	if err := r.KeepSettings(text); err != nil {
-		return err
-	}
+	return p.keep(r)
+}
+
+func (p *pendingJoin) keep(r *cluster.Record) error {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
 	return durable.Write(joinFile(r), b, 0o600)
+}
+
+// pending reads what keep has written.
+func pending(r *cluster.Record) (*pendingJoin, error) {
+	b, err := os.ReadFile(joinFile(r))
+	if err != nil {
+		return nil, err
+	}
+	p := &pendingJoin{}
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", joinFile(r), err)
+	}
+	return p, nil
+}
+
+// withdraw has the cluster forget a server that may have been admitted and did not come up: it would be in the way of others who join.
+func withdraw(ctx context.Context, r *cluster.Record) error {
+	p, err := pending(r)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && p.Peer == "" {
+		return nil
+	}
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		err = p.ask(ctx, joinRequest{Token: p.Token, Withdraw: p.Peer}, &struct{}{})
+	}
+	if err != nil {
+		return fmt.Errorf("the cluster may count this server, as one that is joining, until 'yare server-remove' on another server: %w", err)
+	}
+	return nil
 }
 
 // hasMember says that the server has, or had, a member of the database.
@@ -267,19 +307,22 @@ func (s *server) enter(ctx context.Context) ([]etcd.Member, error) {
 	if !s.record.Joined || hasMember(s.record) {
 		return nil, nil
 	}
-	b, err := os.ReadFile(joinFile(s.record))
-	if err != nil {
+	p, err := pending(s.record)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("cluster %q is of another one's servers, and has neither data nor a token: 'yare down --force%s' and join anew: %w", s.record.Name, nameFlag(s.record.Name), err)
 	}
-	p := &pendingJoin{}
-	if err := json.Unmarshal(b, p); err != nil {
-		return nil, fmt.Errorf("%s: %w", joinFile(s.record), err)
+	if err != nil {
+		return nil, err
 	}
-	s.log.Info("joining", "server", p.Server, "peer", s.peer().URL())
+	p.Peer = s.peer().URL()
+	if err := p.keep(s.record); err != nil {
+		return nil, err
+	}
+	s.log.Info("joining", "server", p.Server, "peer", p.Peer)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	a := &admitted{}
-	if err := p.ask(ctx, joinRequest{Token: p.Token, Admit: &entry{Node: s.config.NodeName, Addresses: s.addresses, Peer: s.peer().URL()}}, a); err != nil {
+	if err := p.ask(ctx, joinRequest{Token: p.Token, Admit: &entry{Node: s.config.NodeName, Addresses: s.addresses, Peer: p.Peer}}, a); err != nil {
 		return nil, fmt.Errorf("join %s: %w", p.Server, err)
 	}
 	return a.Members, s.record.KeepNodeRanges(a.NodeRanges)
@@ -299,9 +342,10 @@ func serverTokenCommand() *cobra.Command {
 		Use: "server-token", GroupID: "cluster", Args: cobra.NoArgs,
 		Short: "Print how another machine becomes a server of this cluster",
 		Long: `Print the command by which another machine becomes a server of this cluster, with a token that ends within the hour. Who has the token
-gets the cluster's keys: it is as secret as these. Three servers are one more than has to be up; two are no better than one.`,
+gets the cluster's keys: it is as secret as these, and so it is no argument of the command, which every user of that machine could read.
+Three servers are one more than has to be up; two are no better than one.`,
 		Example: `  yare server-token                                              # on a server
-  yare up --join https://192.168.1.10:6443 --token yare-server.ey...   # on the other machine`,
+  ssh root@first yare server-token | sh                          # on the other machine: all at once`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := requireRoot(); err != nil {
 				return err
@@ -325,7 +369,7 @@ gets the cluster's keys: it is as secret as these. Three servers are one more th
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "yare up --join https://%s --token %s\n", netip.AddrPortFrom(a, uint16(r.APIPort)), token)
+			fmt.Fprintf(c.OutOrStdout(), "yare up --join https://%s --token-file - <<'END'\n%s\nEND\n", netip.AddrPortFrom(a, uint16(r.APIPort)), token)
 			return nil
 		},
 	}
@@ -339,8 +383,9 @@ func serverRemoveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "server-remove SERVER", GroupID: "cluster", Args: cobra.ExactArgs(1),
 		Short: "Remove a server that is gone from this cluster",
-		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server. One that is there leaves by 'yare down'. Its Node stays
-until you delete it.`,
+		Long: `Remove a server that is gone from this cluster, by its name in 'yare status' on another server, or its database ID. One that is there leaves by 'yare down'. Its Node stays
+until you delete it. This needs a majority of the servers: where so many are gone for good that there is none, there is no way to go on with those
+that are left. 'yare down --force' removes what is left of them, and a new cluster begins without objects.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := requireRoot(); err != nil {
 				return err

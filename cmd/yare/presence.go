@@ -272,7 +272,7 @@ func (s *server) goes(ctx context.Context, node string) error {
 		return fmt.Errorf("read which servers are up: %w", err)
 	}
 	for _, kv := range r.Kvs {
-		if u, ok := s.readUp(string(kv.Key), kv.Value); !ok || u.node != node {
+		if u, ok := s.readUp(string(kv.Key), kv.Value); !ok || node == "" || u.node != node {
 			continue
 		}
 		if node == s.config.NodeName { // with the lease, so that present knows

@@ -44,7 +44,7 @@ SIGTERM ends the server and leaves the containers running.`,
 				return err
 			}
 			if j.server != "" {
-				if s, err = j.serverOf(c.Context(), s); err != nil {
+				if _, _, err := j.claim(c.Context(), s.wish(), s); err != nil {
 					return err
 				}
 			}
@@ -70,6 +70,9 @@ func serve(ctx context.Context, config *settings, existing bool) error {
 		r, _, err = h.Claim(config.wish())
 	}
 	if err != nil {
+		return err
+	}
+	if err := config.share(r); err != nil {
 		return err
 	}
 	unlock, err := h.Lock(r)

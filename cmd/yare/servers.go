@@ -28,10 +28,11 @@ const (
 	serversPath = "/yare/servers"
 )
 
-// joinRequest is what one who joins says: at first to learn what the cluster is, then to be admitted.
+// joinRequest is what one who joins says: at first to learn what the cluster is, then to be admitted, and that it gives up where it then does not come up.
 type joinRequest struct {
-	Token string `json:"token"`
-	Admit *entry `json:"admit,omitempty"` // nil: asks for the facts
+	Token    string `json:"token"`
+	Admit    *entry `json:"admit,omitempty"`    // neither: asks for the facts
+	Withdraw string `json:"withdraw,omitempty"` // URL of its member
 }
 
 // entry is the server that is to be admitted.
@@ -47,10 +48,9 @@ type facts struct {
 	PodCIDRs     []netip.Prefix    `json:"podCIDRs"`
 	ServiceCIDRs []netip.Prefix    `json:"serviceCIDRs"`
 	NodePorts    [2]int            `json:"nodePorts"`
-	APINames     []string          `json:"apiNames,omitempty"`
-	APIServer    APIServerConfig   `json:"apiServer"`
-	Files        map[string][]byte `json:"files,omitempty"` // of those settings
 	Keys         map[string][]byte `json:"keys"`
+	sharedSettings
+	Files map[string][]byte `json:"files,omitempty"` // of those settings
 }
 
 // admitted is the answer to who is.
@@ -70,7 +70,7 @@ func (s *server) joinHandler() http.Handler {
 			w.Header().Set("Content-Type", "application/x-pem-file")
 			_, _ = w.Write(s.pki.CA.PEM()) // whoever is gone needs it no more
 		case http.MethodPost:
-			answer(w, func() (any, error) { return s.join(w, r) })
+			answer(w, func() (any, error) { return s.join(r) })
 		default:
 			http.Error(w, "GET or POST", http.StatusMethodNotAllowed)
 		}
@@ -93,9 +93,9 @@ func answer(w http.ResponseWriter, f func() (any, error)) {
 	_ = json.NewEncoder(w).Encode(out) // whoever is gone needs it no more
 }
 
-func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) join(r *http.Request) (any, error) {
 	var q joinRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&q); err != nil {
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
 		return nil, fmt.Errorf("not a request to join: %w", err)
 	}
 	if err := s.pki.CA.CheckToken(q.Token, time.Now()); err != nil {
@@ -108,6 +108,8 @@ func (s *server) join(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, errors.New("ephemeral: a server that does not wait for its disk may forget what it has told others; clusters of several servers are durable")
 	case !s.started.Load():
 		return nil, busy{errors.New("the server is starting")}
+	case q.Withdraw != "":
+		return struct{}{}, s.withdraw(r.Context(), q.Withdraw)
 	case q.Admit == nil:
 		s.log.Warn("the cluster's keys are given to a server that is to join", "to", r.RemoteAddr)
 		return s.facts()
@@ -124,8 +126,8 @@ func (s *server) facts() (*facts, error) {
 		return nil, err
 	}
 	f := &facts{
-		APIPort: s.record.APIPort, PodCIDRs: s.record.PodCIDRs(), ServiceCIDRs: s.record.ServiceCIDRs(), NodePorts: s.record.NodePorts,
-		APINames: s.config.APINames, APIServer: s.config.APIServer, Keys: keys,
+		APIPort: s.record.APIPort, PodCIDRs: s.record.PodCIDRs(), ServiceCIDRs: s.record.ServiceCIDRs(), NodePorts: s.record.NodePorts, Keys: keys,
+		sharedSettings: sharedSettings{APINames: s.config.APINames, APIServer: s.config.APIServer, ServiceLoadBalancer: s.config.ServiceLoadBalancer},
 	}
 	f.Files, err = f.APIServer.read()
 	return f, err
@@ -142,7 +144,9 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 	members, err := s.etcd.Admit(ctx, e.Peer)
 	switch {
 	case errors.Is(err, etcd.ErrJoining):
-		return nil, busy{fmt.Errorf("%w: wait until it is a member, or remove it with 'yare server-remove'", err)}
+		return nil, busy{s.joining(ctx, err)}
+	case errors.Is(err, etcd.ErrMember):
+		return nil, s.isMember(ctx, err, e.Peer)
 	case errors.Is(err, etcd.ErrMajority):
 		return nil, busy{fmt.Errorf("%w; wait for the others to be up, or remove those that are gone with 'yare server-remove'", err)}
 	case err != nil:
@@ -156,16 +160,80 @@ func (s *server) admit(ctx context.Context, e *entry) (*admitted, error) {
 		}
 	}
 	ranges, err := assignedRanges(ctx, s.admin(), e.Node, func() {})
-	if err != nil || ctx.Err() != nil {
-		return nil, busy{errors.Join(err, ctx.Err())}
+	if err == nil && len(ranges) == 0 {
+		err = fmt.Errorf("node %s has not been given pod addresses of %v: none may be left there ('yare kubectl describe node %[1]s')", e.Node, s.record.PodCIDRs())
+	}
+	if err != nil {
+		return nil, busy{err}
 	}
 	return &admitted{Members: members, NodeRanges: ranges}, nil
+}
+
+// joining adds to an error which member it is that has to vote before another one can be admitted.
+func (s *server) joining(ctx context.Context, err error) error {
+	names, _ := s.names(ctx) // its ID is as good
+	for _, m := range s.etcd.Members() {
+		if m.Learner {
+			name := s.called(m, names)
+			err = fmt.Errorf("%w, %s at %s: wait until it is one, or take it out with 'yare server-remove %s' on a server", err, name, m.URL, name)
+		}
+	}
+	return err
+}
+
+// isMember adds to an error how the member at the URL is taken out.
+func (s *server) isMember(ctx context.Context, err error, peer string) error {
+	names, _ := s.names(ctx) // its ID is as good
+	for _, m := range s.etcd.Members() {
+		if m.URL == peer {
+			err = fmt.Errorf("%w ('yare server-remove %s' on another server)", err, s.called(m, names))
+		}
+	}
+	return err
+}
+
+// withdraw takes out a server that was admitted and has not come up, and its Node if there was none before.
+func (s *server) withdraw(ctx context.Context, peer string) error {
+	for _, m := range s.etcd.Members() {
+		if m.URL != peer || !m.Learner || m.Name != "" {
+			continue // it is there, and leaves by itself
+		}
+		names, err := s.names(ctx)
+		if err != nil {
+			return busy{err}
+		}
+		s.log.Info("a server that was to join has not come up", "node", names[m.ID], "peer", peer)
+		if err := s.etcd.Expel(ctx, m.ID); err != nil {
+			return busy{err}
+		}
+		if names[m.ID] == "" {
+			continue // its Node is made later
+		}
+		n, err := client.Get[*corev1.Node](ctx, s.admin(), api.Key{Name: names[m.ID]})
+		if err == nil && len(n.Status.Addresses) == 0 { // its kubelet has never been there
+			err = s.admin().Delete(ctx, n, client.DeleteOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return busy{err}
+		}
+	}
+	return nil
 }
 
 // checkEntry refuses who would be in the way of another node.
 func (s *server) checkEntry(ctx context.Context, e *entry) error {
 	if e.Node == "" || len(e.Addresses) == 0 || !strings.HasPrefix(e.Peer, "https://") {
 		return errors.New("not a request to be admitted")
+	}
+	names, err := s.names(ctx)
+	if err != nil {
+		return busy{err}
+	}
+	for _, m := range s.etcd.Members() {
+		if m.URL != e.Peer && s.called(m, names) == e.Node {
+			return fmt.Errorf("nodeName: the cluster has a server %s, at %s; give this machine another name, or take that server out if it is gone for good ('yare server-remove %[1]s' on another server)",
+				e.Node, m.URL)
+		}
 	}
 	n, err := client.Get[*corev1.Node](ctx, s.admin(), api.Key{Name: e.Node})
 	if apierrors.IsNotFound(err) {
@@ -182,6 +250,9 @@ func (s *server) checkEntry(ctx context.Context, e *entry) error {
 	}
 	return nil
 }
+
+// joiningState is of one that does not vote yet.
+const joiningState = "joining"
 
 // serverStatus is one server of several.
 type serverStatus struct {
@@ -206,6 +277,17 @@ func (s *server) serversHandler() http.Handler {
 	})
 }
 
+// called is what people know a member by: its Node's name, or its ID as long as nobody has written that down.
+func (s *server) called(m etcd.Member, names map[uint64]string) string {
+	switch {
+	case names[m.ID] != "":
+		return names[m.ID]
+	case m.ID == s.etcd.Self():
+		return s.config.NodeName
+	}
+	return strconv.FormatUint(m.ID, 16)
+}
+
 // servers are all members, empty where there can be none.
 func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 	out := []serverStatus{}
@@ -222,18 +304,12 @@ func (s *server) servers(ctx context.Context) ([]serverStatus, error) {
 	}
 	all := s.etcd.Members()
 	for _, m := range all {
-		st := serverStatus{Name: names[m.ID], URL: m.URL, Leader: m.Leader, Self: m.ID == s.etcd.Self(), State: "down"}
-		if st.Self && st.Name == "" {
-			st.Name = s.config.NodeName
-		}
-		switch {
-		case st.Name == "":
-			st.Name = strconv.FormatUint(m.ID, 16)
-		case running[st.Name] != "" || len(all) == 1:
+		st := serverStatus{Name: s.called(m, names), URL: m.URL, Leader: m.Leader, Self: m.ID == s.etcd.Self(), State: "down"}
+		if running[st.Name] != "" || len(all) == 1 {
 			st.State = "up"
 		}
 		if m.Learner {
-			st.State = "joining"
+			st.State = joiningState
 		}
 		if st.Self && !s.etcd.Led() {
 			st.State = "without a majority"
@@ -281,23 +357,25 @@ func (s *server) remove(ctx context.Context, name string) (any, error) {
 	}
 	all := s.etcd.Members()
 	var known []string
+	var meant []etcd.Member
 	for _, m := range all {
-		is := names[m.ID]
-		if is == "" && m.ID == s.etcd.Self() {
-			is = s.config.NodeName
+		known = append(known, fmt.Sprintf("%s (%x, at %s)", s.called(m, names), m.ID, m.URL))
+		if s.called(m, names) == name || strconv.FormatUint(m.ID, 16) == name {
+			meant = append(meant, m)
 		}
-		if is == "" {
-			is = strconv.FormatUint(m.ID, 16)
-		}
-		known = append(known, is)
-		if is != name {
-			continue
-		}
-		if len(all) == 1 {
-			return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
-		}
-		s.log.Info("a server is removed", "name", name)
-		return struct{}{}, s.expel(ctx, m.ID, is)
 	}
-	return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
+	switch {
+	case len(meant) == 0:
+		return nil, fmt.Errorf("there is no server %q: there are %s", name, strings.Join(known, ", "))
+	case len(meant) > 1:
+		return nil, fmt.Errorf("several servers are %q: say which one by its ID: %s", name, strings.Join(known, ", "))
+	case len(all) == 1:
+		return nil, fmt.Errorf("%s is the only server: 'yare down' ends the cluster", name)
+	}
+	s.log.Info("a server is removed", "name", name, "peer", meant[0].URL)
+	node := s.called(meant[0], names)
+	if slices.ContainsFunc(all, func(m etcd.Member) bool { return m.ID != meant[0].ID && s.called(m, names) == node }) {
+		node = "" // the other one's presence must stay; this one's ends by itself
+	}
+	return struct{}{}, s.expel(ctx, meant[0].ID, node)
 }

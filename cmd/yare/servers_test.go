@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/cmd/cluster"
@@ -39,7 +43,10 @@ func TestPrepare(t *testing.T) {
 	if err := os.WriteFile(encryption, []byte("resources: []\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := &facts{Keys: keys, APINames: []string{"api.example.org"}, APIServer: APIServerConfig{EncryptionConfig: encryption, AuditLogMaxAge: 7}}
+	f := &facts{Keys: keys, sharedSettings: sharedSettings{
+		APINames: []string{"api.example.org"}, APIServer: APIServerConfig{EncryptionConfig: encryption, AuditLogMaxAge: 7},
+		ServiceLoadBalancer: LoadBalancerConfig{OnlyClass: true, ReservedPorts: []int32{}},
+	}}
 	if f.Files, err = f.APIServer.read(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +58,15 @@ func TestPrepare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &cluster.Record{Name: "here", DataDir: filepath.Join(t.TempDir(), "data")}
+	said, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f = &facts{}
+	if err := json.Unmarshal(said, f); err != nil {
+		t.Fatal(err)
+	}
+	r := &cluster.Record{Name: "here", DataDir: filepath.Join(t.TempDir(), "data"), Joined: true}
 	p := &pendingJoin{Server: "https://192.0.2.1:6443", Token: "t"}
 	if err := p.prepare(r, f, s); err != nil {
 		t.Fatal(err)
@@ -60,9 +75,14 @@ func TestPrepare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "here" || got.NodeName != "second" || got.MaxPods != 50 || !slices.Equal(got.APINames, f.APINames) || got.APIServer.AuditLogMaxAge != 7 {
+	if err := got.share(r); err != nil {
+		t.Fatal(err)
+	}
+	if got.Name != "here" || got.NodeName != "second" || got.MaxPods != 50 || !r.HasSettings(s.text) || !slices.Equal(got.APINames, f.APINames) ||
+		got.APIServer.AuditLogMaxAge != 7 || !got.ServiceLoadBalancer.OnlyClass || got.ServiceLoadBalancer.ReservedPorts == nil {
 		t.Errorf("%+v", got.Config)
 	}
+	laterSettings(t, r, got)
 	b, err := os.ReadFile(got.APIServer.EncryptionConfig)
 	if err != nil || string(b) != "resources: []\n" || strings.HasPrefix(got.APIServer.EncryptionConfig, there) {
 		t.Errorf("%s: %q, %v", got.APIServer.EncryptionConfig, b, err)
@@ -72,7 +92,7 @@ func TestPrepare(t *testing.T) {
 			t.Errorf("%s: %v, %v", secret, st, err)
 		}
 	}
-	for _, field := range []string{"apiServer: {auditLogMaxAge: 1}", "serviceCIDRs: [10.1.0.0/16]", "apiNames: [x]"} {
+	for _, field := range []string{"apiServer: {auditLogMaxAge: 1}", "serviceCIDRs: [10.1.0.0/16]", "apiNames: [x]", "serviceLoadBalancer: {onlyClass: true}"} {
 		if err := os.WriteFile(own, []byte(field+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -86,6 +106,44 @@ func TestPrepare(t *testing.T) {
 		if _, _, _, err := (&joinFlags{server: "https://192.0.2.1:6443"}).learn(t.Context(), cluster.Wish{}, s); err == nil || !strings.Contains(err.Error(), name+": a server that joins has the cluster's") {
 			t.Errorf("%s: %v", field, err)
 		}
+	}
+}
+
+// laterSettings gives a server that has joined other settings than it had: the cluster's stay, and what differs from them is refused.
+func laterSettings(t *testing.T, r *cluster.Record, has *settings) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "later.yaml")
+	later := func(text string) (*settings, error) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := readSettings(file, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, s.share(r)
+	}
+	if s, err := later("maxPods: 60\n"); err != nil || s.MaxPods != 60 || !reflect.DeepEqual(s.APIServer, has.APIServer) || !reflect.DeepEqual(s.APINames, has.APINames) {
+		t.Errorf("%+v, %v", s.Config, err)
+	}
+	for field, value := range map[string]string{"apiServer": "{}", "apiNames": "[other]", "serviceLoadBalancer": "{}", "etcdEndpoints": `["https://192.0.2.1:2379"]`} {
+		if _, err := later(field + ": " + value + "\n"); err == nil || !strings.Contains(err.Error(), file+": "+field+": a server that has joined has the cluster's") {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	// What `yare config` prints is a file of settings.
+	all, err := yaml.Marshal(has.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := later(string(all)); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(sharedFile(r)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := later(""); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without what the cluster has said it starts: %v", err)
 	}
 }
 
@@ -151,15 +209,40 @@ func TestJoinFlags(t *testing.T) {
 		why string
 	}{
 		{joinFlags{}, ""},
-		{joinFlags{"https://192.0.2.1:6443", "t"}, ""},
-		{joinFlags{"https://192.0.2.1:6443", ""}, "given together"},
-		{joinFlags{"", "t"}, "given together"},
-		{joinFlags{"192.0.2.1:6443", "t"}, "is not https://HOST:PORT"},
-		{joinFlags{"https://192.0.2.1/x", "t"}, "is not https://HOST:PORT"},
+		{joinFlags{"https://192.0.2.1:6443", "t", ""}, ""},
+		{joinFlags{"https://192.0.2.1:6443", "", "-"}, ""},
+		{joinFlags{"https://192.0.2.1:6443", "", ""}, "given together"},
+		{joinFlags{"", "t", ""}, "given together"},
+		{joinFlags{"", "", "f"}, "given together"},
+		{joinFlags{"https://192.0.2.1:6443", "t", "f"}, "leave one of them out"},
+		{joinFlags{"192.0.2.1:6443", "t", ""}, "is not https://HOST:PORT"},
+		{joinFlags{"https://192.0.2.1/x", "t", ""}, "is not https://HOST:PORT"},
 	} {
 		if err := tt.j.check(); (err == nil) != (tt.why == "") || err != nil && !strings.Contains(err.Error(), tt.why) {
 			t.Errorf("%+v: %v", tt.j, err)
 		}
+	}
+	if j := (joinFlags{"https://192.0.2.1:6443/", "t", ""}); j.check() != nil || j.server != "https://192.0.2.1:6443" {
+		t.Errorf("%+v", j)
+	}
+}
+
+// The token comes from where no other user sees it.
+func TestTokenFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	for text, want := range map[string]string{"t\n": "t", "t": "t", " t \nEND\n": "t", "": "", "\nt\n": ""} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for from, in := range map[string]string{file: "other", "-": text} {
+			if got, err := (&joinFlags{tokenFile: from}).secret(strings.NewReader(in)); got != want || (err == nil) != (want != "") {
+				t.Errorf("%q in %s: %q, %v", text, from, got, err)
+			}
+		}
+	}
+	if _, err := (&joinFlags{tokenFile: file + "x"}).secret(nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }
 

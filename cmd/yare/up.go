@@ -42,7 +42,7 @@ has them too, until another file is given. /dev/null has none. A cluster that do
 		Example: `  yare up
   yare up --config /etc/yare.yaml
   yare up --name test --ephemeral          # a second one, without waiting for the disk
-  yare up --join https://192.168.1.10:6443 --token TOKEN    # a further server of a cluster: 'yare server-token' there prints this`,
+  yare up --join https://192.168.1.10:6443 --token-file FILE    # a further server of a cluster: 'yare server-token' there says how`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := requireRoot(); err != nil {
 				return err
@@ -113,6 +113,11 @@ func up(ctx context.Context, w cluster.Wish, s *settings, p *progress) error {
 		p.done("cluster %q already runs (process %d)", r.Name, pid)
 		p.hint(r)
 		return nil
+	}
+	if s != nil {
+		if err := s.share(r); err != nil { // the server would say the same, of a file of no name
+			return err
+		}
 	}
 	_, err = os.Stat(joinFile(r))
 	joins := err == nil

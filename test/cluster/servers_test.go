@@ -129,6 +129,21 @@ func (m *machine) up(join ...string) {
 	m.config = c
 }
 
+// joining are the arguments by which another machine joins: those of the command that is printed, the token in a file.
+func (m *machine) joining() []string {
+	m.t.Helper()
+	command, token, _ := strings.Cut(m.do(bin.yare, "server-token", "--name", m.name), "\n")
+	words := strings.Fields(command)
+	if len(words) != 7 || strings.Join(words[4:], " ") != "--token-file - <<'END'" {
+		m.t.Fatalf("server-token prints %q", command)
+	}
+	file := filepath.Join(m.dir, "token")
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	return append(words[2:5], file)
+}
+
 func (m *machine) client() *asker {
 	m.t.Helper()
 	hc, err := rest.HTTPClientFor(rest.CopyConfig(m.config))
@@ -204,9 +219,9 @@ func TestServers(t *testing.T) {
 	a, b, c, node := all[0], all[1], all[2], all[3]
 	node.down = true
 	a.up()
-	token := strings.Fields(a.do(bin.yare, "server-token", "--name", a.name))[2:]
-	b.up(token...)
-	c.up(token...)
+	join := a.joining()
+	b.up(join...)
+	c.up(join...)
 	servers := trio(all[:3])
 	soon(t, 20*time.Second, "three servers", a.endpoints(a, b, c))
 	for _, s := range a.status().Servers {
