@@ -59,9 +59,15 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err // what is left of the member cannot be waited for
 	}
-	if client == nil || e.vote(ctx, m.Server) != nil {
+	if client != nil {
+		err = e.vote(ctx, m, fatal)
+	}
+	if ctx.Err() != nil {
 		m.Close()
 		return nil
+	}
+	if err != nil {
+		return err // as above
 	}
 	e.shared.Store(len(m.Server.Cluster().Members()) > 1)
 	e.server.Store(m.Server)
@@ -222,7 +228,9 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	// Few wake-ups: a single member's clock serves nobody but leases.
 	c.TickMs, c.ElectionMs = 500, 2500
 	if e.marked() { // others wait for its heartbeats
-		c.TickMs, c.ElectionMs = 100, 1000
+		// Long enough for the first member, which has the slow clock above until its next start, to lead them: it takes it two ticks to be
+		// heard of.
+		c.TickMs, c.ElectionMs = 100, 3000
 	}
 	if t := uint(e.c.tick.Milliseconds()); t > 0 {
 		c.TickMs, c.ElectionMs = t, 5*t

@@ -237,6 +237,25 @@ func ended(t *testing.T, e *started) error {
 	}
 }
 
+// Who cannot listen to others has none: it is alone as before, also after a start.
+func TestMemberCannotListen(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", x.at["a"].Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := a.Admit(t.Context(), "https://127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "listen to other members") {
+		t.Errorf("admitted with a port that is taken: %v", err)
+	}
+	x.stop("a")
+	if a = x.start("a", nil); !a.Exclusive() {
+		t.Error("not alone any more")
+	}
+}
+
 // A change that would cost the majority is refused, in words; so is one who asks to be what he is.
 func TestMembersRefuse(t *testing.T) {
 	t.Parallel()
