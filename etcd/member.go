@@ -103,6 +103,9 @@ func start(c *embed.Config, fatal <-chan error) (*embed.Etcd, error) {
 	}
 }
 
+// waitsAfter is how long members that are up take to find a leader, as a rule.
+const waitsAfter = 8 * time.Second
+
 // lead waits until the member is ready, which it is when it or another one leads, and returns a client that calls it directly; nil
 // when ctx ended.
 func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*clientv3.Client, error) {
@@ -113,6 +116,8 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 	// each time too: without a snapshot there are none before the log is replayed.
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
+	late := time.NewTimer(waitsAfter)
+	defer late.Stop()
 	for {
 		select {
 		case <-m.Server.ReadyNotify():
@@ -125,6 +130,13 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, fmt.Errorf("start the member: %w", err)
 		case <-m.Server.StopNotify():
 			return nil, ErrRemoved // whatever else stops it is an error of the two above
+		case <-late.C:
+			if e.marked() && !alone(m.Server) && m.Server.Leader() == 0 {
+				e.c.Log.Warn("waiting for a majority: start the other servers")
+				if e.c.Waits != nil {
+					e.c.Waits()
+				}
+			}
 		case <-tick.C:
 		}
 		// A new member has said its name by the message that ReadyNotify waits for, which is lost when others connect to it meanwhile, and then

@@ -66,20 +66,22 @@ var (
 	ErrMember = errors.New("is a member, and was up")
 )
 
-func (e *Etcd) markFile() string { return filepath.Join(e.c.DataDir, "peers") }
+func markFile(dir string) string { return filepath.Join(dir, "peers") }
 
-// marked says that the member has, or had, others.
-func (e *Etcd) marked() bool {
-	_, err := os.Stat(e.markFile())
+// HasPeers says that the member with its data in dir has, or had, others.
+func HasPeers(dir string) bool {
+	_, err := os.Stat(markFile(dir))
 	return err == nil
 }
+
+func (e *Etcd) marked() bool { return HasPeers(e.c.DataDir) }
 
 // mark notes, before the first other member can be there, that the member is to listen at its next starts.
 func (e *Etcd) mark() error {
 	if e.marked() {
 		return nil
 	}
-	f, err := os.Create(e.markFile())
+	f, err := os.Create(markFile(e.c.DataDir))
 	if err == nil {
 		_, err = fmt.Fprintln(f, e.c.Peer.URL())
 		err = errors.Join(err, f.Sync(), f.Close())

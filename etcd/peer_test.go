@@ -237,6 +237,35 @@ func ended(t *testing.T, e *started) error {
 	}
 }
 
+// Without a majority a start waits for it, and says so.
+func TestMemberWaits(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	x.join("b", a)
+	x.stop("b")
+	x.stop("a")
+	waits, came := make(chan struct{}), make(chan *started, 1)
+	c := x.config("a", nil)
+	c.Waits = func() { close(waits) }
+	go func() {
+		e, err := tryStart(t, c)
+		if err != nil {
+			t.Error(err)
+		}
+		came <- e
+	}()
+	select {
+	case <-waits:
+	case <-came:
+		t.Fatal("up without a majority")
+	}
+	x.start("b", nil)
+	if e := <-came; e != nil {
+		write(t, e, "1")
+	}
+}
+
 // Who cannot listen to others has none: it is alone as before, also after a start.
 func TestMemberCannotListen(t *testing.T) {
 	t.Parallel()
