@@ -153,8 +153,13 @@ func (e *Etcd) learn(ctx context.Context, s *etcdserver.EtcdServer) error {
 	promoted := false // which arrives here as well
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		m := s.Cluster().Member(s.MemberID())
-		if m == nil || !m.IsLearner {
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case m == nil:
+			return ErrRemoved
+		case !m.IsLearner:
+			return nil
 		}
 		if promoted {
 			if err := run.Pause(ctx, 20*time.Millisecond); err != nil {

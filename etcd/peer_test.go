@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -235,6 +236,52 @@ func ended(t *testing.T, e *started) error {
 		t.Fatal("does not end")
 		return nil
 	}
+}
+
+// A member that is removed while it learns ends.
+func TestLearnerRemoved(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	c := x.config("b", nil)
+	within(t, "b is admitted", func(ctx context.Context) (err error) {
+		c.Peer.Join, err = a.Admit(ctx, c.Peer.URL())
+		return err
+	})
+	c.Log = slog.New(slog.DiscardHandler)
+	b, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fatal := make(chan error, 1)
+	conf, err := b.config(fatal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := start(conf, fatal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	b.peers = newPeers(b, m.Server)
+	defer b.peers.close()
+	if err := b.peers.open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.lead(t.Context(), m, fatal); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "remove b", func(ctx context.Context) error { return a.Expel(ctx, uint64(m.Server.MemberID())) })
+	<-m.Server.StopNotify()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.vote(ctx, m, fatal); !errors.Is(err, ErrRemoved) {
+		t.Errorf("ended by %v", err)
+	}
+	write(t, a, "1")
 }
 
 // Without a majority a start waits for it, and says so.
