@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"time"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/apiserver/authz"
 	"github.com/yare-dev/yare/apiserver/rest"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
@@ -127,7 +129,7 @@ func selection(q client.Query) rest.Selection {
 
 // Watch implements client.Reader. A reader that falls behind by more than the events that the store keeps is told the
 // net changes since what it last saw; where even that state is no longer known, after the store's Keep, the watch
-// ends with an error.
+// ends with an error. A database without a majority is waited for, as long as ctx goes on: those who watch are to go on by themselves when it is back.
 func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
 	return func(yield func(client.Event, error) bool) {
 		ctx, r, err := l.selecting(ctx, "watch", k, api.Key{Namespace: q.Namespace}, "", q)
@@ -143,9 +145,11 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 			o.Version = from.String()
 		}
 		for {
-			w, err := l.s.pipe.Watch(ctx, r, o)
+			w, err := patiently(ctx, func() (*rest.Watch, error) { return l.s.pipe.Watch(ctx, r, o) })
 			if err != nil {
-				yield(client.Event{}, err)
+				if ctx.Err() == nil {
+					yield(client.Event{}, err)
+				}
 				return
 			}
 			err = follow(ctx, w, yield)
@@ -164,13 +168,24 @@ func (l *local) Watch(ctx context.Context, k *api.Kind, q client.Query, from api
 				return
 			}
 			rev, ok, err := l.bridge(ctx, r, q, w.Told(), yield)
-			if err != nil {
+			if err != nil && ctx.Err() == nil {
 				yield(client.Event{}, err)
 			}
 			if err != nil || !ok {
 				return
 			}
 			o = rest.WatchOptions{Selection: selection(q), Version: rev.String()}
+		}
+	}
+}
+
+// patiently calls f until the database answers it, or ctx ends.
+func patiently[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	for {
+		out, err := f()
+		silent := apierrors.IsServiceUnavailable(err) || apierrors.IsTimeout(err) && !apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+		if !silent || run.Pause(ctx, time.Second) != nil {
+			return out, err
 		}
 	}
 }
@@ -213,7 +228,9 @@ func translate(ev rest.Event) (client.Event, bool) {
 // bridge yields the difference between the states at from and now, and returns the revision of now.
 func (l *local) bridge(ctx context.Context, r *rest.Request, q client.Query, from api.Revision, yield func(client.Event, error) bool) (api.Revision, bool, error) {
 	list := func(version string, match metav1.ResourceVersionMatch) (*rest.Page, error) {
-		return l.s.pipe.List(ctx, r, rest.ListOptions{Selection: selection(q), Version: version, Match: match})
+		return patiently(ctx, func() (*rest.Page, error) {
+			return l.s.pipe.List(ctx, r, rest.ListOptions{Selection: selection(q), Version: version, Match: match})
+		})
 	}
 	before, err := list(from.String(), metav1.ResourceVersionMatchExact)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/yare-dev/yare/apiserver"
 	"github.com/yare-dev/yare/apiserver/authn"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 	"github.com/yare-dev/yare/store/memory"
 )
@@ -27,9 +29,15 @@ import (
 // inBubble runs f with a server in a synctest bubble.
 func inBubble(t *testing.T, o store.Options, f func(t *testing.T, ctx context.Context, s *apiserver.Server)) {
 	t.Helper()
+	overDatabase(t, func() store.Backend { return memory.New(true) }, o, f)
+}
+
+// overDatabase is inBubble with a database made in there.
+func overDatabase(t *testing.T, db func() store.Backend, o store.Options, f func(t *testing.T, ctx context.Context, s *apiserver.Server)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o.Log, o.Detect = slog.New(slog.NewTextHandler(io.Discard, nil)), true
-		st := store.New(memory.New(true), api.Stored(), o)
+		st := store.New(db(), api.Stored(), o)
 		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour) // of the bubble
 		up, done := make(chan struct{}), make(chan error, 1)
 		go func() { done <- st.Run(ctx, func() { close(up) }) }()
@@ -169,5 +177,71 @@ func TestLocalWatchBridgesGaps(t *testing.T) {
 		if state["cm-000000"] != "~cm-000000" {
 			t.Error(fmt.Sprint(state))
 		}
+	})
+}
+
+// minority is a database of several servers, a majority of which may be gone.
+type minority struct {
+	*memory.Backend
+	cut atomic.Bool
+}
+
+func (*minority) Exclusive() bool { return false }
+
+func (m *minority) Revision(ctx context.Context) (api.Revision, error) {
+	if m.cut.Load() {
+		if err := run.Pause(ctx, 7*time.Second); err != nil { // as etcd
+			return 0, err
+		}
+		return 0, store.ErrUnavailable
+	}
+	return m.Backend.Revision(ctx)
+}
+
+// A watch that begins, or goes on after a gap, without a majority waits for it: who watches ends with an error, and the whole process with him.
+func TestLocalWatchWithoutMajority(t *testing.T) {
+	var db *minority
+	mk := func() store.Backend { db = &minority{Backend: memory.New(true)}; return db }
+	overDatabase(t, mk, store.Options{Window: 4}, func(t *testing.T, ctx context.Context, s *apiserver.Server) {
+		c := s.ClientAs(&authn.User{Name: "u"})
+		lose := func() {
+			db.cut.Store(true)
+			time.AfterFunc(20*time.Second, func() { db.cut.Store(false) })
+		}
+		lose()
+		begin, seen := time.Now(), 0
+		for ev, err := range c.Watch(ctx, api.ConfigMapKind, client.Query{Namespace: "default"}, 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.Op != client.Synced {
+				if seen++; seen == 40 {
+					break
+				}
+				continue
+			}
+			if since := time.Since(begin); since < 20*time.Second || since > 30*time.Second {
+				t.Errorf("begins after %v", since)
+			}
+			for i := range 40 { // more than is kept
+				if _, err := client.Create(ctx, c, configMap(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lose()
+		}
+		if seen != 40 {
+			t.Errorf("%d events", seen)
+		}
+		db.cut.Store(true)
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		for _, err := range c.Watch(ctx, api.ConfigMapKind, client.Query{}, 0) {
+			t.Error("after the end:", err)
+		}
+		if ctx.Err() == nil {
+			t.Error("ends without a majority")
+		}
+		db.cut.Store(false)
 	})
 }

@@ -51,6 +51,8 @@ type Config struct {
 
 	// Peer is how members of the same cluster reach each other; nil: this one is alone for ever.
 	Peer *Peer
+	// Waits is called when the start waits for other members, without which there is no majority. May be nil.
+	Waits func()
 
 	// Endpoints are members elsewhere: https://10.0.0.1:2379.
 	Endpoints []string

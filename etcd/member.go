@@ -59,9 +59,15 @@ func (e *Etcd) member(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err // what is left of the member cannot be waited for
 	}
-	if client == nil || e.vote(ctx, m.Server) != nil {
+	if client != nil {
+		err = e.vote(ctx, m, fatal)
+	}
+	if ctx.Err() != nil {
 		m.Close()
 		return nil
+	}
+	if err != nil {
+		return err // as above
 	}
 	e.shared.Store(len(m.Server.Cluster().Members()) > 1)
 	e.server.Store(m.Server)
@@ -97,6 +103,9 @@ func start(c *embed.Config, fatal <-chan error) (*embed.Etcd, error) {
 	}
 }
 
+// waitsAfter is how long members that are up take to find a leader, as a rule.
+const waitsAfter = 8 * time.Second
+
 // lead waits until the member is ready, which it is when it or another one leads, and returns a client that calls it directly; nil
 // when ctx ended.
 func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*clientv3.Client, error) {
@@ -107,6 +116,8 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 	// each time too: without a snapshot there are none before the log is replayed.
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
+	late := time.NewTimer(waitsAfter)
+	defer late.Stop()
 	for {
 		select {
 		case <-m.Server.ReadyNotify():
@@ -119,6 +130,13 @@ func (e *Etcd) lead(ctx context.Context, m *embed.Etcd, fatal <-chan error) (*cl
 			return nil, fmt.Errorf("start the member: %w", err)
 		case <-m.Server.StopNotify():
 			return nil, ErrRemoved // whatever else stops it is an error of the two above
+		case <-late.C:
+			if e.marked() && !alone(m.Server) && m.Server.Leader() == 0 {
+				e.c.Log.Warn("waiting for a majority: start the other servers")
+				if e.c.Waits != nil {
+					e.c.Waits()
+				}
+			}
 		case <-tick.C:
 		}
 		// A new member has said its name by the message that ReadyNotify waits for, which is lost when others connect to it meanwhile, and then
@@ -222,7 +240,9 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	// Few wake-ups: a single member's clock serves nobody but leases.
 	c.TickMs, c.ElectionMs = 500, 2500
 	if e.marked() { // others wait for its heartbeats
-		c.TickMs, c.ElectionMs = 100, 1000
+		// Long enough for the first member, which has the slow clock above until its next start, to lead them: it takes it two ticks to be
+		// heard of.
+		c.TickMs, c.ElectionMs = 100, 3000
 	}
 	if t := uint(e.c.tick.Milliseconds()); t > 0 {
 		c.TickMs, c.ElectionMs = t, 5*t

@@ -66,20 +66,22 @@ var (
 	ErrMember = errors.New("is a member, and was up")
 )
 
-func (e *Etcd) markFile() string { return filepath.Join(e.c.DataDir, "peers") }
+func markFile(dir string) string { return filepath.Join(dir, "peers") }
 
-// marked says that the member has, or had, others.
-func (e *Etcd) marked() bool {
-	_, err := os.Stat(e.markFile())
+// HasPeers says that the member with its data in dir has, or had, others.
+func HasPeers(dir string) bool {
+	_, err := os.Stat(markFile(dir))
 	return err == nil
 }
+
+func (e *Etcd) marked() bool { return HasPeers(e.c.DataDir) }
 
 // mark notes, before the first other member can be there, that the member is to listen at its next starts.
 func (e *Etcd) mark() error {
 	if e.marked() {
 		return nil
 	}
-	f, err := os.Create(e.markFile())
+	f, err := os.Create(markFile(e.c.DataDir))
 	if err == nil {
 		_, err = fmt.Fprintln(f, e.c.Peer.URL())
 		err = errors.Join(err, f.Sync(), f.Close())
@@ -121,13 +123,43 @@ func alone(s *etcdserver.EtcdServer) bool {
 	return voters == 1 && self
 }
 
-// vote waits until a new member has learned what there is, and makes it one that votes.
-func (e *Etcd) vote(ctx context.Context, s *etcdserver.EtcdServer) error {
+// vote waits until a new member has learned what there is, and makes it one that votes. Where it ends meanwhile, the others may have removed it.
+func (e *Etcd) vote(ctx context.Context, m *embed.Etcd, fatal <-chan error) error {
+	inner, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel()
+		select {
+		case <-inner.Done():
+			ended <- nil
+		case err := <-fatal:
+			ended <- err
+		case err := <-m.Err():
+			ended <- fmt.Errorf("start the member: %w", err)
+		case <-m.Server.StopNotify():
+			ended <- ErrRemoved // whatever else stops it is an error of the two above
+		}
+	}()
+	err := e.learn(inner, m.Server)
+	cancel()
+	if why := <-ended; why != nil {
+		return why
+	}
+	return err
+}
+
+// learn is vote but for what ends the member.
+func (e *Etcd) learn(ctx context.Context, s *etcdserver.EtcdServer) error {
 	promoted := false // which arrives here as well
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		m := s.Cluster().Member(s.MemberID())
-		if m == nil || !m.IsLearner {
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case m == nil:
+			return ErrRemoved
+		case !m.IsLearner:
+			return nil
 		}
 		if promoted {
 			if err := run.Pause(ctx, 20*time.Millisecond); err != nil {
@@ -196,7 +228,11 @@ func (e *Etcd) Admit(ctx context.Context, url string) ([]Member, error) {
 	if s == nil || e.peers == nil {
 		return nil, ErrAlone
 	}
-	if err := errors.Join(e.mark(), e.peers.open()); err != nil {
+	// In this order: a member that is marked does not start where it cannot listen, and one that others could not reach has none.
+	if err := e.peers.open(); err != nil {
+		return nil, err
+	}
+	if err := e.mark(); err != nil {
 		return nil, err
 	}
 	e.shared.Store(true)

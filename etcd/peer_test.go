@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -234,6 +235,100 @@ func ended(t *testing.T, e *started) error {
 	case <-time.After(20 * time.Second):
 		t.Fatal("does not end")
 		return nil
+	}
+}
+
+// A member that is removed while it learns ends.
+func TestLearnerRemoved(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	c := x.config("b", nil)
+	within(t, "b is admitted", func(ctx context.Context) (err error) {
+		c.Peer.Join, err = a.Admit(ctx, c.Peer.URL())
+		return err
+	})
+	c.Log = slog.New(slog.DiscardHandler)
+	b, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fatal := make(chan error, 1)
+	conf, err := b.config(fatal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := start(conf, fatal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	b.peers = newPeers(b, m.Server)
+	defer b.peers.close()
+	if err := b.peers.open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.lead(t.Context(), m, fatal); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "remove b", func(ctx context.Context) error { return a.Expel(ctx, uint64(m.Server.MemberID())) })
+	<-m.Server.StopNotify()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.vote(ctx, m, fatal); !errors.Is(err, ErrRemoved) {
+		t.Errorf("ended by %v", err)
+	}
+	write(t, a, "1")
+}
+
+// Without a majority a start waits for it, and says so.
+func TestMemberWaits(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	x.join("b", a)
+	x.stop("b")
+	x.stop("a")
+	waits, came := make(chan struct{}), make(chan *started, 1)
+	c := x.config("a", nil)
+	c.Waits = func() { close(waits) }
+	go func() {
+		e, err := tryStart(t, c)
+		if err != nil {
+			t.Error(err)
+		}
+		came <- e
+	}()
+	select {
+	case <-waits:
+	case <-came:
+		t.Fatal("up without a majority")
+	}
+	x.start("b", nil)
+	if e := <-came; e != nil {
+		write(t, e, "1")
+	}
+}
+
+// Who cannot listen to others has none: it is alone as before, also after a start.
+func TestMemberCannotListen(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	a := x.start("a", nil)
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", x.at["a"].Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := a.Admit(t.Context(), "https://127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "listen to other members") {
+		t.Errorf("admitted with a port that is taken: %v", err)
+	}
+	x.stop("a")
+	if a = x.start("a", nil); !a.Exclusive() {
+		t.Error("not alone any more")
 	}
 }
 

@@ -45,37 +45,48 @@ type (
 )
 
 // Fence makes writes of one who leads fail from the moment on in which somebody else does, even if he does not know it yet: each
-// compares a key that has the leader's name. Before Take, nothing is compared.
+// compares a key that has the leader's name. Before Take, nothing is compared. It is for one time of leading.
 type Fence struct {
 	s      *Store
 	key    string
+	seen   api.Revision // of the key, when Stand looked
 	holder atomic.Pointer[string]
+	lose   context.CancelCauseFunc // set before holder is
 }
 
 // NewFence returns the fence of those who lead in something, as "kube-scheduler".
 func (s *Store) NewFence(name string) *Fence { return &Fence{s: s, key: "/yare/leaders/" + name} }
 
-// Take writes the leader's name, which is nobody else's, over the one before. It is called after the lease is held, and before anything is
-// written as the leader.
-func (f *Fence) Take(ctx context.Context, name string) error {
-	for {
-		kvs, _, _, err := f.s.b.Range(ctx, f.key, f.key+"\x00", 1, 0)
-		if err != nil {
-			return fmt.Errorf("take over %s: %w", f.key, err)
-		}
-		var want api.Revision
-		if len(kvs) > 0 {
-			want = kvs[0].Modified
-		}
-		_, err = f.s.b.Put(ctx, f.key, []byte(name), want, 0)
-		if errors.Is(err, ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("take over %s: %w", f.key, err)
-		}
-		f.holder.Store(&name)
-		return nil
+// Stand notes who leads. It is called before the lease is waited for, so that Take fails where somebody else took the lease, and the fence,
+// after this process had it and before it got here.
+func (f *Fence) Stand(ctx context.Context) error {
+	kvs, _, _, err := f.s.b.Range(ctx, f.key, f.key+"\x00", 1, 0)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", f.key, err)
+	}
+	f.seen = 0
+	if len(kvs) > 0 {
+		f.seen = kvs[0].Modified
+	}
+	return nil
+}
+
+// Take writes the leader's name, which is nobody else's, over the one that Stand has seen; ErrConflict where another one is there. It is called
+// after the lease is held, and before anything is written as the leader. The context that it returns ends when a write has met somebody
+// else's name.
+func (f *Fence) Take(ctx context.Context, name string) (context.Context, error) {
+	if _, err := f.s.b.Put(ctx, f.key, []byte(name), f.seen, 0); err != nil {
+		return nil, fmt.Errorf("take over %s: %w", f.key, err)
+	}
+	ctx, f.lose = context.WithCancelCause(ctx)
+	f.holder.Store(&name)
+	return ctx, nil
+}
+
+// met ends the leadership that ctx's writes are of, one of which was fenced.
+func met(ctx context.Context, err error) {
+	if f, ok := ctx.Value(fenced{}).(*Fence); ok && errors.Is(err, ErrFenced) {
+		f.lose(err)
 	}
 }
 

@@ -106,8 +106,9 @@ func (s *Store) Delete(ctx context.Context, k *api.Kind, key api.Key, want api.R
 	return nil, fmt.Errorf("delete %v %v: done at revision %d, but its last state is not known", k, key, rev)
 }
 
-// refused waits until the state because of which the database refused a write is published.
+// refused waits until the state because of which the database refused a write is published. Who leads no more learns of it.
 func (s *Store) refused(ctx context.Context, rev api.Revision, err error) {
+	met(ctx, err)
 	if rev > 0 && (errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrOvertaken)) {
 		_ = s.Wait(ctx, rev) // when ctx ends first, that is what the caller meets next
 	}

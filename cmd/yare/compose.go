@@ -172,13 +172,14 @@ func (s *server) state(join []etcd.Member) ([]run.Component, error) {
 			return nil, err
 		}
 	} else {
-		c.DataDir, c.Name = filepath.Join(s.record.DataDir, "etcd"), s.record.Name
+		c.DataDir, c.Name = etcdDir(s.record), s.record.Name
 		if s.record.Joined {
 			c.Name = s.record.ID // the first one's is the cluster's name on its host, which may be the same here
 		}
 		if s.record.PodCIDR.IsValid() { // `yare apiserver` has no record, and is alone
 			c.Peer = s.peer()
 			c.Peer.Join = join
+			c.Waits = func() { s.notify.say("waits for a majority: start the cluster's other servers") }
 		}
 	}
 	e, err := etcd.New(c)
@@ -194,6 +195,9 @@ func (s *server) state(join []etcd.Member) ([]run.Component, error) {
 	s.store = store.New(backend, api.Stored(), store.Options{Log: s.log, Indexes: rest.Indexes(), Metrics: s.metrics})
 	return []run.Component{s.watch(e), s.watch(s.store)}, nil
 }
+
+// etcdDir is where the server's own member of the database keeps it.
+func etcdDir(r *cluster.Record) string { return filepath.Join(r.DataDir, "etcd") }
 
 // etcdTLS is how etcd elsewhere is reached; nil without files, which is as the host's authorities have it.
 func (c Config) etcdTLS() (*tls.Config, error) {

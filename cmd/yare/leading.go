@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -108,11 +109,19 @@ func (l *leading) acquire(ctx context.Context, fence *store.Fence) (context.Cont
 	identity := host + "_" + l.s.config.NodeName + "_" + rand.Text()
 	lease := &client.Lease{Client: l.s.admin(), Key: api.Key{Namespace: metav1.NamespaceSystem, Name: l.name}, Identity: identity}
 	for {
-		held, release, err := lease.Hold(ctx)
+		if err := fence.Stand(ctx); err != nil {
+			l.s.log.Warn("not standing for a lease", "lease", l.name, "err", err)
+			if err := run.Pause(ctx, 2*time.Second); err != nil { // as Hold
+				return nil, nil, err
+			}
+			continue
+		}
+		lead, release, err := lease.Hold(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := fence.Take(held, identity); err != nil {
+		held, err := fence.Take(lead, identity)
+		if err != nil {
 			release()
 			l.s.log.Warn("not leading", "lease", l.name, "err", err)
 			continue // unless ctx has ended

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -35,11 +36,21 @@ type theirs struct {
 	*memory.Backend
 	shared *atomic.Bool
 	cut    atomic.Bool
+	held   atomic.Pointer[chan struct{}] // what takes the fence waits for it, as a process that is paused
 }
 
 func (b *theirs) Exclusive() bool { return !b.shared.Load() }
 
+// Range reads also for who is to end but has not noticed yet.
+func (b *theirs) Range(ctx context.Context, from, end string, limit int, at api.Revision) ([]store.KV, bool, api.Revision, error) {
+	return b.Backend.Range(context.WithoutCancel(ctx), from, end, limit, at)
+}
+
 func (b *theirs) Put(ctx context.Context, key string, value []byte, want api.Revision, ttl time.Duration) (api.Revision, error) {
+	if hold := b.held.Load(); hold != nil && strings.HasPrefix(key, "/yare/leaders/") {
+		<-*hold
+		ctx = context.WithoutCancel(ctx) // it has not noticed yet
+	}
 	if b.cut.Load() {
 		return 0, store.ErrUnavailable
 	}
@@ -96,19 +107,25 @@ func (l *leader) write(ctx context.Context, name string) error {
 	return err
 }
 
+// namespaces makes those that leases and tests need.
+func (l *leader) namespaces(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"default", "kube-system"} {
+		ns := &corev1.Namespace{}
+		ns.Name = name
+		if _, err := client.Create(t.Context(), l.admin(), ns); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // One server leads without a lease; it takes it, without a break, before there is another one. Who is cut off ends what it leads before the other one begins, and what
 // it still writes afterwards comes to nothing. It leads again when the other one ends.
 func TestLeading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, shared := memory.New(true), &atomic.Bool{}
 		a := newLeader(t, "a", m, shared)
-		for _, name := range []string{"default", "kube-system"} {
-			ns := &corev1.Namespace{}
-			ns.Name = name
-			if _, err := client.Create(t.Context(), a.admin(), ns); err != nil {
-				t.Fatal(err)
-			}
-		}
+		a.namespaces(t)
 		first := <-a.leads
 		key := api.Key{Namespace: "kube-system", Name: "kube-scheduler"}
 		if _, err := client.Get[*coordinationv1.Lease](t.Context(), a.admin(), key); !apierrors.IsNotFound(err) {
@@ -152,6 +169,61 @@ func TestLeading(t *testing.T) {
 		}
 		if err := b.write(second, "late-of-b"); !errors.Is(err, store.ErrFenced) {
 			t.Errorf("a late write of the other one: %v", err)
+		}
+		a.stop()
+	})
+}
+
+// Who is paused between the lease and its fence does not take the fence from the one that leads meanwhile.
+func TestLeadingLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, shared := memory.New(true), &atomic.Bool{}
+		shared.Store(true)
+		a := newLeader(t, "a", m, shared)
+		paused := make(chan struct{})
+		a.db.held.Store(&paused)
+		a.namespaces(t)
+		time.Sleep(10 * time.Second) // a has the lease
+		a.db.cut.Store(true)
+		b := newLeader(t, "b", m, shared)
+		first := <-b.leads
+		a.db.cut.Store(false)
+		a.db.held.Store(nil)
+		close(paused)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := b.write(first, "of-b"); err != nil || first.Err() != nil || len(a.leads) > 0 {
+			t.Errorf("the one that leads: %v, %v", err, first.Err())
+		}
+		b.stop()
+		second := <-a.leads
+		if err := a.write(second, "of-a"); err != nil {
+			t.Error(err)
+		}
+		a.stop()
+	})
+}
+
+// Who meets somebody else's fence leads no more, although the lease is still its own, and stands anew.
+func TestLeadingFenced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, shared := memory.New(true), &atomic.Bool{}
+		shared.Store(true)
+		a := newLeader(t, "a", m, shared)
+		a.namespaces(t)
+		first := <-a.leads
+		other := a.store.NewFence("kube-scheduler")
+		if err := other.Stand(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Take(t.Context(), "another"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.write(first, "fenced"); !errors.Is(err, store.ErrFenced) || first.Err() == nil {
+			t.Errorf("%v, still leads: %v", err, first.Err() == nil)
+		}
+		if err := a.write(<-a.leads, "again"); err != nil {
+			t.Error(err)
 		}
 		a.stop()
 	})

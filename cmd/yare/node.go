@@ -178,12 +178,15 @@ func (s *server) isNode(a netip.Addr) bool {
 	if err == nil && slices.ContainsFunc(own, func(have net.Addr) bool { p, ok := have.(*net.IPNet); return ok && addrOf(p.IP) == a }) {
 		return true
 	}
-	nodes, err := client.List[*corev1.Node](context.Background(), s.admin(), client.Query{})
-	return err == nil && slices.ContainsFunc(nodes, func(n *corev1.Node) bool {
-		return slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
+	// What is published here is new enough, and there without a majority too.
+	for e := range s.store.Snapshot(api.NodeKind).All("", api.Key{}) {
+		if n, ok := e.Object.(*corev1.Node); ok && slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
 			return have.Type == corev1.NodeInternalIP && have.Address == a.String()
-		})
-	})
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // services are what makes Services and other nodes' pods reachable: rules, names and routes.

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
 )
 
 // status is what `yare status -o json` prints, and a list of it with --all; fields are only ever added.
@@ -147,11 +148,13 @@ func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 	}
 	var err error
 	if s.Components, err = health(ctx, r); err != nil {
-		s.Components = []componentStatus{{"apiserver", err.Error()}}
-	}
-	// Whoever cannot say it is told about above.
-	if err := askServer(ctx, r, http.MethodGet, "", &s.Servers); err != nil || len(s.Servers) < 2 {
-		s.Servers = nil
+		text := err.Error()
+		if etcd.HasPeers(etcdDir(r)) {
+			text += "; it may wait for a majority: start the cluster's other servers"
+		}
+		s.Components = []componentStatus{{"apiserver", text}}
+	} else if err := askServer(ctx, r, http.MethodGet, "", &s.Servers); err != nil || len(s.Servers) < 2 {
+		s.Servers = nil // whoever cannot say it is told about above
 	}
 	pids, err := ourProcesses(r, s.PID)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/cmd/cluster"
+	"github.com/yare-dev/yare/etcd"
 	"github.com/yare-dev/yare/run"
 )
 
@@ -158,12 +159,20 @@ func serving(ctx context.Context, r *cluster.Record) (pid int, running bool, err
 			return pid, true, nil
 		}
 		if time.Now().After(end) {
-			return 0, false, fmt.Errorf("the server of cluster %q, process %d, does not answer: %w\n  End it ('kill -9 %d', its containers live on), then repeat this command", r.Name, pid, err, pid)
+			return 0, false, fmt.Errorf("the server of cluster %q, process %d, does not answer: %w\n  %s", r.Name, pid, err, silent(r, pid))
 		}
 		if err := run.Pause(ctx, 20*time.Millisecond); err != nil {
 			return 0, false, err
 		}
 	}
+}
+
+// silent says what to do about a server that does not answer.
+func silent(r *cluster.Record, pid int) string {
+	if etcd.HasPeers(etcdDir(r)) {
+		return fmt.Sprintf("It is one of several, and waits for a majority of them: start the others. Where they are up, see %s", logFile(r))
+	}
+	return fmt.Sprintf("End it ('kill -9 %d', its containers live on), then repeat this command", pid)
 }
 
 // start runs the server in a session of its own, with the settings or else those that the cluster keeps, and follows its progress until

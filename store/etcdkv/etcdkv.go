@@ -48,10 +48,7 @@ func (b *Backend) Exclusive() bool { return b.e.Exclusive() }
 func (b *Backend) Revision(ctx context.Context) (api.Revision, error) {
 	rev, err := b.e.Revision(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
-			err = fmt.Errorf("%w: %w", store.ErrUnavailable, err)
-		}
-		return 0, read(err)
+		return 0, unanswered(ctx, err)
 	}
 	return api.Revision(rev), nil
 }
@@ -61,7 +58,7 @@ func (b *Backend) Range(ctx context.Context, from, end string, limit int, at api
 	opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(int64(limit)), clientv3.WithRev(int64(at))}
 	r, err := b.e.Client().Get(ctx, from, opts...)
 	if err != nil {
-		return nil, false, 0, read(err)
+		return nil, false, 0, unanswered(ctx, read(err))
 	}
 	var kvs []store.KV
 	for _, kv := range r.Kvs {
@@ -251,6 +248,14 @@ func read(err error) error {
 		return store.ErrFuture
 	}
 	return err
+}
+
+// unanswered says of what is wrong with a read, other than with its revision or its caller, that the database does not answer.
+func unanswered(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, store.ErrCompacted) || errors.Is(err, store.ErrFuture) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 }
 
 // write translates an error of a write, telling those that say that it was refused from all others.
