@@ -193,7 +193,7 @@ func TestLeadingLate(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if err := b.write(first, "of-b"); err != nil || first.Err() != nil || len(a.leads) > 0 {
-			t.Errorf("the one that leads: %v, %v", err, first.Err())
+			t.Fatalf("the one that leads: %v, %v", err, first.Err())
 		}
 		b.stop()
 		second := <-a.leads
@@ -220,7 +220,7 @@ func TestLeadingFenced(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := a.write(first, "fenced"); !errors.Is(err, store.ErrFenced) || first.Err() == nil {
-			t.Errorf("%v, still leads: %v", err, first.Err() == nil)
+			t.Fatalf("%v, still leads: %v", err, first.Err() == nil)
 		}
 		if err := a.write(<-a.leads, "again"); err != nil {
 			t.Error(err)
