@@ -242,7 +242,7 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	if e.marked() { // others wait for its heartbeats
 		// Long enough for the first member, which has the slow clock above until its next start, to lead them: it takes it two ticks to be
 		// heard of.
-		c.TickMs, c.ElectionMs = 100, 3000
+		c.TickMs, c.ElectionMs = 100, 2000
 	}
 	if t := uint(e.c.tick.Milliseconds()); t > 0 {
 		c.TickMs, c.ElectionMs = t, 5*t

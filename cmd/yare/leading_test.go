@@ -67,8 +67,13 @@ type leader struct {
 
 func newLeader(t *testing.T, name string, m *memory.Backend, shared *atomic.Bool) *leader {
 	t.Helper()
+	return newLeaderOn(t, name, &theirs{Backend: m, shared: shared})
+}
+
+func newLeaderOn(t *testing.T, name string, db *theirs) *leader {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	l := &leader{db: &theirs{Backend: m, shared: shared}, leads: make(chan context.Context, 10)}
+	l := &leader{db: db, leads: make(chan context.Context, 10)}
 	l.server = newServer(Config{NodeName: name}, nil, log, &notifier{})
 	l.store = store.New(l.db, api.Stored(), store.Options{Log: log, Indexes: rest.Indexes(), Keep: -1})
 	var err error
@@ -179,9 +184,9 @@ func TestLeadingLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, shared := memory.New(true), &atomic.Bool{}
 		shared.Store(true)
-		a := newLeader(t, "a", m, shared)
-		paused := make(chan struct{})
-		a.db.held.Store(&paused)
+		db, paused := &theirs{Backend: m, shared: shared}, make(chan struct{})
+		db.held.Store(&paused) // before it can take the fence
+		a := newLeaderOn(t, "a", db)
 		a.namespaces(t)
 		time.Sleep(10 * time.Second) // a has the lease
 		a.db.cut.Store(true)
