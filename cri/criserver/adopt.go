@@ -159,8 +159,27 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			continue
 		}
 		s.adoptContainer(c, st)
+		if st.State == shim.Running {
+			if err := c.thaw(); err != nil {
+				log.Error("container may be frozen", "container", c.id, "err", err)
+			}
+		}
 	}
 	s.addSandbox(sb)
+}
+
+// thaw lets a container go on that was frozen to be killed, on cgroup v1, by a process that was itself killed before it did. CRI has no other use of
+// the freezer. Whoever wanted the container to end asks again.
+func (c *container) thaw() error {
+	group, err := c.cgroup()
+	if err != nil {
+		return err
+	}
+	frozen, err := group.Frozen()
+	if err != nil || !frozen {
+		return err
+	}
+	return group.Thaw()
 }
 
 // deleteTimeout bounds the removal of a container whose creation broke off at
