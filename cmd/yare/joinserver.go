@@ -19,8 +19,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/yare-dev/yare/cmd/cluster"
 	"github.com/yare-dev/yare/etcd"
@@ -407,24 +405,11 @@ that are left. 'yare down --force' removes what is left of them, and a new clust
 
 // askServer asks the server on this host about servers, as the administrator.
 func askServer(ctx context.Context, r *cluster.Record, method, name string, into any) error {
-	config, err := clientcmd.BuildConfigFromFlags("", adminKubeconfig(r))
-	if err != nil {
-		return err
-	}
-	config.Timeout = 30 * time.Second
-	hc, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return err
-	}
-	at := config.Host + serversPath
+	at := serversPath
 	if name != "" {
 		at += "?name=" + url.QueryEscape(name)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, at, http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := hc.Do(req)
+	resp, err := askAsAdmin(ctx, r, 30*time.Second, method, at)
 	if err != nil {
 		return err
 	}

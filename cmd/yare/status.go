@@ -182,20 +182,7 @@ func statusOf(ctx context.Context, r *cluster.Record) (*status, error) {
 
 // health asks the server for the state of its components.
 func health(ctx context.Context, r *cluster.Record) ([]componentStatus, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", adminKubeconfig(r))
-	if err != nil {
-		return nil, err
-	}
-	config.Timeout = 5 * time.Second
-	hc, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"/readyz?verbose", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := hc.Do(req)
+	resp, err := askAsAdmin(ctx, r, 5*time.Second, http.MethodGet, "/readyz?verbose")
 	if err != nil {
 		return nil, err
 	}
@@ -210,6 +197,24 @@ func health(ctx context.Context, r *cluster.Record) ([]componentStatus, error) {
 		}
 	}
 	return cs, lines.Err()
+}
+
+// askAsAdmin asks the server on this host, as the administrator. The caller closes the answer's body.
+func askAsAdmin(ctx context.Context, r *cluster.Record, limit time.Duration, method, at string) (*http.Response, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", adminKubeconfig(r))
+	if err != nil {
+		return nil, err
+	}
+	config.Timeout = limit
+	hc, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, config.Host+at, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	return hc.Do(req)
 }
 
 // ourProcesses returns the server and the shims: everything of the cluster but the containers' own processes.

@@ -9,7 +9,6 @@
 package servicelb
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,6 +172,6 @@ func nodesOf(s *discoveryv1.EndpointSlice) (names []string) {
 			names = append(names, *e.NodeName)
 		}
 	}
-	slices.SortFunc(names, cmp.Compare[string])
+	slices.Sort(names)
 	return slices.Compact(names)
 }
