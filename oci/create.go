@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
-	"github.com/yare-dev/yare/linux/netns"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/hook"
 	"github.com/yare-dev/yare/oci/launch"
@@ -146,8 +145,8 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	return act(c, ctx)
 }
 
-// launch starts the init and serves it until it waits to be started. While the init's program starts, which takes it as long as
-// all else, the rest of what it is to be in is made: the cgroup, and mostly the network namespace.
+// launch starts the init and serves it until it waits to be started. While the init's program starts, and mostly makes its network
+// namespace, the rest of what it is to be in is made: the cgroup.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
@@ -157,7 +156,7 @@ func (c *creation) launch(start int, extras ...int) error {
 	}
 	c.Plan.Late = true
 	if c.CloneFlags&unix.CLONE_NEWNET != 0 && c.lateNetwork() {
-		c.Plan.LateNetwork = true
+		c.Plan.NewNetwork = true
 		process.CloneFlags &^= unix.CLONE_NEWNET
 	}
 	if err := c.Seal(); err != nil {
@@ -206,9 +205,9 @@ func (c *creation) poor(err error) error {
 	return err
 }
 
-// lateNetwork tells whether the init may be started in our network namespace, to join its own from there. One that is to belong
+// lateNetwork tells whether the init may be started in our network namespace, to make its own there. One that is to belong
 // to its user namespace is made with it. And in a PID namespace that is others' it would show them ours, as /proc/<pid>/net of
-// its first moments, and until its program starts as that of those threads which do not join.
+// its first moments.
 func (c *creation) lateNetwork() bool {
 	return !c.Foreign() && !slices.ContainsFunc(c.Join, func(n compile.Namespace) bool { return n.Type == specs.PIDNamespace })
 }
@@ -221,14 +220,6 @@ func (c *creation) makeLate() error {
 			return err
 		}
 		fds = c.Entry.Tasks
-	}
-	if c.Plan.LateNetwork {
-		network, err := netns.Unnamed()
-		if err != nil {
-			return err
-		}
-		defer unix.Close(network)
-		fds = append([]int{network}, fds...)
 	}
 	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
@@ -251,13 +242,6 @@ func (c *creation) create(context.Context) error {
 	}
 	defer unix.Close(outcome)
 	c.Plan.Outcome = int32(len(c.Extras) + 1)
-	// An init enters v1 groups with one of its threads only. Where it waits here, the others would be in ours until somebody
-	// else starts it, and could keep them from being removed, or go down with them.
-	if !c.Group.Unified() {
-		if err := c.Furnish(); err != nil {
-			return err
-		}
-	}
 	return c.launch(start, append(c.Extras, outcome)...)
 }
 
