@@ -57,6 +57,9 @@ func (g *Group) openTasks(e *Entry) error {
 		seen[dir] = true
 		name := filepath.Join(dir, "tasks")
 		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT && controller == "cpuset" {
+			fd, err = g.openAbove(dir)
+		}
 		if err != nil {
 			return linux.Wrap("open", name, err)
 		}
