@@ -8,14 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
-	"github.com/yare-dev/yare/linux/netns"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/hook"
 	"github.com/yare-dev/yare/oci/launch"
@@ -32,7 +30,7 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
-	// Born, if not nil, is called when there is a process, and before its program runs.
+	// Born, if not nil, is called when there is a process that goes on by itself, and before its program runs.
 	Born func()
 	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
 	Systemd bool
@@ -146,8 +144,8 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	return act(c, ctx)
 }
 
-// launch starts the init and serves it until it waits to be started. While the init's program starts, which takes it as long as
-// all else, the rest of what it is to be in is made: the cgroup, and mostly the network namespace.
+// launch starts the init and serves it until it waits to be started. The cgroup is made while the init's program starts, and
+// signals are caught while the init works: both by this thread, since another one takes longer to be made than that.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
@@ -156,23 +154,15 @@ func (c *creation) launch(start int, extras ...int) error {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
 	c.Plan.Late = true
-	if c.CloneFlags&unix.CLONE_NEWNET != 0 && c.lateNetwork() {
-		c.Plan.LateNetwork = true
-		process.CloneFlags &^= unix.CLONE_NEWNET
-	}
 	if err := c.Seal(); err != nil {
 		return err
 	}
-	late := make(chan error, 1)
-	go func() {
-		err := c.makeLate()
-		if err != nil {
-			_ = unix.Shutdown(c.setup.sync, unix.SHUT_WR) // by which the init ends
-		}
-		late <- err
-	}()
 	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
-		return errors.Join(<-late, c.poor(err))
+		return c.poor(err)
+	}
+	if err := c.makeLate(); err != nil {
+		c.setup.kill()
+		return err
 	}
 	if c.o.Born != nil {
 		c.o.Born()
@@ -182,11 +172,7 @@ func (c *creation) launch(start int, extras ...int) error {
 	if c.record.StartTime, noted = linux.StartTime(c.record.Pid); noted == nil {
 		noted = c.write(c.record)
 	}
-	err := c.setup.until(plan.MsgReady)
-	if e := <-late; e != nil {
-		return e // the other is what has come of it
-	}
-	if err != nil {
+	if err := c.setup.until(plan.MsgReady); err != nil {
 		return c.poor(err)
 	}
 	if noted == nil {
@@ -206,13 +192,6 @@ func (c *creation) poor(err error) error {
 	return err
 }
 
-// lateNetwork tells whether the init may be started in our network namespace, to join its own from there. One that is to belong
-// to its user namespace is made with it. And in a PID namespace that is others' it would show them ours, as /proc/<pid>/net of
-// its first moments, and until its program starts as that of those threads which do not join.
-func (c *creation) lateNetwork() bool {
-	return !c.Foreign() && !slices.ContainsFunc(c.Join, func(n compile.Namespace) bool { return n.Type == specs.PIDNamespace })
-}
-
 // makeLate makes what the process is to be in and is not born in, and has the init go there.
 func (c *creation) makeLate() error {
 	var fds []int
@@ -221,14 +200,6 @@ func (c *creation) makeLate() error {
 			return err
 		}
 		fds = c.Entry.Tasks
-	}
-	if c.Plan.LateNetwork {
-		network, err := netns.Unnamed()
-		if err != nil {
-			return err
-		}
-		defer unix.Close(network)
-		fds = append([]int{network}, fds...)
 	}
 	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {

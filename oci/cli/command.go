@@ -162,11 +162,17 @@ func (v *verb) count(n int) error {
 	return fmt.Errorf("accepts %d arg(s), received %d", v.least, n)
 }
 
-// flagSet is one that leaves it to us to say what is wrong.
+// flagSet is one that leaves it to us to say what is wrong, and is sorted when it is described.
 func flagSet(name string) *pflag.FlagSet {
 	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	f.Usage = func() {}
+	f.SortFlags = false
 	return f
+}
+
+func describeFlags(f *pflag.FlagSet) string {
+	f.SortFlags = true
+	return f.FlagUsages()
 }
 
 func helpFlag(f *pflag.FlagSet, name string) *bool {
@@ -192,11 +198,11 @@ func (c *command) describe(flags *pflag.FlagSet) {
 			fmt.Fprintf(c.out, "  %-11s %s\n", v.name, v.short)
 		}
 	}
-	fmt.Fprintf(c.out, "\nFlags:\n%s\nUse \"%s [command] --help\" for more information about a command.\n", flags.FlagUsages(), c.name)
+	fmt.Fprintf(c.out, "\nFlags:\n%s\nUse \"%s [command] --help\" for more information about a command.\n", describeFlags(flags), c.name)
 }
 
 func (c *command) describeVerb(v *verb, own, global *pflag.FlagSet) {
-	fmt.Fprintf(c.out, "%s\n\nUsage:\n  %s\n\nFlags:\n%s\nGlobal Flags:\n%s", v.short, c.usage(v), own.FlagUsages(), global.FlagUsages())
+	fmt.Fprintf(c.out, "%s\n\nUsage:\n  %s\n\nFlags:\n%s\nGlobal Flags:\n%s", v.short, c.usage(v), describeFlags(own), describeFlags(global))
 }
 
 func (c *command) usage(v *verb) string {

@@ -39,7 +39,8 @@ func (f *createFlags) add(flags *pflag.FlagSet) {
 
 // make creates, or with act runs, the container, and takes it back if its pid file cannot be written. From when there is a
 // process that would be left, SIGINT and SIGTERM are caught and end ctx for it; passOn gets what the program is to have. That
-// is not done before because for each signal the Go runtime changes threads several times, and now there is time for it.
+// is not done before because for each signal the Go runtime changes threads several times, and now there is time for it: the
+// init, which until then ends with us, is at work.
 func (a *app) make(ctx context.Context, id string, f *createFlags, passOn chan os.Signal, act func(context.Context, string, oci.CreateOptions) (int, error)) (int, error) {
 	done, err := a.openInit()
 	if err != nil {
