@@ -6,7 +6,8 @@
 //
 //   - hierarchy: one mounted cgroup file system. A v2 host has one; a hybrid
 //     host has one per v1 controller plus an empty v2 one.
-//   - group: a container's directory, of the same path, in every hierarchy.
+//   - group: a container's directory, of the same path, in every hierarchy;
+//     in v1's cpuset hierarchy perhaps not ([Group.Frugal]).
 //
 // # Joining without waiting
 //
