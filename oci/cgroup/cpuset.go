@@ -104,6 +104,14 @@ func (g *Group) gather(dir string) error {
 	}
 }
 
+// Recheck is for who has launched a process into the group while another may have set its processors for the first time.
+func (g *Group) Recheck(e *Entry) error {
+	if e.missing == "" || !exists(e.missing) {
+		return nil
+	}
+	return g.gather(e.missing)
+}
+
 // openAbove opens the tasks file of the nearest group above that there is, up to the root.
 func (g *Group) openAbove(dir string) (int, error) {
 	root := strings.TrimSuffix(dir, g.path)
