@@ -31,7 +31,7 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
-	// Born, if not nil, is called when there is a process, and before its program runs.
+	// Born, if not nil, is called when there is a process that goes on by itself, and before its program runs.
 	Born func()
 	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
 	Systemd bool
@@ -145,8 +145,9 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	return act(c, ctx)
 }
 
-// launch starts the init and serves it until it waits to be started. While the init's program starts, and mostly makes its network
-// namespace, the rest of what it is to be in is made: the cgroup.
+// launch starts the init and serves it until it waits to be started. The cgroup is made while the init's program starts and mostly
+// makes its network namespace, and signals are caught while the init works: both by this thread, since another one takes longer to
+// be made than that.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
@@ -162,16 +163,12 @@ func (c *creation) launch(start int, extras ...int) error {
 	if err := c.Seal(); err != nil {
 		return err
 	}
-	late := make(chan error, 1)
-	go func() {
-		err := c.makeLate()
-		if err != nil {
-			_ = unix.Shutdown(c.setup.sync, unix.SHUT_WR) // by which the init ends
-		}
-		late <- err
-	}()
 	if err := c.setup.launch(process, c.o.Files, c.PlanFD, append([]int{start}, extras...)...); err != nil {
-		return errors.Join(<-late, c.poor(err))
+		return c.poor(err)
+	}
+	if err := c.makeLate(); err != nil {
+		c.setup.kill()
+		return err
 	}
 	if c.o.Born != nil {
 		c.o.Born()
@@ -181,11 +178,7 @@ func (c *creation) launch(start int, extras ...int) error {
 	if c.record.StartTime, noted = linux.StartTime(c.record.Pid); noted == nil {
 		noted = c.write(c.record)
 	}
-	err := c.setup.until(plan.MsgReady)
-	if e := <-late; e != nil {
-		return e // the other is what has come of it
-	}
-	if err != nil {
+	if err := c.setup.until(plan.MsgReady); err != nil {
 		return c.poor(err)
 	}
 	if noted == nil {

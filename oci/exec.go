@@ -85,6 +85,10 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if err := s.until(0); err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}
+	if err := group.Recheck(entry); err != nil {
+		s.kill()
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
 	return s.pid, nil
 }
 

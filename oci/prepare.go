@@ -108,6 +108,9 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if !showsCgroups(o.Spec) {
+		group.Frugal()
+	}
 	var state []byte
 	if o.Spec.Hooks != nil {
 		if state, err = hookState(&o); err != nil {
@@ -140,6 +143,12 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 		return nil, err
 	}
 	return p, p.openTrees()
+}
+
+// showsCgroups tells whether a container sees its own groups: by a mount, or by a namespace in which it may mount them.
+func showsCgroups(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" || m.Type == "cgroup2" }) ||
+		s.Linux != nil && slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 }
 
 // Furnish makes the rest of the cgroup, and sets its limits.

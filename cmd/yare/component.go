@@ -149,28 +149,23 @@ func families(flag string, list []string) ([]netip.Prefix, error) {
 	return ps, err
 }
 
-// ociCommand is the OCI runtime with runc's command line.
+// ociCommand is the OCI runtime with runc's command line, of which it takes care itself. The exit code of a container's process
+// is that of ours.
 func ociCommand() *cobra.Command {
-	c := cli.Command(version)
-	c.GroupID = "component"
-	for _, verb := range c.Commands() {
-		verb.RunE = exitCode(verb.RunE)
-	}
-	return c
-}
-
-// exitCode makes the exit code of a container's process that of ours.
-func exitCode(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, args []string) error {
-		err := f(c, args)
-		var exit *cli.ExitError
-		if errors.As(err, &exit) {
-			if exit.Err != nil {
-				fmt.Fprintln(os.Stderr, "yare:", mend(exit.Err))
+	return &cobra.Command{
+		Use: "oci", Short: "Create and run containers from OCI bundles, with runc's command line", GroupID: "component",
+		DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			err := cli.Run(c.Context(), c.CommandPath(), version, args)
+			var exit *cli.ExitError
+			if errors.As(err, &exit) {
+				if exit.Err != nil {
+					fmt.Fprintln(os.Stderr, "yare:", mend(exit.Err))
+				}
+				return exitStatus(exit.Code)
 			}
-			return exitStatus(exit.Code)
-		}
-		return err
+			return err
+		},
 	}
 }
 

@@ -6,7 +6,8 @@
 //
 //   - hierarchy: one mounted cgroup file system. A v2 host has one; a hybrid
 //     host has one per v1 controller plus an empty v2 one.
-//   - group: a container's directory, of the same path, in every hierarchy.
+//   - group: a container's directory, of the same path, in every hierarchy;
+//     in v1's cpuset hierarchy perhaps not ([Group.Frugal]).
 //
 // # Joining without waiting
 //
@@ -51,6 +52,8 @@ type Group struct {
 	// dirs are the group's directories by controller; "" is the v2 one.
 	dirs    map[string]string
 	unified bool // v2 has the controllers
+	// frugal: see Frugal.
+	frugal bool
 	// unit is what systemd needs to know; nil: the group is ours.
 	unit *cgroups.Cgroup
 
@@ -163,7 +166,8 @@ func (g *Group) Begin() (*Entry, error) {
 // Finish makes the v1 directories, which processes enter later, adds them to the
 // entry and sets the limits.
 func (g *Group) Finish(e *Entry, r *specs.LinuxResources) error {
-	err := g.complete(r, func(cgroups.Manager) error { return g.makeV1() })
+	cpuset := !g.frugal || setsCPUs(r) || g.confined()
+	err := g.complete(r, func(cgroups.Manager) error { return g.makeV1(cpuset) })
 	if err != nil {
 		return err
 	}
@@ -247,10 +251,10 @@ func (g *Group) set(m cgroups.Manager, r *cgroups.Resources) (err error) {
 	return err
 }
 
-// makeV1 makes the directories of the v1 hierarchies.
-func (g *Group) makeV1() error {
+// makeV1 makes the directories of the v1 hierarchies, or those but cpuset's.
+func (g *Group) makeV1(cpuset bool) error {
 	for controller, dir := range g.dirs {
-		if controller == "" {
+		if controller == "" || controller == "cpuset" && !cpuset {
 			continue
 		}
 		if err := makeDir(dir); err != nil {
@@ -276,31 +280,6 @@ func makeDir(dir string) error {
 	return linux.Wrap("make", dir, err)
 }
 
-// fillCPUSet copies what a new v1 cpuset group lacks from its parent, and first what that lacks: a group without processors and
-// memory nodes lets nobody in.
-func fillCPUSet(dir string) error {
-	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if _, err := cpuSet(dir, name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cpuSet returns what a group has, or then gets.
-func cpuSet(dir, name string) (string, error) {
-	file := filepath.Join(dir, name)
-	b, err := linux.ReadFile(unix.AT_FDCWD, file)
-	if err != nil || len(strings.TrimSpace(string(b))) > 0 {
-		return string(b), err
-	}
-	value, err := cpuSet(filepath.Dir(dir), name)
-	if err != nil {
-		return "", err
-	}
-	return value, linux.WriteFile(unix.AT_FDCWD, file, value)
-}
-
 // Update sets the given limits in place and leaves the others as they are.
 // Device rules cannot be updated.
 func (g *Group) Update(r *specs.LinuxResources) error {
@@ -314,6 +293,9 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 			if err := g.keepHalf(res); err != nil {
 				return err
 			}
+		}
+		if setsCPUs(r) {
+			return g.confine(func() error { return g.set(m, res) })
 		}
 		return g.set(m, res)
 	})

@@ -18,6 +18,8 @@ type Entry struct {
 	Tasks []int
 	// Dir is the v2 directory, or -1.
 	Dir int
+
+	missing string // the directory that there was not in cpuset's hierarchy
 }
 
 // Entry opens the group for launching into it. Close it after.
@@ -57,6 +59,10 @@ func (g *Group) openTasks(e *Entry) error {
 		seen[dir] = true
 		name := filepath.Join(dir, "tasks")
 		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT && controller == "cpuset" {
+			fd, err = g.openAbove(dir)
+			e.missing = dir
+		}
 		if err != nil {
 			return linux.Wrap("open", name, err)
 		}

@@ -7,19 +7,14 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/spf13/cobra"
 
 	"github.com/yare-dev/yare/oci"
 )
@@ -52,75 +47,6 @@ type app struct {
 	stderr  late // the log without a file
 	// program makes the container init ready; it may keep things in the folder.
 	program func(dir string) (*oci.Init, error)
-}
-
-// Command returns the command "oci" with all its verbs. Version is what --version prints.
-func Command(version string) *cobra.Command { return command(version, oci.OpenInitIn, nil) }
-
-// command returns the command with those of its verbs that are among args: a program that is started for one verb has better
-// things to do than to describe the others. If none is, it has all.
-func command(version string, program func(dir string) (*oci.Init, error), args []string) *cobra.Command {
-	a := &app{program: program}
-	c := &cobra.Command{
-		Use: "oci", Version: version, Short: "Create and run containers from OCI bundles, with runc's command line",
-		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRunE:  func(*cobra.Command, []string) error { return a.open() },
-		PersistentPostRunE: func(*cobra.Command, []string) error { return a.close() },
-	}
-	c.CompletionOptions.DisableDefaultCmd = true
-	// Docker and Podman read the name, the version and the specification's.
-	c.SetVersionTemplate("yare oci version {{.Version}}\nspec: " + specs.Version + "\n")
-	f := c.PersistentFlags()
-	f.StringVar(&a.root, "root", "/run/yare/oci", "state directory")
-	f.StringVar(&a.logPath, "log", "", "log file (default: standard error)")
-	f.StringVar(&a.logFormat, "log-format", "text", "log format: text or json")
-	f.BoolVar(&a.debug, "debug", false, "log more")
-	f.BoolVar(&a.systemd, "systemd-cgroup", false, "have systemd make cgroups, of which a spec's path is slice:prefix:name")
-	f.StringVar(&a.rootless, "rootless", "auto", "only auto and false are supported")
-	for _, v := range verbs {
-		if slices.Contains(args, v.name) {
-			c.AddCommand(v.make(a))
-		}
-	}
-	if !c.HasSubCommands() {
-		for _, v := range verbs {
-			c.AddCommand(v.make(a))
-		}
-	}
-	return c
-}
-
-var verbs = []struct {
-	name string
-	make func(*app) *cobra.Command
-}{
-	{"create", (*app).create}, {"run", (*app).run}, {"start", (*app).start}, {"state", (*app).state}, {"kill", (*app).kill},
-	{"delete", (*app).delete}, {"exec", (*app).exec}, {"list", (*app).list}, {"ps", (*app).ps}, {"events", (*app).events},
-	{"pause", (*app).pause}, {"resume", (*app).resume}, {"update", (*app).update}, {"spec", (*app).spec},
-	{"features", (*app).features}, {"checkpoint", absent("checkpoint")}, {"restore", absent("restore")},
-}
-
-// Main is the runtime as a program of its own: it does what args ask for, says on the standard error what went wrong, and
-// returns the exit code.
-func Main(ctx context.Context, version string, args []string) int {
-	return execute(ctx, command(version, oci.OpenInitIn, args), args)
-}
-
-func execute(ctx context.Context, c *cobra.Command, args []string) int {
-	c.SetArgs(args)
-	err := c.ExecuteContext(ctx)
-	var exit *ExitError
-	if errors.As(err, &exit) {
-		if exit.Err != nil {
-			fmt.Fprintln(os.Stderr, "yare oci:", exit.Err)
-		}
-		return exit.Code
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "yare oci:", err)
-		return 1
-	}
-	return 0
 }
 
 func (a *app) open() error {
@@ -168,20 +94,16 @@ func (a *app) close() error {
 	return a.log.Close()
 }
 
-// verb wraps a verb's function: its error also goes to the log, where
-// containerd looks for it.
-func (a *app) verb(f func(c *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, args []string) error {
-		err := f(c, args)
-		var exit *ExitError
-		switch {
-		case err == nil || errors.As(err, &exit) && exit.Err == nil:
-			a.stderr.release()
-		case a.log != nil:
-			a.runtime.Log.Error(err.Error())
-		}
-		return err
+// tell takes a verb's error: it also goes to the log, where containerd looks for it.
+func (a *app) tell(err error) error {
+	var exit *ExitError
+	switch {
+	case err == nil || errors.As(err, &exit) && exit.Err == nil:
+		a.stderr.release()
+	case a.log != nil:
+		a.runtime.Log.Error(err.Error())
 	}
+	return err
 }
 
 // late holds back what is logged until it is known that all went well. When it did not, the standard error has the error
@@ -218,8 +140,8 @@ func (a *app) openInit() (done func(), err error) {
 }
 
 // printJSON writes what a verb answers.
-func printJSON(c *cobra.Command, v any) error {
-	e := json.NewEncoder(c.OutOrStdout())
+func printJSON(v any) error {
+	e := json.NewEncoder(os.Stdout)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }

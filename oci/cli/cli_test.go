@@ -37,14 +37,14 @@ func TestMain(m *testing.M) {
 
 // program is what cmd does with the command.
 func program(init string) int {
-	c := command("test", func(string) (*oci.Init, error) {
+	c := newCommand("oci", "test", func(string) (*oci.Init, error) {
 		b, err := os.ReadFile(init)
 		if err != nil {
 			return nil, err
 		}
 		return oci.NewInit(b)
-	}, os.Args[1:])
-	return execute(context.Background(), c, os.Args[1:])
+	})
+	return c.main(context.Background(), os.Args[1:])
 }
 
 // box is a state directory with a bundle.

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
@@ -28,18 +28,19 @@ type createFlags struct {
 	noNewKeyring, subreap bool
 }
 
-func (f *createFlags) add(c *cobra.Command) {
-	c.Flags().StringVarP(&f.Bundle, "bundle", "b", ".", "bundle directory")
-	c.Flags().StringVar(&f.ConsoleSocket, "console-socket", "", "unix socket that receives the terminal's master")
-	c.Flags().StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
-	c.Flags().IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
-	c.Flags().BoolVar(&f.NoPivot, "no-pivot", false, "move the root instead of pivoting (for a root in memory)")
-	c.Flags().BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
+func (f *createFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&f.Bundle, "bundle", "b", ".", "bundle directory")
+	flags.StringVar(&f.ConsoleSocket, "console-socket", "", "unix socket that receives the terminal's master")
+	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	flags.IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
+	flags.BoolVar(&f.NoPivot, "no-pivot", false, "move the root instead of pivoting (for a root in memory)")
+	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
 }
 
 // make creates, or with act runs, the container, and takes it back if its pid file cannot be written. From when there is a
 // process that would be left, SIGINT and SIGTERM are caught and end ctx for it; passOn gets what the program is to have. That
-// is not done before because for each signal the Go runtime changes threads several times, and now there is time for it.
+// is not done before because for each signal the Go runtime changes threads several times, and now there is time for it: the
+// init, which until then ends with us, is at work.
 func (a *app) make(ctx context.Context, id string, f *createFlags, passOn chan os.Signal, act func(context.Context, string, oci.CreateOptions) (int, error)) (int, error) {
 	done, err := a.openInit()
 	if err != nil {
@@ -68,27 +69,24 @@ func (a *app) make(ctx context.Context, id string, f *createFlags, passOn chan o
 	return pid, nil
 }
 
-func (a *app) create() *cobra.Command {
+func (a *app) create(flags *pflag.FlagSet) action {
 	f := &createFlags{}
-	c := &cobra.Command{Use: "create <id>", Short: "Create a container", Args: cobra.ExactArgs(1)}
-	f.add(c)
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		_, err := a.make(c.Context(), args[0], f, nil, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+	f.add(flags)
+	return func(ctx context.Context, args []string) error {
+		_, err := a.make(ctx, args[0], f, nil, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
 			return a.runtime.Create(ctx, id, o)
 		})
 		return err
-	})
-	return c
+	}
 }
 
-func (a *app) run() *cobra.Command {
+func (a *app) run(flags *pflag.FlagSet) action {
 	f := &createFlags{}
-	c := &cobra.Command{Use: "run <id>", Short: "Create and start a container, and wait for it", Args: cobra.ExactArgs(1)}
-	f.add(c)
-	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
-	c.Flags().BoolVar(&f.keep, "keep", false, "do not delete the container when it has ended")
-	c.Flags().BoolVar(&f.subreap, "no-subreaper", false, "accepted: orphans are never adopted")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) (err error) {
+	f.add(flags)
+	flags.BoolVarP(&f.detach, "detach", "d", false, "do not wait")
+	flags.BoolVar(&f.keep, "keep", false, "do not delete the container when it has ended")
+	flags.BoolVar(&f.subreap, "no-subreaper", false, "accepted: orphans are never adopted")
+	return func(ctx context.Context, args []string) (err error) {
 		tty, err := f.console()
 		if err != nil {
 			return err
@@ -98,13 +96,13 @@ func (a *app) run() *cobra.Command {
 		if !f.detach {
 			signals = make(chan os.Signal, 16)
 		}
-		pid, err := a.make(c.Context(), args[0], f, signals, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
+		pid, err := a.make(ctx, args[0], f, signals, func(ctx context.Context, id string, o oci.CreateOptions) (int, error) {
 			return a.runtime.Run(ctx, id, o)
 		})
 		if err != nil {
 			return err
 		}
-		clean := context.WithoutCancel(c.Context())
+		clean := context.WithoutCancel(ctx)
 		if tty != nil {
 			if err := tty.connect(); err != nil {
 				return errors.Join(err, a.runtime.Delete(clean, args[0], true))
@@ -118,8 +116,7 @@ func (a *app) run() *cobra.Command {
 			err = errors.Join(err, a.runtime.Delete(clean, args[0], true))
 		}
 		return exited(code, err)
-	})
-	return c
+	}
 }
 
 // console prepares for a container with a terminal that is run in the foreground; nil for others.
@@ -188,33 +185,30 @@ type execFlags struct {
 	preserve                             int
 }
 
-func (a *app) exec() *cobra.Command {
+func (a *app) exec(flags *pflag.FlagSet) action {
 	f := &execFlags{}
-	c := &cobra.Command{Use: "exec <id> <command> [args...]", Short: "Run a process in a running container", Args: cobra.MinimumNArgs(1)}
-	c.Flags().SetInterspersed(false)
-	c.Flags().StringVarP(&f.process, "process", "p", "", "file with the process as JSON")
-	c.Flags().StringVar(&f.console, "console-socket", "", "unix socket that receives the terminal's master")
-	c.Flags().StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
-	c.Flags().StringVar(&f.cwd, "cwd", "", "working directory")
-	c.Flags().StringVarP(&f.user, "user", "u", "", "uid[:gid]")
-	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable")
-	c.Flags().StringArrayVarP(&f.caps, "cap", "c", nil, "capability to add")
-	c.Flags().Int64SliceVarP(&f.groups, "additional-gids", "g", nil, "further groups")
-	c.Flags().StringVar(&f.label, "process-label", "", "SELinux label")
-	c.Flags().StringVar(&f.apparmor, "apparmor", "", "AppArmor profile")
-	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "make a terminal")
-	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "do not wait")
-	c.Flags().BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
-	c.Flags().IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		err := a.runExec(c.Context(), args, f)
+	flags.StringVarP(&f.process, "process", "p", "", "file with the process as JSON")
+	flags.StringVar(&f.console, "console-socket", "", "unix socket that receives the terminal's master")
+	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	flags.StringVar(&f.cwd, "cwd", "", "working directory")
+	flags.StringVarP(&f.user, "user", "u", "", "uid[:gid]")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable")
+	flags.StringArrayVarP(&f.caps, "cap", "c", nil, "capability to add")
+	flags.Int64SliceVarP(&f.groups, "additional-gids", "g", nil, "further groups")
+	flags.StringVar(&f.label, "process-label", "", "SELinux label")
+	flags.StringVar(&f.apparmor, "apparmor", "", "AppArmor profile")
+	flags.BoolVarP(&f.tty, "tty", "t", false, "make a terminal")
+	flags.BoolVarP(&f.detach, "detach", "d", false, "do not wait")
+	flags.BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
+	flags.IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
+	return func(ctx context.Context, args []string) error {
+		err := a.runExec(ctx, args, f)
 		var exit *ExitError
 		if err != nil && !errors.As(err, &exit) {
 			return &ExitError{255, err} // as runc: the codes below are the process's
 		}
 		return err
-	})
-	return c
+	}
 }
 
 func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err error) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,33 +15,30 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci"
 )
 
-func (a *app) start() *cobra.Command {
-	return &cobra.Command{Use: "start <id>", Short: "Start a created container", Args: cobra.ExactArgs(1),
-		RunE: a.verb(func(c *cobra.Command, args []string) error { return a.runtime.Start(c.Context(), args[0]) })}
+func (a *app) start(*pflag.FlagSet) action {
+	return func(ctx context.Context, args []string) error { return a.runtime.Start(ctx, args[0]) }
 }
 
-func (a *app) state() *cobra.Command {
-	return &cobra.Command{Use: "state <id>", Short: "Print a container's state", Args: cobra.ExactArgs(1),
-		RunE: a.verb(func(c *cobra.Command, args []string) error {
-			s, err := a.runtime.State(args[0])
-			if err != nil {
-				return err
-			}
-			return printJSON(c, s)
-		})}
+func (a *app) state(*pflag.FlagSet) action {
+	return func(_ context.Context, args []string) error {
+		s, err := a.runtime.State(args[0])
+		if err != nil {
+			return err
+		}
+		return printJSON(s)
+	}
 }
 
-func (a *app) kill() *cobra.Command {
+func (a *app) kill(flags *pflag.FlagSet) action {
 	var all bool
-	c := &cobra.Command{Use: "kill <id> [signal]", Short: "Send a signal to a container (default: TERM)", Args: cobra.RangeArgs(1, 2)}
-	c.Flags().BoolVarP(&all, "all", "a", false, "to all its processes")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+	flags.BoolVarP(&all, "all", "a", false, "to all its processes")
+	return func(ctx context.Context, args []string) error {
 		sig := unix.SIGTERM
 		if len(args) == 2 {
 			var err error
@@ -48,9 +46,8 @@ func (a *app) kill() *cobra.Command {
 				return err
 			}
 		}
-		return a.runtime.Kill(c.Context(), args[0], sig, all)
-	})
-	return c
+		return a.runtime.Kill(ctx, args[0], sig, all)
+	}
 }
 
 func parseSignal(text string) (unix.Signal, error) {
@@ -64,26 +61,23 @@ func parseSignal(text string) (unix.Signal, error) {
 	return 0, fmt.Errorf("signal %q: unknown", text)
 }
 
-func (a *app) delete() *cobra.Command {
+func (a *app) delete(flags *pflag.FlagSet) action {
 	var force bool
-	c := &cobra.Command{Use: "delete <id>", Short: "Delete a stopped container", Args: cobra.ExactArgs(1)}
-	c.Flags().BoolVarP(&force, "force", "f", false, "kill it first")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error { return a.runtime.Delete(c.Context(), args[0], force) })
-	return c
+	flags.BoolVarP(&force, "force", "f", false, "kill it first")
+	return func(ctx context.Context, args []string) error { return a.runtime.Delete(ctx, args[0], force) }
 }
 
-func (a *app) list() *cobra.Command {
+func (a *app) list(flags *pflag.FlagSet) action {
 	var format string
 	var quiet bool
-	c := &cobra.Command{Use: "list", Short: "List containers", Args: cobra.NoArgs}
-	c.Flags().StringVarP(&format, "format", "f", "table", "table or json")
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "only identifiers")
-	c.RunE = a.verb(func(c *cobra.Command, _ []string) error {
+	flags.StringVarP(&format, "format", "f", "table", "table or json")
+	flags.BoolVarP(&quiet, "quiet", "q", false, "only identifiers")
+	return func(ctx context.Context, _ []string) error {
 		list, err := a.runtime.List()
 		if err != nil {
 			return err
 		}
-		out := c.OutOrStdout()
+		out := os.Stdout
 		switch {
 		case quiet:
 			for _, s := range list {
@@ -101,16 +95,13 @@ func (a *app) list() *cobra.Command {
 			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", s.ID, s.Pid, s.Status, s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner)
 		}
 		return w.Flush()
-	})
-	return c
+	}
 }
 
-func (a *app) ps() *cobra.Command {
+func (a *app) ps(flags *pflag.FlagSet) action {
 	var format string
-	c := &cobra.Command{Use: "ps <id> [ps options]", Short: "Show a container's processes", Args: cobra.MinimumNArgs(1)}
-	c.Flags().SetInterspersed(false)
-	c.Flags().StringVarP(&format, "format", "f", "table", "table or json")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+	flags.StringVarP(&format, "format", "f", "table", "table or json")
+	return func(ctx context.Context, args []string) error {
 		group, err := a.runtime.Cgroup(args[0])
 		if err != nil {
 			return err
@@ -120,7 +111,7 @@ func (a *app) ps() *cobra.Command {
 			return err
 		}
 		if format == "json" {
-			return json.NewEncoder(c.OutOrStdout()).Encode(pids)
+			return json.NewEncoder(os.Stdout).Encode(pids)
 		}
 		if format != "table" {
 			return fmt.Errorf("--format %q: must be table or json", format)
@@ -132,20 +123,18 @@ func (a *app) ps() *cobra.Command {
 		for i, pid := range pids {
 			list[i] = strconv.Itoa(pid)
 		}
-		ps := exec.CommandContext(c.Context(), "ps", append([]string{"-f", "-p", strings.Join(list, ",")}, args[1:]...)...)
-		ps.Stdout, ps.Stderr = c.OutOrStdout(), c.ErrOrStderr()
+		ps := exec.CommandContext(ctx, "ps", append([]string{"-f", "-p", strings.Join(list, ",")}, args[1:]...)...)
+		ps.Stdout, ps.Stderr = os.Stdout, os.Stderr
 		return ps.Run()
-	})
-	return c
+	}
 }
 
-func (a *app) events() *cobra.Command {
+func (a *app) events(flags *pflag.FlagSet) action {
 	var interval time.Duration
 	var stats bool
-	c := &cobra.Command{Use: "events <id>", Short: "Print a container's statistics", Args: cobra.ExactArgs(1)}
-	c.Flags().DurationVar(&interval, "interval", 5*time.Second, "time between statistics")
-	c.Flags().BoolVar(&stats, "stats", false, "once")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
+	flags.DurationVar(&interval, "interval", 5*time.Second, "time between statistics")
+	flags.BoolVar(&stats, "stats", false, "once")
+	return func(ctx context.Context, args []string) error {
 		if interval <= 0 {
 			return errors.New("--interval: must be positive")
 		}
@@ -157,30 +146,27 @@ func (a *app) events() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := json.NewEncoder(c.OutOrStdout()).Encode(event); err != nil || stats {
+			if err := json.NewEncoder(os.Stdout).Encode(event); err != nil || stats {
 				return err
 			}
 			select {
 			case <-time.After(interval):
-			case <-c.Context().Done():
+			case <-ctx.Done():
 				return nil
 			}
 			if s, err := a.runtime.State(args[0]); err != nil || s.Status == specs.StateStopped {
 				return nil
 			}
 		}
-	})
-	return c
+	}
 }
 
-func (a *app) pause() *cobra.Command {
-	return &cobra.Command{Use: "pause <id>", Short: "Freeze a container", Args: cobra.ExactArgs(1),
-		RunE: a.verb(func(_ *cobra.Command, args []string) error { return a.runtime.Pause(args[0]) })}
+func (a *app) pause(*pflag.FlagSet) action {
+	return func(ctx context.Context, args []string) error { return a.runtime.Pause(args[0]) }
 }
 
-func (a *app) resume() *cobra.Command {
-	return &cobra.Command{Use: "resume <id>", Short: "Thaw a container", Args: cobra.ExactArgs(1),
-		RunE: a.verb(func(_ *cobra.Command, args []string) error { return a.runtime.Resume(args[0]) })}
+func (a *app) resume(*pflag.FlagSet) action {
+	return func(ctx context.Context, args []string) error { return a.runtime.Resume(args[0]) }
 }
 
 // limits are update's flags.
@@ -193,31 +179,28 @@ type limits struct {
 	cpus, mems                string
 }
 
-func (a *app) update() *cobra.Command {
+func (a *app) update(flags *pflag.FlagSet) action {
 	l := &limits{}
-	c := &cobra.Command{Use: "update <id>", Short: "Change a container's limits", Args: cobra.ExactArgs(1)}
-	f := c.Flags()
-	f.StringVarP(&l.file, "resources", "r", "", "file with the limits as JSON, - for standard input")
-	f.Var(&l.memory, "memory", "memory limit in bytes; k, m and g are understood, -1 is none")
-	f.Var(&l.swap, "memory-swap", "memory and swap limit in bytes")
-	f.Var(&l.reservation, "memory-reservation", "soft memory limit in bytes")
-	f.Int64Var(&l.quota, "cpu-quota", 0, "processor time per period in microseconds")
-	f.Uint64Var(&l.burst, "cpu-burst", 0, "processor time in microseconds that may be saved up")
-	f.Uint64Var(&l.period, "cpu-period", 0, "period in microseconds")
-	f.Uint64Var(&l.shares, "cpu-share", 0, "relative weight")
-	f.Int64Var(&l.idle, "cpu-idle", 0, "1 to run only when the processor has nothing else to do")
-	f.StringVar(&l.cpus, "cpuset-cpus", "", "processors")
-	f.StringVar(&l.mems, "cpuset-mems", "", "memory nodes")
-	f.Uint16Var(&l.weight, "blkio-weight", 0, "relative weight of disk access, 10 to 1000")
-	f.Int64Var(&l.pids, "pids-limit", 0, "process limit, -1 is none")
-	c.RunE = a.verb(func(c *cobra.Command, args []string) error {
-		r, err := l.resources(c.InOrStdin(), f.Changed)
+	flags.StringVarP(&l.file, "resources", "r", "", "file with the limits as JSON, - for standard input")
+	flags.Var(&l.memory, "memory", "memory limit in bytes; k, m and g are understood, -1 is none")
+	flags.Var(&l.swap, "memory-swap", "memory and swap limit in bytes")
+	flags.Var(&l.reservation, "memory-reservation", "soft memory limit in bytes")
+	flags.Int64Var(&l.quota, "cpu-quota", 0, "processor time per period in microseconds")
+	flags.Uint64Var(&l.burst, "cpu-burst", 0, "processor time in microseconds that may be saved up")
+	flags.Uint64Var(&l.period, "cpu-period", 0, "period in microseconds")
+	flags.Uint64Var(&l.shares, "cpu-share", 0, "relative weight")
+	flags.Int64Var(&l.idle, "cpu-idle", 0, "1 to run only when the processor has nothing else to do")
+	flags.StringVar(&l.cpus, "cpuset-cpus", "", "processors")
+	flags.StringVar(&l.mems, "cpuset-mems", "", "memory nodes")
+	flags.Uint16Var(&l.weight, "blkio-weight", 0, "relative weight of disk access, 10 to 1000")
+	flags.Int64Var(&l.pids, "pids-limit", 0, "process limit, -1 is none")
+	return func(ctx context.Context, args []string) error {
+		r, err := l.resources(os.Stdin, flags.Changed)
 		if err != nil {
 			return err
 		}
 		return a.runtime.Update(args[0], r)
-	})
-	return c
+	}
 }
 
 // resources are the file's, or the flags'.
@@ -281,11 +264,10 @@ func setIf[T any](given bool, field **T, value T) {
 	}
 }
 
-func (a *app) spec() *cobra.Command {
+func (a *app) spec(flags *pflag.FlagSet) action {
 	var bundle string
-	c := &cobra.Command{Use: "spec", Short: "Write a usual config.json", Args: cobra.NoArgs}
-	c.Flags().StringVarP(&bundle, "bundle", "b", ".", "bundle directory")
-	c.RunE = a.verb(func(*cobra.Command, []string) error {
+	flags.StringVarP(&bundle, "bundle", "b", ".", "bundle directory")
+	return func(context.Context, []string) error {
 		b, err := json.MarshalIndent(oci.DefaultSpec(), "", "\t")
 		if err != nil {
 			return fmt.Errorf("encode spec: %w", err)
@@ -296,21 +278,18 @@ func (a *app) spec() *cobra.Command {
 		}
 		_, err = f.Write(append(b, '\n'))
 		return errors.Join(err, f.Close())
-	})
-	return c
-}
-
-// absent is a verb of runc's that there is not, on purpose: an image of a process is code and memory from elsewhere.
-func absent(verb string) func(*app) *cobra.Command {
-	return func(a *app) *cobra.Command {
-		return &cobra.Command{Use: verb, Short: "Not supported", Hidden: true, FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
-			RunE: a.verb(func(*cobra.Command, []string) error {
-				return fmt.Errorf("%s is not supported: checkpoints are neither written nor restored", verb)
-			})}
 	}
 }
 
-func (a *app) features() *cobra.Command {
-	return &cobra.Command{Use: "features", Short: "Print what the runtime can do", Args: cobra.NoArgs,
-		RunE: a.verb(func(c *cobra.Command, _ []string) error { return printJSON(c, oci.Features()) })}
+// absent is a verb of runc's that there is not, on purpose: an image of a process is code and memory from elsewhere.
+func absent(verb string) func(*app, *pflag.FlagSet) action {
+	return func(*app, *pflag.FlagSet) action {
+		return func(context.Context, []string) error {
+			return fmt.Errorf("%s is not supported: checkpoints are neither written nor restored", verb)
+		}
+	}
+}
+
+func (a *app) features(*pflag.FlagSet) action {
+	return func(ctx context.Context, args []string) error { return printJSON(oci.Features()) }
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -289,24 +288,51 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-func TestVerbsOfArguments(t *testing.T) {
+// The command line is read as runc's is, and those who ask how it goes are told.
+func TestCommandLine(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ args, want []string }{
-		{[]string{"--root", "/r", "run", "-b", "/b", "id"}, []string{"run"}},
-		{[]string{"delete", "state"}, []string{"delete", "state"}}, // a container may have a verb's name
-		{[]string{"help", "exec"}, []string{"exec"}},
-	} {
-		var got []string
-		for _, c := range command("v", nil, tt.args).Commands() {
-			got = append(got, c.Name())
+	line := func(args ...string) (string, error) {
+		var out strings.Builder
+		c := newCommand("oci", "v", nil)
+		c.out = &out
+		err := c.run(t.Context(), args)
+		return out.String(), err
+	}
+	for _, args := range [][]string{nil, {"help"}, {"--help"}, {"--root", "/r", "-h"}} {
+		out, err := line(args...)
+		if err != nil || !strings.Contains(out, "--systemd-cgroup") {
+			t.Errorf("%q: %v, %s", args, err, out)
 		}
-		if !slices.Equal(got, tt.want) {
-			t.Errorf("%q: got %q", tt.args, got)
+		for _, v := range verbs {
+			if strings.Contains(out, "\n  "+v.name+" ") == v.absent {
+				t.Errorf("%q: %s", args, out)
+			}
 		}
 	}
-	for _, args := range [][]string{nil, {"--help"}, {"ru"}} {
-		if n := len(command("v", nil, args).Commands()); n != len(verbs) {
-			t.Errorf("%q: got %d verbs of %d", args, n, len(verbs))
+	for _, args := range [][]string{{"help", "run"}, {"run", "--help"}, {"--root", "/r", "run", "x", "-dh"}} {
+		out, err := line(args...)
+		if err != nil || !strings.Contains(out, "oci run <id> [flags]\n") || !strings.Contains(out, "-d, --detach") || !strings.Contains(out, "--root string") {
+			t.Errorf("%q: %v, %s", args, err, out)
+		}
+	}
+	root := t.TempDir()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"ru"}, `unknown command "ru"`},
+		{[]string{"--nope", "list"}, "unknown flag: --nope"},
+		{[]string{"list", "--nope"}, "unknown flag: --nope"},
+		{[]string{"list", "x"}, "accepts 0 arg(s), received 1"},
+		{[]string{"kill"}, "accepts between 1 and 2 arg(s), received 0"},
+		{[]string{"kill", "a", "b", "c"}, "received 3"},
+		{[]string{"exec", "-d"}, "requires at least 1 arg(s), only received 0"},
+		{[]string{"state", "x", "--root", root}, "container x: container does not exist"},              // a global flag, after all
+		{[]string{"--root=" + root, "delete", "delete"}, "container delete: container does not exist"}, // a container may have a verb's name
+		{[]string{"--root", root, "exec", "x", "ls", "--help"}, "container x: container does not exist"},
+	} {
+		if out, err := line(tt.args...); err == nil || !strings.Contains(err.Error(), tt.want) || out != "" {
+			t.Errorf("%q: %v, %q", tt.args, err, out)
 		}
 	}
 }
