@@ -31,6 +31,8 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
+	// NoNewKeyring leaves the container the caller's session keyring.
+	NoNewKeyring bool
 	// Born, if not nil, is called when there is a process that goes on by itself, and before its program runs.
 	Born func()
 	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
@@ -111,7 +113,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if err := c.write(c.record); err != nil {
 		return err
 	}
-	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot,
+	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot, NoNewKeyring: c.o.NoNewKeyring,
 		Preserve: len(c.o.Files) - 3, Systemd: c.o.Systemd, Init: c.Init})
 	if err != nil {
 		return err

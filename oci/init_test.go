@@ -1,8 +1,10 @@
 package oci_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -53,6 +55,42 @@ func TestSignalBeforeStart(t *testing.T) {
 		}
 		if code := wait(t, pid); code != 128+int(sig) {
 			t.Errorf("%v: exit code %d", sig, code)
+		}
+		if err := h.Delete(t.Context(), "c", false); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What is in the launcher's session keyring is not the container's.
+func TestSessionKeyring(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	runtime.LockOSThread() // a keyring is a thread's, from which it is inherited; never unlocked, as the keyring stays
+	if _, err := unix.KeyctlJoinSessionKeyring("yare-test"); errors.Is(err, unix.ENOSYS) {
+		t.Skip("no keyrings in this kernel")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	key, err := unix.AddKey("user", "yare-test-key", []byte("secret"), unix.KEY_SPEC_SESSION_KEYRING)
+	if err == nil {
+		err = unix.KeyctlSetperm(key, 0x3f000000) // who has the keyring may do everything, others do not see it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	null := devNull(t)
+	for inherits, code := range map[bool]int{false: 1, true: 0} {
+		bundle := h.bundle(func(s *specs.Spec) { s.Linux.MaskedPaths = nil }, "grep", "-q", "yare-test-key", "/proc/keys")
+		pid, err := h.Create(t.Context(), "c", oci.CreateOptions{Bundle: bundle, NoNewKeyring: inherits, Files: []*os.File{null, null, null}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Start(t.Context(), "c"); err != nil {
+			t.Fatal(err)
+		}
+		if got := wait(t, pid); got != code {
+			t.Errorf("with the launcher's keyring %v: grep exits with %d, want %d", inherits, got, code)
 		}
 		if err := h.Delete(t.Context(), "c", false); err != nil {
 			t.Error(err)

@@ -55,6 +55,9 @@ func (s *setup) become(p *plan.Process, c *plan.Container) *bare.Fault {
 	if f := s.labels(p); f != nil {
 		return f
 	}
+	if f := s.keyring(p); f != nil {
+		return f
+	}
 	s.closeProc() // what is the host's stays open no longer than it must
 	if f := attributes(p); f != nil {
 		return f
@@ -157,6 +160,21 @@ func (s *setup) labels(p *plan.Process) *bare.Fault {
 		return s.writeProc("thread-self/attr/exec", p.SELinux)
 	}
 	return nil
+}
+
+// keyring leaves the launcher's session keyring for a new one, where the kernel has any and lets us.
+func (s *setup) keyring(p *plan.Process) *bare.Fault {
+	if !p.Keyring {
+		return nil
+	}
+	_, e := bare.Call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+	switch e {
+	case 0, unix.ENOSYS, unix.EPERM: // none in this kernel, or none for those that we are confined with
+		return nil
+	case unix.EDQUOT: // keyrings(7)
+		return bare.Because("make", "session keyring", "its user has as many keys as kernel.keys.maxkeys allows: raise it")
+	}
+	return bare.Wrap("make", "session keyring", e)
 }
 
 func attributes(p *plan.Process) *bare.Fault {

@@ -129,6 +129,9 @@ type Process struct {
 	Preserve int32
 	// JoinMount says that FirstFD is a process whose mount and cgroup namespaces are to be joined (exec).
 	JoinMount bool
+	// Keyring says that the process gets a session keyring of its own, as keyctl(2) has it, and not ours, in which others may
+	// have keys.
+	Keyring bool
 	// SetGroups is false where the user namespace denies setgroups.
 	SetGroups bool
 }
@@ -265,6 +268,7 @@ func (p *Process) Fields(c *wire.Codec) {
 	c.String(&p.SELinux)
 	wire.Num(c, &p.Preserve)
 	c.Bool(&p.JoinMount)
+	c.Bool(&p.Keyring)
 	c.Bool(&p.SetGroups)
 }
 
