@@ -5,7 +5,10 @@ package main
 import (
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/yare-dev/yare/oci/init/bare"
+	"github.com/yare-dev/yare/oci/launch"
 )
 
 // entry is where the kernel starts the program, by -E of the linker: on a stack of ours and without the Go runtime, which it starts if
@@ -39,4 +42,5 @@ func begin(top unsafe.Pointer) {
 		read(bare.GoString(p), &role, &fd)
 	}
 	perform(role, fd)
+	_, _ = bare.Pointer(unix.SYS_GETRLIMIT, unix.RLIMIT_NOFILE, &launch.OpenFiles)
 }

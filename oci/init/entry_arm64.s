@@ -8,7 +8,6 @@ TEXT ·entry(SB),NOSPLIT|NOFRAME,$0
 	MOVD	$·stack(SB), R1
 	ADD	$(1048576-32), R1
 	MOVD	R1, RSP
-	MOVD	ZR, R29
 	MOVD	R0, 8(RSP)
 	CALL	·begin(SB)
 	MOVD	·kernel(SB), R0

@@ -58,6 +58,10 @@ type Process struct {
 	Cgroup int
 }
 
+// OpenFiles is the limit of open files that this program was started with; zeros if it is not known. The Go runtime raises the soft one
+// to the hard one, which [syscall.ForkExec] takes back for its children, and package launch where it forks by itself.
+var OpenFiles unix.Rlimit
+
 // Role is what a yare-init process is to be.
 type Role string
 
