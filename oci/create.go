@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/hook"
 	"github.com/yare-dev/yare/oci/launch"
@@ -140,6 +141,14 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 		c.setup.agent = &agent{spec.Linux.Seccomp.ListenerPath, spec.Linux.Seccomp.ListenerMetadata, c.record, specs.StateCreating}
 	}
 	c.setup.hooks = func() error {
+		if len(c.NetDevices) > 0 {
+			if err := link.MoveTo(fmt.Sprintf("/proc/%d/ns/net", c.setup.pid), c.NetDevices); err != nil {
+				return err
+			}
+		}
+		if spec.Hooks == nil {
+			return nil
+		}
 		all := append(append([]specs.Hook(nil), spec.Hooks.Prestart...), spec.Hooks.CreateRuntime...)
 		c.record.Pid = c.setup.pid
 		return hook.Run(ctx, all, c.record.state(specs.StateCreating))
