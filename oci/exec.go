@@ -77,6 +77,13 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	if sec := spec.Linux.Seccomp; sec != nil {
 		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
 	}
+	class, err := c.class(spec)
+	if err == nil && class != nil {
+		entry.Tasks, err = class.Tasks(entry.Tasks)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
+	}
 	process.Tasks, process.Cgroup = entry.Tasks, entry.Dir
 	process.Join = []launch.Namespace{{FD: pidfd, Flags: launch.Before | c.Enter}}
 	if err := s.launch(process, o.Files, planFD, planFD, pidfd); err != nil {

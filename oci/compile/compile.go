@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/plan"
+	"github.com/yare-dev/yare/oci/rdt"
 	"github.com/yare-dev/yare/oci/seccomp"
 )
 
@@ -169,7 +170,9 @@ func supported(s *specs.Spec, h Host) error {
 	reject(s.Linux == nil, "linux: required")
 	reject(s.VM != nil || s.Windows != nil || s.Solaris != nil || s.ZOS != nil || s.FreeBSD != nil, "only the linux platform is supported")
 	if l := s.Linux; l != nil {
-		reject(l.IntelRdt != nil, "linux.intelRdt: not supported")
+		if l.IntelRdt != nil {
+			errs = append(errs, rdt.Check(l.IntelRdt))
+		}
 		reject(l.MountLabel != "" && !h.SELinux, "linux.mountLabel: this host has no SELinux")
 	}
 	return errors.Join(errs...)

@@ -38,7 +38,7 @@ func TestRejected(t *testing.T) {
 		"process: required":       func(s *specs.Spec) { s.Process = nil },
 		"root.path":               func(s *specs.Spec) { s.Root = nil },
 		"linux: required":         func(s *specs.Spec) { s.Linux = nil },
-		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.intelRdt.closID":   func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "a/b"} },
 		"linux.memoryPolicy.mode": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
 		"linux.memoryPolicy.nodes": func(s *specs.Spec) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "2-1"}
