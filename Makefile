@@ -20,10 +20,12 @@ build: init ## build bin/yare (and bin/kubectl, a link to it) and bin/yare-oci
 	go build -trimpath -ldflags='$(LDFLAGS)' -o bin/yare-oci ./cmd/yare-oci
 	@ln -sf yare bin/kubectl
 
-# The program that runs inside containers and holds them: built first, embedded in bin/yare.
+# The program that runs inside containers and holds them: built first, embedded in bin/yare. Where there is an entry of its own, it
+# begins there and not in the Go runtime (see oci/init/bare).
+ENTRY := $(if $(wildcard oci/init/entry_$(shell go env GOARCH).s),-E main.entry)
 .PHONY: init
 init:
-	@go build -trimpath -ldflags='-s -w' -o oci/bin/yare-init ./oci/init
+	@go build -trimpath -ldflags='-s -w $(ENTRY)' -o oci/bin/yare-init ./oci/init
 	@sha256sum <oci/bin/yare-init >oci/bin/yare-init.sum
 
 .PHONY: setup

@@ -45,30 +45,6 @@ func NewFS(fstype, source string, options []Option, attrs int) (int, error) {
 	return fd, nil
 }
 
-// Reconfigure changes parameters of the file system that is mounted at the
-// O_PATH descriptor. name is for the error.
-func Reconfigure(mount int, options []Option, name string) error {
-	fs, err := unix.Fspick(mount, "", unix.FSPICK_CLOEXEC|unix.FSPICK_EMPTY_PATH)
-	if err != nil {
-		return wrap("reconfigure", name, err)
-	}
-	defer unix.Close(fs)
-	for _, o := range options {
-		if o.Value == "" {
-			err = unix.FsconfigSetFlag(fs, o.Key)
-		} else {
-			err = unix.FsconfigSetString(fs, o.Key, o.Value)
-		}
-		if err != nil {
-			return fsError(fs, name, o.Key, err)
-		}
-	}
-	if err := unix.FsconfigReconfigure(fs); err != nil {
-		return fsError(fs, name, "", err)
-	}
-	return nil
-}
-
 // fsError adds what the kernel wrote to the context's message log.
 func fsError(fs int, fstype, option string, err error) error {
 	b := make([]byte, 512)
@@ -178,13 +154,6 @@ func Mounted(path string) (bool, error) {
 		return false, wrap("tell what is mounted at", path, unix.ENOTSUP)
 	}
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-}
-
-// PrivateProc returns a new procfs instance of the caller's PID namespace as a
-// detached mount. Nobody can have mounted anything over its files, so reads
-// and writes through it reach the kernel and nothing else.
-func PrivateProc() (int, error) {
-	return NewFS("proc", "proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 }
 
 // MountPoints returns where something is mounted in this process's mount namespace, in the order of mounting. The

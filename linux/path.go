@@ -63,27 +63,6 @@ func MakeDirIn(root int, name string) (int, error) {
 	return parent, nil
 }
 
-// MakeFileIn returns an O_PATH descriptor of the file (of any type) name below
-// root, making an empty one and its directories if it is missing.
-func MakeFileIn(root int, name string) (int, error) {
-	if fd, err := OpenIn(root, name, unix.O_PATH); err == nil || !isNotExist(err) {
-		return fd, err
-	}
-	name = path.Clean("/" + name)
-	dir, err := MakeDirIn(root, path.Dir(name))
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat(dir, path.Base(name), unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
-	if err == nil {
-		unix.Close(fd)
-	} else if err != unix.EEXIST {
-		return -1, wrap("create", name, err)
-	}
-	return OpenIn(root, name, unix.O_PATH)
-}
-
 // FDPath is the path of an open descriptor of the calling process, for calls
 // that take only a path. It is only right where /proc is the host's.
 func FDPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -72,11 +72,6 @@ func TestPathsStayInTheRoot(t *testing.T) {
 		{"directory", MakeDirIn, "up/new", ""},
 		{"directory", MakeDirIn, "absolute/new", ""},
 		{"directory", MakeDirIn, "dangling/new", ""},
-		{"file", MakeFileIn, "x/y", "root/x/y"},
-		{"file", MakeFileIn, "good/y", "root/inside/y"},
-		{"file", MakeFileIn, "../y", "root/y"},
-		{"file", MakeFileIn, "up/y", ""},
-		{"file", MakeFileIn, "dangling", ""},
 	} {
 		t.Run(c.what+" "+c.name, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -30,6 +31,8 @@ type CreateOptions struct {
 	// Files are the container's standard streams and what it keeps beyond.
 	Files   []*os.File
 	NoPivot bool
+	// NoNewKeyring leaves the container the caller's session keyring.
+	NoNewKeyring bool
 	// Born, if not nil, is called when there is a process that goes on by itself, and before its program runs.
 	Born func()
 	// Systemd has systemd make the cgroup, from a path of the form "slice:prefix:name".
@@ -110,7 +113,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if err := c.write(c.record); err != nil {
 		return err
 	}
-	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot,
+	c.Prepared, err = Prepare(PrepareOptions{ID: c.record.ID, Bundle: c.record.Bundle, Spec: spec, NoPivot: c.o.NoPivot, NoNewKeyring: c.o.NoNewKeyring,
 		Preserve: len(c.o.Files) - 3, Systemd: c.o.Systemd, Init: c.Init})
 	if err != nil {
 		return err
@@ -144,8 +147,9 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	return act(c, ctx)
 }
 
-// launch starts the init and serves it until it waits to be started. The cgroup is made while the init's program starts, and
-// signals are caught while the init works: both by this thread, since another one takes longer to be made than that.
+// launch starts the init and serves it until it waits to be started. The cgroup is made while the init's program starts and mostly
+// makes its network namespace, and signals are caught while the init works: both by this thread, since another one takes longer to
+// be made than that.
 func (c *creation) launch(start int, extras ...int) error {
 	process := launch.Process{Exe: c.Init.FD(), Name: "yare-init", Role: launch.Container, Preserve: len(c.o.Files) - 3,
 		CloneFlags: c.CloneFlags, UIDs: c.UIDs, GIDs: c.GIDs, TimeOffsets: c.TimeOffsets, OOMScoreAdj: c.OOMScoreAdj,
@@ -154,6 +158,10 @@ func (c *creation) launch(start int, extras ...int) error {
 		process.Join = append(process.Join, launch.Namespace{FD: fd, Flags: int(compile.CloneFlag(c.Join[i].Type))})
 	}
 	c.Plan.Late = true
+	if c.CloneFlags&unix.CLONE_NEWNET != 0 && c.lateNetwork() {
+		c.Plan.NewNetwork = true
+		process.CloneFlags &^= unix.CLONE_NEWNET
+	}
 	if err := c.Seal(); err != nil {
 		return err
 	}
@@ -192,6 +200,13 @@ func (c *creation) poor(err error) error {
 	return err
 }
 
+// lateNetwork tells whether the init may be started in our network namespace, to make its own there. One that is to belong
+// to its user namespace is made with it. And in a PID namespace that is others' it would show them ours, as /proc/<pid>/net of
+// its first moments.
+func (c *creation) lateNetwork() bool {
+	return !c.Foreign() && !slices.ContainsFunc(c.Join, func(n compile.Namespace) bool { return n.Type == specs.PIDNamespace })
+}
+
 // makeLate makes what the process is to be in and is not born in, and has the init go there.
 func (c *creation) makeLate() error {
 	var fds []int
@@ -222,13 +237,6 @@ func (c *creation) create(context.Context) error {
 	}
 	defer unix.Close(outcome)
 	c.Plan.Outcome = int32(len(c.Extras) + 1)
-	// An init enters v1 groups with one of its threads only. Where it waits here, the others would be in ours until somebody
-	// else starts it, and could keep them from being removed, or go down with them.
-	if !c.Group.Unified() {
-		if err := c.Furnish(); err != nil {
-			return err
-		}
-	}
 	return c.launch(start, append(c.Extras, outcome)...)
 }
 

@@ -194,7 +194,7 @@ func TestPIDNamespaceJoined(t *testing.T) {
 			t.Fatal(err)
 		}
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/net", pid))
-		if err != nil || len(threads) < 2 {
+		if err != nil || len(threads) == 0 {
 			t.Fatalf("%d threads, %v", len(threads), err)
 		}
 		for _, thread := range threads {

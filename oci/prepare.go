@@ -45,7 +45,9 @@ type PrepareOptions struct {
 	ID, Bundle string
 	Spec       *specs.Spec // read only
 	NoPivot    bool
-	Preserve   int
+	// NoNewKeyring leaves the container its launcher's session keyring.
+	NoNewKeyring bool
+	Preserve     int
 	// Systemd has systemd make the cgroup, for which Init is needed.
 	Systemd bool
 	Init    *Init
@@ -122,6 +124,7 @@ func Prepare(o PrepareOptions) (_ *Prepared, err error) {
 	if err != nil {
 		return nil, err
 	}
+	result.Plan.Process.Keyring = !o.NoNewKeyring
 	p := &Prepared{Result: result, Group: group, PlanFD: -1, limits: o.Spec.Linux.Resources}
 	defer func() {
 		if err != nil {

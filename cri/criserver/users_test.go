@@ -1,10 +1,12 @@
 package criserver
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +41,15 @@ func (h *harness) usersContainer(name string, pid runtimeapi.NamespaceMode, cmd 
 
 // A pod in a user namespace is root of its own files, volumes and namespaces, and nobody on the host.
 func TestUserNamespace(t *testing.T) {
+	// What the Go runtime makes of it in the server and the shim is not the container's. The whole process has it, and enough of it.
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	files.Cur = files.Max / 2
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
 	t.Parallel()
 	for _, pid := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD} {
 		t.Run(pid.String(), func(t *testing.T) {
@@ -57,6 +68,7 @@ func TestUserNamespace(t *testing.T) {
 			h.wantExec(id, "0 0 1310720 65536\n", "sh", "-c", "echo $(id -u) $(cat /proc/self/uid_map)")
 			h.wantExec(id, "0 0 0 0\n", "sh", "-c", "echo $(stat -c %u /bin/busybox /vol/old /vol/new /dev/shm)")
 			h.wantExec(id, "p\n", "hostname")
+			h.wantExec(id, fmt.Sprintln(files.Cur), "sh", "-c", "ulimit -Sn")
 			h.wantExec(id, "", "sh", "-c", "echo > /etc/new && echo > /bin/busybox.new && echo > /dev/shm/x && echo > /dev/null && ls /dev/mqueue /sys/fs/cgroup > /dev/null")
 			if out, code := h.exec(id, "mount", "-t", "tmpfs", "none", "/tmp"); code == 0 {
 				t.Errorf("root of the user namespace mounts without the capability: %q", out)

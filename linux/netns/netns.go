@@ -46,19 +46,6 @@ func New(path string, setup func() error) error {
 	return nil
 }
 
-// Unnamed makes a network namespace that lasts as long as the descriptor or something in it.
-func Unnamed() (fd int, err error) {
-	fd = -1
-	err = apart(func() (err error) {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unshare network namespace: %w", err)
-		}
-		fd, err = unix.Open(self, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		return err
-	})
-	return fd, err
-}
-
 // Pin keeps the namespace that the file from shows (such as /proc/<pid>/ns/net)
 // alive at path, which must not exist.
 func Pin(path, from string) error {

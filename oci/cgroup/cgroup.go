@@ -16,11 +16,8 @@
 // therefore never joined by writing another's pid. On v2 the child is cloned
 // into the group; on v1 a thread moves itself ("0" to the tasks file), for which
 // the kernel takes no such lock: the forking one, whose child inherits it and
-// which is then thrown away, or that one of the child which will execute the
-// container's program. Package launch does it with what [Group.Entry] returns.
-// In the latter case the child's other threads, which end with the exec, are in
-// the launcher's v1 groups, so it is not for one that waits to be started: it
-// would keep those from being removed, and be killed by who kills all in them.
+// which is then thrown away, or the child itself, which has but one. Package
+// launch does it with what [Group.Entry] returns.
 //
 // A group that systemd makes, a unit, needs a process from its beginning: one that
 // sleeps there until the container is born, and is moved by systemd.

@@ -22,10 +22,10 @@ import (
 // createFlags are those of create and run.
 type createFlags struct {
 	oci.CreateOptions
-	pidFile               string
-	preserve              int
-	detach, keep          bool
-	noNewKeyring, subreap bool
+	pidFile      string
+	preserve     int
+	detach, keep bool
+	subreap      bool
 }
 
 func (f *createFlags) add(flags *pflag.FlagSet) {
@@ -34,7 +34,7 @@ func (f *createFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
 	flags.IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
 	flags.BoolVar(&f.NoPivot, "no-pivot", false, "move the root instead of pivoting (for a root in memory)")
-	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "accepted: no keyring is made anyway")
+	flags.BoolVar(&f.NoNewKeyring, "no-new-keyring", false, "leave the container our session keyring")
 }
 
 // make creates, or with act runs, the container, and takes it back if its pid file cannot be written. From when there is a

@@ -28,7 +28,7 @@ func Process(s *specs.Process, profile *specs.LinuxSeccomp, h Host) (*plan.Proce
 	}
 	p := &plan.Process{
 		Args: s.Args, Env: s.Env, Cwd: path.Clean(s.Cwd), UID: s.User.UID, GID: s.User.GID, Groups: s.User.AdditionalGids, Umask: -1,
-		NoNewPrivs: s.NoNewPrivileges, Terminal: s.Terminal, SetGroups: true,
+		NoNewPrivs: s.NoNewPrivileges, Terminal: s.Terminal, Keyring: true, SetGroups: true,
 		SELinux: s.SelinuxLabel,
 	}
 	if h.AppArmor {

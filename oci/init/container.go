@@ -1,326 +1,320 @@
 package main
 
 import (
-	"errors"
-	"strings"
-
 	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/linux"
-	"github.com/yare-dev/yare/oci/launch"
+	"github.com/yare-dev/yare/oci/init/bare"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
 // container turns this process into a container's first one. It returns only
-// with an error.
-func (s *setup) container() error {
-	p := new(plan.Container)
-	if err := s.readPlan(p); err != nil {
-		return err
+// with a fault.
+func (s *setup) container(p *plan.Container) *bare.Fault {
+	endBySignals()
+	if f := s.readPlan(p); f != nil {
+		return f
 	}
-	s.slave = -1
 	if p.Outcome != 0 {
 		s.outcome = s.extra(p.Outcome)
 	}
-	if p.Late {
-		if err := s.enterLate(p.LateNetwork); err != nil {
-			return err
+	if p.NewNetwork {
+		if _, e := bare.Call(unix.SYS_UNSHARE, unix.CLONE_NEWNET); e != 0 {
+			return bare.Wrap("make", "network namespace", e)
 		}
 	}
-	if err := s.openProc(); err != nil {
-		return err
+	if p.Late {
+		if f := s.enterLate(); f != nil {
+			return f
+		}
+	}
+	if f := s.openProc(); f != nil {
+		return f
 	}
 	if p.MountNS != 0 {
-		if err := s.joinMounts(s.extra(p.MountNS)); err != nil {
-			return err
+		if f := s.joinMounts(s.extra(p.MountNS)); f != nil {
+			return f
 		}
 	}
 	if p.NewCgroupNS {
-		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-			return linux.Wrap("make", "cgroup namespace", err)
+		if _, e := bare.Call(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP); e != 0 {
+			return bare.Wrap("make", "cgroup namespace", e)
 		}
 	}
-	if err := s.makeRoot(p); err != nil {
-		return err
+	if f := s.makeRoot(p); f != nil {
+		return f
 	}
-	if err := s.names(p); err != nil {
-		return err
+	if f := names(p); f != nil {
+		return f
 	}
-	if err := s.sysctls(p.Sysctls); err != nil {
-		return err
+	if f := s.sysctls(p.Sysctls); f != nil {
+		return f
 	}
-	if err := s.hide(p.Masked, p.Readonly); err != nil {
-		return err
+	if f := s.hide(p.Masked, p.Readonly); f != nil {
+		return f
 	}
 	return s.become(&p.Process, p)
 }
 
-// enterLate waits for what was made while this program started, and takes this thread there.
-func (s *setup) enterLate(network bool) error {
-	var kind [1]byte
-	n, fds, err := linux.ReceiveMessage(s.syncFD, kind[:])
-	if err != nil {
-		return err
+// enterLate waits for the v1 groups, which are made while this program starts, and enters them.
+func (s *setup) enterLate() *bare.Fault {
+	kind, tasks, f := bare.Receive(s.syncFD)
+	if f != nil {
+		return f
 	}
-	defer linux.CloseAll(fds...)
-	if n == 0 || kind[0] != plan.MsgEnter || network && len(fds) == 0 {
-		return linux.Wrap("wait for", "launcher", unix.ECANCELED)
-	}
-	tasks := fds
-	if network {
-		if err := unix.Setns(fds[0], unix.CLONE_NEWNET); err != nil {
-			return linux.Wrap("join", "network namespace", err)
-		}
-		tasks = fds[1:]
+	if kind != plan.MsgEnter {
+		return bare.Wrap("wait for", "launcher", unix.ECANCELED)
 	}
 	for _, fd := range tasks {
-		if err := launch.Enter(fd); err != nil {
-			return err
+		if _, e := bare.Write(int(fd), "0"); e != 0 {
+			return bare.Wrap("join", "cgroup", e)
 		}
+		bare.Close(int(fd))
 	}
 	return nil
 }
 
 // openProc opens the host's procfs, while its mounts are those that we see and nobody can have put another there.
-func (s *setup) openProc() error {
-	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+func (s *setup) openProc() *bare.Fault {
+	fd, e := bare.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if e != 0 {
 		return s.privateProc()
 	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.PROC_SUPER_MAGIC {
-		unix.Close(fd)
+	if bare.FileSystem(fd) != unix.PROC_SUPER_MAGIC {
+		bare.Close(fd)
 		return s.privateProc()
 	}
 	s.proc = fd
 	return nil
 }
 
-// privateProc takes a procfs of our own in place of the host's, where that one is in parts mounted over or read-only. It is
-// not always ours to make (in a user namespace that does not own the PID namespace), and to make and forget it takes the kernel
-// as long as much of the rest.
-func (s *setup) privateProc() error {
-	fd, err := linux.PrivateProc()
-	if err == nil {
+// privateProc takes a procfs of our own in place of the host's, where that one is in parts mounted over or read-only: nobody can have
+// mounted anything over its files. It is not always ours to make (in a user namespace that does not own the PID namespace), and to make
+// and forget it takes the kernel as long as much of the rest.
+func (s *setup) privateProc() *bare.Fault {
+	fd, f := bare.NewFS("proc", "proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if f == nil {
 		s.closeProc()
 		s.proc = fd
 	}
-	return err
+	return f
 }
 
 func (s *setup) closeProc() {
-	linux.CloseAll(s.proc)
+	bare.Close(s.proc)
 	s.proc = -1
 }
 
 // writeProc writes one file of procfs, through no mount but the one that was opened: what is written reaches the kernel.
-func (s *setup) writeProc(name, value string) error {
-	err := s.tryProc(name, value)
-	unfit := errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOENT) // the last: of another PID namespace
+func (s *setup) writeProc(name, value string) *bare.Fault {
+	f := s.tryProc(name, value)
+	unfit := f.Is(unix.EXDEV) || f.Is(unix.EROFS) || f.Is(unix.ENOENT) // the last: of another PID namespace
 	if unfit && s.privateProc() == nil {
-		err = s.tryProc(name, value)
+		f = s.tryProc(name, value)
 	}
-	return err
+	return f
 }
 
-func (s *setup) tryProc(name, value string) error {
-	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV}
-	fd, err := unix.Openat2(s.proc, name, &how)
-	if err != nil {
-		return linux.Wrap("open", "/proc/"+name, err)
+func (s *setup) tryProc(name, value string) *bare.Fault {
+	how := unix.OpenHow{Flags: unix.O_WRONLY, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV}
+	fd, e := bare.Openat2(s.proc, name, how)
+	if e != 0 {
+		return bare.Wrap("open", bare.Text("/proc/", name), e)
 	}
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(value))
-	return linux.Wrap("write", "/proc/"+name, err)
+	_, e = bare.Write(fd, value)
+	bare.Close(fd)
+	return bare.Wrap("write", bare.Text("/proc/", name), e)
 }
 
-func (s *setup) names(p *plan.Container) error {
+func names(p *plan.Container) *bare.Fault {
 	if p.Hostname != "" {
-		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
-			return linux.Wrap("set", "hostname", err)
+		if _, e := bare.Name(unix.SYS_SETHOSTNAME, p.Hostname, uintptr(len(p.Hostname))); e != 0 {
+			return bare.Wrap("set", "hostname", e)
 		}
 	}
 	if p.Domainname != "" {
-		if err := unix.Setdomainname([]byte(p.Domainname)); err != nil {
-			return linux.Wrap("set", "domain name", err)
+		if _, e := bare.Name(unix.SYS_SETDOMAINNAME, p.Domainname, uintptr(len(p.Domainname))); e != 0 {
+			return bare.Wrap("set", "domain name", e)
 		}
 	}
 	return nil
 }
 
-func (s *setup) sysctls(list []plan.Setting) error {
-	for _, set := range list {
-		if err := s.writeProc("sys/"+set.Key, set.Value); err != nil {
-			return err
+func (s *setup) sysctls(list []plan.Setting) *bare.Fault {
+	for i := range list {
+		if f := s.writeProc(bare.Text("sys/", list[i].Key), list[i].Value); f != nil {
+			return f
 		}
 	}
 	return nil
 }
 
 // makeRoot builds the new root file system and makes it "/".
-func (s *setup) makeRoot(p *plan.Container) error {
+func (s *setup) makeRoot(p *plan.Container) *bare.Fault {
 	if len(p.Masked) > 0 {
-		if err := s.openNull(); err != nil {
-			return err
+		if f := s.openNull(); f != nil {
+			return f
 		}
 	}
 	if !p.Shared {
-		if err := unix.Mount("", "/", "", uintptr(p.HostPropagation), ""); err != nil {
-			return linux.Wrap("set propagation of", "/", err)
+		if e := bare.Mount("", "/", p.HostPropagation); e != 0 {
+			return bare.Wrap("set propagation of", "/", e)
 		}
 	}
-	if err := s.openRoot(p); err != nil {
-		return err
+	if f := s.openRoot(p); f != nil {
+		return f
 	}
 	for i := range p.Mounts {
-		if err := s.mount(&p.Mounts[i]); err != nil {
-			return err
+		if f := s.mount(&p.Mounts[i]); f != nil {
+			return f
 		}
 	}
-	if err := s.devices(p.Devices, p.Links); err != nil {
-		return err
+	if f := s.devices(p.Devices, p.Links); f != nil {
+		return f
 	}
-	if cwd, err := linux.MakeDirIn(s.root, p.Process.Cwd); err == nil {
-		unix.Close(cwd) // what cannot be made is reported when it is entered
+	if cwd, f := bare.MakeDirIn(s.root, p.Process.Cwd); f == nil {
+		bare.Close(cwd) // what cannot be made is reported when it is entered
 	}
 	if p.Process.Terminal {
-		if err := s.console(&p.Process, true); err != nil {
-			return err
+		if f := s.console(&p.Process, true); f != nil {
+			return f
 		}
 	}
 	if p.WaitHooks {
-		if err := s.send(plan.MsgHooks, ""); err != nil {
-			return err
+		if f := s.send(plan.MsgHooks, "", -1); f != nil {
+			return f
 		}
-		if err := wait(s.syncFD); err != nil {
-			return err
+		if f := wait(s.syncFD); f != nil {
+			return f
 		}
 	}
-	if err := runHooks(p.CreateContainer, p.State, "creating"); err != nil {
-		return err
+	if f := runHooks(p.CreateContainer, p.State, "creating"); f != nil {
+		return f
 	}
-	if err := s.pivot(p); err != nil {
-		return err
+	if f := s.pivot(p); f != nil {
+		return f
 	}
 	return s.finishRoot(p)
 }
 
 // openRoot makes the root directory a mount of its own and opens it.
-func (s *setup) openRoot(p *plan.Container) error {
+func (s *setup) openRoot(p *plan.Container) *bare.Fault {
 	if p.HostPropagation&unix.MS_SHARED != 0 && !p.Shared {
-		if err := privateParent(p.Root); err != nil {
-			return err
+		if f := privateParent(p.Root); f != nil {
+			return f
 		}
 	}
 	tree, place := s.extra(p.RootFD), p.Root
 	if p.RootFD != 0 {
 		place = "/" // the way to the root may be closed to us, and we are about to leave "/" anyway
 	} else {
-		var err error
-		if tree, err = linux.CloneTree(unix.AT_FDCWD, p.Root, true); err != nil {
-			return err
+		var f *bare.Fault
+		if tree, f = bare.CloneTree(unix.AT_FDCWD, p.Root, true); f != nil {
+			return f
 		}
 	}
-	defer unix.Close(tree)
 	if p.Shared { // what is mounted below it is to be seen by nobody else
-		if err := linux.SetMountAttr(tree, true, unix.MountAttr{Propagation: unix.MS_PRIVATE}, p.Root); err != nil {
-			return err
+		if f := bare.SetMountAttr(tree, true, unix.MountAttr{Propagation: unix.MS_PRIVATE}, p.Root); f != nil {
+			return f
 		}
 	}
-	target, err := unix.Open(place, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("open", place, err)
+	target, e := bare.Open(place, unix.O_PATH|unix.O_DIRECTORY)
+	if e != 0 {
+		return bare.Wrap("open", place, e)
 	}
-	defer unix.Close(target)
-	if err := linux.Attach(tree, target, place); err != nil {
-		return err
+	if f := bare.Attach(tree, target, place); f != nil {
+		return f
 	}
-	s.root, err = unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, 3)
-	return linux.Wrap("open", p.Root, err)
+	bare.Close(target)
+	s.root = tree
+	return nil
 }
 
 // privateParent makes the mount that contains the root private, without which
 // the kernel does not pivot.
-func privateParent(root string) error {
+func privateParent(root string) *bare.Fault {
 	for dir := root; ; {
-		err := unix.Mount("", dir, "", unix.MS_PRIVATE, "")
-		if err == nil {
+		e := bare.Mount("", dir, unix.MS_PRIVATE)
+		if e == 0 {
 			return nil
 		}
-		i := strings.LastIndexByte(dir, '/')
-		if err != unix.EINVAL || dir == "/" || i < 0 {
-			return linux.Wrap("make private", root, err)
+		slash := len(dir) - 1
+		for slash >= 0 && dir[slash] != '/' {
+			slash--
 		}
-		dir = dir[:max(i, 1)]
+		if e != unix.EINVAL || dir == "/" || slash < 0 {
+			return bare.Wrap("make private", root, e)
+		}
+		dir = dir[:max(slash, 1)]
 	}
 }
 
-// joinMounts enters a mount namespace, which only a thread with a root and working directory of its own can.
-func (s *setup) joinMounts(fd int) error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return linux.Wrap("unshare", "file system attributes", err)
+// joinMounts enters a mount namespace, which only a process with a root and working directory of its own can.
+func (s *setup) joinMounts(fd int) *bare.Fault {
+	if _, e := bare.Call(unix.SYS_UNSHARE, unix.CLONE_FS); e != 0 {
+		return bare.Wrap("unshare", "file system attributes", e)
 	}
-	return linux.Wrap("join", "mount namespace", unix.Setns(fd, unix.CLONE_NEWNS))
+	_, e := bare.Call(unix.SYS_SETNS, uintptr(fd), unix.CLONE_NEWNS)
+	return bare.Wrap("join", "mount namespace", e)
 }
 
 // pivot makes the new root "/" and lets go of the old one, where that is ours.
-func (s *setup) pivot(p *plan.Container) error {
-	if err := unix.Fchdir(s.root); err != nil {
-		return linux.Wrap("enter", "root", err)
+func (s *setup) pivot(p *plan.Container) *bare.Fault {
+	if _, e := bare.Call(unix.SYS_FCHDIR, uintptr(s.root)); e != 0 {
+		return bare.Wrap("enter", "root", e)
 	}
-	if p.Shared {
-		if err := unix.Chroot("."); err != nil {
-			return linux.Wrap("change", "root", err)
+	if p.NoPivot && !p.Shared {
+		if e := bare.Mount(".", "/", unix.MS_MOVE); e != 0 {
+			return bare.Wrap("move root to", "/", e)
 		}
-		return linux.Wrap("enter", "/", unix.Chdir("/"))
 	}
-	if p.NoPivot {
-		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
-			return linux.Wrap("move root to", "/", err)
+	if p.NoPivot || p.Shared {
+		if _, e := bare.Name(unix.SYS_CHROOT, "."); e != 0 {
+			return bare.Wrap("change", "root", e)
 		}
-		if err := unix.Chroot("."); err != nil {
-			return linux.Wrap("change", "root", err)
-		}
-		return linux.Wrap("enter", "/", unix.Chdir("/"))
+	} else if f := takeOff(); f != nil {
+		return f
 	}
-	// Stacks the old root on top of the new one. It is entered by descriptor
-	// (the working directory is still the new one) and taken off, with nothing
-	// propagated back.
-	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("open", "old root", err)
-	}
-	defer unix.Close(old)
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return linux.Wrap("pivot", "root", err)
-	}
-	if err := unix.Fchdir(old); err != nil {
-		return linux.Wrap("enter", "old root", err)
-	}
-	if err := unix.Mount("", ".", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return linux.Wrap("detach", "old root", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return linux.Wrap("unmount", "old root", err)
-	}
-	return linux.Wrap("enter", "/", unix.Chdir("/"))
+	_, e := bare.Name(unix.SYS_CHDIR, "/")
+	return bare.Wrap("enter", "/", e)
 }
 
-func (s *setup) finishRoot(p *plan.Container) error {
-	unix.Close(s.root)
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("open", "/", err)
+// takeOff makes the working directory the root. The old root is stacked on top of the new one. It is entered by descriptor (the
+// working directory is still the new one) and taken off, with nothing propagated back.
+func takeOff() *bare.Fault {
+	old, e := bare.Open("/", unix.O_PATH|unix.O_DIRECTORY)
+	if e != 0 {
+		return bare.Wrap("open", "old root", e)
+	}
+	if e := bare.PivotRoot("."); e != 0 {
+		return bare.Wrap("pivot", "root", e)
+	}
+	if _, e := bare.Call(unix.SYS_FCHDIR, uintptr(old)); e != 0 {
+		return bare.Wrap("enter", "old root", e)
+	}
+	if e := bare.Mount("", ".", unix.MS_SLAVE|unix.MS_REC); e != 0 {
+		return bare.Wrap("detach", "old root", e)
+	}
+	if _, e := bare.Name(unix.SYS_UMOUNT2, ".", unix.MNT_DETACH); e != 0 {
+		return bare.Wrap("unmount", "old root", e)
+	}
+	bare.Close(old)
+	return nil
+}
+
+func (s *setup) finishRoot(p *plan.Container) *bare.Fault {
+	bare.Close(s.root)
+	fd, e := bare.Open("/", unix.O_PATH|unix.O_DIRECTORY)
+	if e != 0 {
+		return bare.Wrap("open", "/", e)
 	}
 	s.root = fd
 	if p.RootReadonly {
-		if err := linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, "/"); err != nil {
-			return err
+		if f := bare.SetMountAttr(fd, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, "/"); f != nil {
+			return f
 		}
 	}
 	if p.RootPropagation != 0 && !p.Shared {
-		err := unix.Mount("", "/", "", uintptr(p.RootPropagation), "")
-		return linux.Wrap("set propagation of", "/", err)
+		return bare.Wrap("set propagation of", "/", bare.Mount("", "/", p.RootPropagation))
 	}
 	return nil
 }

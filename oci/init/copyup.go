@@ -1,132 +1,137 @@
 package main
 
 import (
-	"golang.org/x/sys/unix"
-	"strings"
+	"unsafe"
 
-	"github.com/yare-dev/yare/linux"
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/init/bare"
 )
+
+// deepest is how deep copyUp goes: its frames are on a stack that does not grow.
+const deepest = 1000
 
 // copyUp copies the directory target into the detached tmpfs, following
 // nothing and crossing no mount, so that the tmpfs starts with the image's files.
-func copyUp(target, tmpfs int) error {
-	from, err := unix.Openat(target, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(from)
-	to, err := unix.Openat(tmpfs, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(to)
-	return copyDir(from, to)
+func copyUp(target, tmpfs int) *bare.Fault {
+	return both(target, tmpfs, ".", directory, directory, func(from, to int) *bare.Fault { return copyDir(from, to, 0) })
 }
 
-func copyDir(from, to int) error {
+const directory = unix.O_RDONLY | unix.O_DIRECTORY
+
+func copyDir(from, to, depth int) *bare.Fault {
+	if depth > deepest {
+		return bare.Because("", "", "folders are too deep")
+	}
 	var st unix.Stat_t
-	if err := unix.Fstat(from, &st); err != nil {
-		return err
+	if e := bare.Fstat(from, &st); e != 0 {
+		return bare.Wrap("", "", e)
 	}
-	if err := own(to, "", &st); err != nil {
-		return err
+	if e := own(to, "", &st); e != 0 {
+		return bare.Wrap("", "", e)
 	}
-	names, err := entries(from)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := copyEntry(from, to, name); err != nil {
-			return linux.Wrap("copy", name, err)
-		}
-	}
-	return nil
-}
-
-func entries(dir int) (names []string, err error) {
-	buf := make([]byte, 8192)
+	buffer := bare.Make[byte](8192)
 	for {
-		n, err := unix.ReadDirent(dir, buf)
-		if err != nil || n == 0 {
-			return names, err
+		n, e := bare.Pointer(unix.SYS_GETDENTS64, from, unsafe.SliceData(buffer), uintptr(len(buffer)))
+		if e != 0 || n == 0 {
+			return bare.Wrap("", "", e)
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		for rest := buffer[:n]; len(rest) > 0; {
+			// struct linux_dirent64: inode, offset, length of the entry, type, name.
+			length := int(rest[16]) | int(rest[17])<<8
+			name := bare.GoString(&rest[19])
+			rest = rest[length:]
+			if name == "." || name == ".." {
+				continue
+			}
+			if f := copyEntry(from, to, name, depth); f != nil {
+				return f.In("copy", name)
+			}
+		}
 	}
 }
 
-func copyEntry(from, to int, name string) error {
+func copyEntry(from, to int, name string, depth int) *bare.Fault {
+	mark := bare.Mark()
+	f := copyOne(from, to, name, depth)
+	if f == nil {
+		bare.Release(mark)
+	}
+	return f
+}
+
+func copyOne(from, to int, name string, depth int) *bare.Fault {
 	var st unix.Stat_t
-	if err := unix.Fstatat(from, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+	e := bare.Stat(from, name, unix.O_NOFOLLOW, &st)
+	if e != 0 {
+		return bare.Wrap("", "", e)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		if err := unix.Mkdirat(to, name, 0o700); err != nil {
-			return err
+		if e := bare.Path(unix.SYS_MKDIRAT, to, name, 0o700); e != 0 {
+			return bare.Wrap("", "", e)
 		}
-		return openBoth(from, to, name, unix.O_RDONLY|unix.O_DIRECTORY, unix.O_RDONLY|unix.O_DIRECTORY, copyDir)
+		return both(from, to, name, directory, directory, func(from, to int) *bare.Fault { return copyDir(from, to, depth+1) })
 	case unix.S_IFREG:
-		create := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL
-		if err := openBoth(from, to, name, unix.O_RDONLY, create, copyData); err != nil {
-			return err
+		if f := both(from, to, name, unix.O_RDONLY, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, copyData); f != nil {
+			return f
 		}
 	case unix.S_IFLNK:
-		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(from, name, buf)
-		if err != nil {
-			return err
+		target := bare.Make[byte](unix.PathMax)
+		n, e := bare.Readlinkat(from, name, target)
+		if e == 0 {
+			e = bare.Symlinkat(bare.View(target[:n]), to, name)
 		}
-		if err := unix.Symlinkat(string(buf[:n]), to, name); err != nil {
-			return err
+		if e != 0 {
+			return bare.Wrap("", "", e)
 		}
 	default:
-		if err := unix.Mknodat(to, name, st.Mode, int(st.Rdev)); err != nil {
-			return err
+		if e := bare.Path(unix.SYS_MKNODAT, to, name, uintptr(st.Mode), uintptr(st.Rdev)); e != 0 {
+			return bare.Wrap("", "", e)
 		}
 	}
-	return own(to, name, &st)
+	return bare.Wrap("", "", own(to, name, &st))
 }
 
-func openBoth(from, to int, name string, fromFlags, toFlags int, f func(from, to int) error) error {
-	a, err := unix.Openat(from, name, fromFlags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+// both opens what is of the same name in two directories for f.
+func both(from, to int, name string, fromFlags, toFlags int, f func(from, to int) *bare.Fault) *bare.Fault {
+	a, e := bare.Openat(from, name, fromFlags|unix.O_NOFOLLOW, 0)
+	if e != 0 {
+		return bare.Wrap("", "", e)
 	}
-	defer unix.Close(a)
-	b, err := unix.Openat(to, name, toFlags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
+	b, e := bare.Openat(to, name, toFlags|unix.O_NOFOLLOW, 0o600)
+	if e != 0 {
+		return bare.Wrap("", "", e)
 	}
-	defer unix.Close(b)
-	return f(a, b)
+	fault := f(a, b)
+	bare.Close(a, b)
+	return fault
 }
 
-func copyData(from, to int) error {
+func copyData(from, to int) *bare.Fault {
 	for {
-		n, err := unix.Sendfile(to, from, nil, 1<<20)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
-			return err
+		n, e := bare.Call(unix.SYS_SENDFILE, uintptr(to), uintptr(from), 0, 1<<20)
+		if e != 0 || n == 0 {
+			return bare.Wrap("", "", e)
 		}
 	}
 }
 
 // own gives an entry, or the directory itself when name is "", the owner and
 // mode of the original.
-func own(dir int, name string, st *unix.Stat_t) error {
+func own(dir int, name string, st *unix.Stat_t) bare.Errno {
 	if name == "" {
-		if err := unix.Fchown(dir, int(st.Uid), int(st.Gid)); err != nil {
-			return err
+		if _, e := bare.Call(unix.SYS_FCHOWN, uintptr(dir), uintptr(st.Uid), uintptr(st.Gid)); e != 0 {
+			return e
 		}
-		return unix.Fchmod(dir, st.Mode&0o7777)
+		_, e := bare.Call(unix.SYS_FCHMOD, uintptr(dir), uintptr(st.Mode&0o7777))
+		return e
 	}
-	if err := unix.Fchownat(dir, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+	if e := bare.Path(unix.SYS_FCHOWNAT, dir, name, uintptr(st.Uid), uintptr(st.Gid), unix.AT_SYMLINK_NOFOLLOW); e != 0 {
+		return e
 	}
-	if strings.Contains(name, "/") || st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		return nil
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return 0
 	}
-	return unix.Fchmodat(dir, name, st.Mode&0o7777, 0)
+	return bare.Path(unix.SYS_FCHMODAT, dir, name, uintptr(st.Mode&0o7777))
 }

@@ -3,17 +3,18 @@
 // enters a running container, process 1 of a shared PID namespace, and the
 // shim. It replaces runc init, the pause image and containerd-shim-runc-v2.
 //
-// It executes plans (package plan) and decides nothing. Because one runs per
-// container it links neither fmt, os, net nor encoding/json; note that
-// importing os would also raise RLIMIT_NOFILE, which the container's program
-// would inherit.
+// It executes plans (package plan) and decides nothing. One runs per container,
+// and all but the shim run before the Go runtime starts, which would take longer
+// than they do: see package bare for what they must do without. As there is one thread,
+// namespaces, credentials and filters are the process's, and it can join any namespace.
 //
 // # Set-up protocol
 //
 //	launcher                           init
 //	   | clone into cgroup, namespaces  |
 //	   |------------------------------->| read plan from PlanFD
-//	   |--- MsgEnter + descriptors ---->| network namespace, v1 groups (plan's Late only)
+//	   |                                | network namespace
+//	   |--- MsgEnter + descriptors ---->| v1 groups (plan's Late only)
 //	   |                                | mounts, devices, console
 //	   |<-- MsgConsole + master --------|   (terminal only)
 //	   |<-- MsgHooks -------------------|   (runtime hooks only)
@@ -28,9 +29,6 @@
 //
 // # Invariants
 //
-//   - What sets a process up stays on the program's first thread; namespaces,
-//     credentials and filters are set on that thread only, and it is the one
-//     that execs.
 //   - Nothing is opened by a path that the image or another container can
 //     redirect: targets are resolved with openat2 inside the root, procfs is the
 //     host's, opened before anything else, or a private mount, and /dev/null is
@@ -38,60 +36,88 @@
 package main
 
 import (
-	"runtime"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/init/bare"
 	"github.com/yare-dev/yare/oci/launch"
 	"github.com/yare-dev/yare/oci/plan"
 	"github.com/yare-dev/yare/oci/shim/server"
 	"github.com/yare-dev/yare/oci/wire"
 )
 
-// started is the descriptor from which ours count, or -1 if yare has not started us.
-var started = -1
+// main is reached by the shim, and by all where the linker was not told of entry.
+func main() {
+	role, _ := syscall.Getenv(launch.RoleVariable)
+	fd, _ := syscall.Getenv(launch.FDVariable)
+	perform(role, fd)
+	first, ok := number(fd)
+	if !ok || launch.Role(role) != launch.Shim {
+		_, _ = bare.Write(2, "yare-init: runs only when started by yare\n")
+		bare.Exit(2)
+	}
+	if err := server.Run(first); err != nil {
+		_, _ = bare.Write(2, "yare-shim: "+err.Error()+"\n")
+		bare.Exit(1)
+	}
+	bare.Exit(0)
+}
 
-// init does what is not to go on for long, here because init functions run on the program's first thread: to be locked to it in
-// main would take the Go runtime another thread, which exec would then have to end.
-func init() {
-	number, _ := syscall.Getenv(launch.FDVariable)
-	fd, err := strconv.Atoi(number)
-	if err != nil || fd < plan.PlanFD {
+// read takes the role and the first descriptor from a variable of the environment, if they are in it.
+func read(variable string, role, fd *string) {
+	if value, ok := after(variable, launch.RoleVariable+"="); ok {
+		*role = value
+	}
+	if value, ok := after(variable, launch.FDVariable+"="); ok {
+		*fd = value
+	}
+}
+
+// after is what follows the prefix.
+func after(s, prefix string) (string, bool) {
+	if len(s) < len(prefix) || s[:len(prefix)] != prefix {
+		return "", false
+	}
+	return s[len(prefix):], true
+}
+
+// number is strconv.Atoi for descriptors.
+func number(s string) (n int, ok bool) {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' || n > 1<<20 {
+			return 0, false
+		}
+		n = 10*n + int(s[i]-'0')
+	}
+	return n, n >= plan.PlanFD
+}
+
+// perform does what the process is for, unless it is a shim or was not started by yare. Only then it returns.
+func perform(role, first string) {
+	fd, ok := number(first)
+	if !ok {
 		return
 	}
-	started = fd
-	s := &setup{planFD: fd, syncFD: fd + plan.SyncFD - plan.PlanFD, startFD: fd + plan.StartFD - plan.PlanFD,
-		firstFD: fd + plan.FirstFD - plan.PlanFD, proc: -1, root: -1, outcome: -1}
-	switch role() {
+	s := &process
+	s.planFD, s.syncFD, s.startFD, s.firstFD = fd, fd+plan.SyncFD-plan.PlanFD, fd+plan.StartFD-plan.PlanFD, fd+plan.FirstFD-plan.PlanFD
+	s.proc, s.root, s.slave, s.outcome = -1, -1, -1, -1
+	switch launch.Role(role) {
 	case launch.Container:
-		s.fail(s.container())
+		s.fail(s.container(&container))
 	case launch.Exec:
-		s.fail(s.exec())
+		s.fail(s.exec(&container.Process))
 	case launch.Reaper:
 		s.reap()
 	}
 }
 
-func role() launch.Role {
-	role, _ := syscall.Getenv(launch.RoleVariable)
-	return launch.Role(role)
-}
-
-func main() {
-	runtime.LockOSThread()
-	if started < 0 || role() != launch.Shim {
-		_, _ = unix.Write(2, []byte("yare-init: runs only when started by yare\n"))
-		unix.Exit(2)
-	}
-	if err := server.Run(started); err != nil {
-		_, _ = unix.Write(2, []byte("yare-shim: "+err.Error()+"\n"))
-		unix.Exit(1)
-	}
-	unix.Exit(0)
-}
+// What the process is, in variables because there is no heap.
+var (
+	process   setup
+	container plan.Container
+	codec     wire.Codec
+)
 
 // setup is one container or exec being set up.
 type setup struct {
@@ -107,68 +133,77 @@ type setup struct {
 // extra is one of the descriptors beyond the usual ones.
 func (s *setup) extra(number int32) int { return s.firstFD + int(number) - 1 }
 
-// execError is a program that cannot be executed.
-type execError struct {
-	err  error
-	code int
-}
-
-func (e *execError) Error() string { return e.err.Error() }
-
-// fail reports the error and ends the process; it does not return.
-func (s *setup) fail(err error) {
-	kind, code, text := plan.MsgError, 1, "exec returned"
-	if err != nil {
-		text = err.Error()
+// fail reports why the process could not become its program, and ends it.
+func (s *setup) fail(f *bare.Fault) {
+	kind, code, text := plan.MsgError, 1, f.Text()
+	if f.Exit != 0 {
+		kind, code = plan.MsgExec, f.Exit
 	}
-	if e, ok := err.(*execError); ok {
-		kind, code = plan.MsgExec, e.code
-	}
-	_ = linux.SendMessage(s.syncFD, append([]byte{kind}, text...))
+	_ = s.send(kind, text, -1)
 	if s.outcome >= 0 {
-		_, _ = unix.Write(s.outcome, []byte(text))
+		ignoreSignal(unix.SIGPIPE)
+		_, _ = bare.Write(s.outcome, text)
 	}
-	unix.Exit(code)
+	bare.Exit(code)
 }
 
-func (s *setup) send(kind byte, text string, fds ...int) error {
-	return linux.SendMessage(s.syncFD, append([]byte{kind}, text...), fds...)
+// send sends a message, with a descriptor if that is not negative.
+func (s *setup) send(kind byte, text string, fd int) *bare.Fault {
+	b := bare.Make[byte](1)
+	b[0] = kind
+	return bare.Send(s.syncFD, bare.Text(bare.View(b), text), fd)
 }
 
 // warn reports what the container can live without.
-func (s *setup) warn(err error) {
-	if err != nil {
-		_ = s.send(plan.MsgWarning, err.Error())
+func (s *setup) warn(f *bare.Fault) {
+	if f != nil {
+		_ = s.send(plan.MsgWarning, f.Text(), -1)
 	}
 }
 
 // readPlan takes the plan in and hides all our descriptors from what we exec.
-func (s *setup) readPlan(m wire.Message) error {
-	if err := unix.CloseRange(uint(s.planFD), ^uint(0)>>1&0x7fffffff, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return linux.Wrap("close on exec", "descriptors", err)
+func (s *setup) readPlan(m wire.Message) *bare.Fault {
+	if _, e := bare.Call(unix.SYS_CLOSE_RANGE, uintptr(s.planFD), ^uintptr(0)>>1&0x7fffffff, unix.CLOSE_RANGE_CLOEXEC); e != 0 {
+		return bare.Wrap("close on exec", "descriptors", e)
 	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return linux.Wrap("set not dumpable", "init", err)
+	if e := bare.Prctl(unix.PR_SET_DUMPABLE, 0); e != 0 {
+		return bare.Wrap("set not dumpable", "init", e)
 	}
-	if _, err := unix.Seek(s.planFD, 0, unix.SEEK_SET); err != nil {
-		return linux.Wrap("read", "plan", err)
+	var st unix.Stat_t
+	if e := bare.Fstat(s.planFD, &st); e != 0 {
+		return bare.Wrap("read", "plan", e)
 	}
-	b, err := linux.ReadAll(s.planFD)
-	if err != nil {
-		return linux.Wrap("read", "plan", err)
+	if e := bare.Reserve(int(st.Size)); e != 0 {
+		return bare.Wrap("reserve", "memory", e)
 	}
-	unix.Close(s.planFD)
-	return linux.Wrap("decode", "plan", wire.Unmarshal(b, m))
+	b := bare.Make[byte](int(st.Size))
+	for n := 0; n < len(b); {
+		part := b[n:]
+		got, e := bare.Pread(s.planFD, part, n)
+		if e != 0 {
+			return bare.Wrap("read", "plan", e)
+		}
+		if got == 0 {
+			break // shorter than it was: the decoder says so
+		}
+		n += got
+	}
+	bare.Close(s.planFD)
+	codec.Read(b, bare.Allocate)
+	m.Fields(&codec)
+	if !codec.Complete() {
+		return bare.Because("decode", "plan", "corrupt message")
+	}
+	return nil
 }
 
 // wait blocks until a byte arrives on a descriptor. The end of the file means
 // that whoever should have sent it is gone for good: then so are we.
-func wait(fd int) error {
-	var b [1]byte
-	n := 0
-	err := linux.Retry(func() (err error) { n, err = unix.Read(fd, b[:]); return err })
-	if err == nil && n == 0 {
-		err = unix.ECANCELED
+func wait(fd int) *bare.Fault {
+	b := bare.Make[byte](1)
+	n, e := bare.Read(fd, b)
+	if e == 0 && n == 0 {
+		e = unix.ECANCELED
 	}
-	return linux.Wrap("wait for", "launcher", err)
+	return bare.Wrap("wait for", "launcher", e)
 }

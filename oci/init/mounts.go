@@ -1,132 +1,140 @@
 package main
 
 import (
-	"errors"
-
 	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/init/bare"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
 // mount makes one mount: a detached one first, with all its attributes, then
 // onto the target's descriptor.
-func (s *setup) mount(m *plan.Mount) error {
+func (s *setup) mount(m *plan.Mount) *bare.Fault {
 	if m.Type == plan.Remount {
-		fd, err := linux.OpenIn(s.root, m.Target, unix.O_PATH)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if len(m.Options) > 0 {
-			if err := linux.Reconfigure(fd, fsOptions(m), m.Target); err != nil {
-				return err
-			}
-		}
-		if m.Set|m.Clear == 0 {
-			return nil
-		}
-		return linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Set, Attr_clr: m.Clear}, m.Target)
+		return s.remount(m)
 	}
-	source, err := s.source(m)
-	if err != nil {
-		return linux.Wrap("mount", m.Target, err)
+	source, f := s.source(m)
+	if f != nil {
+		return f.In("mount", m.Target)
 	}
-	defer unix.Close(source)
-	if err := applyAttrs(source, m); err != nil {
-		return err
+	if f := applyAttrs(source, m); f != nil {
+		return f
 	}
-	target, err := s.target(m, source)
-	if err != nil {
-		return linux.Wrap("mount", m.Target, err)
+	target, f := s.target(m, source)
+	if f != nil {
+		return f.In("mount", m.Target)
 	}
-	defer unix.Close(target)
 	if m.CopyUp {
-		if err := copyUp(target, source); err != nil {
-			return linux.Wrap("copy up", m.Target, err)
+		if f := copyUp(target, source); f != nil {
+			return f.In("copy up", m.Target)
 		}
 	}
-	if err := linux.Attach(source, target, m.Target); err != nil {
-		return err
+	if f := bare.Attach(source, target, m.Target); f != nil {
+		return f
 	}
+	bare.Close(target)
 	if m.Label != "" {
-		if err := relabel(source, m.Label); err != nil {
-			return linux.Wrap("set SELinux context of", m.Target, err)
+		if e := relabel(source, m.Label); e != 0 {
+			return bare.Wrap("set SELinux context of", m.Target, e)
 		}
 	}
 	// Propagation comes last: a mount onto a target in a shared one joins its group.
 	if m.Propagation != 0 {
-		if err := linux.SetMountAttr(source, false, unix.MountAttr{Propagation: m.Propagation}, m.Target); err != nil {
-			return err
+		if f := bare.SetMountAttr(source, false, unix.MountAttr{Propagation: m.Propagation}, m.Target); f != nil {
+			return f
 		}
 	}
 	if m.RecPropagation != 0 {
-		return linux.SetMountAttr(source, true, unix.MountAttr{Propagation: m.RecPropagation}, m.Target)
+		if f := bare.SetMountAttr(source, true, unix.MountAttr{Propagation: m.RecPropagation}, m.Target); f != nil {
+			return f
+		}
 	}
+	bare.Close(source)
+	return nil
+}
+
+// remount changes what is mounted.
+func (s *setup) remount(m *plan.Mount) *bare.Fault {
+	fd, e := bare.OpenIn(s.root, m.Target, unix.O_PATH)
+	if e != 0 {
+		return bare.Wrap("open", m.Target, e)
+	}
+	if len(m.Options) > 0 {
+		if f := bare.Reconfigure(fd, fsOptions(m), m.Target); f != nil {
+			return f
+		}
+	}
+	if m.Set|m.Clear != 0 {
+		if f := bare.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Set, Attr_clr: m.Clear}, m.Target); f != nil {
+			return f
+		}
+	}
+	bare.Close(fd)
 	return nil
 }
 
 // relabel gives a directory an SELinux context.
-func relabel(dir int, context string) error {
-	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+func relabel(dir int, context string) bare.Errno {
+	fd, e := bare.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if e != 0 {
+		return e
 	}
-	defer unix.Close(fd)
-	return unix.Fsetxattr(fd, "security.selinux", []byte(context), 0)
+	e = bare.Fsetxattr(fd, "security.selinux", context)
+	bare.Close(fd)
+	return e
 }
 
 // source returns what is to be mounted, detached.
-func (s *setup) source(m *plan.Mount) (int, error) {
+func (s *setup) source(m *plan.Mount) (int, *bare.Fault) {
 	switch {
 	case m.FD != 0:
 		return s.extra(m.FD), nil
 	case m.Type == "":
-		return linux.CloneTree(unix.AT_FDCWD, m.Source, m.Recursive)
+		return bare.CloneTree(unix.AT_FDCWD, m.Source, m.Recursive)
 	}
-	return linux.NewFS(m.Type, m.Source, fsOptions(m), int(m.Set))
+	return bare.NewFS(m.Type, m.Source, fsOptions(m), m.Set)
 }
 
-func fsOptions(m *plan.Mount) []linux.Option {
-	options := make([]linux.Option, len(m.Options))
-	for i, o := range m.Options {
-		options[i] = linux.Option{Key: o.Key, Value: o.Value}
+func fsOptions(m *plan.Mount) []bare.Option {
+	options := bare.Make[bare.Option](len(m.Options))
+	for i := range options {
+		options[i] = bare.Option{Key: m.Options[i].Key, Value: m.Options[i].Value}
 	}
 	return options
 }
 
-func applyAttrs(fd int, m *plan.Mount) error {
+func applyAttrs(fd int, m *plan.Mount) *bare.Fault {
 	if m.Type == "" && m.Set|m.Clear != 0 {
-		if err := linux.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Set, Attr_clr: m.Clear}, m.Target); err != nil {
-			return err
+		if f := bare.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Set, Attr_clr: m.Clear}, m.Target); f != nil {
+			return f
 		}
 	}
 	if m.RecSet|m.RecClear != 0 {
-		return linux.SetMountAttr(fd, true, unix.MountAttr{Attr_set: m.RecSet, Attr_clr: m.RecClear}, m.Target)
+		return bare.SetMountAttr(fd, true, unix.MountAttr{Attr_set: m.RecSet, Attr_clr: m.RecClear}, m.Target)
 	}
 	return nil
 }
 
 // target returns the mount point inside the root, made to fit the source.
-func (s *setup) target(m *plan.Mount, source int) (int, error) {
+func (s *setup) target(m *plan.Mount, source int) (int, *bare.Fault) {
 	var st unix.Stat_t
-	if err := unix.Fstat(source, &st); err != nil {
-		return -1, linux.Wrap("stat", m.Source, err)
+	if e := bare.Fstat(source, &st); e != 0 {
+		return -1, bare.Wrap("stat", m.Source, e)
 	}
 	if m.NoFollow {
-		if fd, err := linux.OpenIn(s.root, m.Target, unix.O_PATH|unix.O_NOFOLLOW); err == nil {
+		if fd, e := bare.OpenIn(s.root, m.Target, unix.O_PATH|unix.O_NOFOLLOW); e == 0 {
 			return fd, nil
 		}
 	}
 	var fd int
-	var err error
+	var f *bare.Fault
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		fd, err = linux.MakeDirIn(s.root, m.Target)
+		fd, f = bare.MakeDirIn(s.root, m.Target)
 	} else {
-		fd, err = linux.MakeFileIn(s.root, m.Target)
+		fd, f = bare.MakeFileIn(s.root, m.Target)
 	}
-	if err != nil {
-		return -1, err
+	if f != nil {
+		return -1, f
 	}
 	return fd, s.checkTarget(fd, m)
 }
@@ -134,16 +142,11 @@ func (s *setup) target(m *plan.Mount, source int) (int, error) {
 // checkTarget refuses mounts inside procfs: with them an image or a volume
 // could fake what we, or the program's own checks, read there. The mount of
 // procfs itself has a target outside it.
-func (s *setup) checkTarget(fd int, m *plan.Mount) error {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		return linux.Wrap("stat", m.Target, err)
-	}
-	if fs.Type != unix.PROC_SUPER_MAGIC || allowedInProc(m.Target) {
+func (s *setup) checkTarget(fd int, m *plan.Mount) *bare.Fault {
+	if bare.FileSystem(fd) != unix.PROC_SUPER_MAGIC || allowedInProc(m.Target) {
 		return nil
 	}
-	unix.Close(fd)
-	return errors.New("mounting inside /proc is prohibited")
+	return bare.Because("", "", "mounting inside /proc is prohibited")
 }
 
 // allowedInProc lists the read-only views that lxcfs-like programs provide,
@@ -160,68 +163,72 @@ func allowedInProc(target string) bool {
 
 // openNull opens the host's /dev/null and makes sure that it is the device:
 // what an image has there is never trusted.
-func (s *setup) openNull() error {
-	fd, err := unix.Open("/dev/null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("open", "/dev/null", err)
+func (s *setup) openNull() *bare.Fault {
+	fd, e := bare.Open("/dev/null", unix.O_PATH|unix.O_NOFOLLOW)
+	if e != 0 {
+		return bare.Wrap("open", "/dev/null", e)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return linux.Wrap("stat", "/dev/null", err)
+	if e := bare.Fstat(fd, &st); e != 0 {
+		return bare.Wrap("stat", "/dev/null", e)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
-		return errors.New("/dev/null is not the null device")
+		return bare.Because("", "", "/dev/null is not the null device")
 	}
 	// A clone now, while the host's mounts are visible, for what is masked.
-	s.devNull, err = linux.CloneTree(fd, "", false)
-	unix.Close(fd)
-	return err
+	var f *bare.Fault
+	s.devNull, f = bare.CloneTree(fd, "", false)
+	bare.Close(fd)
+	return f
 }
 
 // hide masks paths with the null device or an empty read-only directory, and
 // makes others read-only. Missing ones are passed over.
-func (s *setup) hide(masked, readonly []string) error {
-	null, empty := &cover{fd: s.devNull}, &cover{fd: -1}
-	defer func() { linux.CloseAll(empty.fd) }()
+func (s *setup) hide(masked, readonly []string) *bare.Fault {
+	null, empty := cover{fd: s.devNull}, cover{fd: -1}
 	for _, path := range masked {
-		target, err := linux.OpenIn(s.root, path, unix.O_PATH)
-		if missing(err) {
+		target, e := bare.OpenIn(s.root, path, unix.O_PATH)
+		if missing(e) {
 			continue
 		}
-		if err != nil {
-			return err
+		if e != 0 {
+			return bare.Wrap("open", path, e)
 		}
 		var st unix.Stat_t
-		if err := unix.Fstat(target, &st); err != nil {
-			return linux.Wrap("stat", path, err)
+		if e := bare.Fstat(target, &st); e != 0 {
+			return bare.Wrap("stat", path, e)
 		}
-		c := null
+		c := &null
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if c = empty; c.fd < 0 {
-				options := []linux.Option{{Key: "nr_blocks", Value: "1"}, {Key: "nr_inodes", Value: "1"}}
-				if c.fd, err = linux.NewFS("tmpfs", "tmpfs", options, unix.MOUNT_ATTR_RDONLY); err != nil {
-					return err
+			if c = &empty; c.fd < 0 {
+				var f *bare.Fault
+				if c.fd, f = bare.NewFS("tmpfs", "tmpfs", leastOptions[:], unix.MOUNT_ATTR_RDONLY); f != nil {
+					return f
 				}
 			}
 		}
-		if err := c.put(target, path); err != nil {
-			return err
+		if f := c.put(target, path); f != nil {
+			return f
 		}
 	}
+	bare.Close(empty.fd)
 	for _, path := range readonly {
-		target, err := linux.OpenIn(s.root, path, unix.O_PATH)
-		if missing(err) {
+		target, e := bare.OpenIn(s.root, path, unix.O_PATH)
+		if missing(e) {
 			continue
 		}
-		if err != nil {
-			return err
+		if e != 0 {
+			return bare.Wrap("open", path, e)
 		}
-		if err := clone(target, target, path, unix.MOUNT_ATTR_RDONLY); err != nil {
-			return err
+		if f := clone(target, target, path, unix.MOUNT_ATTR_RDONLY); f != nil {
+			return f
 		}
 	}
 	return nil
 }
+
+// leastOptions make the smallest tmpfs that there is.
+var leastOptions = [...]bare.Option{{Key: "nr_blocks", Value: "1"}, {Key: "nr_inodes", Value: "1"}}
 
 // cover is a mount that is put over any number of paths.
 type cover struct {
@@ -231,29 +238,30 @@ type cover struct {
 
 // put covers target, and closes it. The first is covered by the mount itself,
 // the others by copies of it: only what is attached can be copied before Linux 6.15.
-func (c *cover) put(target int, path string) error {
+func (c *cover) put(target int, path string) *bare.Fault {
 	if c.attached {
 		return clone(c.fd, target, path, 0)
 	}
-	defer unix.Close(target)
 	c.attached = true
-	return linux.Attach(c.fd, target, path)
+	f := bare.Attach(c.fd, target, path)
+	bare.Close(target)
+	return f
 }
 
-func missing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
+func missing(e bare.Errno) bool { return e == unix.ENOENT || e == unix.ENOTDIR }
 
 // clone mounts a copy of source on target, and closes target.
-func clone(source, target int, path string, attrs uint64) error {
-	defer unix.Close(target)
-	tree, err := linux.CloneTree(source, "", attrs != 0)
-	if err != nil {
-		return linux.Wrap("hide", path, err)
+func clone(source, target int, path string, attrs uint64) *bare.Fault {
+	tree, f := bare.CloneTree(source, "", attrs != 0)
+	if f != nil {
+		return f.In("hide", path)
 	}
-	defer unix.Close(tree)
 	if attrs != 0 {
-		if err := linux.SetMountAttr(tree, false, unix.MountAttr{Attr_set: attrs}, path); err != nil {
-			return err
+		if f := bare.SetMountAttr(tree, false, unix.MountAttr{Attr_set: attrs}, path); f != nil {
+			return f
 		}
 	}
-	return linux.Attach(tree, target, path)
+	f = bare.Attach(tree, target, path)
+	bare.Close(tree, target)
+	return f
 }

@@ -1,156 +1,159 @@
 package main
 
 import (
-	"errors"
-	"strconv"
-	"strings"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/init/bare"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
 // exec turns this process into a further one of a running container. It
-// returns only with an error.
-func (s *setup) exec() error {
-	p := new(plan.Process)
-	if err := s.readPlan(p); err != nil {
-		return err
+// returns only with a fault.
+func (s *setup) exec(p *plan.Process) *bare.Fault {
+	if f := s.readPlan(p); f != nil {
+		return f
 	}
-	s.slave = -1
-	if err := s.openProc(); err != nil {
-		return err
+	if f := s.openProc(); f != nil {
+		return f
 	}
 	if p.JoinMount {
-		if err := s.joinMounts(s.firstFD); err != nil {
-			return err
+		if f := s.joinMounts(s.firstFD); f != nil {
+			return f
 		}
 		// A user namespace has no say over the host's cgroup namespace; that it
 		// is in already.
-		if err := unix.Setns(s.firstFD, unix.CLONE_NEWCGROUP); err != nil && err != unix.EPERM {
-			return linux.Wrap("join", "cgroup namespace", err)
+		if _, e := bare.Call(unix.SYS_SETNS, uintptr(s.firstFD), unix.CLONE_NEWCGROUP); e != 0 && e != unix.EPERM {
+			return bare.Wrap("join", "cgroup namespace", e)
 		}
 	}
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return linux.Wrap("open", "/", err)
+	fd, e := bare.Open("/", unix.O_PATH|unix.O_DIRECTORY)
+	if e != 0 {
+		return bare.Wrap("open", "/", e)
 	}
 	s.root = fd
 	if p.Terminal {
-		if err := s.console(p, false); err != nil {
-			return err
+		if f := s.console(p, false); f != nil {
+			return f
 		}
 	}
 	return s.become(p, nil)
 }
 
 // become gives the process the plan's identity and execs its program, when
-// c is not nil after the start byte. It returns only with an error.
-func (s *setup) become(p *plan.Process, c *plan.Container) error {
+// c is not nil after the start byte. It returns only with a fault.
+func (s *setup) become(p *plan.Process, c *plan.Container) *bare.Fault {
 	if p.Terminal {
-		if err := s.takeTerminal(); err != nil {
-			return err
+		if f := s.takeTerminal(); f != nil {
+			return f
 		}
 	}
-	if err := s.limits(p); err != nil {
-		return err
+	if f := s.limits(p); f != nil {
+		return f
 	}
-	if err := s.labels(p); err != nil {
-		return err
+	if f := s.labels(p); f != nil {
+		return f
+	}
+	if f := s.keyring(p); f != nil {
+		return f
 	}
 	s.closeProc() // what is the host's stays open no longer than it must
-	if err := attributes(p); err != nil {
-		return err
+	if f := attributes(p); f != nil {
+		return f
 	}
 	s.ownStreams(p)
-	cwdErr := enter(p.Cwd) // before a filter can be in the way
+	outside := enter(p.Cwd) // before a filter can be in the way
 	if !p.NoNewPrivs {
 		// Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is
 		// about to go.
-		if err := s.loadSeccomp(p); err != nil {
-			return err
+		if f := s.loadSeccomp(p); f != nil {
+			return f
 		}
 	}
-	if err := s.credentials(p); err != nil {
-		return err
+	if f := s.credentials(p); f != nil {
+		return f
 	}
-	if cwdErr != nil { // a directory that only the user may enter
-		if cwdErr = enter(p.Cwd); cwdErr != nil {
-			return cwdErr
+	if outside != nil { // a directory that only the user may enter
+		if outside = enter(p.Cwd); outside != nil {
+			return outside
 		}
 	}
-	program, err := lookUp(p)
-	if err != nil {
-		return err
+	program, f := lookUp(p)
+	if f != nil {
+		return f
 	}
 	if p.NoNewPrivs && p.Notify { // while the launcher is there to send the listener on
-		if err := s.loadSeccomp(p); err != nil {
-			return err
+		if f := s.loadSeccomp(p); f != nil {
+			return f
 		}
 	}
 	if c != nil {
-		if err := s.send(plan.MsgReady, ""); err != nil {
-			return err
-		}
-		if err := wait(s.startFD); err != nil {
-			return err
-		}
-		if err := runHooks(c.StartContainer, c.State, "created"); err != nil {
-			return err
+		if f := s.start(c); f != nil {
+			return f
 		}
 	}
 	if p.NoNewPrivs && !p.Notify {
-		if err := s.loadSeccomp(p); err != nil {
-			return err
+		if f := s.loadSeccomp(p); f != nil {
+			return f
 		}
 	}
-	err = syscall.Exec(program, p.Args, p.Env)
-	return notExecutable(program, err)
+	return notExecutable(program, bare.Execve(program, p.Args, p.Env))
 }
 
-func notExecutable(program string, err error) error {
-	code := 126
-	if err == syscall.ENOENT || err == syscall.ENOTDIR {
-		code = 127
+// start waits for the container's start.
+func (s *setup) start(c *plan.Container) *bare.Fault {
+	if f := s.send(plan.MsgReady, "", -1); f != nil {
+		return f
 	}
-	return &execError{linux.Wrap("exec", program, err), code}
+	if f := wait(s.startFD); f != nil {
+		return f
+	}
+	return runHooks(c.StartContainer, c.State, "created")
+}
+
+func notExecutable(program string, e bare.Errno) *bare.Fault {
+	f := bare.Wrap("exec", program, e)
+	f.Exit = 126
+	if e == unix.ENOENT || e == unix.ENOTDIR {
+		f.Exit = 127
+	}
+	return f
 }
 
 // limits sets resource limits and the OOM score. Raising either takes
 // CAP_SYS_RESOURCE, which the whole host may lack: that is a warning.
-func (s *setup) limits(p *plan.Process) error {
-	for _, l := range p.Rlimits {
-		err := unix.Prlimit(0, int(l.Resource), &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
-		if err == unix.EPERM {
-			s.warn(linux.Wrap("raise resource limit", strconv.Itoa(int(l.Resource)), err))
-		} else if err != nil {
-			return linux.Wrap("set resource limit", strconv.Itoa(int(l.Resource)), err)
+func (s *setup) limits(p *plan.Process) *bare.Fault {
+	for i := range p.Rlimits {
+		l := &p.Rlimits[i]
+		limit := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
+		_, e := bare.Second(unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), &limit)
+		if e == unix.EPERM {
+			s.warn(bare.Wrap("raise resource limit", bare.Number(int(l.Resource)), e))
+		} else if e != 0 {
+			return bare.Wrap("set resource limit", bare.Number(int(l.Resource)), e)
 		}
 	}
 	if p.OOMScoreAdj != nil {
-		err := s.writeProc("self/oom_score_adj", strconv.Itoa(int(*p.OOMScoreAdj)))
-		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-			s.warn(err)
-		} else if err != nil {
-			return err
+		f := s.writeProc("self/oom_score_adj", bare.Number(int(*p.OOMScoreAdj)))
+		if f.Is(unix.EACCES) || f.Is(unix.EPERM) {
+			s.warn(f)
+		} else if f != nil {
+			return f
 		}
 	}
 	return nil
 }
 
-// labels asks the security modules to confine the program from exec on. They
-// are written by way of the thread, which is the one that execs.
-func (s *setup) labels(p *plan.Process) error {
+// labels asks the security modules to confine the program from exec on.
+func (s *setup) labels(p *plan.Process) *bare.Fault {
 	if p.AppArmor != "" {
-		err := s.writeProc("thread-self/attr/apparmor/exec", "exec "+p.AppArmor)
-		if errors.Is(err, unix.ENOENT) { // apparmor(7)
-			return errors.New("AppArmor has no profile " + strconv.Quote(p.AppArmor) + " loaded")
+		f := s.writeProc("thread-self/attr/apparmor/exec", bare.Text("exec ", p.AppArmor))
+		if f.Is(unix.ENOENT) { // apparmor(7)
+			return bare.Because("", "", bare.Text(`AppArmor has no profile "`, p.AppArmor, `" loaded`))
 		}
-		if err != nil {
-			return err
+		if f != nil {
+			return f
 		}
 	}
 	if p.SELinux != "" {
@@ -159,40 +162,55 @@ func (s *setup) labels(p *plan.Process) error {
 	return nil
 }
 
-func attributes(p *plan.Process) error {
+// keyring leaves the launcher's session keyring for a new one, where the kernel has any and lets us.
+func (s *setup) keyring(p *plan.Process) *bare.Fault {
+	if !p.Keyring {
+		return nil
+	}
+	_, e := bare.Call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+	switch e {
+	case 0, unix.ENOSYS, unix.EPERM: // none in this kernel, or none for those that we are confined with
+		return nil
+	case unix.EDQUOT: // keyrings(7)
+		return bare.Because("make", "session keyring", "its user has as many keys as kernel.keys.maxkeys allows: raise it")
+	}
+	return bare.Wrap("make", "session keyring", e)
+}
+
+func attributes(p *plan.Process) *bare.Fault {
 	if p.Umask >= 0 {
-		unix.Umask(int(p.Umask))
+		_, _ = bare.Call(unix.SYS_UMASK, uintptr(p.Umask))
 	}
 	if p.Personality != nil {
-		if _, _, e := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(*p.Personality), 0, 0); e != 0 {
-			return linux.Wrap("set", "personality", e)
+		if _, e := bare.Call(unix.SYS_PERSONALITY, uintptr(*p.Personality)); e != 0 {
+			return bare.Wrap("set", "personality", e)
 		}
 	}
 	if m := p.Memory; m != nil {
-		var nodes, bits uintptr
+		bits := uintptr(0)
 		if len(m.Nodes) > 0 {
-			nodes, bits = uintptr(unsafe.Pointer(&m.Nodes[0])), uintptr(64*len(m.Nodes)+1) // the kernel takes one less
+			bits = uintptr(64*len(m.Nodes) + 1) // the kernel takes one less
 		}
-		if _, _, e := unix.RawSyscall(unix.SYS_SET_MEMPOLICY, uintptr(m.Mode), nodes, bits); e != 0 {
-			return linux.Wrap("set", "memory policy", e)
+		if _, e := bare.Pointer(unix.SYS_SET_MEMPOLICY, int(m.Mode), unsafe.SliceData(m.Nodes), bits); e != 0 {
+			return bare.Wrap("set", "memory policy", e)
 		}
 	}
 	if len(p.CPUs) > 0 {
-		_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(p.CPUs)), uintptr(unsafe.Pointer(&p.CPUs[0])))
-		if e != 0 {
-			return linux.Wrap("set", "processor affinity", e)
+		if _, e := bare.Second(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(8*len(p.CPUs)), &p.CPUs[0]); e != 0 {
+			return bare.Wrap("set", "processor affinity", e)
 		}
 	}
 	if p.IOPriority != nil {
 		const whoProcess = 1
-		if _, _, e := unix.RawSyscall(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(*p.IOPriority)); e != 0 {
-			return linux.Wrap("set", "input/output priority", e)
+		if _, e := bare.Call(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(*p.IOPriority)); e != 0 {
+			return bare.Wrap("set", "input/output priority", e)
 		}
 	}
 	if sc := p.Scheduler; sc != nil {
-		attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: sc.Policy, Flags: sc.Flags, Nice: sc.Nice,
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: sc.Policy, Flags: sc.Flags, Nice: sc.Nice,
 			Priority: sc.Priority, Runtime: sc.Runtime, Deadline: sc.Deadline, Period: sc.Period}
-		return linux.Wrap("set", "scheduler", unix.SchedSetAttr(0, attr, 0))
+		_, e := bare.Pointer(unix.SYS_SCHED_SETATTR, 0, &attr, 0)
+		return bare.Wrap("set", "scheduler", e)
 	}
 	return nil
 }
@@ -202,7 +220,7 @@ func attributes(p *plan.Process) error {
 func (s *setup) ownStreams(p *plan.Process) {
 	for fd := range 3 {
 		var st unix.Stat_t
-		if unix.Fstat(fd, &st) != nil || st.Uid == p.UID {
+		if bare.Fstat(fd, &st) != 0 || st.Uid == p.UID {
 			continue
 		}
 		switch st.Mode & unix.S_IFMT {
@@ -214,62 +232,57 @@ func (s *setup) ownStreams(p *plan.Process) {
 		default:
 			continue
 		}
-		_ = unix.Fchown(fd, int(p.UID), -1) // what cannot be owned can still be written
+		_, _ = bare.Call(unix.SYS_FCHOWN, uintptr(fd), uintptr(p.UID), ^uintptr(0)) // what cannot be owned can still be written
 	}
 }
 
 // enter changes the working directory and makes sure that it lies below the
 // root: a descriptor of the host's that leaked would be "(unreachable)".
-func enter(cwd string) error {
-	if err := unix.Chdir(cwd); err != nil {
-		return linux.Wrap("enter", cwd, err)
+func enter(cwd string) *bare.Fault {
+	if _, e := bare.Name(unix.SYS_CHDIR, cwd); e != 0 {
+		return bare.Wrap("enter", cwd, e)
 	}
-	b := make([]byte, unix.PathMax)
-	n, err := unix.Getcwd(b)
-	if err == nil && (n < 1 || b[0] != '/') {
-		err = errors.New("outside of the container's root")
+	b := bare.Make[byte](unix.PathMax)
+	n, e := bare.Getcwd(b)
+	if e == 0 && (n < 1 || b[0] != '/') {
+		return bare.Because("enter", cwd, "outside of the container's root")
 	}
-	return linux.Wrap("enter", cwd, err)
+	return bare.Wrap("enter", cwd, e)
 }
 
-// credentials drops from what we are to what the plan says. All calls are raw:
-// they change this thread alone, which is the one that execs.
-func (s *setup) credentials(p *plan.Process) error {
+// credentials drops from what we are to what the plan says.
+func (s *setup) credentials(p *plan.Process) *bare.Fault {
 	for bit := uintptr(0); bit <= 63; bit++ {
 		if p.Bounding&(1<<bit) != 0 {
 			continue
 		}
-		if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0); e == unix.EINVAL {
+		if e := bare.Prctl(unix.PR_CAPBSET_DROP, bit); e == unix.EINVAL {
 			break // beyond the last capability of this kernel
 		} else if e != 0 {
-			return linux.Wrap("drop", "bounding capability", e)
+			return bare.Wrap("drop", "bounding capability", e)
 		}
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0); e != 0 {
-		return linux.Wrap("keep", "capabilities", e)
+	if e := bare.Prctl(unix.PR_SET_KEEPCAPS, 1); e != 0 {
+		return bare.Wrap("keep", "capabilities", e)
 	}
 	if p.SetGroups {
-		var list uintptr
-		if len(p.Groups) > 0 {
-			list = uintptr(unsafe.Pointer(&p.Groups[0]))
-		}
-		if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(p.Groups)), list, 0); e != 0 {
-			return linux.Wrap("set", "groups", e)
+		if _, e := bare.Pointer(unix.SYS_SETGROUPS, len(p.Groups), unsafe.SliceData(p.Groups)); e != 0 {
+			return bare.Wrap("set", "groups", e)
 		}
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(p.GID), uintptr(p.GID), uintptr(p.GID)); e != 0 {
-		return linux.Wrap("set", "group", e)
+	if _, e := bare.Call(unix.SYS_SETRESGID, uintptr(p.GID), uintptr(p.GID), uintptr(p.GID)); e != 0 {
+		return bare.Wrap("set", "group", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(p.UID), uintptr(p.UID), uintptr(p.UID)); e != 0 {
-		return linux.Wrap("set", "user", e)
+	if _, e := bare.Call(unix.SYS_SETRESUID, uintptr(p.UID), uintptr(p.UID), uintptr(p.UID)); e != 0 {
+		return bare.Wrap("set", "user", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0); e != 0 {
-		return linux.Wrap("keep", "capabilities", e)
+	if e := bare.Prctl(unix.PR_SET_KEEPCAPS, 0); e != 0 {
+		return bare.Wrap("keep", "capabilities", e)
 	}
 	return s.capabilities(p)
 }
 
-func (s *setup) capabilities(p *plan.Process) error {
+func (s *setup) capabilities(p *plan.Process) *bare.Fault {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	for i := range sets {
@@ -277,98 +290,113 @@ func (s *setup) capabilities(p *plan.Process) error {
 		sets[i] = unix.CapUserData{Effective: uint32(p.Effective >> shift), Permitted: uint32(p.Permitted >> shift),
 			Inheritable: uint32(p.Inheritable >> shift)}
 	}
-	if err := unix.Capset(&header, &sets[0]); err != nil {
-		return linux.Wrap("set", "capabilities", err)
+	if e := bare.Capset(&header, &sets); e != 0 {
+		return bare.Wrap("set", "capabilities", e)
 	}
-	if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 {
-		return linux.Wrap("clear", "ambient capabilities", e)
+	if e := bare.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL); e != 0 {
+		return bare.Wrap("clear", "ambient capabilities", e)
 	}
 	for bit := uintptr(0); bit <= 63; bit++ {
 		if p.Ambient&(1<<bit) == 0 {
 			continue
 		}
-		if _, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0); e == unix.EPERM {
+		if e := bare.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit); e == unix.EPERM {
 			// Not permitted and inheritable as well; the specification wants it known, not refused.
-			s.warn(linux.Wrap("raise ambient capability", strconv.Itoa(int(bit)), e))
+			s.warn(bare.Wrap("raise ambient capability", bare.Number(int(bit)), e))
 		} else if e != 0 {
-			return linux.Wrap("raise", "ambient capability", e)
+			return bare.Wrap("raise", "ambient capability", e)
 		}
 	}
 	if p.NoNewPrivs {
-		return linux.Wrap("set", "no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return bare.Wrap("set", "no_new_privs", bare.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1))
 	}
 	return nil
 }
 
-// loadSeccomp confines this thread from here on. With an agent it returns when that has the listener.
-func (s *setup) loadSeccomp(p *plan.Process) error {
+// loadSeccomp confines the process from here on. With an agent it returns when that has the listener.
+func (s *setup) loadSeccomp(p *plan.Process) *bare.Fault {
 	if len(p.Seccomp) == 0 {
 		return nil
 	}
-	filter := unsafe.Slice((*unix.SockFilter)(unsafe.Pointer(&p.Seccomp[0])), len(p.Seccomp)/8)
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	program := unix.SockFprog{Len: uint16(len(p.Seccomp) / unix.SizeofSockFilter), Filter: (*unix.SockFilter)(unsafe.Pointer(&p.Seccomp[0]))}
 	const setModeFilter = 1
-	listener, _, e := unix.RawSyscall(unix.SYS_SECCOMP, setModeFilter, uintptr(p.SeccompFlags), uintptr(unsafe.Pointer(&program)))
+	listener, e := bare.Second(unix.SYS_SECCOMP, setModeFilter, uintptr(p.SeccompFlags), &program)
 	if e != 0 {
-		return linux.Wrap("load", "seccomp filter", e)
+		return bare.Wrap("load", "seccomp filter", e)
 	}
 	if !p.Notify {
 		return nil
 	}
-	err := s.send(plan.MsgListener, "", int(listener))
-	unix.Close(int(listener))
-	if err != nil {
-		return err
+	f := s.send(plan.MsgListener, "", listener)
+	bare.Close(listener)
+	if f != nil {
+		return f
 	}
 	return wait(s.syncFD)
 }
 
 // lookUp finds the program as execvp does, with the plan's PATH and the
 // user's rights, so that a missing one is known before start.
-func lookUp(p *plan.Process) (string, error) {
+func lookUp(p *plan.Process) (string, *bare.Fault) {
 	name := p.Args[0]
-	if strings.Contains(name, "/") {
-		if err := executable(name); err != nil {
-			return "", notExecutable(name, err)
+	for i := range len(name) {
+		if name[i] == '/' {
+			if e := executable(name); e != 0 {
+				return "", notExecutable(name, e)
+			}
+			return name, nil
 		}
-		return name, nil
 	}
 	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, e := range p.Env {
-		if value, ok := strings.CutPrefix(e, "PATH="); ok {
+		if value, ok := after(e, "PATH="); ok {
 			path = value
 		}
 	}
-	result := error(syscall.ENOENT)
-	for _, dir := range strings.Split(path, ":") {
+	var result bare.Errno = unix.ENOENT
+	for begin := 0; begin <= len(path); {
+		end := begin
+		for end < len(path) && path[end] != ':' {
+			end++
+		}
+		dir := path[begin:end]
 		if dir == "" {
 			dir = "."
 		}
-		err := executable(dir + "/" + name)
-		if err == nil {
-			return dir + "/" + name, nil
+		program := bare.Text(dir, "/", name)
+		e := executable(program)
+		if e == 0 {
+			return program, nil
 		}
-		if err == syscall.EACCES {
-			result = err
+		if e == unix.EACCES {
+			result = e
 		}
+		begin = end + 1
 	}
-	return "", &execError{errors.New("exec " + name + ": " + executableText(result)), notExecutable(name, result).(*execError).code}
+	return "", notFound(name, result)
 }
 
-func executableText(err error) string {
-	if err == syscall.ENOENT {
-		return "executable file not found in $PATH"
+func notFound(name string, e bare.Errno) *bare.Fault {
+	reason := e.Error()
+	if e == unix.ENOENT {
+		reason = "executable file not found in $PATH"
 	}
-	return err.Error()
+	f := bare.Because("exec", name, reason)
+	f.Exit = notExecutable(name, e).Exit
+	return f
 }
 
-func executable(path string) error {
+func executable(path string) bare.Errno {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return err
+	if e := bare.Stat(unix.AT_FDCWD, path, 0, &st); e != 0 {
+		return e
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return syscall.EACCES
+		return unix.EACCES
 	}
-	return unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
+	e := bare.Path(unix.SYS_FACCESSAT2, unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
+	if e == unix.ENOSYS || e == unix.EPERM { // a filter of an older list of system calls
+		e = bare.Path(unix.SYS_FACCESSAT, unix.AT_FDCWD, path, unix.X_OK)
+	}
+	return e
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 
-	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/oci/init/bare"
 	"github.com/yare-dev/yare/oci/plan"
 )
 
@@ -14,17 +12,18 @@ import (
 // until the shim is gone; with process 1 the whole namespace then ends. It
 // does not return.
 func (s *setup) reap() {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		s.fail(linux.Wrap("set not dumpable", "reaper", err))
+	if e := bare.Reserve(0); e != 0 {
+		bare.Exit(1)
 	}
-	action := struct{ handler, flags, restorer, mask uintptr }{handler: 1} // SIG_IGN
-	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
-	if e != 0 {
-		s.fail(linux.Wrap("ignore", "SIGCHLD", e))
+	if e := bare.Prctl(unix.PR_SET_DUMPABLE, 0); e != 0 {
+		s.fail(bare.Wrap("set not dumpable", "reaper", e))
 	}
-	if err := s.send(plan.MsgReady, ""); err != nil {
-		unix.Exit(1)
+	if e := ignoreSignal(unix.SIGCHLD); e != 0 {
+		s.fail(bare.Wrap("ignore", "SIGCHLD", e))
+	}
+	if f := s.send(plan.MsgReady, "", -1); f != nil {
+		bare.Exit(1)
 	}
 	_ = wait(s.syncFD)
-	unix.Exit(0)
+	bare.Exit(0)
 }

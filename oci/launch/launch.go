@@ -58,6 +58,10 @@ type Process struct {
 	Cgroup int
 }
 
+// OpenFiles is the limit of open files that this program was started with; zeros if it is not known. The Go runtime raises the soft one
+// to the hard one, which [syscall.ForkExec] takes back for its children, and package launch where it forks by itself.
+var OpenFiles unix.Rlimit
+
 // Role is what a yare-init process is to be.
 type Role string
 
@@ -77,19 +81,14 @@ const (
 	FDVariable   = "YARE_FD"
 )
 
-// environment keeps the Go runtime small: one processor's worth of scheduling,
-// no huge pages for a heap of some hundred kilobytes, and garbage collection only
-// where the process lives on.
+// environment tells the process what it is for. It keeps the Go runtime of a shim, the only one that has any, small: one processor's
+// worth of scheduling, garbage collection from 200 kB on, and no huge pages for such a heap.
 func (p *Process) environment() []string {
-	collect := "GOGC=off"
+	env := []string{RoleVariable + "=" + string(p.Role), FDVariable + "=" + strconv.Itoa(3+p.Preserve)}
 	if p.Role == Shim {
-		collect = "GOGC=5" // from 200 kB on
+		env = append(env, "GOMAXPROCS=1", "GODEBUG=disablethp=1", "GOGC=5")
 	}
-	return []string{
-		"GOMAXPROCS=1", "GODEBUG=disablethp=1", collect,
-		RoleVariable + "=" + string(p.Role),
-		FDVariable + "=" + strconv.Itoa(3+p.Preserve),
-	}
+	return env
 }
 
 // Namespace is one to join: a descriptor of a namespace, or a pidfd of a

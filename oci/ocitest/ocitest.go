@@ -40,13 +40,40 @@ var program = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "yare-init")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/yare-dev/yare/oci/init")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build init: %w: %s", err, out)
+	if err := Build(path, Entry+" -s -w"); err != nil {
+		return nil, err
 	}
 	return os.ReadFile(path)
 })
+
+// Entry is what tells the linker of the init's own entry, as the Makefile does. Without it the init is an ordinary program.
+const Entry = "-E main.entry"
+
+// Build builds the init program from the source at hand.
+func Build(path, linkerFlags string) error {
+	const init = "github.com/yare-dev/yare/oci/init"
+	list := exec.Command("go", "list", "-deps", "-f", `{{$d := .Dir}}{{with .Module}}{{if .Main}}{{$d}}{{end}}{{end}}`, init)
+	list.Env = append(os.Environ(), "CGO_ENABLED=0")
+	dirs, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("list sources of init: %w", err)
+	}
+	for _, dir := range strings.Fields(string(dirs)) {
+		// Read, so that go test knows what its results depend on.
+		files, _ := filepath.Glob(filepath.Join(dir, "*.[gs]*"))
+		for _, f := range files {
+			if _, err := os.ReadFile(f); err != nil {
+				return err
+			}
+		}
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags="+linkerFlags, "-o", path, init)
+	cmd.Env = list.Env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build init: %w: %s", err, out)
+	}
+	return nil
+}
 
 // Root skips the test unless it runs as root.
 func Root(t testing.TB) {

@@ -36,8 +36,7 @@ const (
 	// for one byte, which says that the agent has it.
 	MsgListener byte = 'l'
 	// MsgEnter comes from the launcher, to an init whose plan says Late: its
-	// descriptors are, with LateNetwork, the network namespace to join, and then
-	// the tasks files of the v1 groups to enter.
+	// descriptors are the tasks files of the v1 groups to enter.
 	MsgEnter byte = 'n'
 	// MsgExec is MsgError for the program itself: it was not found (exit code
 	// 127) or cannot be executed (126).
@@ -64,9 +63,9 @@ type Container struct {
 	// mount, a mount namespace to join.
 	RootFD, MountNS int32
 	// Late says that the init is started before all of its cgroup is made: it
-	// waits for MsgEnter before it does anything. LateNetwork says the same of
-	// the network namespace.
-	Late, LateNetwork bool
+	// waits for MsgEnter before it does anything, but for its network namespace,
+	// which it makes before if NewNetwork says so.
+	Late, NewNetwork bool
 	// Outcome, if not 0, counts from FirstFD: where an error after the start
 	// is written to when nobody listens on SyncFD any more.
 	Outcome int32
@@ -130,6 +129,9 @@ type Process struct {
 	Preserve int32
 	// JoinMount says that FirstFD is a process whose mount and cgroup namespaces are to be joined (exec).
 	JoinMount bool
+	// Keyring says that the process gets a session keyring of its own, as keyctl(2) has it, and not ours, in which others may
+	// have keys.
+	Keyring bool
 	// SetGroups is false where the user namespace denies setgroups.
 	SetGroups bool
 }
@@ -215,7 +217,7 @@ func (p *Container) Fields(c *wire.Codec) {
 	wire.Num(c, &p.RootFD)
 	wire.Num(c, &p.MountNS)
 	c.Bool(&p.Late)
-	c.Bool(&p.LateNetwork)
+	c.Bool(&p.NewNetwork)
 	wire.Num(c, &p.Outcome)
 	wire.List(c, &p.Mounts, func(m *Mount) { m.fields(c) })
 	wire.List(c, &p.Devices, func(d *Device) { d.fields(c) })
@@ -266,6 +268,7 @@ func (p *Process) Fields(c *wire.Codec) {
 	c.String(&p.SELinux)
 	wire.Num(c, &p.Preserve)
 	c.Bool(&p.JoinMount)
+	c.Bool(&p.Keyring)
 	c.Bool(&p.SetGroups)
 }
 

@@ -273,10 +273,14 @@ func TestSharedPID(t *testing.T) {
 	s := start(t, func(c *shim.Config) { c.Namespaces.PID = true })
 	spec := s.spec("a", "sh", "-c", "(sleep 0.1 &) ; sleep 1000")
 	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
-	s.create(shim.CreateRequest{ID: "a", Spec: spec})
+	pid := s.create(shim.CreateRequest{ID: "a", Spec: spec})
 	if err := s.Start(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, func() bool {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return err == nil && string(args) == "sleep\x001000\x00"
+	})
 	other := s.spec("b", "ps")
 	other.Linux.Namespaces = spec.Linux.Namespaces
 	status, log := s.run(other, "b")

@@ -13,12 +13,16 @@ package wire
 
 import (
 	"encoding/binary"
-	"errors"
 	"slices"
+	"unsafe"
 )
 
 // ErrCorrupt means that the bytes are not an encoding of the type.
-var ErrCorrupt = errors.New("corrupt message")
+var ErrCorrupt error = corrupt{} // a value that the compiler knows: see [Codec.Read]
+
+type corrupt struct{}
+
+func (corrupt) Error() string { return "corrupt message" }
 
 // Message is a type that visits its fields.
 type Message interface{ Fields(c *Codec) }
@@ -28,6 +32,8 @@ type Codec struct {
 	buf     []byte // written so far, or left to read
 	reading bool
 	err     error
+	// allocate, if not nil, has the memory for what is read: zeros that stay.
+	allocate func(bytes uintptr) unsafe.Pointer
 }
 
 // Marshal encodes.
@@ -46,6 +52,15 @@ func Unmarshal(b []byte, m Message) error {
 	}
 	return c.err
 }
+
+// Read makes the codec read b, with memory that is not the Go runtime's: for a program that does without that. What is
+// read aliases b, strings too.
+func (c *Codec) Read(b []byte, allocate func(bytes uintptr) unsafe.Pointer) {
+	c.buf, c.reading, c.err, c.allocate = b, true, nil, allocate
+}
+
+// Complete reports whether all has been read without an error.
+func (c *Codec) Complete() bool { return c.err == nil && len(c.buf) == 0 }
 
 // Uint64 visits a number.
 func (c *Codec) Uint64(v *uint64) {
@@ -104,31 +119,50 @@ func (c *Codec) Bytes(v *[]byte) {
 
 // String visits a string.
 func (c *Codec) String(v *string) {
-	b := []byte(*v)
+	b := unsafe.Slice(unsafe.StringData(*v), len(*v)) // only read
 	c.Bytes(&b)
-	if c.reading {
+	switch {
+	case !c.reading:
+	case c.allocate != nil:
+		*v = unsafe.String(unsafe.SliceData(b), len(b))
+	default:
 		*v = string(b)
 	}
 }
 
 // List visits a slice by visiting its elements.
 func List[T any](c *Codec, v *[]T, element func(*T)) {
-	n := len(*v)
-	Num(c, &n)
-	if c.reading {
-		// Every element takes at least one byte, so a wrong count cannot
-		// make us allocate much.
-		if n < 0 || n > len(c.buf) {
-			c.err, c.buf, n = ErrCorrupt, nil, 0
-		}
-		*v = nil
-		if n > 0 {
-			*v = make([]T, n)
-		}
-	}
+	length(c, v)
 	for i := range *v {
 		element(&(*v)[i])
 	}
+}
+
+// length visits a slice's length.
+func length[T any](c *Codec, v *[]T) {
+	n := len(*v)
+	Num(c, &n)
+	if !c.reading {
+		return
+	}
+	// Every element takes at least one byte, so a wrong count cannot
+	// make us allocate much.
+	if n < 0 || n > len(c.buf) {
+		c.err, c.buf, n = ErrCorrupt, nil, 0
+	}
+	*v = nil
+	if n > 0 {
+		*v = slice[T](c, n)
+	}
+}
+
+// slice returns n zeros.
+func slice[T any](c *Codec, n int) []T {
+	if c.allocate == nil {
+		return make([]T, n)
+	}
+	var t T
+	return unsafe.Slice((*T)(c.allocate(uintptr(n)*unsafe.Sizeof(t))), n)
 }
 
 // Fail ends the encoding or decoding with an error.
@@ -160,7 +194,12 @@ func StringMap(c *Codec, v *map[string]string) {
 }
 
 // Strings visits a list of strings.
-func (c *Codec) Strings(v *[]string) { List(c, v, c.String) }
+func (c *Codec) Strings(v *[]string) {
+	length(c, v)
+	for i := range *v {
+		c.String(&(*v)[i])
+	}
+}
 
 // Nums visits a list of numbers.
 func Nums[T integer](c *Codec, v *[]T) { List(c, v, func(n *T) { Num(c, n) }) }
@@ -174,7 +213,7 @@ func Optional[T any](c *Codec, v **T, element func(*T)) {
 		return
 	}
 	if c.reading {
-		*v = new(T)
+		*v = &slice[T](c, 1)[0]
 	}
 	element(*v)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"unsafe"
 )
 
 type sample struct {
@@ -47,6 +48,19 @@ func TestRoundTrip(t *testing.T) {
 			if !reflect.DeepEqual(in, out) {
 				t.Errorf("got %+v, want %+v", out, in)
 			}
+			// And without memory of the Go runtime's.
+			pool := make([]sample, 100)
+			var c Codec
+			var bare sample
+			c.Read(Marshal(&in), func(n uintptr) unsafe.Pointer {
+				part := pool[:n/unsafe.Sizeof(sample{})+1]
+				pool = pool[len(part):]
+				return unsafe.Pointer(&part[0])
+			})
+			bare.Fields(&c)
+			if !c.Complete() || !reflect.DeepEqual(in, bare) {
+				t.Errorf("got %+v, want %+v", bare, in)
+			}
 		})
 	}
 }
@@ -56,6 +70,11 @@ func TestTruncatedIsAnError(t *testing.T) {
 	b := Marshal(&sample{Name: "name", Words: []string{"a"}, Kids: []sample{{Name: "kid"}}})
 	for i := range b {
 		var out sample
+		var c Codec
+		c.Read(b[:i], nil)
+		if out.Fields(&c); c.Complete() {
+			t.Errorf("first %d of %d bytes are complete", i, len(b))
+		}
 		if err := Unmarshal(b[:i], &out); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("first %d of %d bytes: got %v, want ErrCorrupt", i, len(b), err)
 		}

@@ -18,7 +18,7 @@ import "github.com/yare-dev/yare/oci/wire"
 // Version is told in the reply to Hello. It changes when a field is added or
 // changes its meaning; a client refuses a shim of another version except to
 // Shutdown.
-const Version = 2
+const Version = 3
 
 // MaxMessage is the longest datagram.
 const MaxMessage = 64 << 10
