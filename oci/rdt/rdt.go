@@ -37,7 +37,7 @@ func Check(c *specs.LinuxIntelRdt) error {
 		}
 	}
 	if s := c.MemBwSchema; s != "" && !strings.HasPrefix(s, "MB:") {
-		return fmt.Errorf("linux.intelRdt.memBwSchema %q: must begin with MB:", s)
+		return fmt.Errorf("linux.intelRdt.memBwSchema %q: begins otherwise than MB:0=50", s)
 	}
 	return nil
 }
