@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/oci/shim"
@@ -38,12 +37,14 @@ func (s *Server) adopt(ctx context.Context) error {
 	var work errgroup.Group
 	work.SetLimit(adoptTogether)
 	for _, sb := range s.allSandboxes() {
-		if rec := sb.record(); !rec.Stopped {
-			work.Go(func() error {
-				s.adoptSandbox(ctx, sb)
-				return nil
-			})
+		if rec := sb.record(); rec.Stopped {
+			s.recordExits(sb, nil) // those that could not be recorded when it was stopped
+			continue
 		}
+		work.Go(func() error {
+			s.adoptSandbox(ctx, sb)
+			return nil
+		})
 	}
 	if err := work.Wait(); err != nil {
 		return err
@@ -124,12 +125,12 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 		s.shimDied(sb)
 		return
 	}
-	sb.shim = client
+	sb.setClient(client)
 	statuses, err := client.Containers(ctx)
 	if err != nil {
 		log.Warn("sandbox's shim does not answer, its containers are killed", "err", err)
 		client.Close()
-		sb.shim = nil
+		sb.setClient(nil)
 		s.shimDied(sb)
 		return
 	}
@@ -270,7 +271,7 @@ func (s *Server) pruneNetwork(ctx context.Context) error {
 	var live []cni.Pod
 	for _, sb := range s.allSandboxes() {
 		rec := sb.record()
-		if rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY || rec.NetNS == "" {
+		if rec.Stopped || rec.NetNS == "" { // a dead one has its network until it is stopped
 			continue
 		}
 		pod, err := networkPod(&rec)

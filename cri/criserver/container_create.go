@@ -122,7 +122,11 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 			spec.Linux.UIDMappings, spec.Linux.GIDMappings = idMappings(o.Uids), idMappings(o.Gids)
 		}
 	}
-	pid, err := c.sandbox.shim.Create(ctx, request)
+	client, err := c.sandbox.client()
+	if err != nil {
+		return shimError(err)
+	}
+	pid, err := client.Create(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -200,7 +204,11 @@ func (s *Server) pidNamespace(sb *sandbox, o *runtimeapi.NamespaceOption) (strin
 	case runtimeapi.NamespaceMode_CONTAINER:
 		return "", nil
 	case runtimeapi.NamespaceMode_POD:
-		if p := sb.shim.Namespace(specs.PIDNamespace); p != "" {
+		client, err := sb.client()
+		if err != nil {
+			return "", shimError(err)
+		}
+		if p := client.Namespace(specs.PIDNamespace); p != "" {
 			return p, nil
 		}
 		return "", status.Error(codes.FailedPrecondition, "the sandbox has no PID namespace to share")

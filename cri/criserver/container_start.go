@@ -34,7 +34,10 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	c.starting = true
 	c.mu.Unlock()
 	started := now() // not after the program: what it does at once, and its end, come later
-	startErr := c.sandbox.shim.Start(ctx, c.id)
+	client, startErr := c.sandbox.client()
+	if startErr == nil {
+		startErr = client.Start(ctx, c.id)
+	}
 	if startErr != nil {
 		s.endFailed(ctx, c)
 	}
@@ -64,7 +67,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 func (s *Server) endFailed(ctx context.Context, c *container) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	err := c.sandbox.shim.Kill(ctx, c.id, syscall.SIGKILL, true)
+	err := c.signal(ctx, syscall.SIGKILL, true)
 	if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 		s.log.Error("container whose start failed is not killed, it ends with its removal", "container", c.id, "err", err)
 	}

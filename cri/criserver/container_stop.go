@@ -35,6 +35,15 @@ func (s *Server) StopContainer(ctx context.Context, r *runtimeapi.StopContainerR
 	return &runtimeapi.StopContainerResponse{}, nil
 }
 
+// signal has the shim signal the container's first process, or all.
+func (c *container) signal(ctx context.Context, sig syscall.Signal, all bool) error {
+	client, err := c.sandbox.client()
+	if err != nil {
+		return err
+	}
+	return client.Kill(ctx, c.id, sig, all)
+}
+
 func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
 	r := c.record()
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -46,7 +55,7 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 			s.log.Warn("stop signal not understood, sending TERM", "container", c.id, "err", err)
 			sig = syscall.SIGTERM
 		}
-		err = c.sandbox.shim.Kill(ctx, c.id, sig, false)
+		err = c.signal(ctx, sig, false)
 		if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 			s.log.Warn("stop signal not sent, the container is killed", "container", c.id, "err", err)
 			return s.kill(ctx, c)
@@ -93,8 +102,9 @@ func (s *Server) removeContainer(ctx context.Context, c *container) error {
 // eraseContainer frees what a container has in its shim, in the image store and
 // on disk. Every step may be repeated and none minds that there is nothing.
 func (s *Server) eraseContainer(ctx context.Context, c *container) error {
-	if c.sandbox.shim != nil {
-		err := c.sandbox.shim.Delete(ctx, c.id)
+	client, err := c.sandbox.client()
+	if err == nil {
+		err = client.Delete(ctx, c.id)
 		if err != nil && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 			return fmt.Errorf("delete container: %w", err)
 		}

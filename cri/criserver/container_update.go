@@ -48,7 +48,11 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 // update changes limits in the kernel, or has the container's runtime do it.
 func (c *container) update(ctx context.Context, limits *specs.LinuxResources) error {
 	if rec := c.sandbox.record(); !isBuiltIn(rec.Handler) {
-		return c.sandbox.shim.Update(ctx, c.id, limits)
+		client, err := c.sandbox.client()
+		if err != nil {
+			return shimError(err)
+		}
+		return client.Update(ctx, c.id, limits)
 	}
 	group, err := c.cgroup()
 	if err != nil {
@@ -106,7 +110,11 @@ func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCon
 	if _, err := s.pidOf(c); err != nil {
 		return nil, err
 	}
-	if err := c.sandbox.shim.ReopenLog(ctx, c.id); err != nil {
+	client, err := c.sandbox.client()
+	if err == nil {
+		err = client.ReopenLog(ctx, c.id)
+	}
+	if err != nil {
 		return nil, shimError(err)
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil

@@ -31,7 +31,11 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		return nil, err
 	}
 	timeout := time.Duration(r.GetTimeout()) * time.Second
-	stdout, stderr, exit, err := c.sandbox.shim.ExecSync(ctx, c.id, process, timeout, maxExecOutput)
+	client, err := c.sandbox.client()
+	if err != nil {
+		return nil, shimError(err)
+	}
+	stdout, stderr, exit, err := client.ExecSync(ctx, c.id, process, timeout, maxExecOutput)
 	if errors.Is(err, shim.ErrTimeout) {
 		return nil, status.Errorf(codes.DeadlineExceeded, "timeout %v exceeded", timeout)
 	}

@@ -133,8 +133,8 @@ func podMetrics(r *cgroupmetrics.Reader, sb *sandbox, rec *sandboxRecord) ([]*ru
 		made := rec.Created / int64(time.Second)
 		r.Times(made, made, time.Now().Unix())
 	}
-	if rec.NetNS != "" && sb.shim != nil {
-		if err := r.Network(fmt.Sprintf("/proc/%d/net/dev", sb.shim.Pid()), nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if client, err := sb.client(); rec.NetNS != "" && err == nil {
+		if err := r.Network(fmt.Sprintf("/proc/%d/net/dev", client.Pid()), nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 	}

@@ -55,6 +55,9 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if err := work.Wait(); err != nil {
 		return err
 	}
+	if err := sb.condemn(); err != nil {
+		s.log.Error("record not written", "sandbox", sb.id, "err", err) // at its end it must be
+	}
 	if err := s.dismantle(ctx, sb); err != nil {
 		return err
 	}
@@ -75,7 +78,7 @@ func (s *Server) kill(ctx context.Context, c *container) error {
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
-	err := c.sandbox.shim.Kill(ctx, c.id, syscall.SIGKILL, true)
+	err := c.signal(ctx, syscall.SIGKILL, true)
 	if errors.Is(err, shim.ErrNotFound) || errors.Is(err, shim.ErrState) || errors.Is(err, shim.ErrGone) {
 		err = nil // it ended, or its shim did: either way its exit is on its way
 	}
@@ -139,8 +142,8 @@ func (s *Server) removeNetwork(ctx context.Context, rec *sandboxRecord) error {
 }
 
 func (s *Server) endShim(ctx context.Context, sb *sandbox) error {
-	if sb.shim != nil {
-		err := sb.shim.Shutdown(ctx)
+	if client, err := sb.client(); err == nil {
+		err := client.Shutdown(ctx)
 		if err == nil {
 			return nil
 		}

@@ -235,8 +235,8 @@ func (s *Server) measureSandbox(sb *sandbox) (*runtimeapi.PodSandboxStats, error
 			return nil, fmt.Errorf("measure sandbox %s: %w", sb.id, err)
 		}
 	}
-	if rec.NetNS != "" {
-		out.Linux.Network, err = networkUsage(fmt.Sprintf("/proc/%d/net/dev", sb.shim.Pid()))
+	if client, err := sb.client(); rec.NetNS != "" && err == nil {
+		out.Linux.Network, err = networkUsage(fmt.Sprintf("/proc/%d/net/dev", client.Pid()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("measure sandbox %s: %w", sb.id, err)
 		}

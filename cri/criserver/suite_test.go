@@ -37,6 +37,7 @@ type loopNetwork struct {
 	n    int
 	pods map[string]bool
 	fail error
+	keep error // of Teardown
 }
 
 func (l *loopNetwork) NewNamespace(context.Context) (string, error) {
@@ -76,8 +77,17 @@ func (l *loopNetwork) Status(context.Context) error         { return nil }
 func (l *loopNetwork) Teardown(_ context.Context, p cni.Pod) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.keep != nil {
+		return l.keep
+	}
 	delete(l.pods, p.ID)
 	return nil
+}
+
+func (l *loopNetwork) setKeep(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep = err
 }
 
 func (l *loopNetwork) Prune(_ context.Context, live []cni.Pod) error {

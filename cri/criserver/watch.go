@@ -14,8 +14,12 @@ import (
 // watch records the exits of a sandbox's containers until its shim ends, and
 // that too when nobody wanted it.
 func (s *Server) watch(sb *sandbox) {
-	for !s.retired(sb) {
-		e, ok := <-sb.shim.Events()
+	client, err := sb.client()
+	if err != nil {
+		return // it was never alive
+	}
+	for !s.retired(sb, client) {
+		e, ok := <-client.Events()
 		if !ok {
 			break
 		}
@@ -29,7 +33,7 @@ func (s *Server) watch(sb *sandbox) {
 	switch {
 	case leaving:
 		return
-	case s.retired(sb):
+	case s.retired(sb, client):
 		s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
 	default:
 		s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
@@ -39,8 +43,8 @@ func (s *Server) watch(sb *sandbox) {
 
 // retired reports whether a sandbox has an outdated shim in which nothing runs any more. Its kubelet can start nothing in it,
 // and is to make a new one: it counts as dead.
-func (s *Server) retired(sb *sandbox) bool {
-	return sb.shim.Outdated() != nil && !slices.ContainsFunc(s.containersOf(sb.id), func(c *container) bool {
+func (s *Server) retired(sb *sandbox, client *shim.Client) bool {
+	return client.Outdated() != nil && !slices.ContainsFunc(s.containersOf(sb.id), func(c *container) bool {
 		r := c.record()
 		return r.state() == runtimeapi.ContainerState_CONTAINER_RUNNING
 	})
@@ -55,6 +59,9 @@ func (s *Server) shimDied(sb *sandbox) {
 	if sb.record().Stopped {
 		return
 	}
+	if err := sb.condemn(); err != nil {
+		s.log.Error("record not written", "sandbox", sb.id, "err", err)
+	}
 	ctx, cancel := context.WithTimeout(s.lasting, 2*killTimeout)
 	defer cancel()
 	statuses, err := shim.Reap(ctx, s.shimDir(sb.id), s.log)
@@ -64,9 +71,7 @@ func (s *Server) shimDied(sb *sandbox) {
 	s.recordExits(sb, statuses)
 	if err := s.dismantle(ctx, sb); err != nil {
 		s.log.Error("sandbox not dismantled, its stop will try again", "sandbox", sb.id, "err", err)
-		return
-	}
-	if err := sb.change(func(r *sandboxRecord) { r.Stopped = true }); err != nil {
+	} else if err := sb.change(func(r *sandboxRecord) { r.Stopped = true }); err != nil {
 		s.log.Error("record not written", "sandbox", sb.id, "err", err)
 	}
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
