@@ -159,6 +159,9 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			s.markExited(c, shim.ExitStatus{Code: 137}, "")
 			continue
 		}
+		if c.record().Finished != 0 {
+			s.endRest(c)
+		}
 		s.adoptContainer(c, st)
 		if st.State == shim.Running {
 			if err := c.thaw(); err != nil {

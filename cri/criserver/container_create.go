@@ -59,6 +59,7 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 		Labels: config.Labels, Annotations: config.Annotations, Mounts: config.Mounts,
 		LogPath:    logPath(sandbox.Config, config),
 		StopSignal: stopSignal(config, img),
+		SharesPID:  config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_CONTAINER,
 		Resources:  &runtimeapi.ContainerResources{Linux: config.GetLinux().GetResources()},
 		Cgroup:     path.Join(s.cgroupParent(sandbox.Config), id),
 	})

@@ -79,6 +79,8 @@ type containerRecord struct {
 	Process    *specs.Process
 	Cgroup     string
 	StopSignal string
+	// SharesPID says that its PID namespace is not its own, and does not end with its first process.
+	SharesPID bool `json:",omitempty"`
 	// Volumes are the snapshots of images mounted as volumes.
 	Volumes []string `json:",omitempty"`
 

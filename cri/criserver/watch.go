@@ -136,7 +136,32 @@ func (s *Server) recordExit(c *container, exit shim.ExitStatus, reason string) b
 
 func (s *Server) tellExit(c *container, exit shim.ExitStatus) {
 	s.log.Debug("container exited", "container", c.id, "code", exit.Code, "oom", exit.OOM)
+	s.endRest(c)
 	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// endRest ends, without waiting for it, what has outlived the container's first process, as with containerd: in a PID namespace of its own the
+// kernel does that.
+func (s *Server) endRest(c *container) {
+	if !c.record().SharesPID {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leaving {
+		return // the next server's
+	}
+	s.background.Go(func() {
+		ctx, cancel := context.WithTimeout(s.lasting, killTimeout)
+		defer cancel()
+		group, err := c.cgroup()
+		if err == nil {
+			err = group.Kill(ctx)
+		}
+		if err != nil {
+			s.log.Warn("what outlives a container is not killed, it ends with its removal", "container", c.id, "err", err)
+		}
+	})
 }
 
 func exitReason(e shim.ExitStatus) string {
