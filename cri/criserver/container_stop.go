@@ -105,6 +105,9 @@ func (s *Server) eraseContainer(ctx context.Context, c *container) error {
 	client, err := c.sandbox.client()
 	if err == nil {
 		err = client.Delete(ctx, c.id)
+		if errors.Is(err, shim.ErrState) {
+			err = killed(ctx, client, c.id)
+		}
 		if err != nil && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 			return fmt.Errorf("delete container: %w", err)
 		}
@@ -115,6 +118,19 @@ func (s *Server) eraseContainer(ctx context.Context, c *container) error {
 		}
 	}
 	return os.RemoveAll(s.containerDir(c.id))
+}
+
+// killed deletes a container that runs though it has ended for us: its start had failed, and its kill too.
+func killed(ctx context.Context, client *shim.Client, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := client.Kill(ctx, id, syscall.SIGKILL, true); err != nil && !errors.Is(err, shim.ErrState) {
+		return err
+	}
+	if _, err := client.Wait(ctx, id); err != nil {
+		return err
+	}
+	return client.Delete(ctx, id)
 }
 
 // signalName turns CRI's enumeration ("SIGNAL_SIGRTMINPLUS3") into the usual

@@ -68,6 +68,28 @@ func TestDeadNotDismantled(t *testing.T) {
 	}
 }
 
+// TestRemoveOfRunning removes a container that has ended as far as we know, because its start failed, and runs all the same.
+func TestRemoveOfRunning(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	pod := h.runPod("p")
+	id := h.create(pod, h.containerConfig("c", "sleep", "1000"))
+	c, err := h.server.findContainer(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.sandbox.shim.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	h.server.started(c, true)
+	if st := h.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Fatal(st)
+	}
+	if _, err := h.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestStopped has a server find a stopped sandbox with a container whose end could not be written down.
 func TestStopped(t *testing.T) {
 	t.Parallel()
