@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -56,6 +57,13 @@ func (s *Server) adopt(ctx context.Context) error {
 	return s.pruneNetwork(ctx)
 }
 
+// within bounds what is done for one sandbox: one that does not go must not keep the others from being served.
+func within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*killTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
 func (s *Server) allSandboxes() []*sandbox { return s.matchingSandboxes("", nil) }
 
 func (s *Server) readSandboxes(ctx context.Context) error {
@@ -79,7 +87,7 @@ func (s *Server) readSandboxes(ctx context.Context) error {
 		if len(sb.id) != 64 {
 			err = os.RemoveAll(s.sandboxDir(e.Name()))
 		} else {
-			err = s.eraseSandbox(ctx, sb)
+			err = within(ctx, func(ctx context.Context) error { return s.eraseSandbox(ctx, sb) })
 		}
 		if err != nil {
 			s.log.Error("incomplete sandbox not removed", "sandbox", e.Name(), "err", err)
@@ -179,11 +187,14 @@ func (c *container) thaw() error {
 	if err != nil {
 		return err
 	}
-	frozen, err := group.Frozen()
-	if err != nil || !frozen {
+	if _, ok := group.Dirs()["freezer"]; !ok {
+		return nil
+	}
+	// Without asking: the kernel may take for ever to say whether it is frozen.
+	if err := group.Thaw(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return group.Thaw()
+	return nil // it has ended meanwhile
 }
 
 // deleteTimeout bounds the removal of a container whose creation broke off at
@@ -251,7 +262,7 @@ func (s *Server) dropShims(ctx context.Context) {
 		if known[e.Name()] || !e.IsDir() {
 			continue
 		}
-		if err := s.dropShim(ctx, e.Name()); err != nil {
+		if err := within(ctx, func(ctx context.Context) error { return s.dropShim(ctx, e.Name()) }); err != nil {
 			s.log.Error("shim of no sandbox not removed", "sandbox", e.Name(), "err", err)
 		}
 	}

@@ -33,11 +33,12 @@ const testImage = "example.com/busybox:1"
 type loopNetwork struct {
 	dir string
 
-	mu   sync.Mutex
-	n    int
-	pods map[string]bool
-	fail error
-	keep error // of Teardown
+	mu      sync.Mutex
+	n       int
+	pods    map[string]bool
+	fail    error
+	keep    error // of Teardown
+	endless bool  // a Teardown was given all the time in the world
 }
 
 func (l *loopNetwork) NewNamespace(context.Context) (string, error) {
@@ -74,9 +75,12 @@ func (l *loopNetwork) Setup(_ context.Context, p cni.Pod) (*cni.Result, error) {
 func (l *loopNetwork) Check(context.Context, cni.Pod) error { return nil }
 func (l *loopNetwork) Status(context.Context) error         { return nil }
 
-func (l *loopNetwork) Teardown(_ context.Context, p cni.Pod) error {
+func (l *loopNetwork) Teardown(ctx context.Context, p cni.Pod) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, ok := ctx.Deadline(); !ok {
+		l.endless = true
+	}
 	if l.keep != nil {
 		return l.keep
 	}
