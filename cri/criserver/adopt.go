@@ -16,10 +16,6 @@ import (
 	"github.com/yare-dev/yare/oci/shim"
 )
 
-// answerLimit is how long a shim may take to tell of its containers. One that is alive and silent for so long
-// cannot be worked with any more.
-const answerLimit = 10 * time.Second
-
 // adoptTogether is how many sandboxes are adopted at the same time: each waits for its shim, or for the kernel to free what a
 // dead one has left.
 const adoptTogether = 16
@@ -124,24 +120,29 @@ func (s *Server) readContainers(_ context.Context) error {
 // adoptSandbox connects to a sandbox's shim, or finds out how its containers
 // ended.
 func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
+	client, statuses, err := s.reach(ctx, sb)
+	switch {
+	case err == nil:
+		sb.connect(client)
+		s.takeUp(ctx, sb, client, statuses)
+		s.addSandbox(sb)
+	case errors.Is(err, shim.ErrGone):
+		s.log.Warn("sandbox has no shim any more, its containers have ended", "sandbox", sb.id, "err", err)
+		s.shimDied(sb)
+	default:
+		s.background.Go(func() {
+			if s.reachAgain(sb) {
+				s.watch(sb)
+			}
+		})
+	}
+}
+
+// takeUp makes known what a shim says, of which we have missed something.
+func (s *Server) takeUp(ctx context.Context, sb *sandbox, client *shim.Client, statuses []shim.Status) {
 	log := s.log.With("sandbox", sb.id)
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	client, err := shim.Connect(ctx, s.shimDir(sb.id), s.init, s.log)
-	if err != nil {
-		log.Warn("sandbox has no shim any more, its containers have ended", "err", err)
-		s.shimDied(sb)
-		return
-	}
-	sb.setClient(client)
-	statuses, err := client.Containers(ctx)
-	if err != nil {
-		log.Warn("sandbox's shim does not answer, its containers are killed", "err", err)
-		client.Close()
-		sb.setClient(nil)
-		s.shimDied(sb)
-		return
-	}
 	if err := client.Outdated(); err != nil {
 		rec := sb.record()
 		log.Warn("sandbox is adopted but nothing new can be run in it", "namespace", rec.Config.GetMetadata().GetNamespace(),
@@ -150,7 +151,7 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 	known := map[string]shim.Status{}
 	for _, st := range statuses {
 		known[st.ID] = st
-		if _, ok := s.containers[st.ID]; !ok && client.Outdated() == nil {
+		if _, err := s.findContainer(st.ID); err != nil && client.Outdated() == nil {
 			log.Info("removing container of an interrupted call", "container", st.ID)
 			if err := deleteUnknown(ctx, client, st.ID); err != nil {
 				log.Error("container not removed, it ends with its sandbox", "container", st.ID, "err", err)
@@ -177,7 +178,6 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			}
 		}
 	}
-	s.addSandbox(sb)
 }
 
 // thaw lets a container go on that was frozen to be killed, on cgroup v1, by a process that was itself killed before it did. CRI has no other use of

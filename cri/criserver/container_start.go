@@ -26,18 +26,20 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	client, unreached := c.sandbox.client()
 	c.mu.Lock()
 	if st := c.rec.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
 		c.mu.Unlock()
 		return nil, status.Errorf(codes.FailedPrecondition, "the container is %s", st)
 	}
+	if unreached != nil {
+		c.mu.Unlock()
+		return nil, shimError(unreached)
+	}
 	c.starting = true
 	c.mu.Unlock()
 	started := now() // not after the program: what it does at once, and its end, come later
-	client, startErr := c.sandbox.client()
-	if startErr == nil {
-		startErr = client.Start(ctx, c.id)
-	}
+	startErr := client.Start(ctx, c.id)
 	if startErr != nil {
 		s.endFailed(ctx, c)
 	}
@@ -114,7 +116,7 @@ func shimError(err error) error {
 		return status.Error(codes.NotFound, err.Error())
 	case errors.Is(err, shim.ErrState):
 		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.Is(err, shim.ErrGone):
+	case errors.Is(err, shim.ErrGone), errors.Is(err, errUnreached):
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	return err

@@ -47,13 +47,15 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if sb.record().Stopped {
 		return nil
 	}
-	work, workCtx := errgroup.WithContext(ctx)
 	containers := s.containersOf(sb.id)
-	for _, c := range containers {
-		work.Go(func() error { return s.kill(workCtx, c) })
-	}
-	if err := work.Wait(); err != nil {
-		return err
+	if _, err := sb.client(); err == nil { // else they end as a dead shim's
+		work, workCtx := errgroup.WithContext(ctx)
+		for _, c := range containers {
+			work.Go(func() error { return s.kill(workCtx, c) })
+		}
+		if err := work.Wait(); err != nil {
+			return err
+		}
 	}
 	if err := sb.condemn(); err != nil {
 		s.log.Error("record not written", "sandbox", sb.id, "err", err) // at its end it must be

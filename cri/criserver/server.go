@@ -81,6 +81,9 @@ type Server struct {
 
 	// lasting does not end with Run: what must be cleaned up is.
 	lasting context.Context
+	// staying ends when we leave.
+	staying context.Context
+	part    context.CancelFunc
 	// background holds what runs for longer than a call.
 	background sync.WaitGroup
 	// pulled has something when there are images to settle.
@@ -126,6 +129,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		pulled:    make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
 	}
+	s.staying, s.part = context.WithCancel(context.Background())
 	if cfg.SELinux {
 		if s.labels, err = openLabels(); err != nil {
 			return nil, fmt.Errorf("configure CRI server: SELinux: %w", err)
@@ -201,6 +205,7 @@ func (s *Server) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serving, s.leaving = false, true
+	s.part()
 	s.events.close()
 	for _, sb := range s.sandboxes {
 		sb.leave()

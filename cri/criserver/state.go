@@ -52,7 +52,7 @@ type sandbox struct {
 
 	mu  sync.Mutex
 	rec sandboxRecord
-	// shim is nil in a sandbox that was adopted dead.
+	// shim is nil in a sandbox that was adopted dead, and while the shim is not reached.
 	shim *shim.Client
 	// leaving says that the shim's end is wanted.
 	leaving bool
@@ -166,20 +166,17 @@ func (sb *sandbox) condemn() error {
 	return err
 }
 
-// client is the connection to the shim. The error is [shim.ErrGone] where there is none.
+// client is the connection to the shim. The error is [shim.ErrGone] where there is none any more, and errUnreached where there is none yet.
 func (sb *sandbox) client() (*shim.Client, error) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.shim == nil && !sb.rec.Dead && !sb.rec.Stopped {
+		return nil, errUnreached
+	}
 	if sb.shim == nil {
 		return nil, fmt.Errorf("the sandbox is dead: %w", shim.ErrGone)
 	}
 	return sb.shim, nil
-}
-
-func (sb *sandbox) setClient(c *shim.Client) {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	sb.shim = c
 }
 
 func (sb *sandbox) record() sandboxRecord {

@@ -14,31 +14,42 @@ import (
 // watch records the exits of a sandbox's containers until its shim ends, and
 // that too when nobody wanted it.
 func (s *Server) watch(sb *sandbox) {
-	client, err := sb.client()
-	if err != nil {
-		return // it was never alive
+	for {
+		client, err := sb.client()
+		if err != nil {
+			return // taken apart
+		}
+		retired := s.hear(sb, client)
+		sb.mu.Lock()
+		leaving := sb.leaving
+		sb.mu.Unlock()
+		switch {
+		case leaving:
+			return
+		case retired:
+			s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
+			s.shimDied(sb)
+			return
+		}
+		// The connection has ended, which need not be the shim's end: it lets go of who does not listen in time.
+		if !sb.disconnect() || !s.reachAgain(sb) {
+			return
+		}
 	}
+}
+
+// hear records exits until the connection ends. It returns true when the shim is one that is to end, and would not by itself.
+func (s *Server) hear(sb *sandbox, client *shim.Client) (retired bool) {
 	for !s.retired(sb, client) {
 		e, ok := <-client.Events()
 		if !ok {
-			break
+			return false
 		}
 		if c, err := s.findContainer(e.ID); err == nil {
 			s.markExited(c, e.Exit, "")
 		}
 	}
-	sb.mu.Lock()
-	leaving := sb.leaving
-	sb.mu.Unlock()
-	switch {
-	case leaving:
-		return
-	case s.retired(sb, client):
-		s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
-	default:
-		s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
-	}
-	s.shimDied(sb)
+	return true
 }
 
 // retired reports whether a sandbox has an outdated shim in which nothing runs any more. Its kubelet can start nothing in it,
