@@ -64,6 +64,9 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 			return 0, err
 		}
 	}
+	own := *spec
+	own.Process = c.scored(spec.Process)
+	spec = &own
 	create := c.create
 	if r.Runtime != nil {
 		create = c.createForeign

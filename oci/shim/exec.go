@@ -29,6 +29,7 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	if err != nil {
 		return ExitStatus{}, err
 	}
+	r.Process = c.scored(r.Process)
 	var request *protocol.Request
 	var fds []int
 	log := ""
