@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/rmtree"
 	"github.com/yare-dev/yare/linux/selinux"
 )
 
@@ -353,7 +354,7 @@ func (s *Store) unmount(key string) error {
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
-	if err := os.RemoveAll(bin); err != nil {
+	if err := rmtree.Remove(bin); err != nil { // the container made it, as deep as it liked
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	return nil
