@@ -239,7 +239,7 @@ func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runt
 		} else {
 			source, err = hostSource(m.HostPath)
 			if err == nil && m.SelinuxRelabel && labels.File != "" {
-				err = selinux.Relabel(source, labels.FileContext)
+				err = selinux.Relabel(ctx, source, labels.FileContext)
 			}
 		}
 		if err != nil {

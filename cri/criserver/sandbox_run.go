@@ -121,7 +121,7 @@ func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		return nil
 	})
-	err = s.writeFiles(sb)
+	err = s.writeFiles(ctx, sb)
 	if err := errors.Join(work.Wait(), err); err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (s *Server) cgroupParent(c *runtimeapi.PodSandboxConfig) string {
 }
 
 // writeFiles makes what is mounted into the sandbox's containers.
-func (s *Server) writeFiles(sb *sandbox) error {
+func (s *Server) writeFiles(ctx context.Context, sb *sandbox) error {
 	dir := s.sandboxDir(sb.id)
 	config := sb.rec.Config
 	labels, err := s.ofSandbox(&sb.rec)
@@ -263,7 +263,7 @@ func (s *Server) writeFiles(sb *sandbox) error {
 		if labels.File == "" {
 			continue
 		}
-		if err := selinux.Relabel(filepath.Join(dir, file), labels.FileContext); err != nil {
+		if err := selinux.Relabel(ctx, filepath.Join(dir, file), labels.FileContext); err != nil {
 			return err
 		}
 	}
