@@ -42,15 +42,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	if err != nil {
 		return nil, shimError(err)
 	}
-	stdout, stderr = cut(stdout, stderr, maxExecOutput)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
-}
-
-// cut leaves most bytes of both together: half for each, and to one what the
-// other does not need.
-func cut(a, b []byte, most int) (x, y []byte) {
-	forA := min(len(a), max(most/2, most-len(b)))
-	return a[:forA], b[:min(len(b), most-forA)]
 }
 
 // execProcess is a further process like the container's first, as the same user.

@@ -32,3 +32,18 @@ func TestOwnScore(t *testing.T) {
 		t.Error("a process was made")
 	}
 }
+
+// TestBudget: what is kept of two streams is no more than the limit together, whoever of them has said it.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	left := &budget{left: 10}
+	out, errs := &limited{budget: left}, &limited{budget: left}
+	for _, w := range []*limited{out, errs, out, errs} {
+		if n, err := w.Write([]byte("1234")); n != 4 || err != nil {
+			t.Error(n, err)
+		}
+	}
+	if out.kept.String() != "123412" || errs.kept.String() != "1234" {
+		t.Errorf("kept %q and %q", &out.kept, &errs.kept)
+	}
+}
