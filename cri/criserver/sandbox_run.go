@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,7 +77,30 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if ipc := namespaceOptions(c).GetIpc(); ipc != runtimeapi.NamespaceMode_POD && ipc != runtimeapi.NamespaceMode_NODE {
 		return bad("IPC namespace mode %s is not supported", ipc)
 	}
+	for name := range c.GetLinux().GetSysctls() {
+		if !ownSysctl(c, name) {
+			return bad("sysctl %q is not of a namespace of the pod", name)
+		}
+	}
 	return nil
+}
+
+// ownSysctl says whether a sysctl is of a namespace that the pod does not share with the host. Both "net.ipv4.ip_forward" and "net/ipv4/ip_forward" are
+// in use, the latter for names with dots.
+func ownSysctl(c *runtimeapi.PodSandboxConfig, name string) bool {
+	if strings.Contains(name, "/") && slices.Contains(strings.Split(name, "/"), "..") {
+		return false
+	}
+	dotted := strings.ReplaceAll(name, "/", ".")
+	switch {
+	case strings.HasPrefix(dotted, "net."):
+		return !isHostNetwork(c)
+	case strings.HasPrefix(dotted, "fs.mqueue."), strings.HasPrefix(dotted, "kernel.msg"), strings.HasPrefix(dotted, "kernel.shm"), dotted == "kernel.sem":
+		return namespaceOptions(c).GetIpc() == runtimeapi.NamespaceMode_POD
+	case dotted == "kernel.domainname", dotted == "kernel.hostname":
+		return !isHostNetwork(c) // whose name a pod with the host's network has
+	}
+	return false
 }
 
 // startSandbox does the work. The record is on disk before there is anything to
