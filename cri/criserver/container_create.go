@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -128,6 +129,9 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 		return shimError(err)
 	}
 	pid, err := client.Create(ctx, request)
+	if err == nil {
+		err = s.targetLives(config.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	}
 	if err != nil {
 		return err
 	}
@@ -226,6 +230,31 @@ func (s *Server) pidNamespace(sb *sandbox, o *runtimeapi.NamespaceOption) (strin
 		return "", err
 	}
 	return fmt.Sprintf("/proc/%d/ns/pid", pid), nil
+}
+
+// targetLives makes sure, after the namespace of a target container's process was joined, that it was its: the process may have ended before, and its
+// number be another's, but nobody else's is in the container's cgroup.
+func (s *Server) targetLives(o *runtimeapi.NamespaceOption) error {
+	if o.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return nil
+	}
+	target, err := s.findContainer(o.GetTargetId())
+	if err != nil {
+		return err
+	}
+	pid, err := s.pidOf(target)
+	if err != nil {
+		return err
+	}
+	group, err := target.cgroup()
+	if err != nil {
+		return err
+	}
+	pids, err := group.Pids()
+	if err == nil && !slices.Contains(pids, pid) {
+		err = status.Error(codes.FailedPrecondition, "the target container has ended")
+	}
+	return err
 }
 
 // resolveMounts follows links on the host, mounts images and gives the container's SELinux context to what is to have it.
