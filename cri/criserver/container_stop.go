@@ -45,7 +45,7 @@ func (c *container) signal(ctx context.Context, sig syscall.Signal, all bool) er
 }
 
 func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
-	r := c.record()
+	r := c.settled()
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
@@ -66,6 +66,19 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 		}
 	}
 	return s.kill(ctx, c)
+}
+
+// settled is the record when no start is under way, whose container would run after a stop that had found it not started.
+func (c *container) settled() containerRecord {
+	c.mu.Lock()
+	rec, starting := c.rec, c.starting
+	c.mu.Unlock()
+	if !starting {
+		return rec
+	}
+	c.op.Lock() // which the start holds
+	defer c.op.Unlock()
+	return c.record()
 }
 
 // RemoveContainer removes a container, killing it if it runs. Its log stays. It

@@ -49,6 +49,6 @@
 //	mu            of Server, sandbox, container: fields only, never while waiting
 //
 // A holder of container.op takes no sandbox.op; mu is taken last, one at a time.
-// StopContainer takes no op lock: it signals and waits, so that another call
-// with a shorter grace period overtakes it.
+// StopContainer holds no op lock: it waits for a start that is under way, then
+// signals and waits, so that another call with a shorter grace period overtakes it.
 package criserver
