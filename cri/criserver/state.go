@@ -110,9 +110,9 @@ type container struct {
 	pid   int
 	group *cgroup.Group
 	usage cpuSample
-	// layer is what it had written to its root file system, in bytes, when
-	// somebody measured that last; nil: nobody has.
-	layer *uint64
+	// layer is what it had written to its root file system when somebody
+	// measured that last; nil: nobody has.
+	layer *runtimeapi.FilesystemUsage
 	given *cgroupmetrics.Given // the cgroup's limits
 }
 
