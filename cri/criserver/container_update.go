@@ -89,7 +89,7 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 	return g, nil
 }
 
-// UpdatePodSandboxResources tells of a pod's new sum of limits. The pod's cgroup
+// UpdatePodSandboxResources tells of a pod's new sum of limits, which become those of its configuration. The pod's cgroup
 // is the kubelet's, which has changed it; a sandbox has nothing of its own to
 // limit.
 func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
@@ -98,6 +98,25 @@ func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.Upda
 		return nil, err
 	}
 	sb.forgetLimits()
+	err = sb.change(func(rec *sandboxRecord) {
+		if r.GetOverhead() == nil && r.GetResources() == nil {
+			return
+		}
+		config := proto.CloneOf(rec.Config) // whose readers hold no lock
+		if config.Linux == nil {
+			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+		}
+		if r.GetOverhead() != nil {
+			config.Linux.Overhead = proto.CloneOf(r.Overhead)
+		}
+		if r.GetResources() != nil {
+			config.Linux.Resources = proto.CloneOf(r.Resources)
+		}
+		rec.Config = config
+	})
+	if err != nil {
+		return nil, err
+	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 
