@@ -295,10 +295,7 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	if stateErr == nil {
-		// As the specification has it: their errors are logged, and no more.
-		if err := runHooks(ctx, state.Poststop, state.oci(id, specs.StateStopped, 0)); err != nil {
-			c.log.Warn("poststop hook failed", "container", id, "err", err)
-		}
+		state.stopped(ctx, c.log, id)
 	}
 	return nil
 }
@@ -367,6 +364,7 @@ func (c *Client) Sweep(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("sweep container %s: %w", e.Name(), err)
 		}
+		state.stopped(ctx, c.log, e.Name())
 	}
 	return nil
 }

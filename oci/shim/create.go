@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +40,15 @@ func (s *containerState) oci(id string, status specs.ContainerState, pid int) *s
 
 func runHooks(ctx context.Context, hooks []specs.Hook, state *specs.State) error {
 	return hook.Run(ctx, hooks, state)
+}
+
+// stopped runs the poststop hooks of a container of which nothing else is left. As the specification has it, their errors are logged, and no more.
+func (s *containerState) stopped(ctx context.Context, log *slog.Logger, id string) {
+	for i := range s.Poststop {
+		if err := runHooks(ctx, s.Poststop[i:i+1], s.oci(id, specs.StateStopped, 0)); err != nil {
+			log.Warn("poststop hook failed", "container", id, "err", err)
+		}
+	}
 }
 
 // Create makes a container and leaves it Created, its init waiting for Start.
@@ -103,6 +113,7 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 		if err != nil {
 			clean := context.WithoutCancel(ctx)
 			err = errors.Join(err, p.Group.Destroy(clean))
+			state.stopped(clean, c.log, r.ID) // what other hooks have made is theirs to take back
 		}
 	}()
 	if err := p.Furnish(); err != nil {
