@@ -34,7 +34,9 @@
 //	                      \__________ shim died, or killed _________/
 //
 // Nobody polls: each sandbox has one goroutine that waits for its shim's events
-// and for its death.
+// and for its death. A shim is dead when there is nobody to connect to; one that
+// is not reached otherwise is tried again for a while, in which its containers
+// count as what they were and calls that need it are Unavailable.
 //
 // # Security modules
 //

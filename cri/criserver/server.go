@@ -129,7 +129,6 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		pulled:    make(chan struct{}, 1),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, names: map[string]string{},
 	}
-	s.staying, s.part = context.WithCancel(context.Background())
 	if cfg.SELinux {
 		if s.labels, err = openLabels(); err != nil {
 			return nil, fmt.Errorf("configure CRI server: SELinux: %w", err)
@@ -148,6 +147,7 @@ func (s *Server) Name() string { return "criserver" }
 // Containers go on running after it.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.lasting = context.WithoutCancel(ctx)
+	s.staying, s.part = context.WithCancel(s.lasting)
 	defer s.background.Wait()
 	defer s.leave()
 	for _, d := range []string{s.sandboxDir(""), s.containerDir("")} {

@@ -55,7 +55,7 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 	var group *cgroup.Group // once it is ours
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("start shim: %w%s", err, lastWords(c.Dir)), undo(group, c.Dir))
+			err = errors.Join(fmt.Errorf("start shim: %w%s", err, lastWords(c.Dir)), undo(context.WithoutCancel(ctx), group, c.Dir))
 		}
 	}()
 	r := record{Cgroup: c.Cgroup, IPC: c.Namespaces.IPC, UTS: c.Namespaces.UTS, Net: c.Namespaces.Net != "", SharePID: c.Namespaces.PID,
@@ -101,9 +101,9 @@ const undoTimeout = 10 * time.Second
 
 // undo takes back a start that did not succeed: the shim may live all the same, if it did not answer in time. The state directory, by which it is
 // found, goes when it has gone.
-func undo(group *cgroup.Group, dir string) error {
+func undo(ctx context.Context, group *cgroup.Group, dir string) error {
 	if group != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 		defer cancel()
 		if err := group.Destroy(ctx); err != nil {
 			return err
