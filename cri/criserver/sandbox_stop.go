@@ -81,8 +81,8 @@ func (s *Server) kill(ctx context.Context, c *container) error {
 		return nil
 	}
 	err := c.signal(ctx, syscall.SIGKILL, true)
-	if errors.Is(err, shim.ErrNotFound) || errors.Is(err, shim.ErrState) || errors.Is(err, shim.ErrGone) {
-		err = nil // it ended, or its shim did: either way its exit is on its way
+	if errors.Is(err, shim.ErrNotFound) || errors.Is(err, shim.ErrState) || errors.Is(err, shim.ErrGone) || errors.Is(err, errUnreached) {
+		err = nil // it ended, or its shim did, or may have: its exit is on its way
 	}
 	if err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
