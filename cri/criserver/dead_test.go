@@ -25,7 +25,7 @@ func TestDeadNotDismantled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(sb.shim.Pid(), unix.SIGKILL); err != nil {
+	if err := unix.Kill(h.client(sb).Pid(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	h.exited(id)
@@ -78,7 +78,7 @@ func TestRemoveOfRunning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.sandbox.shim.Start(t.Context(), id); err != nil {
+	if err := h.client(c.sandbox).Start(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	h.server.started(c, true)

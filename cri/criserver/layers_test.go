@@ -70,7 +70,7 @@ func TestStopDuringStart(t *testing.T) {
 		_, err := h.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id})
 		stopped <- err
 	}()
-	if err := c.sandbox.shim.Start(t.Context(), id); err != nil {
+	if err := h.client(c.sandbox).Start(t.Context(), id); err != nil {
 		t.Error(err)
 	}
 	c.mu.Lock()

@@ -79,7 +79,7 @@ func TestNotReachedStopped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := sb.shim.Pid()
+	pid := h.client(sb).Pid()
 	h.stop()
 	socket := filepath.Join(h.server.shimDir(pod), "shim.sock")
 	if err := os.Remove(socket); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/ocitest"
+	"github.com/yare-dev/yare/oci/shim"
 )
 
 const testImage = "example.com/busybox:1"
@@ -364,4 +365,14 @@ func (h *harness) wantExec(id, want string, cmd ...string) {
 	if out, code := h.exec(id, cmd...); code != 0 || out != want {
 		h.Errorf("%v: %q, code %d, want %q", cmd, out, code, want)
 	}
+}
+
+// client is a sandbox's connection to its shim.
+func (h *harness) client(sb *sandbox) *shim.Client {
+	h.Helper()
+	c, err := sb.client()
+	if err != nil {
+		h.Fatal(err)
+	}
+	return c
 }
