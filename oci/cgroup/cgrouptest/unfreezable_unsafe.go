@@ -42,14 +42,13 @@ func Unfreezable(t testing.TB, g *cgroup.Group) (release func()) {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	go onThread(func() {
 		err := linux.WriteFile(unix.AT_FDCWD, filepath.Join(freezer, "tasks"), "0")
 		if err == nil {
 			_, err = unix.Read(from, page)
 		}
 		ended <- err
-	}()
+	})
 	release = sync.OnceFunc(func() {
 		unix.Close(faults) // now the page comes
 		if err := <-ended; err != nil {
@@ -65,6 +64,22 @@ func Unfreezable(t testing.TB, g *cgroup.Group) (release func()) {
 		t.Fatal(n, err)
 	}
 	return release
+}
+
+// onThread calls f on a thread that ends with it. The main thread would not, and where it is its process counts as being.
+func onThread(f func()) {
+	runtime.LockOSThread() // never unlocked
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onThread(f)
+	}()
+	<-done
 }
 
 // faultsOf hears of the page's first use, which waits for the descriptor to be closed.
