@@ -549,20 +549,40 @@ func (a *applier) opaque(dir string) error {
 	}
 	f := os.NewFile(uintptr(fd), dir)
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		// A directory of both keeps only what is new in it.
-		if below := path.Join(dir, n); a.has(below) {
-			err = a.opaque(below)
-		} else {
-			err = a.tree.remove(int(f.Fd()), n)
+	// Not all at once: a directory of lower layers may have any number of names. Their removal may make a file system skip others, which
+	// the next round finds.
+	for removed := -1; removed != 0; {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
 		}
-		if err != nil {
+		if removed, err = a.clear(f, dir); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// clear removes what is in dir, which f is, and not made by this layer, and counts it.
+func (a *applier) clear(f *os.File, dir string) (removed int, err error) {
+	for {
+		names, err := f.Readdirnames(1024)
+		if errors.Is(err, io.EOF) {
+			return removed, nil
+		}
+		if err != nil {
+			return removed, err
+		}
+		for _, n := range names {
+			// A directory of both keeps only what is new in it.
+			if below := path.Join(dir, n); a.has(below) {
+				err = a.opaque(below)
+			} else {
+				err = a.tree.remove(int(f.Fd()), n)
+				removed++
+			}
+			if err != nil {
+				return removed, err
+			}
+		}
+	}
 }

@@ -131,6 +131,30 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestOpaqueLarge has a layer begin a directory anew that those below gave more names than are read at once: of them only what the layer has made stays.
+func TestOpaqueLarge(t *testing.T) {
+	t.Parallel()
+	lower := []entry{file("d/", "")}
+	for i := range 3000 {
+		lower = append(lower, file(fmt.Sprintf("d/%d", i), ""))
+	}
+	for _, plainCopy := range []bool{false, true} {
+		s := newStore(t, func(c *Config) { c.Copy = plainCopy })
+		im, err := ingest(t, s, bundleOf(t, layerOf(t, lower...), layerOf(t, file("d/new", "N"), file("d/.wh..wh..opq", ""))), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := s.Mount(t.Context(), im.ID, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantListing(t, root, "d/", "d/new = N")
+		if err := s.Unmount(t.Context(), "k"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestLinksStayInside follows links that name host paths: they mean the image's.
 func TestLinksStayInside(t *testing.T) {
 	t.Parallel()

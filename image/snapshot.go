@@ -173,7 +173,7 @@ func (s *Store) makeSnapshot(ctx context.Context, dir string, sn Snapshot, o Mou
 		return err
 	}
 	if len(sn.Layers) == 0 {
-		return o.relabel(rootfs) // an image of nothing: an empty directory
+		return o.relabel(ctx, rootfs) // an image of nothing: an empty directory
 	}
 	fd, err := s.detached(ctx, dir, sn, o)
 	if err != nil {
@@ -201,7 +201,7 @@ func cannotMap(err error) bool {
 }
 
 // relabel gives a folder the context that a mount would have as an option.
-func (o MountOptions) relabel(dir string) error {
+func (o MountOptions) relabel(ctx context.Context, dir string) error {
 	if o.Label == "" {
 		return nil
 	}
@@ -209,7 +209,7 @@ func (o MountOptions) relabel(dir string) error {
 	if err != nil {
 		return err
 	}
-	return selinux.Relabel(dir, c)
+	return selinux.Relabel(ctx, dir, c)
 }
 
 // copied tells a snapshot that is a copy.
@@ -271,7 +271,7 @@ func (s *Store) copySnapshot(ctx context.Context, dir string, sn Snapshot, o Mou
 		if err := s.copyImage(ctx, sn, part); err != nil {
 			return -1, err
 		}
-		if err := o.relabel(part); err != nil {
+		if err := o.relabel(ctx, part); err != nil {
 			return -1, err
 		}
 		if err := os.Rename(part, whole); err != nil {

@@ -142,3 +142,43 @@ func TestMetacopy(t *testing.T) {
 		t.Errorf("read %d bytes, %v", len(b), err)
 	}
 }
+
+// TestDeepSnapshot removes a snapshot in which a container has made a tree that is deeper than a process may have files open. A process of its own has
+// the limit.
+func TestDeepSnapshot(t *testing.T) {
+	const variable = "IMAGE_TEST_DEEP"
+	if os.Getenv(variable) == "" {
+		c := exec.Command("/proc/self/exe", "-test.run=^TestDeepSnapshot$")
+		c.Env = append(os.Environ(), variable+"=1")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	s := newStore(t, func(cfg *Config) { cfg.Copy = true })
+	dir := s.path("snapshots", "deep")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for range 500 {
+		if err == nil {
+			err = unix.Mkdirat(fd, "d", 0o700)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var next int
+		next, err = unix.Openat(fd, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(fd)
+		fd = next
+	}
+	unix.Close(fd)
+	limit := unix.Rlimit{Cur: 100, Max: 100}
+	if err := errors.Join(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit), s.Unmount(t.Context(), "deep")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
+	}
+}

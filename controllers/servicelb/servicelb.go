@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -39,11 +40,13 @@ type controller struct {
 	reconcile.Deps
 	config Config
 	told   map[api.Key]string // what was last said of a Service that has no address; only touched by run
+	// local are the Services that had a look at their endpoints last, or are about to. Changes of others' slices concern no address.
+	local *atomic.Pointer[map[api.Key]bool]
 }
 
 // New returns the controller.
 func New(d reconcile.Deps, config Config) *reconcile.Controller {
-	c := controller{d.Named("service-controller"), config, map[api.Key]string{}}
+	c := controller{d.Named("service-controller"), config, map[api.Key]string{}, new(atomic.Pointer[map[api.Key]bool])}
 	return reconcile.NewLoop(c.Deps, reconcile.Loop{
 		Controller: "service-lb-controller",
 		Wake:       []*api.Kind{api.ServiceKind, api.NodeKind, api.PodKind, api.EndpointSliceKind},
@@ -73,9 +76,23 @@ func (c controller) heeds(e client.Event) bool {
 		return old == nil || e.Op == client.Deleted || takes(old) != takes(o) || !slices.Equal(old.Status.Addresses, o.Status.Addresses)
 	case *discoveryv1.EndpointSlice:
 		old, _ := e.Old.(*discoveryv1.EndpointSlice)
-		return old == nil || e.Op == client.Deleted || !slices.Equal(nodesOf(old), nodesOf(o))
+		if old == nil && e.Op == client.Modified {
+			return true // nobody knows whose it was
+		}
+		return any(c.isLocal) && (old == nil || e.Op == client.Deleted || serviceOf(old) != serviceOf(o) || !slices.Equal(nodesOf(old), nodesOf(o)))
 	}
 	return true
+}
+
+// isLocal says whether a slice is of a Service that looks at its endpoints. Before anybody has looked all may be.
+func (c controller) isLocal(o api.Object) bool {
+	local := c.local.Load()
+	return local == nil || (*local)[serviceOf(o.(*discoveryv1.EndpointSlice))]
+}
+
+// serviceOf is whose endpoints a slice has.
+func serviceOf(s *discoveryv1.EndpointSlice) api.Key {
+	return api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 }
 
 func (c controller) run(ctx context.Context, log *slog.Logger) (reconcile.Result, error) {
@@ -103,6 +120,16 @@ func (c controller) gather(ctx context.Context) (w world, err error) {
 		return w, fmt.Errorf("list services: %w", err)
 	}
 	w.services = all
+	looks := func(s *corev1.Service) bool {
+		return c.config.mine(s) && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	}
+	local := map[api.Key]bool{}
+	for _, s := range all {
+		if looks(s) {
+			local[api.KeyOf(s)] = true
+		}
+	}
+	c.local.Store(&local) // before slices are listed: a change that comes later is heeded
 	if !slices.ContainsFunc(all, c.config.mine) {
 		return w, nil
 	}
@@ -114,7 +141,7 @@ func (c controller) gather(ctx context.Context) (w world, err error) {
 	}
 	w.endpoints = map[api.Key][]string{}
 	for _, s := range all {
-		if !c.config.mine(s) || s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+		if !looks(s) {
 			continue
 		}
 		list, err := client.List[*discoveryv1.EndpointSlice](ctx, c.Client, client.Query{Namespace: s.Namespace,

@@ -59,6 +59,16 @@ func TestAddressesFollow(t *testing.T) {
 		no := false
 		rt.Mutate(t, c, slice, "", func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = &no })
 		want("Local, which is not ready", "one", "")
+		yes := true
+		slice = rt.Mutate(t, c, slice, "", func(s *discoveryv1.EndpointSlice) {
+			s.Endpoints[0].Conditions.Ready = &yes
+			s.Labels[discoveryv1.LabelServiceName] = "two"
+		})
+		want("Local, its slice is another's", "one", "")
+		slice = rt.Mutate(t, c, slice, "", func(s *discoveryv1.EndpointSlice) { s.Labels[discoveryv1.LabelServiceName] = "one" })
+		want("Local, its slice is its own again", "one", "10.0.0.1")
+		rt.Mutate(t, c, slice, "", func(s *discoveryv1.EndpointSlice) { s.Labels[discoveryv1.LabelServiceName] = "two" })
+		want("Local, it is another's for good", "one", "")
 
 		writes := c.Writes("update services")
 		rt.Mutate(t, c, a, "status", func(n *corev1.Node) { n.Status.NodeInfo.KernelVersion = "6" })

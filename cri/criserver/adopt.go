@@ -4,21 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/oci/shim"
 )
-
-// answerLimit is how long a shim may take to tell of its containers. One that is alive and silent for so long
-// cannot be worked with any more.
-const answerLimit = 10 * time.Second
 
 // adoptTogether is how many sandboxes are adopted at the same time: each waits for its shim, or for the kernel to free what a
 // dead one has left.
@@ -38,12 +34,14 @@ func (s *Server) adopt(ctx context.Context) error {
 	var work errgroup.Group
 	work.SetLimit(adoptTogether)
 	for _, sb := range s.allSandboxes() {
-		if rec := sb.record(); !rec.Stopped {
-			work.Go(func() error {
-				s.adoptSandbox(ctx, sb)
-				return nil
-			})
+		if rec := sb.record(); rec.Stopped {
+			s.recordExits(sb, nil) // those that could not be recorded when it was stopped
+			continue
 		}
+		work.Go(func() error {
+			s.adoptSandbox(ctx, sb)
+			return nil
+		})
 	}
 	if err := work.Wait(); err != nil {
 		return err
@@ -53,6 +51,13 @@ func (s *Server) adopt(ctx context.Context) error {
 	}
 	s.dropShims(ctx)
 	return s.pruneNetwork(ctx)
+}
+
+// within bounds what is done for one sandbox: one that does not go must not keep the others from being served.
+func within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*killTimeout)
+	defer cancel()
+	return f(ctx)
 }
 
 func (s *Server) allSandboxes() []*sandbox { return s.matchingSandboxes("", nil) }
@@ -78,7 +83,7 @@ func (s *Server) readSandboxes(ctx context.Context) error {
 		if len(sb.id) != 64 {
 			err = os.RemoveAll(s.sandboxDir(e.Name()))
 		} else {
-			err = s.eraseSandbox(ctx, sb)
+			err = within(ctx, func(ctx context.Context) error { return s.eraseSandbox(ctx, sb) })
 		}
 		if err != nil {
 			s.log.Error("incomplete sandbox not removed", "sandbox", e.Name(), "err", err)
@@ -115,24 +120,29 @@ func (s *Server) readContainers(_ context.Context) error {
 // adoptSandbox connects to a sandbox's shim, or finds out how its containers
 // ended.
 func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
+	client, statuses, err := s.reach(ctx, sb)
+	switch {
+	case err == nil:
+		sb.connect(client)
+		s.takeUp(ctx, sb, client, statuses)
+		s.addSandbox(sb)
+	case errors.Is(err, shim.ErrGone):
+		s.log.Warn("sandbox has no shim any more, its containers have ended", "sandbox", sb.id, "err", err)
+		s.shimDied(sb)
+	default:
+		s.background.Go(func() {
+			if s.reachAgain(sb) {
+				s.watch(sb)
+			}
+		})
+	}
+}
+
+// takeUp makes known what a shim says, of which we have missed something.
+func (s *Server) takeUp(ctx context.Context, sb *sandbox, client *shim.Client, statuses []shim.Status) {
 	log := s.log.With("sandbox", sb.id)
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	client, err := shim.Connect(ctx, s.shimDir(sb.id), s.init, s.log)
-	if err != nil {
-		log.Warn("sandbox has no shim any more, its containers have ended", "err", err)
-		s.shimDied(sb)
-		return
-	}
-	sb.shim = client
-	statuses, err := client.Containers(ctx)
-	if err != nil {
-		log.Warn("sandbox's shim does not answer, its containers are killed", "err", err)
-		client.Close()
-		sb.shim = nil
-		s.shimDied(sb)
-		return
-	}
 	if err := client.Outdated(); err != nil {
 		rec := sb.record()
 		log.Warn("sandbox is adopted but nothing new can be run in it", "namespace", rec.Config.GetMetadata().GetNamespace(),
@@ -141,7 +151,7 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 	known := map[string]shim.Status{}
 	for _, st := range statuses {
 		known[st.ID] = st
-		if _, ok := s.containers[st.ID]; !ok && client.Outdated() == nil {
+		if _, err := s.findContainer(st.ID); err != nil && client.Outdated() == nil {
 			log.Info("removing container of an interrupted call", "container", st.ID)
 			if err := deleteUnknown(ctx, client, st.ID); err != nil {
 				log.Error("container not removed, it ends with its sandbox", "container", st.ID, "err", err)
@@ -158,6 +168,9 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			s.markExited(c, shim.ExitStatus{Code: 137}, "")
 			continue
 		}
+		if c.record().Finished != 0 {
+			s.endRest(c)
+		}
 		s.adoptContainer(c, st)
 		if st.State == shim.Running {
 			if err := c.thaw(); err != nil {
@@ -165,7 +178,6 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 			}
 		}
 	}
-	s.addSandbox(sb)
 }
 
 // thaw lets a container go on that was frozen to be killed, on cgroup v1, by a process that was itself killed before it did. CRI has no other use of
@@ -175,11 +187,14 @@ func (c *container) thaw() error {
 	if err != nil {
 		return err
 	}
-	frozen, err := group.Frozen()
-	if err != nil || !frozen {
+	if _, ok := group.Dirs()["freezer"]; !ok {
+		return nil
+	}
+	// Without asking: the kernel may take for ever to say whether it is frozen.
+	if err := group.Thaw(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return group.Thaw()
+	return nil // it has ended meanwhile
 }
 
 // deleteTimeout bounds the removal of a container whose creation broke off at
@@ -247,7 +262,7 @@ func (s *Server) dropShims(ctx context.Context) {
 		if known[e.Name()] || !e.IsDir() {
 			continue
 		}
-		if err := s.dropShim(ctx, e.Name()); err != nil {
+		if err := within(ctx, func(ctx context.Context) error { return s.dropShim(ctx, e.Name()) }); err != nil {
 			s.log.Error("shim of no sandbox not removed", "sandbox", e.Name(), "err", err)
 		}
 	}
@@ -270,7 +285,7 @@ func (s *Server) pruneNetwork(ctx context.Context) error {
 	var live []cni.Pod
 	for _, sb := range s.allSandboxes() {
 		rec := sb.record()
-		if rec.state() != runtimeapi.PodSandboxState_SANDBOX_READY || rec.NetNS == "" {
+		if rec.Stopped || rec.NetNS == "" { // a dead one has its network until it is stopped
 			continue
 		}
 		pod, err := networkPod(&rec)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,6 +60,7 @@ func (s *Server) createContainer(ctx context.Context, sb *sandbox, id string, co
 		Labels: config.Labels, Annotations: config.Annotations, Mounts: config.Mounts,
 		LogPath:    logPath(sandbox.Config, config),
 		StopSignal: stopSignal(config, img),
+		SharesPID:  config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_CONTAINER,
 		Resources:  &runtimeapi.ContainerResources{Linux: config.GetLinux().GetResources()},
 		Cgroup:     path.Join(s.cgroupParent(sandbox.Config), id),
 	})
@@ -122,7 +124,14 @@ func (s *Server) buildContainer(ctx context.Context, c *container, config *runti
 			spec.Linux.UIDMappings, spec.Linux.GIDMappings = idMappings(o.Uids), idMappings(o.Gids)
 		}
 	}
-	pid, err := c.sandbox.shim.Create(ctx, request)
+	client, err := c.sandbox.client()
+	if err != nil {
+		return shimError(err)
+	}
+	pid, err := client.Create(ctx, request)
+	if err == nil {
+		err = s.targetLives(config.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	}
 	if err != nil {
 		return err
 	}
@@ -200,7 +209,11 @@ func (s *Server) pidNamespace(sb *sandbox, o *runtimeapi.NamespaceOption) (strin
 	case runtimeapi.NamespaceMode_CONTAINER:
 		return "", nil
 	case runtimeapi.NamespaceMode_POD:
-		if p := sb.shim.Namespace(specs.PIDNamespace); p != "" {
+		client, err := sb.client()
+		if err != nil {
+			return "", shimError(err)
+		}
+		if p := client.Namespace(specs.PIDNamespace); p != "" {
 			return p, nil
 		}
 		return "", status.Error(codes.FailedPrecondition, "the sandbox has no PID namespace to share")
@@ -219,6 +232,31 @@ func (s *Server) pidNamespace(sb *sandbox, o *runtimeapi.NamespaceOption) (strin
 	return fmt.Sprintf("/proc/%d/ns/pid", pid), nil
 }
 
+// targetLives makes sure, after the namespace of a target container's process was joined, that it was its: the process may have ended before, and its
+// number be another's, but nobody else's is in the container's cgroup.
+func (s *Server) targetLives(o *runtimeapi.NamespaceOption) error {
+	if o.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return nil
+	}
+	target, err := s.findContainer(o.GetTargetId())
+	if err != nil {
+		return err
+	}
+	pid, err := s.pidOf(target)
+	if err != nil {
+		return err
+	}
+	group, err := target.cgroup()
+	if err != nil {
+		return err
+	}
+	pids, err := group.Pids()
+	if err == nil && !slices.Contains(pids, pid) {
+		err = status.Error(codes.FailedPrecondition, "the target container has ended")
+	}
+	return err
+}
+
 // resolveMounts follows links on the host, mounts images and gives the container's SELinux context to what is to have it.
 func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runtimeapi.Mount, labels label) ([]hostMount, error) {
 	var all []hostMount
@@ -230,7 +268,7 @@ func (s *Server) resolveMounts(ctx context.Context, c *container, mounts []*runt
 		} else {
 			source, err = hostSource(m.HostPath)
 			if err == nil && m.SelinuxRelabel && labels.File != "" {
-				err = selinux.Relabel(source, labels.FileContext)
+				err = selinux.Relabel(ctx, source, labels.FileContext)
 			}
 		}
 		if err != nil {

@@ -26,15 +26,20 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	client, unreached := c.sandbox.client()
 	c.mu.Lock()
 	if st := c.rec.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
 		c.mu.Unlock()
 		return nil, status.Errorf(codes.FailedPrecondition, "the container is %s", st)
 	}
+	if unreached != nil {
+		c.mu.Unlock()
+		return nil, shimError(unreached)
+	}
 	c.starting = true
 	c.mu.Unlock()
 	started := now() // not after the program: what it does at once, and its end, come later
-	startErr := c.sandbox.shim.Start(ctx, c.id)
+	startErr := client.Start(ctx, c.id)
 	if startErr != nil {
 		s.endFailed(ctx, c)
 	}
@@ -64,7 +69,7 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 func (s *Server) endFailed(ctx context.Context, c *container) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	err := c.sandbox.shim.Kill(ctx, c.id, syscall.SIGKILL, true)
+	err := c.signal(ctx, syscall.SIGKILL, true)
 	if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 		s.log.Error("container whose start failed is not killed, it ends with its removal", "container", c.id, "err", err)
 	}
@@ -111,7 +116,7 @@ func shimError(err error) error {
 		return status.Error(codes.NotFound, err.Error())
 	case errors.Is(err, shim.ErrState):
 		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.Is(err, shim.ErrGone):
+	case errors.Is(err, shim.ErrGone), errors.Is(err, errUnreached):
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	return err

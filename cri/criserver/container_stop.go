@@ -35,8 +35,17 @@ func (s *Server) StopContainer(ctx context.Context, r *runtimeapi.StopContainerR
 	return &runtimeapi.StopContainerResponse{}, nil
 }
 
+// signal has the shim signal the container's first process, or all.
+func (c *container) signal(ctx context.Context, sig syscall.Signal, all bool) error {
+	client, err := c.sandbox.client()
+	if err != nil {
+		return err
+	}
+	return client.Kill(ctx, c.id, sig, all)
+}
+
 func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
-	r := c.record()
+	r := c.settled()
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
@@ -46,7 +55,7 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 			s.log.Warn("stop signal not understood, sending TERM", "container", c.id, "err", err)
 			sig = syscall.SIGTERM
 		}
-		err = c.sandbox.shim.Kill(ctx, c.id, sig, false)
+		err = c.signal(ctx, sig, false)
 		if err != nil && !errors.Is(err, shim.ErrState) && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 			s.log.Warn("stop signal not sent, the container is killed", "container", c.id, "err", err)
 			return s.kill(ctx, c)
@@ -57,6 +66,19 @@ func (s *Server) stopContainer(ctx context.Context, c *container, grace time.Dur
 		}
 	}
 	return s.kill(ctx, c)
+}
+
+// settled is the record when no start is under way, whose container would run after a stop that had found it not started.
+func (c *container) settled() containerRecord {
+	c.mu.Lock()
+	rec, starting := c.rec, c.starting
+	c.mu.Unlock()
+	if !starting {
+		return rec
+	}
+	c.op.Lock() // which the start holds
+	defer c.op.Unlock()
+	return c.record()
 }
 
 // RemoveContainer removes a container, killing it if it runs. Its log stays. It
@@ -93,8 +115,12 @@ func (s *Server) removeContainer(ctx context.Context, c *container) error {
 // eraseContainer frees what a container has in its shim, in the image store and
 // on disk. Every step may be repeated and none minds that there is nothing.
 func (s *Server) eraseContainer(ctx context.Context, c *container) error {
-	if c.sandbox.shim != nil {
-		err := c.sandbox.shim.Delete(ctx, c.id)
+	client, err := c.sandbox.client()
+	if err == nil {
+		err = client.Delete(ctx, c.id)
+		if errors.Is(err, shim.ErrState) {
+			err = killed(ctx, client, c.id)
+		}
 		if err != nil && !errors.Is(err, shim.ErrNotFound) && !errors.Is(err, shim.ErrGone) {
 			return fmt.Errorf("delete container: %w", err)
 		}
@@ -105,6 +131,19 @@ func (s *Server) eraseContainer(ctx context.Context, c *container) error {
 		}
 	}
 	return os.RemoveAll(s.containerDir(c.id))
+}
+
+// killed deletes a container that runs though it has ended for us: its start had failed, and its kill too.
+func killed(ctx context.Context, client *shim.Client, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := client.Kill(ctx, id, syscall.SIGKILL, true); err != nil && !errors.Is(err, shim.ErrState) {
+		return err
+	}
+	if _, err := client.Wait(ctx, id); err != nil {
+		return err
+	}
+	return client.Delete(ctx, id)
 }
 
 // signalName turns CRI's enumeration ("SIGNAL_SIGRTMINPLUS3") into the usual

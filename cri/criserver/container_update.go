@@ -48,7 +48,11 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 // update changes limits in the kernel, or has the container's runtime do it.
 func (c *container) update(ctx context.Context, limits *specs.LinuxResources) error {
 	if rec := c.sandbox.record(); !isBuiltIn(rec.Handler) {
-		return c.sandbox.shim.Update(ctx, c.id, limits)
+		client, err := c.sandbox.client()
+		if err != nil {
+			return shimError(err)
+		}
+		return client.Update(ctx, c.id, limits)
 	}
 	group, err := c.cgroup()
 	if err != nil {
@@ -85,7 +89,7 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 	return g, nil
 }
 
-// UpdatePodSandboxResources tells of a pod's new sum of limits. The pod's cgroup
+// UpdatePodSandboxResources tells of a pod's new sum of limits, which become those of its configuration. The pod's cgroup
 // is the kubelet's, which has changed it; a sandbox has nothing of its own to
 // limit.
 func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
@@ -94,6 +98,25 @@ func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.Upda
 		return nil, err
 	}
 	sb.forgetLimits()
+	err = sb.change(func(rec *sandboxRecord) {
+		if r.GetOverhead() == nil && r.GetResources() == nil {
+			return
+		}
+		config := proto.CloneOf(rec.Config) // whose readers hold no lock
+		if config.Linux == nil {
+			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+		}
+		if r.GetOverhead() != nil {
+			config.Linux.Overhead = proto.CloneOf(r.Overhead)
+		}
+		if r.GetResources() != nil {
+			config.Linux.Resources = proto.CloneOf(r.Resources)
+		}
+		rec.Config = config
+	})
+	if err != nil {
+		return nil, err
+	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 
@@ -106,7 +129,11 @@ func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCon
 	if _, err := s.pidOf(c); err != nil {
 		return nil, err
 	}
-	if err := c.sandbox.shim.ReopenLog(ctx, c.id); err != nil {
+	client, err := c.sandbox.client()
+	if err == nil {
+		err = client.ReopenLog(ctx, c.id)
+	}
+	if err != nil {
 		return nil, shimError(err)
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil

@@ -34,7 +34,9 @@
 //	                      \__________ shim died, or killed _________/
 //
 // Nobody polls: each sandbox has one goroutine that waits for its shim's events
-// and for its death.
+// and for its death. A shim is dead when there is nobody to connect to; one that
+// is not reached otherwise is tried again for a while, in which its containers
+// count as what they were and calls that need it are Unavailable.
 //
 // # Security modules
 //
@@ -49,6 +51,6 @@
 //	mu            of Server, sandbox, container: fields only, never while waiting
 //
 // A holder of container.op takes no sandbox.op; mu is taken last, one at a time.
-// StopContainer takes no op lock: it signals and waits, so that another call
-// with a shorter grace period overtakes it.
+// StopContainer holds no op lock: it waits for a start that is under way, then
+// signals and waits, so that another call with a shorter grace period overtakes it.
 package criserver

@@ -31,22 +31,18 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		return nil, err
 	}
 	timeout := time.Duration(r.GetTimeout()) * time.Second
-	stdout, stderr, exit, err := c.sandbox.shim.ExecSync(ctx, c.id, process, timeout, maxExecOutput)
+	client, err := c.sandbox.client()
+	if err != nil {
+		return nil, shimError(err)
+	}
+	stdout, stderr, exit, err := client.ExecSync(ctx, c.id, process, timeout, maxExecOutput)
 	if errors.Is(err, shim.ErrTimeout) {
 		return nil, status.Errorf(codes.DeadlineExceeded, "timeout %v exceeded", timeout)
 	}
 	if err != nil {
 		return nil, shimError(err)
 	}
-	stdout, stderr = cut(stdout, stderr, maxExecOutput)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
-}
-
-// cut leaves most bytes of both together: half for each, and to one what the
-// other does not need.
-func cut(a, b []byte, most int) (x, y []byte) {
-	forA := min(len(a), max(most/2, most-len(b)))
-	return a[:forA], b[:min(len(b), most-forA)]
 }
 
 // execProcess is a further process like the container's first, as the same user.

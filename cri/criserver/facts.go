@@ -137,6 +137,9 @@ func devicesBelow(from, to, access string, standard bool) ([]hostDevice, error) 
 			return nil
 		}
 		d, ok, err := deviceAt(p)
+		if errors.Is(err, fs.ErrNotExist) && p != from {
+			return nil // unplugged after it was listed
+		}
 		if err != nil || !ok {
 			return err
 		}

@@ -80,12 +80,7 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 }
 
 func (s *Server) sandboxMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
-	running := map[*sandbox][]*container{}
-	for _, c := range s.matchingContainers("", "", nil) {
-		if rec := c.record(); rec.state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			running[c.sandbox] = append(running[c.sandbox], c)
-		}
-	}
+	running := s.running()
 	s.walkLayers(running)
 	var r cgroupmetrics.Reader
 	defer r.Close()
@@ -117,6 +112,17 @@ func (s *Server) sandboxMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
 	return all, nil
 }
 
+// running are the containers that run, by sandbox.
+func (s *Server) running() map[*sandbox][]*container {
+	running := map[*sandbox][]*container{}
+	for _, c := range s.matchingContainers("", "", nil) {
+		if rec := c.record(); rec.state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			running[c.sandbox] = append(running[c.sandbox], c)
+		}
+	}
+	return running
+}
+
 // podMetrics are the figures of the pod's cgroup, where the kubelet made one, and of its network, which the shim lives in.
 func podMetrics(r *cgroupmetrics.Reader, sb *sandbox, rec *sandboxRecord) ([]*runtimeapi.Metric, error) {
 	r.Start()
@@ -133,8 +139,8 @@ func podMetrics(r *cgroupmetrics.Reader, sb *sandbox, rec *sandboxRecord) ([]*ru
 		made := rec.Created / int64(time.Second)
 		r.Times(made, made, time.Now().Unix())
 	}
-	if rec.NetNS != "" && sb.shim != nil {
-		if err := r.Network(fmt.Sprintf("/proc/%d/net/dev", sb.shim.Pid()), nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if client, err := sb.client(); rec.NetNS != "" && err == nil {
+		if err := r.Network(fmt.Sprintf("/proc/%d/net/dev", client.Pid()), nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 	}
@@ -159,7 +165,11 @@ func containerMetrics(r *cgroupmetrics.Reader, c *container, pod *sandboxRecord,
 	if err != nil {
 		return nil, err
 	}
-	r.Filesystem(disk, layer)
+	var written *uint64
+	if layer != nil {
+		written = &layer.UsedBytes.Value
+	}
+	r.Filesystem(disk, written)
 	r.Ulimits(pid)
 	r.Times(rec.Created/int64(time.Second), rec.Started/int64(time.Second), time.Now().Unix())
 	name := rec.Image.GetUserSpecifiedImage()
@@ -258,7 +268,7 @@ func (c *container) forgetLimits() {
 }
 
 // What containers have written is a walk through their files. It is made at most once in layersAge, and takes one part in layersShare of the time
-// at most; between two walks the metrics show what the last one, or somebody who asked for stats, has found.
+// at most; between two walks metrics and lists of stats show what the last one, or somebody who asked for stats, has found.
 const (
 	layersAge   = time.Minute
 	layersShare = 100
@@ -270,7 +280,7 @@ type layers struct {
 	next time.Time
 }
 
-// walkLayers measures the containers' layers when it is time to. Who comes while another walks does not wait.
+// walkLayers measures the layers of the containers that run (nil: it finds them) when it is time to. Who comes while another walks does not wait.
 func (s *Server) walkLayers(running map[*sandbox][]*container) {
 	if !s.layers.mu.TryLock() {
 		return
@@ -280,20 +290,38 @@ func (s *Server) walkLayers(running map[*sandbox][]*container) {
 	if begin.Before(s.layers.next) {
 		return
 	}
+	if running == nil {
+		running = s.running()
+	}
 	for _, all := range running {
 		for _, c := range all {
-			if u, err := s.images.SnapshotUsage(c.id); err == nil { // what cannot be measured has no figure
-				c.setLayer(u)
-			}
+			_, _ = s.measureLayer(c) // what cannot be measured has no figure
 		}
 	}
 	took := time.Since(begin)
 	s.layers.next = begin.Add(max(layersAge, layersShare*took))
 }
 
-func (c *container) setLayer(u image.Usage) {
-	used := uint64(u.Bytes)
+// measureLayer is what the container has written until now; nothing where there is no layer any more.
+func (s *Server) measureLayer(c *container) (*runtimeapi.FilesystemUsage, error) {
+	u, err := s.images.SnapshotUsage(c.id)
+	if err != nil && !errors.Is(err, image.ErrNotFound) {
+		return nil, err
+	}
+	used := s.filesystemUsage(u)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.layer = &used
+	c.layer = used
+	return used, nil
+}
+
+// knownLayer is what the container had written when that was measured last. One that nobody has measured is.
+func (s *Server) knownLayer(c *container) (*runtimeapi.FilesystemUsage, error) {
+	c.mu.Lock()
+	layer := c.layer
+	c.mu.Unlock()
+	if layer != nil {
+		return layer, nil
+	}
+	return s.measureLayer(c)
 }

@@ -58,7 +58,7 @@ func TestOutdatedShims(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-sb.shim.Done() // closed by the clean-up, which holds the lock
+	<-h.client(sb).Done() // closed by the clean-up, which holds the lock
 	sb.op.Lock()
 	defer sb.op.Unlock()
 	if rec := sb.record(); !rec.Stopped {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/yare-dev/yare/linux/netns"
@@ -40,21 +41,49 @@ func (st *streams) forward(ctx context.Context, sandbox string, port int32, stre
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := relay(stream, conn); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("forward to port %d of sandbox %s: %w", port, sb.id, err)
+	}
+	return nil
+}
+
+// halfCloser is a connection whose sending side can be closed alone.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// relay passes both directions on until conn ends.
+func relay(stream io.ReadWriter, conn halfCloser) error {
+	from := &lingering{conn: conn}
 	go func() {
-		// Ends with stream, which our caller closes after we return.
+		// Ends with stream, which our caller's caller closes after we return.
 		_, err := io.Copy(conn, stream)
 		if err != nil {
 			conn.Close()
 			return
 		}
 		_ = conn.CloseWrite()
-		_ = conn.SetReadDeadline(time.Now().Add(linger))
+		from.closed.Store(true)
+		_ = conn.SetReadDeadline(time.Now().Add(linger)) // of a read that is under way
 	}()
-	_, err = io.Copy(stream, conn)
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("forward to port %d of sandbox %s: %w", port, sb.id, err)
+	_, err := io.Copy(stream, from)
+	return err
+}
+
+// lingering reads from a connection that may not be silent for long once the client has closed its side. An answer may take as long as it likes.
+type lingering struct {
+	conn   net.Conn
+	closed atomic.Bool
+}
+
+func (l *lingering) Read(b []byte) (int, error) {
+	if l.closed.Load() {
+		if err := l.conn.SetReadDeadline(time.Now().Add(linger)); err != nil {
+			return 0, err
+		}
 	}
-	return nil
+	return l.conn.Read(b)
 }
 
 // dialSandbox connects to localhost, IPv4 first, from inside the namespace;

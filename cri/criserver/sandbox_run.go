@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,7 +77,30 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if ipc := namespaceOptions(c).GetIpc(); ipc != runtimeapi.NamespaceMode_POD && ipc != runtimeapi.NamespaceMode_NODE {
 		return bad("IPC namespace mode %s is not supported", ipc)
 	}
+	for name := range c.GetLinux().GetSysctls() {
+		if !ownSysctl(c, name) {
+			return bad("sysctl %q is not of a namespace of the pod", name)
+		}
+	}
 	return nil
+}
+
+// ownSysctl says whether a sysctl is of a namespace that the pod does not share with the host. Both "net.ipv4.ip_forward" and "net/ipv4/ip_forward" are
+// in use, the latter for names with dots.
+func ownSysctl(c *runtimeapi.PodSandboxConfig, name string) bool {
+	if strings.Contains(name, "/") && slices.Contains(strings.Split(name, "/"), "..") {
+		return false
+	}
+	dotted := strings.ReplaceAll(name, "/", ".")
+	switch {
+	case strings.HasPrefix(dotted, "net."):
+		return !isHostNetwork(c)
+	case strings.HasPrefix(dotted, "fs.mqueue."), strings.HasPrefix(dotted, "kernel.msg"), strings.HasPrefix(dotted, "kernel.shm"), dotted == "kernel.sem":
+		return namespaceOptions(c).GetIpc() == runtimeapi.NamespaceMode_POD
+	case dotted == "kernel.domainname", dotted == "kernel.hostname":
+		return !isHostNetwork(c) // whose name a pod with the host's network has
+	}
+	return false
 }
 
 // startSandbox does the work. The record is on disk before there is anything to
@@ -121,7 +145,7 @@ func (s *Server) startSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		return nil
 	})
-	err = s.writeFiles(sb)
+	err = s.writeFiles(ctx, sb)
 	if err := errors.Join(work.Wait(), err); err != nil {
 		return err
 	}
@@ -234,7 +258,7 @@ func (s *Server) cgroupParent(c *runtimeapi.PodSandboxConfig) string {
 }
 
 // writeFiles makes what is mounted into the sandbox's containers.
-func (s *Server) writeFiles(sb *sandbox) error {
+func (s *Server) writeFiles(ctx context.Context, sb *sandbox) error {
 	dir := s.sandboxDir(sb.id)
 	config := sb.rec.Config
 	labels, err := s.ofSandbox(&sb.rec)
@@ -263,7 +287,7 @@ func (s *Server) writeFiles(sb *sandbox) error {
 		if labels.File == "" {
 			continue
 		}
-		if err := selinux.Relabel(filepath.Join(dir, file), labels.FileContext); err != nil {
+		if err := selinux.Relabel(ctx, filepath.Join(dir, file), labels.FileContext); err != nil {
 			return err
 		}
 	}

@@ -21,8 +21,8 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	}
 	if r.GetVerbose() {
 		info := map[string]any{"id": rec.ID, "netNS": rec.NetNS, "config": rec.Config}
-		if sb.shim != nil {
-			info["shimPid"] = sb.shim.Pid()
+		if client, err := sb.client(); err == nil {
+			info["shimPid"] = client.Pid()
 		}
 		if out.Info, err = verbose(info); err != nil {
 			return nil, err
@@ -47,7 +47,7 @@ func (r *sandboxRecord) status() *runtimeapi.PodSandboxStatus {
 		Network: &runtimeapi.PodSandboxNetworkStatus{},
 		Linux:   &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: namespaceOptions(r.Config)}},
 	}
-	if r.Stopped {
+	if r.Stopped || r.Dead {
 		return st // its addresses may be another's by now
 	}
 	for i, ip := range r.IPs {

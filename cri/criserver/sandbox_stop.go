@@ -47,13 +47,18 @@ func (s *Server) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if sb.record().Stopped {
 		return nil
 	}
-	work, workCtx := errgroup.WithContext(ctx)
 	containers := s.containersOf(sb.id)
-	for _, c := range containers {
-		work.Go(func() error { return s.kill(workCtx, c) })
+	if _, err := sb.client(); err == nil { // else they end as a dead shim's
+		work, workCtx := errgroup.WithContext(ctx)
+		for _, c := range containers {
+			work.Go(func() error { return s.kill(workCtx, c) })
+		}
+		if err := work.Wait(); err != nil {
+			return err
+		}
 	}
-	if err := work.Wait(); err != nil {
-		return err
+	if err := sb.condemn(); err != nil {
+		s.log.Error("record not written", "sandbox", sb.id, "err", err) // at its end it must be
 	}
 	if err := s.dismantle(ctx, sb); err != nil {
 		return err
@@ -75,9 +80,9 @@ func (s *Server) kill(ctx context.Context, c *container) error {
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil
 	}
-	err := c.sandbox.shim.Kill(ctx, c.id, syscall.SIGKILL, true)
-	if errors.Is(err, shim.ErrNotFound) || errors.Is(err, shim.ErrState) || errors.Is(err, shim.ErrGone) {
-		err = nil // it ended, or its shim did: either way its exit is on its way
+	err := c.signal(ctx, syscall.SIGKILL, true)
+	if errors.Is(err, shim.ErrNotFound) || errors.Is(err, shim.ErrState) || errors.Is(err, shim.ErrGone) || errors.Is(err, errUnreached) {
+		err = nil // it ended, or its shim did, or may have: its exit is on its way
 	}
 	if err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
@@ -139,8 +144,8 @@ func (s *Server) removeNetwork(ctx context.Context, rec *sandboxRecord) error {
 }
 
 func (s *Server) endShim(ctx context.Context, sb *sandbox) error {
-	if sb.shim != nil {
-		err := sb.shim.Shutdown(ctx)
+	if client, err := sb.client(); err == nil {
+		err := client.Shutdown(ctx)
 		if err == nil {
 			return nil
 		}

@@ -81,6 +81,9 @@ type Server struct {
 
 	// lasting does not end with Run: what must be cleaned up is.
 	lasting context.Context
+	// staying ends when we leave.
+	staying context.Context
+	part    context.CancelFunc
 	// background holds what runs for longer than a call.
 	background sync.WaitGroup
 	// pulled has something when there are images to settle.
@@ -144,6 +147,7 @@ func (s *Server) Name() string { return "criserver" }
 // Containers go on running after it.
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.lasting = context.WithoutCancel(ctx)
+	s.staying, s.part = context.WithCancel(s.lasting)
 	defer s.background.Wait()
 	defer s.leave()
 	for _, d := range []string{s.sandboxDir(""), s.containerDir("")} {
@@ -201,6 +205,7 @@ func (s *Server) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serving, s.leaving = false, true
+	s.part()
 	s.events.close()
 	for _, sb := range s.sandboxes {
 		sb.leave()

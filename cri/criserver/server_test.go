@@ -151,7 +151,7 @@ func TestShimKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := os.FindProcess(sb.shim.Pid())
+	p, err := os.FindProcess(h.client(sb).Pid())
 	if err != nil {
 		t.Fatal(err)
 	}

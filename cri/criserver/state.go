@@ -30,6 +30,9 @@ type sandboxRecord struct {
 	Complete bool
 	// Stopped sandboxes have no shim, no network, no mounts.
 	Stopped bool `json:",omitempty"`
+	// Dead sandboxes are being stopped, or their shim has died: nothing runs in them any more, though they may still have what
+	// could not be freed.
+	Dead bool `json:",omitempty"`
 	// NetNS is the network namespace's path; empty with the host's network.
 	NetNS string   `json:",omitempty"`
 	IPs   []string `json:",omitempty"`
@@ -46,12 +49,11 @@ type sandbox struct {
 	// op is held during a change, shared by those who make containers; see the
 	// package's comment.
 	op sync.RWMutex
-	// shim is set before the sandbox is visible, or never: a stopped sandbox
-	// that was adopted has none.
-	shim *shim.Client
 
 	mu  sync.Mutex
 	rec sandboxRecord
+	// shim is nil in a sandbox that was adopted dead, and while the shim is not reached.
+	shim *shim.Client
 	// leaving says that the shim's end is wanted.
 	leaving bool
 	usage   cpuSample
@@ -77,6 +79,8 @@ type containerRecord struct {
 	Process    *specs.Process
 	Cgroup     string
 	StopSignal string
+	// SharesPID says that its PID namespace is not its own, and does not end with its first process.
+	SharesPID bool `json:",omitempty"`
 	// Volumes are the snapshots of images mounted as volumes.
 	Volumes []string `json:",omitempty"`
 
@@ -106,9 +110,9 @@ type container struct {
 	pid   int
 	group *cgroup.Group
 	usage cpuSample
-	// layer is what it had written to its root file system, in bytes, when
-	// somebody measured that last; nil: nobody has.
-	layer *uint64
+	// layer is what it had written to its root file system when somebody
+	// measured that last; nil: nobody has.
+	layer *runtimeapi.FilesystemUsage
 	given *cgroupmetrics.Given // the cgroup's limits
 }
 
@@ -125,7 +129,7 @@ func (r *containerRecord) state() runtimeapi.ContainerState {
 }
 
 func (r *sandboxRecord) state() runtimeapi.PodSandboxState {
-	if r.Stopped || !r.Complete {
+	if r.Stopped || r.Dead || !r.Complete {
 		return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 	}
 	return runtimeapi.PodSandboxState_SANDBOX_READY
@@ -151,6 +155,28 @@ func (sb *sandbox) change(edit func(*sandboxRecord)) error {
 	}
 	sb.rec = r
 	return nil
+}
+
+// condemn makes the sandbox one that is not ready, for good: also where that cannot be written down.
+func (sb *sandbox) condemn() error {
+	err := sb.change(func(r *sandboxRecord) { r.Dead = true })
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec.Dead = true
+	return err
+}
+
+// client is the connection to the shim. The error is [shim.ErrGone] where there is none any more, and errUnreached where there is none yet.
+func (sb *sandbox) client() (*shim.Client, error) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.shim == nil && !sb.rec.Dead && !sb.rec.Stopped {
+		return nil, errUnreached
+	}
+	if sb.shim == nil {
+		return nil, fmt.Errorf("the sandbox is dead: %w", shim.ErrGone)
+	}
+	return sb.shim, nil
 }
 
 func (sb *sandbox) record() sandboxRecord {
@@ -251,9 +277,10 @@ func (s *Server) addSandbox(sb *sandbox) {
 func (sb *sandbox) leave() {
 	sb.mu.Lock()
 	sb.leaving = true
+	client := sb.shim
 	sb.mu.Unlock()
-	if sb.shim != nil {
-		sb.shim.Close()
+	if client != nil {
+		client.Close()
 	}
 }
 

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/yare-dev/yare/image"
 	"github.com/yare-dev/yare/oci/cgroup"
 )
 
@@ -49,7 +49,7 @@ func (s *Server) ContainerStats(_ context.Context, r *runtimeapi.ContainerStatsR
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.measure(c)
+	st, err := s.measure(c, s.measureLayer)
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +77,15 @@ func (s *Server) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest,
 }
 
 func (s *Server) measureContainers(f *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+	s.walkLayers(nil)
 	var all []*runtimeapi.ContainerStats
 	for _, c := range s.matchingContainers(f.GetId(), f.GetPodSandboxId(), f.GetLabelSelector()) {
 		if r := c.record(); r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
-		st, err := s.measure(c)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
+		st, err := s.measure(c, s.knownLayer)
+		if vanished(err) {
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -94,21 +95,16 @@ func (s *Server) measureContainers(f *runtimeapi.ContainerStatsFilter) ([]*runti
 	return all, nil
 }
 
-// measure reads a container's counters; one that has ended has only its layer.
-func (s *Server) measure(c *container) (*runtimeapi.ContainerStats, error) {
+// measure reads a container's counters, and asks for its layer; one that has ended has only that.
+func (s *Server) measure(c *container, layer func(*container) (*runtimeapi.FilesystemUsage, error)) (*runtimeapi.ContainerStats, error) {
 	r := c.record()
 	out := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id: r.ID, Metadata: r.Metadata, Labels: r.Labels, Annotations: r.Annotations,
 	}}
-	layer, err := s.images.SnapshotUsage(r.ID)
-	if errors.Is(err, image.ErrNotFound) {
-		err = nil
-	}
-	if err != nil {
+	var err error
+	if out.WritableLayer, err = layer(c); err != nil {
 		return nil, err
 	}
-	out.WritableLayer = s.filesystemUsage(layer)
-	c.setLayer(layer)
 	if r.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return out, nil
 	}
@@ -201,8 +197,8 @@ func (s *Server) measureSandboxes(f *runtimeapi.PodSandboxStatsFilter) ([]*runti
 			continue
 		}
 		st, err := s.measureSandbox(sb)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile: the others have their figures
+		if vanished(err) {
+			continue // the others have their figures
 		}
 		if err != nil {
 			return nil, err
@@ -211,6 +207,9 @@ func (s *Server) measureSandboxes(f *runtimeapi.PodSandboxStatsFilter) ([]*runti
 	}
 	return all, nil
 }
+
+// vanished says that what was measured was removed meanwhile: before its files were opened, or before they were read.
+func vanished(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // measureSandbox reads the pod's cgroup where the kubelet made one, and the
 // counters of its network, which the shim lives in.
@@ -235,8 +234,8 @@ func (s *Server) measureSandbox(sb *sandbox) (*runtimeapi.PodSandboxStats, error
 			return nil, fmt.Errorf("measure sandbox %s: %w", sb.id, err)
 		}
 	}
-	if rec.NetNS != "" {
-		out.Linux.Network, err = networkUsage(fmt.Sprintf("/proc/%d/net/dev", sb.shim.Pid()))
+	if client, err := sb.client(); rec.NetNS != "" && err == nil {
+		out.Linux.Network, err = networkUsage(fmt.Sprintf("/proc/%d/net/dev", client.Pid()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("measure sandbox %s: %w", sb.id, err)
 		}

@@ -65,7 +65,11 @@ func (st *streams) Exec(ctx context.Context, id string, cmd []string, in io.Read
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	exit, execErr := c.sandbox.shim.Exec(ctx, shim.ExecRequest{
+	client, clientErr := c.sandbox.client()
+	if clientErr != nil {
+		return clientErr
+	}
+	exit, execErr := client.Exec(ctx, shim.ExecRequest{
 		ID: c.id, Process: process, Streams: shimStreams(ctx, in, out, err, resize),
 	})
 	if execErr != nil {
@@ -85,7 +89,11 @@ func (st *streams) Attach(ctx context.Context, id string, in io.Reader, out, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	return c.sandbox.shim.Attach(ctx, c.id, shimStreams(ctx, in, out, err, resize))
+	client, clientErr := c.sandbox.client()
+	if clientErr != nil {
+		return clientErr
+	}
+	return client.Attach(ctx, c.id, shimStreams(ctx, in, out, err, resize))
 }
 
 // shimStreams passes streams on; nil ones must stay nil, whatever their type.

@@ -24,6 +24,7 @@ import (
 	"github.com/yare-dev/yare/oci"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/ocitest"
+	"github.com/yare-dev/yare/oci/shim"
 )
 
 const testImage = "example.com/busybox:1"
@@ -33,10 +34,12 @@ const testImage = "example.com/busybox:1"
 type loopNetwork struct {
 	dir string
 
-	mu   sync.Mutex
-	n    int
-	pods map[string]bool
-	fail error
+	mu      sync.Mutex
+	n       int
+	pods    map[string]bool
+	fail    error
+	keep    error // of Teardown
+	endless bool  // a Teardown was given all the time in the world
 }
 
 func (l *loopNetwork) NewNamespace(context.Context) (string, error) {
@@ -73,11 +76,23 @@ func (l *loopNetwork) Setup(_ context.Context, p cni.Pod) (*cni.Result, error) {
 func (l *loopNetwork) Check(context.Context, cni.Pod) error { return nil }
 func (l *loopNetwork) Status(context.Context) error         { return nil }
 
-func (l *loopNetwork) Teardown(_ context.Context, p cni.Pod) error {
+func (l *loopNetwork) Teardown(ctx context.Context, p cni.Pod) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, ok := ctx.Deadline(); !ok {
+		l.endless = true
+	}
+	if l.keep != nil {
+		return l.keep
+	}
 	delete(l.pods, p.ID)
 	return nil
+}
+
+func (l *loopNetwork) setKeep(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep = err
 }
 
 func (l *loopNetwork) Prune(_ context.Context, live []cni.Pod) error {
@@ -350,4 +365,14 @@ func (h *harness) wantExec(id, want string, cmd ...string) {
 	if out, code := h.exec(id, cmd...); code != 0 || out != want {
 		h.Errorf("%v: %q, code %d, want %q", cmd, out, code, want)
 	}
+}
+
+// client is a sandbox's connection to its shim.
+func (h *harness) client(sb *sandbox) *shim.Client {
+	h.Helper()
+	c, err := sb.client()
+	if err != nil {
+		h.Fatal(err)
+	}
+	return c
 }

@@ -14,33 +14,48 @@ import (
 // watch records the exits of a sandbox's containers until its shim ends, and
 // that too when nobody wanted it.
 func (s *Server) watch(sb *sandbox) {
-	for !s.retired(sb) {
-		e, ok := <-sb.shim.Events()
+	for {
+		client, err := sb.client()
+		if err != nil {
+			return // taken apart
+		}
+		retired := s.hear(sb, client)
+		sb.mu.Lock()
+		leaving := sb.leaving
+		sb.mu.Unlock()
+		switch {
+		case leaving:
+			return
+		case retired:
+			s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
+			s.shimDied(sb)
+			return
+		}
+		// The connection has ended, which need not be the shim's end: it lets go of who does not listen in time.
+		if !sb.disconnect() || !s.reachAgain(sb) {
+			return
+		}
+	}
+}
+
+// hear records exits until the connection ends. It returns true when the shim is one that is to end, and would not by itself.
+func (s *Server) hear(sb *sandbox, client *shim.Client) (retired bool) {
+	for !s.retired(sb, client) {
+		e, ok := <-client.Events()
 		if !ok {
-			break
+			return false
 		}
 		if c, err := s.findContainer(e.ID); err == nil {
 			s.markExited(c, e.Exit, "")
 		}
 	}
-	sb.mu.Lock()
-	leaving := sb.leaving
-	sb.mu.Unlock()
-	switch {
-	case leaving:
-		return
-	case s.retired(sb):
-		s.log.Info("nothing runs in the sandbox of an outdated shim any more, it ends", "sandbox", sb.id)
-	default:
-		s.log.Error("shim died, its containers are killed", "sandbox", sb.id)
-	}
-	s.shimDied(sb)
+	return true
 }
 
 // retired reports whether a sandbox has an outdated shim in which nothing runs any more. Its kubelet can start nothing in it,
 // and is to make a new one: it counts as dead.
-func (s *Server) retired(sb *sandbox) bool {
-	return sb.shim.Outdated() != nil && !slices.ContainsFunc(s.containersOf(sb.id), func(c *container) bool {
+func (s *Server) retired(sb *sandbox, client *shim.Client) bool {
+	return client.Outdated() != nil && !slices.ContainsFunc(s.containersOf(sb.id), func(c *container) bool {
 		r := c.record()
 		return r.state() == runtimeapi.ContainerState_CONTAINER_RUNNING
 	})
@@ -55,6 +70,9 @@ func (s *Server) shimDied(sb *sandbox) {
 	if sb.record().Stopped {
 		return
 	}
+	if err := sb.condemn(); err != nil {
+		s.log.Error("record not written", "sandbox", sb.id, "err", err)
+	}
 	ctx, cancel := context.WithTimeout(s.lasting, 2*killTimeout)
 	defer cancel()
 	statuses, err := shim.Reap(ctx, s.shimDir(sb.id), s.log)
@@ -64,9 +82,7 @@ func (s *Server) shimDied(sb *sandbox) {
 	s.recordExits(sb, statuses)
 	if err := s.dismantle(ctx, sb); err != nil {
 		s.log.Error("sandbox not dismantled, its stop will try again", "sandbox", sb.id, "err", err)
-		return
-	}
-	if err := sb.change(func(r *sandboxRecord) { r.Stopped = true }); err != nil {
+	} else if err := sb.change(func(r *sandboxRecord) { r.Stopped = true }); err != nil {
 		s.log.Error("record not written", "sandbox", sb.id, "err", err)
 	}
 	s.emit(sb, sb.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
@@ -131,7 +147,32 @@ func (s *Server) recordExit(c *container, exit shim.ExitStatus, reason string) b
 
 func (s *Server) tellExit(c *container, exit shim.ExitStatus) {
 	s.log.Debug("container exited", "container", c.id, "code", exit.Code, "oom", exit.OOM)
+	s.endRest(c)
 	s.emit(c.sandbox, c.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// endRest ends, without waiting for it, what has outlived the container's first process, as with containerd: in a PID namespace of its own the
+// kernel does that.
+func (s *Server) endRest(c *container) {
+	if !c.record().SharesPID {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leaving {
+		return // the next server's
+	}
+	s.background.Go(func() {
+		ctx, cancel := context.WithTimeout(s.lasting, killTimeout)
+		defer cancel()
+		group, err := c.cgroup()
+		if err == nil {
+			err = group.Kill(ctx)
+		}
+		if err != nil {
+			s.log.Warn("what outlives a container is not killed, it ends with its removal", "container", c.id, "err", err)
+		}
+	})
 }
 
 func exitReason(e shim.ExitStatus) string {

@@ -1,6 +1,7 @@
 package selinux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,10 +23,12 @@ var system = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/l
 type relabeler struct{ attribute string }
 
 // Relabel gives a file, or a folder with all that is in it, the context. Whoever writes to it meanwhile cannot lead it elsewhere; what is mounted in
-// it is left alone. A file system that has no contexts is no error.
-func Relabel(path string, c Context) error { return relabeler{attribute}.tree(path, c.String()) }
+// it is left alone. A file system that has no contexts is no error. It ends with ctx, between two folders.
+func Relabel(ctx context.Context, path string, c Context) error {
+	return relabeler{attribute}.tree(ctx, path, c.String())
+}
 
-func (r relabeler) tree(path, context string) error {
+func (r relabeler) tree(ctx context.Context, path, context string) error {
 	if slices.Contains(system, filepath.Clean(path)) {
 		return fmt.Errorf("%s is a folder of the host's system: it is not given another SELinux context", path)
 	}
@@ -45,6 +48,9 @@ func (r relabeler) tree(path, context string) error {
 		return linux.Wrap("stat", path, err)
 	}
 	for below := []string{"."}; len(below) > 0; {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("set SELinux context of what is in %s: %w", path, err)
+		}
 		name := below[len(below)-1]
 		dirs, err := r.entries(root, name, context)
 		if err != nil {

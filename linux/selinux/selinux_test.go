@@ -1,6 +1,8 @@
 package selinux
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,7 +41,7 @@ func TestUsual(t *testing.T) {
 // trusted is an attribute as root's alone as SELinux' is, which every host has.
 var trusted = relabeler{"trusted.yare-test"}
 
-func context(t *testing.T, path string) string {
+func contextOf(t *testing.T, path string) string {
 	t.Helper()
 	b := make([]byte, 100)
 	n, err := unix.Lgetxattr(path, trusted.attribute, b)
@@ -67,30 +69,35 @@ func TestRelabel(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"second", "longer than it was", "third"} {
-		if err := trusted.tree(dir, want); err != nil {
+		if err := trusted.tree(t.Context(), dir, want); err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range []string{"", "a", "a/b", "a/b/c", "a/b/c/f", "a/out", "in", "pipe"} {
-			if got := context(t, filepath.Join(dir, p)); got != want {
+			if got := contextOf(t, filepath.Join(dir, p)); got != want {
 				t.Errorf("%s has %q, want %q", p, got, want)
 			}
 		}
 		for _, p := range []string{"", "f"} {
-			if got := context(t, filepath.Join(outside, p)); got != "" {
+			if got := contextOf(t, filepath.Join(outside, p)); got != "" {
 				t.Errorf("%s outside has %q", p, got)
 			}
 		}
 	}
 	file := filepath.Join(deep, "f")
-	if err := trusted.tree(file, "of a file"); err != nil || context(t, file) != "of a file" {
-		t.Errorf("%v, %q", err, context(t, file))
+	if err := trusted.tree(t.Context(), file, "of a file"); err != nil || contextOf(t, file) != "of a file" {
+		t.Errorf("%v, %q", err, contextOf(t, file))
 	}
-	if err := trusted.tree(filepath.Join(dir, "none"), "x"); err == nil {
+	if err := trusted.tree(t.Context(), filepath.Join(dir, "none"), "x"); err == nil {
 		t.Error("what is not there was given a context")
 	}
 	for _, p := range []string{"/", "/etc", "/usr/", "/var/lib"} {
-		if err := trusted.tree(p, "x"); err == nil || !strings.Contains(err.Error(), p) {
+		if err := trusted.tree(t.Context(), p, "x"); err == nil || !strings.Contains(err.Error(), p) {
 			t.Errorf("%s: %v", p, err)
 		}
+	}
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := trusted.tree(given, dir, "given up"); !errors.Is(err, context.Canceled) || contextOf(t, deep) == "given up" {
+		t.Errorf("given up: %v, %q", err, contextOf(t, deep))
 	}
 }

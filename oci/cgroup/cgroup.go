@@ -443,10 +443,9 @@ func (g *Group) killOnce(pids []int) error {
 			return g.thawIfFrozen()
 		}
 	}
-	// A frozen group cannot fork, so the list is complete.
-	if err := g.Freeze(); err != nil {
-		return err
-	}
+	// A frozen group cannot fork, so the list is complete. One with a process that cannot be frozen, which waits for a dead disk, is killed
+	// all the same: what it forks meanwhile is met in the next round.
+	_ = g.Freeze()
 	all, err := g.Pids()
 	if err == nil {
 		pids = all

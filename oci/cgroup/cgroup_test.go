@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/cgroup/cgrouptest"
 	"github.com/yare-dev/yare/oci/ocitest"
 )
 
@@ -199,6 +200,37 @@ func TestKillWithoutV2(t *testing.T) {
 	}
 	if err := parent.Remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKillUnfreezable has a task in the freezer that cannot be frozen: the others are killed.
+func TestKillUnfreezable(t *testing.T) {
+	t.Parallel()
+	ocitest.Root(t)
+	g, err := cgroup.Open(ocitest.Cgroup(t) + "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Remove() })
+	if dir, ok := g.Dirs()[""]; ok && !g.Unified() { // which would kill by itself
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cgrouptest.Unfreezable(t, g)
+	cmd := start(t, -1)
+	if err := os.WriteFile(filepath.Join(g.Dirs()["freezer"], "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+		t.Error(err)
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Error(err)
+		cmd.Process.Kill()
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it was not killed")
 	}
 }
 

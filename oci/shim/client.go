@@ -295,10 +295,7 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	if stateErr == nil {
-		// As the specification has it: their errors are logged, and no more.
-		if err := runHooks(ctx, state.Poststop, state.oci(id, specs.StateStopped, 0)); err != nil {
-			c.log.Warn("poststop hook failed", "container", id, "err", err)
-		}
+		state.stopped(ctx, c.log, id)
 	}
 	return nil
 }
@@ -308,21 +305,30 @@ func (c *Client) Containers(ctx context.Context) ([]Status, error) {
 	if c.Outdated() != nil {
 		return c.recorded()
 	}
-	r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.List})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]Status, len(r.List))
-	for i, k := range r.List {
-		list[i] = Status{ID: k.ID, State: ContainerState(k.State), Pid: k.Pid, CreatedAt: time.Unix(0, k.Created), Cgroup: k.Cgroup}
-		if k.Started != 0 {
-			list[i].StartedAt = time.Unix(0, k.Started)
+	list := []Status{}
+	for told := uint64(0); ; {
+		r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.List, Session: told})
+		if err != nil {
+			return nil, err
 		}
-		if list[i].State == Stopped {
-			list[i].Exit = exitStatus(k.Exit)
+		for i := range r.List {
+			list = append(list, statusOf(&r.List[i]))
+		}
+		if told = r.Session; told == 0 {
+			return list, nil
 		}
 	}
-	return list, nil
+}
+
+func statusOf(k *protocol.Container) Status {
+	s := Status{ID: k.ID, State: ContainerState(k.State), Pid: k.Pid, CreatedAt: time.Unix(0, k.Created), Cgroup: k.Cgroup}
+	if k.Started != 0 {
+		s.StartedAt = time.Unix(0, k.Started)
+	}
+	if s.State == Stopped {
+		s.Exit = exitStatus(k.Exit)
+	}
+	return s
 }
 
 // Sweep frees what a server that was killed has left of containers that the shim does not list: it had not heard of them
@@ -358,14 +364,27 @@ func (c *Client) Sweep(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("sweep container %s: %w", e.Name(), err)
 		}
+		state.stopped(ctx, c.log, e.Name())
 	}
 	return nil
 }
 
 func (c *Client) status(ctx context.Context, id string) (Status, error) {
-	list, err := c.Containers(ctx)
-	if err != nil {
-		return Status{}, err
+	var list []Status
+	if c.Outdated() != nil {
+		all, err := c.recorded()
+		if err != nil {
+			return Status{}, err
+		}
+		list = all
+	} else {
+		r, err := c.conn.request(ctx, &protocol.Request{Verb: protocol.List, ID: id})
+		if err != nil {
+			return Status{}, err
+		}
+		for i := range r.List {
+			list = append(list, statusOf(&r.List[i]))
+		}
 	}
 	for _, s := range list {
 		if s.ID == id {

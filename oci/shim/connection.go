@@ -73,13 +73,13 @@ func (c *connection) read() {
 	buf := make([]byte, protocol.MaxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*linux.MaxFDs))
 	for {
-		n, oobn, _, _, err := c.socket.ReadMsgUnix(buf, oob)
+		n, oobn, flags, _, err := c.socket.ReadMsgUnix(buf, oob)
 		if err != nil || n == 0 {
 			return
 		}
 		r := reply{fds: rights(oob[:oobn])}
 		// The decoded strings are copies, the list's too.
-		if wire.Unmarshal(buf[:n], &r.Reply) != nil {
+		if flags&unix.MSG_TRUNC != 0 || wire.Unmarshal(buf[:n], &r.Reply) != nil {
 			linux.CloseAll(r.fds...)
 			return
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +42,15 @@ func runHooks(ctx context.Context, hooks []specs.Hook, state *specs.State) error
 	return hook.Run(ctx, hooks, state)
 }
 
+// stopped runs the poststop hooks of a container of which nothing else is left. As the specification has it, their errors are logged, and no more.
+func (s *containerState) stopped(ctx context.Context, log *slog.Logger, id string) {
+	for i := range s.Poststop {
+		if err := runHooks(ctx, s.Poststop[i:i+1], s.oci(id, specs.StateStopped, 0)); err != nil {
+			log.Warn("poststop hook failed", "container", id, "err", err)
+		}
+	}
+}
+
 // Create makes a container and leaves it Created, its init waiting for Start.
 // On error nothing is left of it. The pid is in the caller's PID namespace.
 func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err error) {
@@ -64,6 +74,9 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (pid int, err erro
 			return 0, err
 		}
 	}
+	own := *spec
+	own.Process = c.scored(spec.Process)
+	spec = &own
 	create := c.create
 	if r.Runtime != nil {
 		create = c.createForeign
@@ -100,6 +113,7 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 		if err != nil {
 			clean := context.WithoutCancel(ctx)
 			err = errors.Join(err, p.Group.Destroy(clean))
+			state.stopped(clean, c.log, r.ID) // what other hooks have made is theirs to take back
 		}
 	}()
 	if err := p.Furnish(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,6 +30,7 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (ExitStatus, error) {
 	if err != nil {
 		return ExitStatus{}, err
 	}
+	r.Process = c.scored(r.Process)
 	var request *protocol.Request
 	var fds []int
 	log := ""
@@ -163,8 +165,8 @@ func (c *Client) follow(ctx context.Context, session uint64, s Streams, p *pipes
 	}
 }
 
-// ExecSync is [Client.Exec] with collected output of at most limit bytes per
-// stream (the rest is dropped), and a timeout (0: none) after which the
+// ExecSync is [Client.Exec] with collected output of at most limit bytes of both
+// streams together (the rest is dropped), and a timeout (0: none) after which the
 // process and its children in the same process group are killed and
 // [ErrTimeout] is returned together with the output so far.
 func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, timeout time.Duration, limit int) (stdout, stderr []byte, s ExitStatus, err error) {
@@ -173,7 +175,8 @@ func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, time
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, ErrTimeout)
 		defer cancel()
 	}
-	out, errs := &limited{left: limit}, &limited{left: limit}
+	left := &budget{left: limit}
+	out, errs := &limited{budget: left}, &limited{budget: left}
 	s, err = c.Exec(ctx, ExecRequest{ID: id, Process: p, Streams: Streams{Stdout: out, Stderr: errs}})
 	if err != nil && errors.Is(context.Cause(ctx), ErrTimeout) {
 		err = fmt.Errorf("%w after %s", ErrTimeout, timeout)
@@ -181,16 +184,29 @@ func (c *Client) ExecSync(ctx context.Context, id string, p *specs.Process, time
 	return out.kept.Bytes(), errs.kept.Bytes(), s, err
 }
 
-// limited keeps what fits.
-type limited struct {
-	kept bytes.Buffer
+// budget is what may be kept yet, by whoever comes first.
+type budget struct {
+	mu   sync.Mutex
 	left int
 }
 
+// take takes as much of n as there is.
+func (b *budget) take(n int) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n = min(n, b.left)
+	b.left -= n
+	return n
+}
+
+// limited keeps what fits.
+type limited struct {
+	kept   bytes.Buffer
+	budget *budget
+}
+
 func (l *limited) Write(b []byte) (int, error) {
-	keep := b[:min(len(b), l.left)]
-	l.left -= len(keep)
-	l.kept.Write(keep)
+	l.kept.Write(b[:l.budget.take(len(b))])
 	return len(b), nil
 }
 

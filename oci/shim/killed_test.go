@@ -1,15 +1,21 @@
 package shim_test
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/cgroup"
+	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/shim"
 	"github.com/yare-dev/yare/oci/shim/protocol"
 	"github.com/yare-dev/yare/oci/wire"
@@ -58,6 +64,56 @@ func TestStartOfKilledClient(t *testing.T) {
 	list, err := s.Containers(t.Context())
 	if err != nil || len(list) != 1 || list[0].State != shim.Running || list[0].StartedAt.IsZero() {
 		t.Errorf("got %+v, %v", list, err)
+	}
+}
+
+// TestHalfBorn starts a shim that has no time to answer: it does not live on, where nobody would find it.
+func TestHalfBorn(t *testing.T) {
+	ocitest.Root(t)
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := shim.Config{Dir: filepath.Join(t.TempDir(), "s"), Init: ocitest.Init(t), Cgroup: ocitest.Cgroup(t) + "/shim", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	if _, err := shim.Start(ctx, c); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Lstat(c.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("state directory: %v", err)
+	}
+	group, err := cgroup.Open(c.Cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := group.Pids(); err != nil || len(pids) != 0 {
+		t.Errorf("alive are %v, %v", pids, err)
+	}
+	// A group that is somebody else's is not taken, and nobody in it harmed.
+	if err := group.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := other.Process.Kill(); err != nil {
+			t.Errorf("the other: %v", err)
+		}
+		other.Wait()
+		if err := group.Remove(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, dir := range group.Dirs() {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(other.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := shim.Start(t.Context(), c); !errors.Is(err, cgroup.ErrInUse) {
+		t.Errorf("got %v", err)
+	}
+	if pids, err := group.Pids(); err != nil || len(pids) != 1 {
+		t.Errorf("alive are %v, %v", pids, err)
 	}
 }
 

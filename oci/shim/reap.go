@@ -44,7 +44,7 @@ func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
 		if !e.IsDir() {
 			continue
 		}
-		s, err := reapContainer(ctx, dir, e.Name())
+		s, err := reapContainer(ctx, dir, e.Name(), log)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("reap container %s: %w", e.Name(), err))
 			continue
@@ -56,7 +56,7 @@ func Reap(ctx context.Context, dir string, log *slog.Logger) ([]Status, error) {
 	return list, errors.Join(errs...)
 }
 
-func reapContainer(ctx context.Context, dir, id string) (Status, error) {
+func reapContainer(ctx context.Context, dir, id string, log *slog.Logger) (Status, error) {
 	s := Status{ID: id, State: Stopped}
 	var state containerState
 	err := readJSON(filepath.Join(dir, id, stateName), &state)
@@ -66,6 +66,13 @@ func reapContainer(ctx context.Context, dir, id string) (Status, error) {
 	s.Cgroup = state.Cgroup
 	if err := freeContainer(ctx, do, filepath.Join(dir, id), id, &state); err != nil {
 		return s, err
+	}
+	if len(state.Poststop) > 0 {
+		state.stopped(ctx, log, id)
+		state.Poststop = nil // a repetition does not run them again
+		if err := writeJSON(filepath.Join(dir, id, stateName), state); err != nil {
+			return s, err
+		}
 	}
 	s.Exit, err = readExit(filepath.Join(dir, id))
 	if errors.Is(err, os.ErrNotExist) {

@@ -85,7 +85,7 @@ func do(ctx context.Context, r *Runtime, dir string, verb ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out := &limited{left: mostTold}
+	out := &limited{budget: &budget{left: mostTold}}
 	cmd.Stdout, cmd.Stderr = out, out
 	err = cmd.Run()
 	if err == nil {

@@ -176,6 +176,41 @@ func TestLifecycle(t *testing.T) {
 	}
 }
 
+// TestScore has shims that the kernel kills last, where the host lets us, and containers without a score of their own that are not protected with them.
+func TestScore(t *testing.T) {
+	s := start(t, func(c *shim.Config) { c.Namespaces.PID = true })
+	score := func(pid int) string {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/oom_score_adj")
+		if err != nil {
+			t.Error(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	ours := score(os.Getpid())
+	protected := score(s.Pid())
+	if protected != "-999" && protected != ours {
+		t.Errorf("the shim has %s, we have %s", protected, ours)
+	}
+	want := ours
+	if strings.HasPrefix(protected, "-") {
+		want = "0"
+	}
+	spec := s.spec("c", "sleep", "1000")
+	pid := s.create(shim.CreateRequest{ID: "c", Spec: spec})
+	if err := s.Start(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	if got := score(pid); got != want {
+		t.Errorf("the container has %s, want %s", got, want)
+	}
+	process := *spec.Process
+	process.Args = []string{"cat", "/proc/self/oom_score_adj"}
+	out, _, _, err := s.ExecSync(t.Context(), "c", &process, 0, 100)
+	if got := strings.TrimSpace(string(out)); err != nil || got != want {
+		t.Errorf("a further process has %s, %v, want %s", got, err, want)
+	}
+}
+
 func TestExits(t *testing.T) {
 	s := start(t, nil)
 	for name, tc := range map[string]struct {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -51,10 +52,10 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start shim: %w", err)
 	}
-	var group *cgroup.Group
+	var group *cgroup.Group // once it is ours
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("start shim: %w%s", err, lastWords(c.Dir)), undo(group, c.Dir))
+			err = errors.Join(fmt.Errorf("start shim: %w%s", err, lastWords(c.Dir)), undo(context.WithoutCancel(ctx), group, c.Dir))
 		}
 	}()
 	r := record{Cgroup: c.Cgroup, IPC: c.Namespaces.IPC, UTS: c.Namespaces.UTS, Net: c.Namespaces.Net != "", SharePID: c.Namespaces.PID,
@@ -68,12 +69,17 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 	}
 	defer unix.Close(listener)
 	if c.Cgroup != "" {
-		if group, err = cgroup.Open(c.Cgroup); err != nil {
+		made, err := cgroup.Open(c.Cgroup)
+		if err != nil {
 			return nil, err
 		}
-		if err := group.Create(nil); err != nil {
+		if err := made.Create(nil); err != nil {
+			if !errors.Is(err, cgroup.ErrInUse) {
+				err = errors.Join(err, made.Remove())
+			}
 			return nil, err
 		}
+		group = made
 	}
 	pidfd, err := born(c, group, listener)
 	if err != nil {
@@ -84,16 +90,26 @@ func Start(ctx context.Context, c Config) (_ *Client, err error) {
 	if err == nil && client.Outdated() != nil {
 		return nil, errors.Join(fmt.Errorf("the init program is not of this release: %w", client.Outdated()), client.Shutdown(ctx))
 	}
+	if err == nil {
+		protect(c.Log, client.pid, client.reaper)
+	}
 	return client, err
 }
 
-// undo takes back a start that did not succeed.
-func undo(group *cgroup.Group, dir string) error {
-	var err error
+// undoTimeout bounds the wait for a shim to end whose start did not succeed.
+const undoTimeout = 10 * time.Second
+
+// undo takes back a start that did not succeed: the shim may live all the same, if it did not answer in time. The state directory, by which it is
+// found, goes when it has gone.
+func undo(ctx context.Context, group *cgroup.Group, dir string) error {
 	if group != nil {
-		err = group.Remove()
+		ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+		defer cancel()
+		if err := group.Destroy(ctx); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, os.RemoveAll(dir))
+	return os.RemoveAll(dir)
 }
 
 // lastWords are the shim's own log: why it died.

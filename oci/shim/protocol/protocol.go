@@ -64,7 +64,8 @@ type Request struct {
 	Serial uint64
 	Verb   Verb
 	ID     string
-	// Session names a process made by Exec.
+	// Session names a process made by Exec. Of a List it is the Session of the reply before, whose rest is asked for; with an ID only that
+	// container is.
 	Session uint64
 
 	Signal        int32
@@ -126,7 +127,8 @@ type Reply struct {
 	Version  int
 	// Reaper is process 1 of the shared PID namespace, in the reply to Hello.
 	Reaper int
-	List   []Container
+	// List has what fits. Where there is more the reply has a Session. One without may have all, and more than was asked for: shims had no pieces once.
+	List []Container
 	// Exit is set in messages with Serial 0: of the container ID, or of the
 	// Session if that is set.
 	ID   string

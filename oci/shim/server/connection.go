@@ -91,7 +91,7 @@ func (c *connection) serve(r *protocol.Request, fds []int) error {
 		c.send(&protocol.Reply{Serial: r.Serial, Version: protocol.Version, Pid: unix.Getpid(), Reaper: c.s.reaperPid})
 		return nil
 	case protocol.List:
-		c.list(r.Serial)
+		c.list(r)
 		return nil
 	case protocol.KillExec:
 		for _, e := range c.s.execs {
@@ -147,13 +147,30 @@ func (c *connection) send(r *protocol.Reply, fds ...int) {
 	}
 }
 
-func (c *connection) list(serial uint64) {
-	r := &protocol.Reply{Serial: serial}
+// listed is what a piece of a list may have, in bytes: with the last one's it is still a message.
+const listed = protocol.MaxMessage / 2
+
+// list tells of the containers that were not told of in earlier pieces, as far as they fit.
+func (c *connection) list(r *protocol.Request) {
+	answer := &protocol.Reply{Serial: r.Serial}
+	size, last := 0, uint64(0)
 	for _, id := range c.s.order {
-		r.List = append(r.List, c.s.containers[id].record())
+		k := c.s.containers[id]
+		if k.number <= r.Session || r.ID != "" && r.ID != id {
+			continue
+		}
+		if size > listed {
+			answer.Session = last
+			break
+		}
+		answer.List = append(answer.List, k.record())
+		size, last = size+len(id)+len(k.cgroup)+mostNumbers, k.number
 	}
-	c.send(r)
+	c.send(answer)
 }
+
+// mostNumbers is more than a container's numbers have in a message, in bytes.
+const mostNumbers = 100
 
 // broadcast tells every client of a container's exit.
 func (s *server) broadcast(id string, e protocol.Exit) {

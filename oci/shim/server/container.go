@@ -26,14 +26,16 @@ const (
 
 // container is one container. Descriptors are -1 when closed.
 type container struct {
-	s     *server
-	id    string
-	state uint8
-	pid   int
-	pidfd int
-	enter int // CLONE_NEW flags of namespaces that an exec joins as well
-	sync  int // to the init, until it has exec'ed
-	start int // write end; one byte lets the init go
+	s  *server
+	id string
+	// number is larger than those of all that were made before.
+	number uint64
+	state  uint8
+	pid    int
+	pidfd  int
+	enter  int // CLONE_NEW flags of namespaces that an exec joins as well
+	sync   int // to the init, until it has exec'ed
+	start  int // write end; one byte lets the init go
 	// foreign containers are made by another runtime, whose program is under way while command is set. An end that comes
 	// meanwhile is ended: it is looked at when the command has ended.
 	foreign bool
@@ -61,7 +63,8 @@ func (s *server) create(c *connection, r *protocol.Request, fds []int) error {
 	if _, ok := s.containers[r.ID]; ok {
 		return coded{protocol.Exists, "container " + r.ID + ": already exists"}
 	}
-	k := &container{s: s, id: r.ID, pidfd: -1, sync: -1, start: -1, creator: c, serial: r.Serial,
+	s.made++
+	k := &container{s: s, id: r.ID, number: s.made, pidfd: -1, sync: -1, start: -1, creator: c, serial: r.Serial,
 		oomFile: r.OOMFile, cgroup: r.CgroupPath, created: time.Now()}
 	k.io.init(s)
 	launch := k.launch

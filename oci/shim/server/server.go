@@ -51,6 +51,7 @@ type server struct {
 	connections []*connection
 	containers  map[string]*container
 	order       []string
+	made        uint64 // containers ever
 	execs       map[uint64]*exec
 	sessions    uint64
 	reaper      int // pidfd of the shared PID namespace's process 1, or -1

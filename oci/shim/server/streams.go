@@ -169,10 +169,16 @@ func (t *streams) resize(width, height uint16) error {
 func (t *streams) reopen() error { return t.log.open(t.log.path) }
 
 // finish takes what the ended container has left in its pipes, then lets the
-// sessions go. Processes that outlive it may write on into the log.
+// sessions go. Processes that outlive it may write on into the log: theirs is
+// what comes after as much as there can have been, and waits for its turn.
 func (t *streams) finish() {
 	for _, o := range slices.Clone(t.outputs) {
-		for o.fd >= 0 && o.read() {
+		for left := o.holds(); o.fd >= 0 && left > 0; {
+			n, more := o.read()
+			if !more {
+				break
+			}
+			left -= n
 		}
 		if t.master >= 0 {
 			o.end()
@@ -204,24 +210,35 @@ type output struct {
 	line []byte // an unfinished line, of less than maxLine bytes
 }
 
+// mostHeld is more than a terminal holds.
+const mostHeld = 128 << 10
+
+// holds is how much there can be to read at once.
+func (o *output) holds() int {
+	if n, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETPIPE_SZ, 0); err == nil {
+		return n
+	}
+	return mostHeld
+}
+
 func (t *streams) output(fd int, name string) {
 	o := &output{t: t, fd: fd, name: name}
 	t.outputs = append(t.outputs, o)
 	t.s.watch(fd, unix.EPOLLIN, func(uint32) { o.read() })
 }
 
-// read takes what there is, once. It returns false when there is nothing more
-// for now.
-func (o *output) read() bool {
+// read takes what there is, once, and says how much that was. more is false
+// when there is nothing for now.
+func (o *output) read() (n int, more bool) {
 	n, err := unix.Read(o.fd, o.t.s.buffer)
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		return false
+		return 0, false
 	case err == unix.EINTR:
-		return true
+		return 0, true
 	case err != nil || n == 0: // a terminal's end is EIO
 		o.end()
-		return false
+		return 0, false
 	}
 	data := o.t.s.buffer[:n]
 	o.t.log.write(o, data)
@@ -232,7 +249,7 @@ func (o *output) read() bool {
 	if full && o.fd >= 0 {
 		o.t.s.interest(o.fd, 0) // until every session has taken it
 	}
-	return true
+	return n, true
 }
 
 // resume reads on if no session is behind.
