@@ -3,11 +3,12 @@ package image
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux/rmtree"
 )
 
 // maxLinks bounds the symbolic links followed on the way to one entry, as the
@@ -131,7 +132,7 @@ func (t *tree) remove(dirFD int, base string) error {
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	return os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", dirFD, base))
+	return rmtree.Remove(fmt.Sprintf("/proc/self/fd/%d/%s", dirFD, base))
 }
 
 // kind is the file type bits of an entry, 0 when there is none.

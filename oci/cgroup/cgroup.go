@@ -440,7 +440,7 @@ func (g *Group) killOnce(pids []int) error {
 	if dir, ok := g.dirs[""]; ok {
 		// Also kills what forks meanwhile. The v2 part of a hybrid host has it too.
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err == nil {
-			return g.thawIfFrozen()
+			return g.letDie()
 		}
 	}
 	// A frozen group cannot fork, so the list is complete. One with a process that cannot be frozen, which waits for a dead disk, is killed
@@ -456,12 +456,10 @@ func (g *Group) killOnce(pids []int) error {
 	return g.Thaw()
 }
 
-// thawIfFrozen lets the processes of a v1 freezer die.
-func (g *Group) thawIfFrozen() error {
-	if g.unified {
-		return nil // v2 kills frozen processes
-	}
-	if frozen, err := g.Frozen(); err != nil || !frozen {
+// letDie thaws a v1 freezer, in which killed processes would stay. It does not ask whether they are frozen: to say so, the library waits for as long
+// as the kernel is at it, which is for ever where one of them cannot be. v2 kills frozen ones.
+func (g *Group) letDie() error {
+	if dir, ok := g.dirs["freezer"]; g.unified || !ok || !exists(dir) {
 		return nil
 	}
 	return g.Thaw()
