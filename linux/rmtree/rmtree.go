@@ -18,7 +18,7 @@ import (
 const mostOpen = 64
 
 // Remove removes a file, or a folder with all in it; that there is none is no error. Unlike os.RemoveAll it has few files open however
-// deep the tree is, and says of an error where the tree is, not the whole way down: programs of others make trees.
+// deep the tree is, and says of an error where the tree is, not the whole way down: programs of others make trees. Several may remove the same tree.
 func Remove(path string) error {
 	parent, err := unix.Open(filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
@@ -61,7 +61,7 @@ func (r *remover) entry(in int, name string, depth int) error {
 	}
 	dir, err := unix.Openat(in, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return missing(err)
 	}
 	f := os.NewFile(uintptr(dir), name)
 	defer f.Close()
@@ -71,7 +71,15 @@ func (r *remover) entry(in int, name string, depth int) error {
 	if err := r.content(f, depth); err != nil {
 		return err
 	}
-	return unix.Unlinkat(in, name, unix.AT_REMOVEDIR)
+	return missing(unix.Unlinkat(in, name, unix.AT_REMOVEDIR))
+}
+
+// missing takes it for no error that somebody else was faster.
+func missing(err error) error {
+	if err == unix.ENOENT {
+		return nil
+	}
+	return err
 }
 
 // up moves a folder to the top, where it is met again.
@@ -80,7 +88,7 @@ func (r *remover) up(in int, name string) error {
 		r.moved++
 		err := unix.Renameat2(in, name, r.top, "moved-"+strconv.Itoa(r.moved), unix.RENAME_NOREPLACE)
 		if err != unix.EEXIST {
-			return err
+			return missing(err)
 		}
 	}
 }
@@ -92,7 +100,7 @@ func (r *remover) content(f *os.File, depth int) error {
 			return err
 		}
 		names, err := f.Readdirnames(1024)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // the latter of a folder that is itself removed
 			return nil
 		}
 		if err != nil {

@@ -104,3 +104,28 @@ func TestMounted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who is not alone with a tree takes it for no error that something is gone already.
+func TestTogether(t *testing.T) {
+	t.Parallel()
+	for range 30 {
+		tree := filepath.Join(t.TempDir(), "tree")
+		for i := range 40 {
+			if err := os.MkdirAll(filepath.Join(tree, fmt.Sprint(i), "a/b/c"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ends := make(chan error)
+		for range 4 {
+			go func() { ends <- Remove(tree) }()
+		}
+		for range 4 {
+			if err := <-ends; err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := os.Lstat(tree); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the tree: %v", err)
+		}
+	}
+}
