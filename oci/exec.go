@@ -47,7 +47,11 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		process.OOMScoreAdj, p.OOMScoreAdj = p.OOMScoreAdj, nil
 	}
 	p.JoinMount, p.Preserve = true, int32(len(o.Files)-3)
-	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	sealed, err := wire.MarshalTexts(p)
+	if err != nil {
+		return 0, err
+	}
+	planFD, err := linux.SealedFile("plan", sealed, false)
 	if err != nil {
 		return 0, err
 	}

@@ -165,7 +165,10 @@ func (p *Prepared) Furnish() error {
 
 // Seal makes the plan what the init gets; it is not changed from then on.
 func (p *Prepared) Seal() (err error) {
-	p.PlanFD, err = linux.SealedFile("plan", wire.Marshal(p.Plan), false)
+	b, err := wire.MarshalTexts(p.Plan)
+	if err == nil {
+		p.PlanFD, err = linux.SealedFile("plan", b, false)
+	}
 	return err
 }
 

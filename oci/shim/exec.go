@@ -85,13 +85,17 @@ func (c *Client) execRequest(r ExecRequest, state *containerState) (*protocol.Re
 	if err != nil {
 		return nil, nil, err
 	}
+	sealed, err := wire.MarshalTexts(p)
+	if err != nil {
+		return nil, nil, err
+	}
 	entry, err := group.Entry()
 	if err != nil {
 		return nil, nil, err
 	}
 	request := &protocol.Request{Verb: protocol.Exec, ID: r.ID,
 		Launch: protocol.Launch{HasCgroup: entry.Dir >= 0, Tasks: len(entry.Tasks), OOMScoreAdj: score}}
-	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	planFD, err := linux.SealedFile("plan", sealed, false)
 	fds := []int{planFD}
 	if entry.Dir >= 0 {
 		fds = append(fds, entry.Dir)
