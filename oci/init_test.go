@@ -3,6 +3,7 @@ package oci_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -95,6 +96,34 @@ func TestSessionKeyring(t *testing.T) {
 		if err := h.Delete(t.Context(), "c", false); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// An init for which there is not even the memory to begin says so.
+func TestNoMemory(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "yare-init")
+	if err := ocitest.Build(path, ocitest.Entry); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	cmd := exec.Command("/bin/sh", "-c", `ulimit -v 10000 && exec "$0"`, path)
+	cmd.Env = []string{launch.RoleVariable + "=" + string(launch.Container), launch.FDVariable + "=3"}
+	sync := os.NewFile(uintptr(pair[1]), "sync")
+	cmd.ExtraFiles = []*os.File{devNull(t), sync}
+	out, err := cmd.CombinedOutput()
+	sync.Close()
+	if code := cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit code %d, %v, %s", code, err, out)
+	}
+	message := make([]byte, 4096)
+	n, _, err := linux.ReceiveMessage(pair[0], message)
+	if want := "ereserve memory: cannot allocate memory"; err != nil || string(message[:n]) != want {
+		t.Errorf("got %q, %v; want %q", message[:n], err, want)
 	}
 }
 

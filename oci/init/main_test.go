@@ -48,6 +48,11 @@ func TestNeedsNoRuntime(t *testing.T) {
 			}
 		}
 	}
+	for f := range calls {
+		if initializer.MatchString(f) {
+			t.Errorf("%s sets variables, but nobody runs it", f)
+		}
+	}
 	if len(seen) < 100 {
 		t.Errorf("only %d functions are called", len(seen))
 	}
@@ -59,6 +64,8 @@ var (
 	// fatal is what is called when there is no going on: for want of stack, of which there is enough, or for a fault of ours; and the
 	// collector's barriers, which are never up.
 	fatal = regexp.MustCompile(`^runtime\.(morestack.*|panic.*|goPanic.*|gopanic|gcWriteBarrier.*|wb.*|entry.*|sigpanic.*)$`)
+	// initializer sets variables that may be used before the Go runtime runs it.
+	initializer = regexp.MustCompile(`^(main|\S+/oci/(init/bare|plan|wire|launch))\.init(\.\S+)?$`)
 	// spare is what the codec calls for memory if it has not been given any. Names of errors and signals that the kernel does not
 	// have are made by the two others.
 	spare = regexp.MustCompile(`^(\S+/oci/wire\.\S+ runtime\.(growslice|makeslice|slicebytetostring)|syscall\.(Errno\.Error|Signal\.String) \S+)$`)
