@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/linux"
+	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/hook"
 	"github.com/yare-dev/yare/oci/launch"
@@ -68,6 +69,7 @@ type creation struct {
 	hooks  *specs.Hooks
 	setup  *setup
 	o      CreateOptions
+	class  []int // tasks files of its class of service
 }
 
 // make makes the state directory, and with act the container. On error nothing
@@ -110,6 +112,7 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if h := spec.Hooks; h != nil {
 		c.record.Poststart, c.record.Poststop = h.Poststart, h.Poststop
 	}
+	c.record.Class = spec.Linux != nil && spec.Linux.IntelRdt != nil
 	if err := c.write(c.record); err != nil {
 		return err
 	}
@@ -129,6 +132,11 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 	if c.record.Shared, err = shareRoot(c.Prepared); err != nil {
 		return err
 	}
+	leave, err := c.enterClass(spec)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, leave(err != nil)) }()
 	for _, w := range c.Plan.Process.Warnings {
 		c.Log.Warn("container set up with a restriction", "err", w)
 	}
@@ -140,6 +148,14 @@ func (c *creation) prepare(ctx context.Context, spec *specs.Spec, act func(*crea
 		c.setup.agent = &agent{spec.Linux.Seccomp.ListenerPath, spec.Linux.Seccomp.ListenerMetadata, c.record, specs.StateCreating}
 	}
 	c.setup.hooks = func() error {
+		if len(c.NetDevices) > 0 {
+			if err := link.MoveTo(fmt.Sprintf("/proc/%d/ns/net", c.setup.pid), c.NetDevices); err != nil {
+				return err
+			}
+		}
+		if spec.Hooks == nil {
+			return nil
+		}
 		all := append(append([]specs.Hook(nil), spec.Hooks.Prestart...), spec.Hooks.CreateRuntime...)
 		c.record.Pid = c.setup.pid
 		return hook.Run(ctx, all, c.record.state(specs.StateCreating))
@@ -216,7 +232,7 @@ func (c *creation) makeLate() error {
 		}
 		fds = c.Entry.Tasks
 	}
-	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, fds...)
+	err := linux.SendMessage(c.setup.sync, []byte{plan.MsgEnter}, append(slices.Clone(fds), c.class...)...)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return nil // an init that is dead has said why, or is found to be
 	}

@@ -41,7 +41,7 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if err := group.Destroy(ctx); err != nil {
 		return err
 	}
-	if err := c.Shared.clear(c); err != nil {
+	if err := errors.Join(c.leaveClass(), c.Shared.clear(c)); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	if err := r.remove(id); err != nil {

@@ -19,12 +19,17 @@ type ExecOptions struct {
 	Process       *specs.Process // read only
 	ConsoleSocket string
 	Files         []*os.File // standard streams and what the process keeps beyond
+	Paused        bool       // also in a paused container: the process begins when that is resumed
 }
 
 // Exec starts a process in a running container and returns when its program
 // has been exec'ed. It is the caller's child.
 func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, err error) {
-	c, err := r.require("exec in", id, specs.StateRunning)
+	states := []specs.ContainerState{specs.StateRunning}
+	if o.Paused {
+		states = append(states, "paused")
+	}
+	c, err := r.require("exec in", id, states...)
 	if err != nil {
 		return 0, err
 	}
@@ -80,6 +85,13 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 	defer s.close()
 	if sec := spec.Linux.Seccomp; sec != nil {
 		s.agent = &agent{sec.ListenerPath, sec.ListenerMetadata, c, specs.StateRunning}
+	}
+	class, err := c.class(spec)
+	if err == nil && class != nil {
+		entry.Tasks, err = class.Tasks(entry.Tasks)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", id, err)
 	}
 	process.Tasks, process.Cgroup = entry.Tasks, entry.Dir
 	process.Join = []launch.Namespace{{FD: pidfd, Flags: launch.Before | c.Enter}}

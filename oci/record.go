@@ -32,16 +32,17 @@ type record struct {
 	Spec      []byte
 	Poststart []specs.Hook
 	Poststop  []specs.Hook
+	Class     bool // linux.intelRdt is set
 }
 
-// recordVersion changes when the fields do.
-const recordVersion = "yare-oci-1"
+// recordVersion changes when the fields do; what containers of the one before have is read still.
+const recordVersion, formerVersion = "yare-oci-2", "yare-oci-1"
 
 // Fields implements wire.Message.
 func (c *record) Fields(w *wire.Codec) {
 	version := recordVersion
 	w.String(&version)
-	if version != recordVersion {
+	if version != recordVersion && version != formerVersion {
 		w.Fail(fmt.Errorf("of another version: %q", version))
 		return
 	}
@@ -59,6 +60,9 @@ func (c *record) Fields(w *wire.Codec) {
 	w.Bytes(&c.Spec)
 	hookFields(w, &c.Poststart)
 	hookFields(w, &c.Poststop)
+	if version != formerVersion {
+		w.Bool(&c.Class)
+	}
 }
 
 func hookFields(w *wire.Codec, list *[]specs.Hook) {

@@ -167,8 +167,10 @@ func (g *Group) Begin() (*Entry, error) {
 // entry and sets the limits.
 func (g *Group) Finish(e *Entry, r *specs.LinuxResources) error {
 	cpuset := !g.frugal || setsCPUs(r) || g.confined()
-	err := g.complete(r, func(cgroups.Manager) error { return g.makeV1(cpuset) })
-	if err != nil {
+	if err := g.makeV1(cpuset); err != nil {
+		return fmt.Errorf("create cgroup %s: %w", g.path, err)
+	}
+	if err := g.limit(r); err != nil {
 		return err
 	}
 	return g.openTasks(e)
@@ -216,20 +218,15 @@ func (g *Group) moving(controller, name, frozen string) error {
 	return err
 }
 
-func (g *Group) complete(r *specs.LinuxResources, build func(cgroups.Manager) error) error {
+// limit sets a new group's limits, if there are any.
+func (g *Group) limit(r *specs.LinuxResources) error {
+	if err := g.moving("freezer", "freezer.state", "F"); err != nil || r == nil { // FREEZING, FROZEN
+		return err
+	}
 	return g.with("create", func(m cgroups.Manager) error {
-		if err := build(m); err != nil {
-			return err
-		}
-		if err := g.moving("freezer", "freezer.state", "F"); err != nil { // FREEZING, FROZEN
-			return err
-		}
 		res, err := resources(r, g.unified)
 		if err != nil {
 			return err
-		}
-		if r == nil {
-			return nil
 		}
 		return g.set(m, res)
 	})

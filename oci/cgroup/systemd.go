@@ -66,5 +66,8 @@ func (g *Group) CreateUnit(pid int, r *specs.LinuxResources) error {
 	if err := g.unused(); err != nil {
 		return err
 	}
-	return g.complete(r, func(m cgroups.Manager) error { return m.Apply(pid) })
+	if err := g.with("create", func(m cgroups.Manager) error { return m.Apply(pid) }); err != nil {
+		return err
+	}
+	return g.limit(r)
 }

@@ -12,10 +12,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci"
 )
 
@@ -155,6 +159,27 @@ func writePid(path string, pid int) error {
 		return fmt.Errorf("write pid file: %w", err)
 	}
 	return os.Rename(path+".new", path)
+}
+
+// sendPidfd sends a descriptor of a process, which is our child, to whoever listens at a unix socket.
+func sendPidfd(socket string, pid int) error {
+	if socket == "" {
+		return nil
+	}
+	pidfd, err := linux.OpenPid(pid)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return fmt.Errorf("connect to pidfd socket: %w", err)
+	}
+	defer conn.Close()
+	if _, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte("pidfd"), unix.UnixRights(pidfd), nil); err != nil {
+		return fmt.Errorf("send pidfd: %w", err)
+	}
+	return nil
 }
 
 // streams are the descriptors that a container gets.

@@ -193,15 +193,48 @@ func (b *box) pidOf(path string) int {
 	return pid
 }
 
+// received is the descriptor that comes with the first connection.
+func received(t *testing.T, l *net.UnixListener) int {
+	t.Helper()
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 64), oob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		t.Fatalf("%d control messages, %v", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		t.Fatalf("%d descriptors, %v", len(fds), err)
+	}
+	t.Cleanup(func() { unix.Close(fds[0]) })
+	return fds[0]
+}
+
 // A container's life by single verbs, and its state between them.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, func(s *specs.Spec) { s.Annotations = map[string]string{"a": "b"} }, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.01; done")
-	pidFile := filepath.Join(b.TempDir(), "pid")
-	if out := b.do("create", "--bundle", b.bundle, "--pid-file", pidFile, "c"); out != "" {
+	pidFile, socket := filepath.Join(b.TempDir(), "pid"), filepath.Join(b.TempDir(), "s")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if out := b.do("create", "--bundle", b.bundle, "--pid-file", pidFile, "--pidfd-socket", socket, "c"); out != "" {
 		t.Errorf("create prints %q", out)
 	}
 	pid := b.pidOf(pidFile)
+	if got, err := linux.PidOf(received(t, listener)); err != nil || got != pid {
+		t.Errorf("a descriptor of process %d, %v; want %d", got, err, pid)
+	}
 	s := b.state("c")
 	if s.Status != specs.StateCreated || s.Pid != pid || s.ID != "c" || s.Bundle != b.bundle || s.Version != specs.Version ||
 		s.Annotations["a"] != "b" || time.Since(s.Created) > time.Minute || !strings.HasSuffix(s.Rootfs, "rootfs") {
@@ -225,7 +258,15 @@ func TestLife(t *testing.T) {
 	if got := b.status("c"); got != "paused" {
 		t.Errorf("paused: %s", got)
 	}
+	if _, stderr, code := b.try("exec", "c", "true"); code != 255 || !strings.Contains(stderr, "it is paused") {
+		t.Errorf("exec when paused: %d %s", code, stderr)
+	}
+	waits := make(chan int)
+	go func() { _, _, code := b.try("exec", "--ignore-paused", "c", "sh", "-c", "exit 7"); waits <- code }()
 	b.do("resume", "c")
+	if code := <-waits; code != 7 {
+		t.Errorf("exec that waited: exit code %d", code)
+	}
 	b.do("kill", "c", "TERM")
 	b.ends(pid)
 	if s := b.state("c"); s.Status != specs.StateStopped || s.Pid != 0 {

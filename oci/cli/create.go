@@ -23,6 +23,7 @@ import (
 type createFlags struct {
 	oci.CreateOptions
 	pidFile      string
+	pidfdSocket  string
 	preserve     int
 	detach, keep bool
 	subreap      bool
@@ -32,6 +33,7 @@ func (f *createFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.Bundle, "bundle", "b", ".", "bundle directory")
 	flags.StringVar(&f.ConsoleSocket, "console-socket", "", "unix socket that receives the terminal's master")
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "unix socket that receives a descriptor of the process")
 	flags.IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
 	flags.BoolVar(&f.NoPivot, "no-pivot", false, "move the root instead of pivoting (for a root in memory)")
 	flags.BoolVar(&f.NoNewKeyring, "no-new-keyring", false, "leave the container our session keyring")
@@ -62,7 +64,7 @@ func (a *app) make(ctx context.Context, id string, f *createFlags, passOn chan o
 	if err != nil {
 		return 0, err
 	}
-	if err := writePid(f.pidFile, pid); err != nil {
+	if err := errors.Join(writePid(f.pidFile, pid), sendPidfd(f.pidfdSocket, pid)); err != nil {
 		return 0, errors.Join(err, a.runtime.Delete(context.WithoutCancel(ctx), id, true))
 	}
 	a.stderr.release()
@@ -177,12 +179,12 @@ func follow(pid int, signals <-chan os.Signal) (int, error) {
 
 // execFlags are exec's.
 type execFlags struct {
-	process, console, pidFile, cwd, user string
-	label, apparmor                      string
-	env, caps                            []string
-	groups                               []int64
-	tty, detach, noNewPrivs              bool
-	preserve                             int
+	process, console, pidFile, pidfdSocket, cwd, user string
+	label, apparmor                                   string
+	env, caps                                         []string
+	groups                                            []int64
+	tty, detach, noNewPrivs, ignorePaused             bool
+	preserve                                          int
 }
 
 func (a *app) exec(flags *pflag.FlagSet) action {
@@ -190,6 +192,7 @@ func (a *app) exec(flags *pflag.FlagSet) action {
 	flags.StringVarP(&f.process, "process", "p", "", "file with the process as JSON")
 	flags.StringVar(&f.console, "console-socket", "", "unix socket that receives the terminal's master")
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process id to")
+	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "unix socket that receives a descriptor of the process")
 	flags.StringVar(&f.cwd, "cwd", "", "working directory")
 	flags.StringVarP(&f.user, "user", "u", "", "uid[:gid]")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable")
@@ -199,6 +202,7 @@ func (a *app) exec(flags *pflag.FlagSet) action {
 	flags.StringVar(&f.apparmor, "apparmor", "", "AppArmor profile")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "make a terminal")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "do not wait")
+	flags.BoolVar(&f.ignorePaused, "ignore-paused", false, "also in a paused container; wait for it to be resumed")
 	flags.BoolVar(&f.noNewPrivs, "no-new-privs", false, "set no_new_privs")
 	flags.IntVar(&f.preserve, "preserve-fds", 0, "number of further descriptors to pass on")
 	return func(ctx context.Context, args []string) error {
@@ -231,7 +235,8 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 	}
 	signals := make(chan os.Signal, 16)
 	listen(signals)
-	pid, err := a.runtime.Exec(ctx, args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve)})
+	pid, err := a.runtime.Exec(ctx, args[0], oci.ExecOptions{Process: process, ConsoleSocket: f.console, Files: streams(f.preserve),
+		Paused: f.ignorePaused})
 	if err != nil {
 		return err
 	}
@@ -240,7 +245,7 @@ func (a *app) runExec(ctx context.Context, args []string, f *execFlags) (err err
 			return errors.Join(err, unix.Kill(pid, unix.SIGKILL)) // our child, not reaped yet
 		}
 	}
-	if err := writePid(f.pidFile, pid); err != nil {
+	if err := errors.Join(writePid(f.pidFile, pid), sendPidfd(f.pidfdSocket, pid)); err != nil {
 		return errors.Join(err, unix.Kill(pid, unix.SIGKILL))
 	}
 	a.stderr.release()

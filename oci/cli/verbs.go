@@ -175,6 +175,8 @@ type limits struct {
 	memory, swap, reservation memory
 	quota, pids, idle         int64
 	burst, shares, period     uint64
+	rtRuntime                 int64
+	rtPeriod                  uint64
 	weight                    uint16
 	cpus, mems                string
 }
@@ -189,6 +191,8 @@ func (a *app) update(flags *pflag.FlagSet) action {
 	flags.Uint64Var(&l.burst, "cpu-burst", 0, "processor time in microseconds that may be saved up")
 	flags.Uint64Var(&l.period, "cpu-period", 0, "period in microseconds")
 	flags.Uint64Var(&l.shares, "cpu-share", 0, "relative weight")
+	flags.Int64Var(&l.rtRuntime, "cpu-rt-runtime", 0, "time of realtime scheduling per period in microseconds (v1)")
+	flags.Uint64Var(&l.rtPeriod, "cpu-rt-period", 0, "period of realtime scheduling in microseconds (v1)")
 	flags.Int64Var(&l.idle, "cpu-idle", 0, "1 to run only when the processor has nothing else to do")
 	flags.StringVar(&l.cpus, "cpuset-cpus", "", "processors")
 	flags.StringVar(&l.mems, "cpuset-mems", "", "memory nodes")
@@ -228,6 +232,8 @@ func (l *limits) resources(in io.Reader, given func(string) bool) (*specs.LinuxR
 	setIf(given("cpu-burst"), &r.CPU.Burst, l.burst)
 	setIf(given("cpu-period"), &r.CPU.Period, l.period)
 	setIf(given("cpu-share"), &r.CPU.Shares, l.shares)
+	setIf(given("cpu-rt-runtime"), &r.CPU.RealtimeRuntime, l.rtRuntime)
+	setIf(given("cpu-rt-period"), &r.CPU.RealtimePeriod, l.rtPeriod)
 	setIf(given("cpu-idle"), &r.CPU.Idle, l.idle)
 	setIf(given("blkio-weight"), &r.BlockIO.Weight, l.weight)
 	setIf(given("pids-limit"), &r.Pids.Limit, l.pids)

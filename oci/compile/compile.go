@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/oci/plan"
+	"github.com/yare-dev/yare/oci/rdt"
 	"github.com/yare-dev/yare/oci/seccomp"
 )
 
@@ -67,6 +68,10 @@ type Result struct {
 	MountNS string
 	Trees   []Tree
 
+	// NetDevices are the devices that the launcher moves to the container's network namespace while the init waits, by their names
+	// here; the values are those there.
+	NetDevices map[string]string
+
 	joined uintptr // CLONE_NEW flags
 	places int32
 }
@@ -92,7 +97,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 	}
 	r := &Result{Plan: &plan.Container{Hostname: s.Hostname, Domainname: s.Domainname, State: f.State, NoPivot: f.NoPivot}}
 	p := r.Plan
-	if err := r.namespaces(s); err != nil {
+	if err := errors.Join(r.namespaces(s), r.netDevices(s)); err != nil {
 		return nil, err
 	}
 	process, err := Process(s.Process, s.Linux.Seccomp, f.Host)
@@ -145,7 +150,7 @@ func Container(s *specs.Spec, f Facts) (*Result, error) {
 		if err := checkHooks(h); err != nil {
 			return nil, err
 		}
-		p.WaitHooks = len(h.Prestart)+len(h.CreateRuntime) > 0
+		p.WaitHooks = p.WaitHooks || len(h.Prestart)+len(h.CreateRuntime) > 0
 		p.CreateContainer, p.StartContainer = hooks(h.CreateContainer), hooks(h.StartContainer)
 	}
 	return r, nil
@@ -165,8 +170,9 @@ func supported(s *specs.Spec, h Host) error {
 	reject(s.Linux == nil, "linux: required")
 	reject(s.VM != nil || s.Windows != nil || s.Solaris != nil || s.ZOS != nil || s.FreeBSD != nil, "only the linux platform is supported")
 	if l := s.Linux; l != nil {
-		reject(l.IntelRdt != nil, "linux.intelRdt: not supported")
-		reject(len(l.NetDevices) > 0, "linux.netDevices: not supported")
+		if l.IntelRdt != nil {
+			errs = append(errs, rdt.Check(l.IntelRdt))
+		}
 		reject(l.MountLabel != "" && !h.SELinux, "linux.mountLabel: this host has no SELinux")
 	}
 	return errors.Join(errs...)

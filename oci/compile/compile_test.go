@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,6 +19,17 @@ func minimal() *specs.Spec {
 		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}}}
 }
 
+// withDevices changes a spec to have network devices, with a network namespace or without.
+func withDevices(namespace bool, d map[string]specs.LinuxNetDevice) func(*specs.Spec) {
+	return func(s *specs.Spec) {
+		s.Linux.NetDevices = d
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+		if namespace {
+			addNS(s, specs.NetworkNamespace, "")
+		}
+	}
+}
+
 // TestRejected shows that what is not honoured is refused by name.
 func TestRejected(t *testing.T) {
 	t.Parallel()
@@ -26,12 +38,16 @@ func TestRejected(t *testing.T) {
 		"process: required":       func(s *specs.Spec) { s.Process = nil },
 		"root.path":               func(s *specs.Spec) { s.Root = nil },
 		"linux: required":         func(s *specs.Spec) { s.Linux = nil },
-		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.intelRdt.closID":   func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "a/b"} },
 		"linux.memoryPolicy.mode": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
 		"linux.memoryPolicy.nodes": func(s *specs.Spec) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "2-1"}
 		},
-		"linux.netDevices":         func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"linux.netDevices: needs":  withDevices(false, map[string]specs.LinuxNetDevice{"eth0": {}}),
+		"longer than 15":           withDevices(true, map[string]specs.LinuxNetDevice{"a23456789012345": {}, "a234567890123456": {}}),
+		"percent sign":             withDevices(true, map[string]specs.LinuxNetDevice{"eth%d": {}}),
+		"linux.netDevices[a].name": withDevices(true, map[string]specs.LinuxNetDevice{"a": {Name: "eth%d%d"}}),
+		"eth0 is that of a":        withDevices(true, map[string]specs.LinuxNetDevice{"a": {Name: "eth0"}, "eth0": {}}),
 		"linux.timeOffsets: needs": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
 		`linux.timeOffsets "realtime"`: func(s *specs.Spec) {
 			addNS(s, specs.TimeNamespace, "")

@@ -1,5 +1,7 @@
 //go:build amd64 || arm64
 
+//lint:file-ignore U1000 all is reached from the linker's entry
+
 package main
 
 import (
@@ -18,13 +20,13 @@ func entry()
 // What entry needs before there is any Go.
 var (
 	// g takes the place of a goroutine: zeros, so that no stack pointer is below its guard.
-	g [64]uintptr //nolint:unused // of entry
+	g [64]uintptr
 	// thread is where the processor's register for the thread points to, and g's address.
-	thread [4]uintptr //nolint:unused // of entry
+	thread [4]uintptr
 	// stack is not the kernel's: that one may be too small once the plan's limits hold.
-	stack [stackSize]byte //nolint:unused // of entry
+	stack [stackSize]byte
 	// kernel is what the kernel's stack pointer was.
-	kernel uintptr //nolint:unused // of entry
+	kernel uintptr
 )
 
 const stackSize = 1 << 20
@@ -43,4 +45,14 @@ func begin(top unsafe.Pointer) {
 	}
 	perform(role, fd)
 	_, _ = bare.Pointer(unix.SYS_GETRLIMIT, unix.RLIMIT_NOFILE, &launch.OpenFiles)
+}
+
+// read takes the role and the first descriptor from a variable of the environment, if they are in it.
+func read(variable string, role, fd *string) {
+	if value, ok := after(variable, launch.RoleVariable+"="); ok {
+		*role = value
+	}
+	if value, ok := after(variable, launch.FDVariable+"="); ok {
+		*fd = value
+	}
 }

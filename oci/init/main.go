@@ -67,16 +67,6 @@ func main() {
 	bare.Exit(0)
 }
 
-// read takes the role and the first descriptor from a variable of the environment, if they are in it.
-func read(variable string, role, fd *string) {
-	if value, ok := after(variable, launch.RoleVariable+"="); ok {
-		*role = value
-	}
-	if value, ok := after(variable, launch.FDVariable+"="); ok {
-		*fd = value
-	}
-}
-
 // after is what follows the prefix.
 func after(s, prefix string) (string, bool) {
 	if len(s) < len(prefix) || s[:len(prefix)] != prefix {

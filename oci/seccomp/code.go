@@ -21,19 +21,38 @@ func verdict(action uint32) code { return code{bpf.RetConstant{Val: action}} }
 // tree finds the span of the number in the accumulator. Leaves may change the
 // accumulator, because nothing comes after them.
 func tree(spans []span) code {
+	out := make(code, 0, treeLen(spans))
+	out.tree(spans)
+	return out
+}
+
+func (c *code) tree(spans []span) {
 	if len(spans) == 1 {
-		return spans[0].code
+		*c = append(*c, spans[0].code...)
+		return
 	}
 	middle := len(spans) / 2
-	below, above := tree(spans[:middle]), tree(spans[middle:])
-	var out code
-	if len(below) <= 255 {
-		out.jump(bpf.JumpGreaterOrEqual, spans[middle].from, len(below), 0)
+	if below := treeLen(spans[:middle]); below <= 255 {
+		c.jump(bpf.JumpGreaterOrEqual, spans[middle].from, below, 0)
 	} else { // farther than a conditional jump reaches
-		out.jump(bpf.JumpGreaterOrEqual, spans[middle].from, 0, 1)
-		out.skip(len(below))
+		c.jump(bpf.JumpGreaterOrEqual, spans[middle].from, 0, 1)
+		c.skip(below)
 	}
-	return append(append(out, below...), above...)
+	c.tree(spans[:middle])
+	c.tree(spans[middle:])
+}
+
+// treeLen is the length of a tree.
+func treeLen(spans []span) int {
+	if len(spans) == 1 {
+		return len(spans[0].code)
+	}
+	middle := len(spans) / 2
+	below, above := treeLen(spans[:middle]), treeLen(spans[middle:])
+	if below <= 255 {
+		return 1 + below + above
+	}
+	return 2 + below + above
 }
 
 // leaf decides one system call: conditional rules in order, then the

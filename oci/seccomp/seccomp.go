@@ -122,6 +122,7 @@ func Compile(p *specs.LinuxSeccomp) (program []byte, flags uint32, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	program = make([]byte, 0, 8*len(raw))
 	for _, i := range raw {
 		program = binary.LittleEndian.AppendUint16(program, i.Op)
 		program = append(program, i.Jt, i.Jf)
@@ -323,7 +324,7 @@ func search(p *specs.LinuxSeccomp, a architecture, fallback uint32) (code, error
 	if err != nil {
 		return nil, err
 	}
-	var spans []span
+	spans := make([]span, 0, 2*len(rules)+2)
 	add := func(from uint32, c code) {
 		if n := len(spans); n > 0 && slices.Equal(spans[n-1].code, c) {
 			return
@@ -335,11 +336,22 @@ func search(p *specs.LinuxSeccomp, a architecture, fallback uint32) (code, error
 		numbers = append(numbers, nr)
 	}
 	slices.Sort(numbers)
-	add(0, verdict(fallback))
+	otherwise := verdict(fallback)
+	add(0, otherwise)
+	// Most have but a verdict, and the same one: it is made once.
+	same, usual := otherwise, fallback
 	for i, nr := range numbers {
-		add(nr, leaf(rules[nr], fallback))
+		r := rules[nr]
+		if len(r) > 1 || len(r[0].conditions) > 0 {
+			add(nr, leaf(r, fallback))
+		} else {
+			if r[0].action != usual {
+				same, usual = verdict(r[0].action), r[0].action
+			}
+			add(nr, same)
+		}
 		if i+1 == len(numbers) || numbers[i+1] != nr+1 {
-			add(nr+1, verdict(fallback))
+			add(nr+1, otherwise)
 		}
 	}
 	if n := len(numbers); n > 0 && fallback&0xffff0000 == retErrno {
@@ -354,7 +366,7 @@ func search(p *specs.LinuxSeccomp, a architecture, fallback uint32) (code, error
 
 // collect lists the rules by number.
 func collect(p *specs.LinuxSeccomp, a architecture) (map[uint32][]rule, error) {
-	rules := map[uint32][]rule{}
+	rules := make(map[uint32][]rule, len(table()))
 	for i, s := range p.Syscalls {
 		act, err := action(s.Action, s.ErrnoRet)
 		if err != nil {
@@ -363,13 +375,14 @@ func collect(p *specs.LinuxSeccomp, a architecture) (map[uint32][]rule, error) {
 		if err := checkArgs(s.Args); err != nil {
 			return nil, fmt.Errorf("syscalls[%d]: %w", i, err)
 		}
+		all := alternatives(s.Args)
 		for _, name := range s.Names {
 			numbers, ok := table()[name]
 			if !ok || numbers[a.column] < 0 {
 				continue // not a system call here; profiles name those of all architectures
 			}
 			nr := uint32(numbers[a.column]) | a.bit
-			for _, conditions := range alternatives(s.Args) {
+			for _, conditions := range all {
 				rules[nr] = append(rules[nr], rule{conditions, act})
 			}
 		}

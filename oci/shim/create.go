@@ -108,6 +108,10 @@ func (c *Client) create(ctx context.Context, r *CreateRequest, spec *specs.Spec,
 	switch {
 	case p.Plan.Process.Notify: // the shim would have to talk to the agent
 		return 0, errors.New("linux.seccomp.listenerPath: not supported in pods")
+	case r.Spec.Linux.IntelRdt != nil:
+		return 0, errors.New("linux.intelRdt: not supported in pods")
+	case len(p.NetDevices) > 0: // the network namespace is the pod's, of all its containers
+		return 0, errors.New("linux.netDevices: not supported in pods")
 	case p.Plan.Shared:
 		return 0, errors.New("linux.namespaces: a mount namespace of its own is required in pods")
 	}
