@@ -11,7 +11,6 @@ import (
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/launch"
-	"github.com/yare-dev/yare/oci/wire"
 )
 
 // ExecOptions are an exec's.
@@ -52,7 +51,7 @@ func (r *Runtime) Exec(_ context.Context, id string, o ExecOptions) (pid int, er
 		process.OOMScoreAdj, p.OOMScoreAdj = p.OOMScoreAdj, nil
 	}
 	p.JoinMount, p.Preserve = true, int32(len(o.Files)-3)
-	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	planFD, err := SealPlan(p)
 	if err != nil {
 		return 0, err
 	}

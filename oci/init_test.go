@@ -2,7 +2,10 @@ package oci_test
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,6 +19,7 @@ import (
 	"github.com/yare-dev/yare/oci/launch"
 	"github.com/yare-dev/yare/oci/ocitest"
 	"github.com/yare-dev/yare/oci/plan"
+	"github.com/yare-dev/yare/oci/wire"
 )
 
 // The init is an ordinary Go program where the linker is not told of its entry, as on architectures that have none.
@@ -96,6 +100,95 @@ func TestSessionKeyring(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// shellInit starts an init by a shell that does something before, with the plan. It returns our end of its socket.
+func shellInit(t *testing.T, before string, p wire.Message) (*exec.Cmd, int) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "yare-init")
+	if err := ocitest.Build(path, ocitest.Entry); err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(pair[0]) })
+	cmd := exec.Command("/bin/sh", "-c", before+`; exec "$0"`, path)
+	cmd.Env = []string{launch.RoleVariable + "=" + string(launch.Container), launch.FDVariable + "=3"}
+	cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(sealed), "plan"), os.NewFile(uintptr(pair[1]), "sync")}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	return cmd, pair[0]
+}
+
+// An init for which there is not even the memory to begin says so.
+func TestNoMemory(t *testing.T) {
+	t.Parallel()
+	cmd, sync := shellInit(t, "ulimit -v 10000", &plan.Container{})
+	message := make([]byte, 4096)
+	n, _, err := linux.ReceiveMessage(sync, message)
+	if want := "ereserve memory: cannot allocate memory"; err != nil || string(message[:n]) != want {
+		t.Errorf("got %q, %v; want %q", message[:n], err, want)
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Error(err)
+	}
+}
+
+// What nohup(1) has a program ignore, its containers' programs do.
+func TestIgnoredSignals(t *testing.T) {
+	t.Parallel()
+	cmd, sync := shellInit(t, "trap '' HUP", &plan.Container{Late: true})
+	// A group that tells when it is entered, and one that is not entered before it is closed.
+	told, tell, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	hold, held, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
+	size, err := unix.FcntlInt(held.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err == nil {
+		_, err = held.Write(make([]byte, size))
+	}
+	if err == nil {
+		err = linux.SendMessage(sync, []byte{plan.MsgEnter}, int(tell.Fd()), int(held.Fd()))
+	}
+	tell.Close()
+	held.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(told, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Error(err)
+	}
+	const hangUp = 1 << (unix.SIGHUP - 1)
+	for _, line := range strings.Split(string(status), "\n") {
+		var ignored uint64
+		if n, _ := fmt.Sscanf(line, "SigIgn: %x", &ignored); n == 1 && ignored&hangUp == 0 {
+			t.Error(line)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
 }
 
 // A plan that is none is refused with a message; the init neither dies by a signal nor does anything.

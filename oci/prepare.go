@@ -165,8 +165,17 @@ func (p *Prepared) Furnish() error {
 
 // Seal makes the plan what the init gets; it is not changed from then on.
 func (p *Prepared) Seal() (err error) {
-	p.PlanFD, err = linux.SealedFile("plan", wire.Marshal(p.Plan), false)
+	p.PlanFD, err = SealPlan(p.Plan)
 	return err
+}
+
+// SealPlan returns a plan as the descriptor that an init reads.
+func SealPlan(p wire.Message) (int, error) {
+	b, err := wire.MarshalTexts(p)
+	if err != nil {
+		return -1, err
+	}
+	return linux.SealedFile("plan", b, false)
 }
 
 // hookState is what plan.Container's State has to be.

@@ -164,9 +164,11 @@ func (s *setup) makeRoot(p *plan.Container) *bare.Fault {
 		return f
 	}
 	for i := range p.Mounts {
+		mark := bare.Mark()
 		if f := s.mount(&p.Mounts[i]); f != nil {
 			return f
 		}
+		bare.Release(mark)
 	}
 	if f := s.devices(p.Devices, p.Links); f != nil {
 		return f

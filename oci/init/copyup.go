@@ -62,7 +62,7 @@ func copyEntry(from, to int, name string, depth int) *bare.Fault {
 
 func copyOne(from, to int, name string, depth int) *bare.Fault {
 	var st unix.Stat_t
-	e := bare.Stat(from, name, unix.O_NOFOLLOW, &st)
+	e := bare.Stat(from, name, unix.AT_SYMLINK_NOFOLLOW, &st)
 	if e != 0 {
 		return bare.Wrap("", "", e)
 	}

@@ -10,14 +10,18 @@ import (
 // devices makes device nodes and symbolic links below the root.
 func (s *setup) devices(devices []plan.Device, links []plan.Link) *bare.Fault {
 	for i := range devices {
+		mark := bare.Mark()
 		if f := s.device(&devices[i]); f != nil {
 			return f.In("make device", devices[i].Path)
 		}
+		bare.Release(mark)
 	}
 	for i := range links {
+		mark := bare.Mark()
 		if f := s.link(&links[i]); f != nil {
 			return f.In("link", links[i].Path)
 		}
+		bare.Release(mark)
 	}
 	return nil
 }

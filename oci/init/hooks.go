@@ -93,7 +93,7 @@ func hookFailed(s unix.WaitStatus) *bare.Fault {
 	case s == 0:
 		return nil
 	case s.Signaled():
-		return bare.Because("", "", bare.Text("killed by ", s.Signal().String()))
+		return bare.Because("", "", bare.Text("killed by ", bare.SignalName(s.Signal())))
 	}
 	return bare.Because("", "", bare.Text("exit code ", bare.Number(s.ExitStatus())))
 }

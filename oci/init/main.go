@@ -36,6 +36,7 @@
 package main
 
 import (
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +52,9 @@ import (
 func main() {
 	role, _ := syscall.Getenv(launch.RoleVariable)
 	fd, _ := syscall.Getenv(launch.FDVariable)
+	runtime.LockOSThread() // whose namespaces, credentials and filters are set, and which execs
 	perform(role, fd)
+	runtime.UnlockOSThread()
 	first, ok := number(fd)
 	if !ok || launch.Role(role) != launch.Shim {
 		_, _ = bare.Write(2, "yare-init: runs only when started by yare\n")

@@ -49,7 +49,7 @@ func (s *setup) become(p *plan.Process, c *plan.Container) *bare.Fault {
 			return f
 		}
 	}
-	if f := s.limits(p); f != nil {
+	if f := s.score(p); f != nil {
 		return f
 	}
 	if f := s.labels(p); f != nil {
@@ -58,7 +58,10 @@ func (s *setup) become(p *plan.Process, c *plan.Container) *bare.Fault {
 	if f := s.keyring(p); f != nil {
 		return f
 	}
-	s.closeProc() // what is the host's stays open no longer than it must
+	s.closeProc()                   // what is the host's stays open no longer than it must
+	if f := s.limits(p); f != nil { // which may leave no descriptor to open
+		return f
+	}
 	if f := attributes(p); f != nil {
 		return f
 	}
@@ -121,7 +124,7 @@ func notExecutable(program string, e bare.Errno) *bare.Fault {
 	return f
 }
 
-// limits sets resource limits and the OOM score. Raising either takes
+// limits sets resource limits. To raise them, and to lower the OOM score, takes
 // CAP_SYS_RESOURCE, which the whole host may lack: that is a warning.
 func (s *setup) limits(p *plan.Process) *bare.Fault {
 	for i := range p.Rlimits {
@@ -134,15 +137,20 @@ func (s *setup) limits(p *plan.Process) *bare.Fault {
 			return bare.Wrap("set resource limit", bare.Number(int(l.Resource)), e)
 		}
 	}
-	if p.OOMScoreAdj != nil {
-		f := s.writeProc("self/oom_score_adj", bare.Number(int(*p.OOMScoreAdj)))
-		if f.Is(unix.EACCES) || f.Is(unix.EPERM) {
-			s.warn(f)
-		} else if f != nil {
-			return f
-		}
-	}
 	return nil
+}
+
+// score sets the OOM score.
+func (s *setup) score(p *plan.Process) *bare.Fault {
+	if p.OOMScoreAdj == nil {
+		return nil
+	}
+	f := s.writeProc("self/oom_score_adj", bare.Number(int(*p.OOMScoreAdj)))
+	if f.Is(unix.EACCES) || f.Is(unix.EPERM) {
+		s.warn(f)
+		return nil
+	}
+	return f
 }
 
 // labels asks the security modules to confine the program from exec on.
@@ -363,11 +371,13 @@ func lookUp(p *plan.Process) (string, *bare.Fault) {
 		if dir == "" {
 			dir = "."
 		}
+		mark := bare.Mark()
 		program := bare.Text(dir, "/", name)
 		e := executable(program)
 		if e == 0 {
 			return program, nil
 		}
+		bare.Release(mark)
 		if e == unix.EACCES {
 			result = e
 		}
@@ -377,7 +387,7 @@ func lookUp(p *plan.Process) (string, *bare.Fault) {
 }
 
 func notFound(name string, e bare.Errno) *bare.Fault {
-	reason := e.Error()
+	reason := bare.Reason(e)
 	if e == unix.ENOENT {
 		reason = "executable file not found in $PATH"
 	}
@@ -397,6 +407,9 @@ func executable(path string) bare.Errno {
 	e := bare.Path(unix.SYS_FACCESSAT2, unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
 	if e == unix.ENOSYS || e == unix.EPERM { // a filter of an older list of system calls
 		e = bare.Path(unix.SYS_FACCESSAT, unix.AT_FDCWD, path, unix.X_OK)
+	}
+	if (e == unix.ENOSYS || e == unix.EPERM) && st.Mode&0o111 != 0 { // and of one that has neither: exec will tell
+		e = 0
 	}
 	return e
 }

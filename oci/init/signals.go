@@ -1,25 +1,12 @@
+//go:build amd64 || arm64
+
 package main
 
 import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/yare-dev/yare/oci/init/bare"
 )
-
-// action is the kernel's struct sigaction.
-type action struct{ handler, flags, restorer, mask uintptr }
-
-func setAction(signal unix.Signal, a action) bare.Errno {
-	_, e := bare.Pointer(unix.SYS_RT_SIGACTION, int(signal), &a, 0, unsafe.Sizeof(a.mask))
-	return e
-}
-
-func ignoreSignal(signal unix.Signal) bare.Errno {
-	const ignore = 1
-	return setAction(signal, action{handler: ignore})
-}
 
 // onSignal is code, not a function that Go can call.
 func onSignal()
@@ -31,6 +18,9 @@ func endBySignals() {
 	f := onSignal
 	code := **(**uintptr)(unsafe.Pointer(&f))
 	for _, signal := range [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
-		_ = setAction(signal, action{handler: code, flags: restorer, restorer: code})
+		was, _ := setAction(signal, action{handler: code, flags: restorer, restorer: code})
+		if was.handler == ignored { // by nohup(1): the program inherits it, as from exec(2)
+			_, _ = setAction(signal, was)
+		}
 	}
 }

@@ -54,8 +54,9 @@ type nursery struct {
 	empty *byte
 	// go: one byte is read before exec; its end is the order to give up. told: the child's pidfd, then perhaps an errno.
 	goRead, goWrite, toldWrite int
-	group                      int   // the v2 group's directory, or -1
-	said                       int32 // what is told; not on the stack, which may move after its address is taken
+	group                      int         // the v2 group's directory, or -1
+	said                       int32       // what is told; not on the stack, which may move after its address is taken
+	openFiles                  unix.Rlimit // see OpenFiles
 }
 
 // birth forks twice. Only the launcher returns from it, with the first process's pid. The first shares the launcher's
@@ -111,6 +112,9 @@ func birth(n *nursery) (pid int, err syscall.Errno) {
 		if _, _, err = syscall.RawSyscall(unix.SYS_DUP3, uintptr(n.files[i]), uintptr(i), 0); err != 0 {
 			goto fail
 		}
+	}
+	if n.openFiles.Max != 0 {
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&n.openFiles)), 0, 0, 0)
 	}
 	_, _, err = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(n.exe), uintptr(unsafe.Pointer(n.empty)),
 		uintptr(unsafe.Pointer(&n.argv[0])), uintptr(unsafe.Pointer(&n.envv[0])), unix.AT_EMPTY_PATH, 0)
@@ -197,7 +201,7 @@ func bear(n *nursery, act func(pid int) error) (pid, pidfd int, err error) {
 
 // startApart starts a process that joins or makes a user or time namespace.
 func startApart(p *Process, exe int) (int, int, error) {
-	n := &nursery{exe: exe, group: p.Cgroup, root: p.CloneFlags&unix.CLONE_NEWUSER != 0}
+	n := &nursery{exe: exe, group: p.Cgroup, root: p.CloneFlags&unix.CLONE_NEWUSER != 0, openFiles: OpenFiles}
 	n.clone.flags = uint64(p.CloneFlags &^ unix.CLONE_NEWTIME)
 	for _, j := range p.Join {
 		if flags := j.Flags & inChild; flags != 0 {

@@ -18,7 +18,6 @@ import (
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/compile"
 	"github.com/yare-dev/yare/oci/shim/protocol"
-	"github.com/yare-dev/yare/oci/wire"
 )
 
 // Exec runs a process in a running container, copies its streams and returns
@@ -93,7 +92,7 @@ func (c *Client) execRequest(r ExecRequest, state *containerState) (*protocol.Re
 	}
 	request := &protocol.Request{Verb: protocol.Exec, ID: r.ID,
 		Launch: protocol.Launch{HasCgroup: entry.Dir >= 0, Tasks: len(entry.Tasks), OOMScoreAdj: score}}
-	planFD, err := linux.SealedFile("plan", wire.Marshal(p), false)
+	planFD, err := oci.SealPlan(p)
 	fds := []int{planFD}
 	if entry.Dir >= 0 {
 		fds = append(fds, entry.Dir)

@@ -14,6 +14,8 @@ package wire
 import (
 	"encoding/binary"
 	"slices"
+	"strconv"
+	"strings"
 	"unsafe"
 )
 
@@ -34,6 +36,8 @@ type Codec struct {
 	err     error
 	// allocate, if not nil, has the memory for what is read: zeros that stay.
 	allocate func(bytes uintptr) unsafe.Pointer
+	// text, if not nil, is told of each string that is written.
+	text func(string)
 }
 
 // Marshal encodes.
@@ -42,6 +46,23 @@ func Marshal(m Message) []byte {
 	m.Fields(&c)
 	return c.buf
 }
+
+// MarshalTexts is Marshal for what goes to the kernel, to which a string ends at its first zero byte: it refuses those.
+func MarshalTexts(m Message) ([]byte, error) {
+	var err error
+	c := Codec{text: func(s string) {
+		if err == nil && strings.IndexByte(s, 0) >= 0 {
+			err = zeroByte(s)
+		}
+	}}
+	m.Fields(&c)
+	return c.buf, err
+}
+
+// zeroByte is a string with a zero byte.
+type zeroByte string
+
+func (s zeroByte) Error() string { return strconv.Quote(string(s)) + " contains a zero byte" }
 
 // Unmarshal decodes all of b into m.
 func Unmarshal(b []byte, m Message) error {
@@ -123,6 +144,9 @@ func (c *Codec) String(v *string) {
 	c.Bytes(&b)
 	switch {
 	case !c.reading:
+		if c.text != nil {
+			c.text(*v)
+		}
 	case c.allocate != nil:
 		*v = unsafe.String(unsafe.SliceData(b), len(b))
 	default:

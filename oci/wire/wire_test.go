@@ -90,3 +90,16 @@ func FuzzUnmarshal(f *testing.F) {
 		_ = Unmarshal(b, &sample{}) // must neither panic nor allocate beyond the input's size
 	})
 }
+
+func TestTextsWithoutZeroBytes(t *testing.T) {
+	t.Parallel()
+	for _, in := range []sample{{Name: "a\x00"}, {Words: []string{"a", "\x00"}}, {Kids: []sample{{Name: "\x00b"}}}} {
+		if _, err := MarshalTexts(&in); err == nil {
+			t.Errorf("%+v was taken", in)
+		}
+	}
+	in := sample{Name: "name", Words: []string{"", "word"}}
+	if b, err := MarshalTexts(&in); err != nil || !reflect.DeepEqual(b, Marshal(&in)) {
+		t.Errorf("got %x, %v", b, err)
+	}
+}

@@ -24,10 +24,11 @@ import (
 // room is how much memory there can be beside what the plan takes; only what is used is taken from the machine.
 const room = 16 << 20
 
-// space is the memory that there is, and used how much of it is taken. It is never given back: what execs gives all back.
+// space is the memory that there is, or nil for first, and used how much of it is taken. It is never given back: what execs gives all
+// back.
 var (
 	first [16 << 10]byte
-	space = first[:]
+	space []byte
 	used  int
 )
 
@@ -40,12 +41,17 @@ func Reserve(n int) Errno {
 	if e != 0 {
 		return e
 	}
+	// Where all memory has huge pages the first byte would take two megabytes, of the container's group, and the time to clear them.
+	_, _, _ = syscall.RawSyscall(unix.SYS_MADVISE, address, uintptr(size), unix.MADV_NOHUGEPAGE)
 	space, used = unsafe.Slice(*(**byte)(unsafe.Pointer(&address)), size), 0
 	return 0
 }
 
 // Allocate returns n bytes of zeros for whatever needs an alignment of at most 8.
 func Allocate(n uintptr) unsafe.Pointer {
+	if space == nil { // not as its value from the beginning, which an init function would set
+		space = first[:]
+	}
 	begin := (used + 7) &^ 7
 	if n > uintptr(len(space)) || begin+int(n) > len(space) {
 		_, _ = Write(2, "yare-init: out of memory\n")

@@ -1,6 +1,10 @@
 package bare
 
-import "syscall"
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // Errno is the kernel's reason.
 type Errno = syscall.Errno
@@ -48,6 +52,23 @@ func (f *Fault) In(op, path string) *Fault {
 // Is reports whether the kernel's reason is e. There is a reason only where there is a fault.
 func (f *Fault) Is(e Errno) bool { return f != nil && f.Errno == e }
 
+// Reason is e.Error(), which makes what has no name of memory of the Go runtime's.
+func Reason(e Errno) string {
+	switch {
+	case e == 0, e == 41, e == 58, e > unix.EHWPOISON: // such as those of filters, and the kernel's own from 512 on
+		return Text("errno ", Number(int(e)))
+	}
+	return e.Error()
+}
+
+// SignalName is s.String(), for which the same holds.
+func SignalName(s unix.Signal) string {
+	if s < unix.SIGHUP || s > unix.SIGSYS {
+		return Text("signal ", Number(int(s)))
+	}
+	return s.String()
+}
+
 // Text is all that there is to say.
 func (f *Fault) Text() string {
 	text := ""
@@ -60,7 +81,7 @@ func (f *Fault) Text() string {
 	case f.Errno == 0:
 		return Text(text, f.text)
 	case f.text != "":
-		return Text(text, f.Errno.Error(), "\n", f.text)
+		return Text(text, Reason(f.Errno), "\n", f.text)
 	}
-	return Text(text, f.Errno.Error())
+	return Text(text, Reason(f.Errno))
 }

@@ -1,0 +1,5 @@
+package bare
+
+import "golang.org/x/sys/unix"
+
+const fstatat = unix.SYS_NEWFSTATAT

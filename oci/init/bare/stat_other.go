@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package bare
+
+import "golang.org/x/sys/unix"
+
+const fstatat = unix.SYS_FSTATAT
