@@ -79,7 +79,8 @@ func (s *setup) openProc() *bare.Fault {
 	if e != 0 {
 		return s.privateProc()
 	}
-	if bare.FileSystem(fd) != unix.PROC_SUPER_MAGIC {
+	var fs unix.Statfs_t
+	if e := bare.Fstatfs(fd, &fs); e != 0 || fs.Type != unix.PROC_SUPER_MAGIC {
 		bare.Close(fd)
 		return s.privateProc()
 	}

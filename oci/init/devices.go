@@ -119,7 +119,8 @@ func (s *setup) console(p *plan.Process, onDev bool) *bare.Fault {
 	if e != 0 {
 		return bare.Wrap("open", "/dev/pts/ptmx", e).In("open", "terminal")
 	}
-	if bare.FileSystem(master) != unix.DEVPTS_SUPER_MAGIC {
+	var fs unix.Statfs_t
+	if e := bare.Fstatfs(master, &fs); e != 0 || fs.Type != unix.DEVPTS_SUPER_MAGIC {
 		return bare.Wrap("open terminal: not a devpts", "/dev/pts/ptmx", unix.EINVAL)
 	}
 	unlocked := int32(0)

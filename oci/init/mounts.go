@@ -143,7 +143,11 @@ func (s *setup) target(m *plan.Mount, source int) (int, *bare.Fault) {
 // could fake what we, or the program's own checks, read there. The mount of
 // procfs itself has a target outside it.
 func (s *setup) checkTarget(fd int, m *plan.Mount) *bare.Fault {
-	if bare.FileSystem(fd) != unix.PROC_SUPER_MAGIC || allowedInProc(m.Target) {
+	var fs unix.Statfs_t
+	if e := bare.Fstatfs(fd, &fs); e != 0 {
+		return bare.Wrap("stat", m.Target, e)
+	}
+	if fs.Type != unix.PROC_SUPER_MAGIC || allowedInProc(m.Target) {
 		return nil
 	}
 	return bare.Because("", "", "mounting inside /proc is prohibited")

@@ -231,8 +231,8 @@ func startApart(p *Process, exe int) (int, int, error) {
 	return pid, pidfd, linux.Wrap("start", p.Name, err)
 }
 
-// settle does what only the launcher may: the mappings, the owner of the standard streams, the limit of open files, and the OOM
-// score, which a process in a user namespace cannot set.
+// settle does what only the launcher may: the mappings, the owner of the standard streams, and the OOM score, which a process
+// in a user namespace cannot set.
 func (p *Process) settle(pid int, users bool) error {
 	proc := "/proc/" + strconv.Itoa(pid)
 	if p.CloneFlags&unix.CLONE_NEWUSER != 0 {
@@ -243,11 +243,6 @@ func (p *Process) settle(pid int, users bool) error {
 	if users {
 		if err := p.giveStreams(proc); err != nil {
 			return err
-		}
-	}
-	if OpenFiles.Max > 0 {
-		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &OpenFiles, nil); err != nil {
-			return linux.Wrap("set limit of open files of", proc, err)
 		}
 	}
 	if p.OOMScoreAdj == nil {

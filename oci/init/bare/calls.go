@@ -127,13 +127,10 @@ func Stat(dir int, path string, flags int, st *unix.Stat_t) Errno {
 	return e
 }
 
-// FileSystem is the type of the file system that an open file is in, or 0.
-func FileSystem(fd int) int64 {
-	var fs unix.Statfs_t
-	if _, _, e := syscall.RawSyscall(unix.SYS_FSTATFS, uintptr(fd), uintptr(unsafe.Pointer(&fs)), 0); e != 0 {
-		return 0
-	}
-	return int64(fs.Type)
+// Fstatfs tells what file system an open file is in.
+func Fstatfs(fd int, fs *unix.Statfs_t) Errno {
+	_, _, e := syscall.RawSyscall(unix.SYS_FSTATFS, uintptr(fd), uintptr(unsafe.Pointer(fs)), 0)
+	return e
 }
 
 // Path is any call whose arguments are a directory, a path below it and numbers.
