@@ -35,6 +35,8 @@ type Runtime struct {
 	Memory   uint64
 	Memories map[string]uint64
 	Layer    map[string]uint64
+	// Resized is what was told of pods' new resources.
+	Resized []*runtimeapi.UpdatePodSandboxResourcesRequest
 	// Removed is told of an image that was removed.
 	Removed func(image string)
 	// Sessions prepares those of Exec, Attach and PortForward.
@@ -422,6 +424,17 @@ func (r *Runtime) UpdateContainerResources(_ context.Context, q *runtimeapi.Upda
 	s.Resources = &runtimeapi.ContainerResources{Linux: q.Linux}
 	c.status = s
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// UpdatePodSandboxResources implements the CRI.
+func (r *Runtime) UpdatePodSandboxResources(_ context.Context, q *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sandboxes[q.PodSandboxId] == nil {
+		return nil, status.Error(codes.NotFound, "no such sandbox")
+	}
+	r.Resized = append(r.Resized, q)
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 
 // ContainerStats implements the CRI: a container uses Memory bytes, and Layer's.

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -246,7 +248,25 @@ func (w *worker) actuate(ctx context.Context, pod *corev1.Pod, v *View, limits r
 		}
 		w.viewer.forget(c.now.Id)
 	}
-	return w.setGroup(pod, limits)
+	if err := w.setGroup(pod, limits); err != nil {
+		return err
+	}
+	w.tellRuntime(ctx, pod, v)
+	return nil
+}
+
+// tellRuntime tells the container runtime what the pod has been given as a whole, which its sandbox may have to follow in ways of its own. That it does
+// not, or does not know the call, is no failure of the resize.
+func (w *worker) tellRuntime(ctx context.Context, pod *corev1.Pod, v *View) {
+	sandbox := v.Ready()
+	if sandbox == nil {
+		return
+	}
+	_, err := w.cri.Runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: sandbox.Id,
+		Overhead: spec.Overhead(pod), Resources: spec.Resources(pod, w.config.Node)})
+	if err != nil && status.Code(err) != codes.Unimplemented {
+		w.log.Warn("container runtime does not follow the pod's resize", "err", err)
+	}
 }
 
 // roomy refuses a memory limit below what the container uses now: the kernel would end it, or not take the limit.

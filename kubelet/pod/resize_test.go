@@ -248,6 +248,9 @@ func TestResizeWhole(t *testing.T) {
 				t.Error("the pod's group has", g)
 			}
 		}
+		if told := b.runtime.Resized; len(told) != 1 || told[0].Resources.CpuQuota != 300000 || told[0].Resources.MemoryLimitInBytes != 2<<30 || told[0].Overhead.CpuShares != 1024 {
+			t.Errorf("the runtime was told %v", told)
+		}
 		if e := b.api.Events(); len(e) != 2 || !strings.Contains(e[1], `ResizeCompleted: Pod resize completed: {"resources":{"limits":{"cpu":"2","memory":"2Gi"}`) {
 			t.Errorf("events %q", e)
 		}

@@ -34,7 +34,6 @@ func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, users *
 		name = "" // the host's
 	}
 	ns := Namespaces(pod, users)
-	limits := resources.PodLimits(pod, n.Host)
 	c := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID), Attempt: attempt},
 		Hostname:     name,
@@ -46,10 +45,8 @@ func Sandbox(pod *corev1.Pod, attempt uint32, dns *runtimeapi.DNSConfig, users *
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			CgroupParent: resources.Parent(n.CgroupRoot, pod),
 			Sysctls:      map[string]string{},
-			Overhead:     overhead(pod),
-			Resources: &runtimeapi.LinuxContainerResources{
-				CpuPeriod: 100000, CpuShares: limits.Shares, CpuQuota: limits.Quota, MemoryLimitInBytes: limits.Memory,
-			},
+			Overhead:     Overhead(pod),
+			Resources:    Resources(pod, n),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: ns,
 				Privileged:       anyPrivileged(pod),
@@ -123,7 +120,14 @@ func portMappings(pod *corev1.Pod) (out []*runtimeapi.PortMapping) {
 	return out
 }
 
-func overhead(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
+// Resources are what the pod's containers may use in all.
+func Resources(pod *corev1.Pod, n Node) *runtimeapi.LinuxContainerResources {
+	limits := resources.PodLimits(pod, n.Host)
+	return &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuShares: limits.Shares, CpuQuota: limits.Quota, MemoryLimitInBytes: limits.Memory}
+}
+
+// Overhead is what the pod takes beside its containers; nil for none.
+func Overhead(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
 	if len(pod.Spec.Overhead) == 0 {
 		return nil
 	}
