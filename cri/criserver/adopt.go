@@ -125,6 +125,10 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 	case err == nil:
 		sb.connect(client)
 		s.takeUp(ctx, sb, client, statuses)
+		if sb.record().Dead {
+			s.finishStop(ctx, sb)
+			return
+		}
 		s.addSandbox(sb)
 	case errors.Is(err, shim.ErrGone):
 		s.log.Warn("sandbox has no shim any more, its containers have ended", "sandbox", sb.id, "err", err)
@@ -135,6 +139,15 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 				s.watch(sb)
 			}
 		})
+	}
+}
+
+// finishStop goes on with the stop of a sandbox that a server was killed in: it is not ready any more, and need not be stopped again to be gone.
+func (s *Server) finishStop(ctx context.Context, sb *sandbox) {
+	sb.op.Lock()
+	defer sb.op.Unlock()
+	if err := within(ctx, func(ctx context.Context) error { return s.stopSandbox(ctx, sb) }); err != nil {
+		s.log.Error("sandbox not dismantled, its stop will try again", "sandbox", sb.id, "err", err)
 	}
 }
 

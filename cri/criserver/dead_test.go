@@ -117,3 +117,30 @@ func TestStopped(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestStopInterrupted has a server die between the two steps of a stop, when the sandbox is not ready any more and all of it is still there: the next one goes on.
+func TestStopInterrupted(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	pod := h.runPod("p")
+	id := h.run(pod, "c", "sleep", "1000")
+	sb, err := h.server.findSandbox(pod)
+	if err == nil {
+		err = sb.condemn()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := h.client(sb).Pid()
+	h.stop()
+	h.start()
+	if sb, err = h.server.findSandbox(pod); err != nil || !sb.record().Stopped {
+		t.Errorf("not stopped, %v", err)
+	}
+	if err := unix.Kill(pid, 0); err != unix.ESRCH {
+		t.Errorf("the shim: %v", err)
+	}
+	if st := h.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
+		t.Errorf("%v", st)
+	}
+}

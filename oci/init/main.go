@@ -52,9 +52,8 @@ import (
 func main() {
 	role, _ := syscall.Getenv(launch.RoleVariable)
 	fd, _ := syscall.Getenv(launch.FDVariable)
-	runtime.LockOSThread() // whose namespaces, credentials and filters are set, and which execs
+	runtime.LockOSThread() // whose namespaces, credentials and filters are set, and which execs; a shim's name is that of its first thread
 	perform(role, fd)
-	runtime.UnlockOSThread()
 	first, ok := number(fd)
 	if !ok || launch.Role(role) != launch.Shim {
 		_, _ = bare.Write(2, "yare-init: runs only when started by yare\n")

@@ -54,6 +54,9 @@ func start(t *testing.T, change func(*shim.Config)) *sandbox {
 	if s.Client, err = shim.Start(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", s.Pid())); err != nil || string(name) != "yare-shim\n" {
+		t.Errorf("the shim is called %q, %v", name, err)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(s.dir, "shim.log"))
