@@ -125,11 +125,10 @@ func (s *Server) adoptSandbox(ctx context.Context, sb *sandbox) {
 	case err == nil:
 		sb.connect(client)
 		s.takeUp(ctx, sb, client, statuses)
+		s.addSandbox(sb)
 		if sb.record().Dead {
 			s.finishStop(ctx, sb)
-			return
 		}
-		s.addSandbox(sb)
 	case errors.Is(err, shim.ErrGone):
 		s.log.Warn("sandbox has no shim any more, its containers have ended", "sandbox", sb.id, "err", err)
 		s.shimDied(sb)
