@@ -60,7 +60,7 @@ func (s *setup) remount(m *plan.Mount) *bare.Fault {
 		return bare.Wrap("open", m.Target, e)
 	}
 	if len(m.Options) > 0 {
-		if f := bare.Reconfigure(fd, fsOptions(m), m.Target); f != nil {
+		if f := bare.Reconfigure(fd, m.Options, m.Target); f != nil {
 			return f
 		}
 	}
@@ -92,15 +92,7 @@ func (s *setup) source(m *plan.Mount) (int, *bare.Fault) {
 	case m.Type == "":
 		return bare.CloneTree(unix.AT_FDCWD, m.Source, m.Recursive)
 	}
-	return bare.NewFS(m.Type, m.Source, fsOptions(m), m.Set)
-}
-
-func fsOptions(m *plan.Mount) []bare.Option {
-	options := bare.Make[bare.Option](len(m.Options))
-	for i := range options {
-		options[i] = bare.Option{Key: m.Options[i].Key, Value: m.Options[i].Value}
-	}
-	return options
+	return bare.NewFS(m.Type, m.Source, m.Options, m.Set)
 }
 
 func applyAttrs(fd int, m *plan.Mount) *bare.Fault {

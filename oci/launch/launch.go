@@ -141,7 +141,7 @@ func start(p Process) (int, int, error) {
 		}
 	}
 	for _, fd := range p.Tasks {
-		if err := Enter(fd); err != nil {
+		if err := enter(fd); err != nil {
 			return 0, -1, err
 		}
 	}
@@ -190,8 +190,8 @@ func start(p Process) (int, int, error) {
 	return pid, pidfd, nil
 }
 
-// Enter moves this thread, and it alone, into the v1 group of a tasks file.
-func Enter(tasks int) error {
+// enter moves this thread, and it alone, into the v1 group of a tasks file.
+func enter(tasks int) error {
 	return linux.Wrap("join", "cgroup", linux.Retry(func() error { _, err := unix.Write(tasks, []byte("0")); return err }))
 }
 

@@ -5,10 +5,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/yare-dev/yare/oci/plan"
 )
 
 // Option is one file system parameter of a new mount: a flag when Value is empty.
-type Option struct{ Key, Value string }
+type Option = plan.Setting
 
 // CloneTree returns a detached copy of the mount at path (or of the part of it below path; "" is dir itself), with everything mounted
 // below when recursive.
