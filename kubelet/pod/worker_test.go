@@ -337,6 +337,32 @@ func TestPostStartFails(t *testing.T) {
 	})
 }
 
+// What a command prints without end is no reason to keep it all.
+func TestLongOutputIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.runtime.OnExec = func(string, []string) (int32, string, error) { return 1, strings.Repeat("x", 1<<20), nil }
+		command := corev1.ExecAction{Command: []string{"x"}}
+		b.api.Put(newPod("hook", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &command}}
+		}))
+		b.api.Put(newPod("probe", func(p *corev1.Pod) {
+			p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &command}}
+		}))
+		time.Sleep(time.Second)
+		b.settle()
+		events := b.api.Events()
+		for _, reason := range []string{"FailedPostStartHook", "Unhealthy"} {
+			i := slices.IndexFunc(events, func(e string) bool { return strings.Contains(e, reason) })
+			if i < 0 {
+				t.Error("no event:", reason)
+			} else if n := strings.Count(events[i], "x"); n < 10<<10 || n > 11<<10 {
+				t.Errorf("%s has %d bytes of output", reason, n)
+			}
+		}
+	})
+}
+
 func TestProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
