@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -53,6 +54,21 @@ func (r Rotation) Apply(path string, reopen func() error) (bool, error) {
 		return false, errors.Join(fmt.Errorf("reopen log: %w", err), os.Rename(aside, path))
 	}
 	return true, nil
+}
+
+// Remove removes the log at path with all its rotated files, of which none need be there.
+func Remove(path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if rest, ok := strings.CutPrefix(e.Name(), filepath.Base(path)); ok && (rest == "" || rest[0] == '.') {
+			errs = append(errs, os.Remove(filepath.Join(filepath.Dir(path), e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func compress(name string) (err error) {

@@ -363,7 +363,7 @@ func (w *worker) containersUp(ctx context.Context, pod *corev1.Pod, v *View) (bo
 		}
 	}
 	if !w.moved {
-		w.tidy(ctx, v)
+		w.tidy(ctx, pod, v)
 	}
 	return true, nil
 }

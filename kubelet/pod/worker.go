@@ -2,8 +2,11 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -336,9 +340,9 @@ func shownAs(pod *corev1.Pod, name string) (ready, started bool) {
 	return false, false
 }
 
-// tidy removes runs of containers that are no longer shown (all but the last two of each name) and sandboxes without
-// containers that are not the newest.
-func (w *worker) tidy(ctx context.Context, v *View) {
+// tidy removes runs of containers that are no longer shown (all but the last two of each name), with their files, and sandboxes
+// without containers that are not the newest.
+func (w *worker) tidy(ctx context.Context, pod *corev1.Pod, v *View) {
 	used := map[string]bool{}
 	for _, runs := range v.Containers {
 		for i, c := range runs {
@@ -346,7 +350,11 @@ func (w *worker) tidy(ctx context.Context, v *View) {
 				used[c.Sandbox] = true
 				continue
 			}
-			if _, err := w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+			err := w.removeFiles(pod, c) // first: nobody looks for those of a container that is not there
+			if err == nil {
+				_, err = w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id})
+			}
+			if err != nil {
 				w.log.Warn("dead container stays", "id", c.Id, "err", err)
 			}
 		}
@@ -358,4 +366,14 @@ func (w *worker) tidy(ctx context.Context, v *View) {
 			}
 		}
 	}
+}
+
+// removeFiles removes a run's logs and termination message.
+func (w *worker) removeFiles(pod *corev1.Pod, run *Container) error {
+	name, attempt := run.Metadata.Name, run.Metadata.Attempt
+	err := os.Remove(w.messageFile(pod, name, attempt))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, logs.Remove(filepath.Join(w.logDirectory(pod), spec.LogPath(name, attempt))))
 }

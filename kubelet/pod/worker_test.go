@@ -2,7 +2,9 @@ package pod
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +72,40 @@ func TestCrashLoop(t *testing.T) {
 		b.wantRunning("app")
 		if n := len(b.runtime.Left()); n != 3 {
 			t.Error("all but two runs are removed, besides the sandbox; left:", n)
+		}
+	})
+}
+
+// What a pod's containers leave on disk is that of the runs that are shown, however often they are restarted.
+func TestFilesOfEarlierRunsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.api.Put(newPod("a"))
+		b.wantRunning("app")
+		dir := filepath.Join(spec.LogDirectory(filepath.Join(b.dir, "log"), b.pod("a")), "app")
+		for i := range 4 {
+			for _, name := range []string{".log", ".log.20260101-000000.000000", ".log.20250101-000000.000000.gz"} {
+				if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)+name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.runtime.Exit("app", 1)
+			time.Sleep(5 * time.Minute)
+			b.settle()
+		}
+		for _, dir := range []string{dir, filepath.Join(b.dir, "pods", string(b.pod("a").UID), "containers", "app")} {
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if run, _, _ := strings.Cut(e.Name(), "."); run != "3" && run != "4" {
+					t.Error("left:", e.Name())
+				}
+			}
+			if len(entries) < 2 {
+				t.Error("of the last runs there are", entries)
+			}
 		}
 	})
 }
