@@ -195,7 +195,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	})
 	part(func(ready func()) error { k.watchPods(ctx, statics, ready); return nil })
 	part(func(ready func()) error { ready(); k.watchRuntime(ctx); return nil })
-	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
+	part(func(ready func()) error { ready(); k.keepMirrors(ctx, statics); return nil })
 	if k.config.CSIDrivers {
 		part(func(ready func()) error { k.drivers.Run(ctx, ready); return nil })
 	}

@@ -36,6 +36,23 @@ type API struct {
 	events  []string
 	reads   []string
 	away    bool
+	breaks  map[*api.Kind]int
+}
+
+// Break ends all watches of the kind with an error.
+func (a *API) Break(k *api.Kind) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.breaks[k]++
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// broken returns how often watches of the kind were broken.
+func (a *API) broken(k *api.Kind) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.breaks[k]
 }
 
 // Away makes the API fail all requests, and watches tell nothing, until it is back. Kinds of which a client keeps a table are still read.
@@ -74,7 +91,7 @@ func (a *API) Reads() []string {
 
 // NewAPI returns an API that has the objects.
 func NewAPI(objects ...api.Object) *API {
-	a := &API{objects: map[string]api.Object{}, changed: make(chan struct{})}
+	a := &API{objects: map[string]api.Object{}, changed: make(chan struct{}), breaks: map[*api.Kind]int{}}
 	for _, o := range objects {
 		a.Put(o)
 	}
@@ -241,6 +258,7 @@ func (a *API) List(_ context.Context, k *api.Kind, q client.Query) ([]api.Object
 // Watch implements client.Reader.
 func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
 	return func(yield func(client.Event, error) bool) {
+		breaks := a.broken(k)
 		if from == 0 {
 			os, rev, err := a.List(ctx, k, q)
 			for ; err != nil && ctx.Err() == nil; os, rev, err = a.List(ctx, k, q) {
@@ -277,6 +295,10 @@ func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.R
 			select {
 			case <-changed:
 			case <-ctx.Done():
+			}
+			if a.broken(k) != breaks {
+				yield(client.Event{}, apierrors.NewUnauthorized("the watch is broken"))
+				return
 			}
 		}
 	}

@@ -39,6 +39,7 @@ type worker struct {
 	deferred *Condition // why the node does not give what the spec wants now
 	fresh    bool       // what the pod refers to has changed: earlier failures do not count
 	over     bool       // nothing of it runs any more, and never will
+	anew     bool       // the runtime had nothing of this static pod: what its mirror says is of an earlier life
 	written  *corev1.Pod
 
 	// The rest belongs to the worker's goroutine.
@@ -62,8 +63,10 @@ type worker struct {
 	messages   map[string]string
 	born       map[string]bool // containers that this worker has started
 	timer      time.Time
-	moved      bool // the runtime was changed: look again
-	settled    bool // nothing is left of a pod that has ended but its containers' logs
+	rewrite    time.Time // when the status may be written again after that has failed
+	moved      bool      // the runtime was changed: look again
+	looked     bool      // the runtime was asked what it has
+	settled    bool      // nothing is left of a pod that has ended but its containers' logs
 	cgroup     string
 	limits     resources.Limits // of the pod's cgroup
 	resizing   *Condition       // set while containers follow a new allocation; its reason and message tell of failures
@@ -73,11 +76,11 @@ type worker struct {
 	certificates map[projection]*certificate
 }
 
-func newWorker(p *Pods, pod *corev1.Pod) *worker {
+func newWorker(p *Pods, pod *corev1.Pod, static bool) *worker {
 	w := &worker{
 		Pods: p, uid: pod.UID, wake: make(chan struct{}, 1), pod: pod,
 		log:    p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
-		static: isStatic(pod),
+		static: static,
 		viewer: newViewer(p.cri, pod.UID), waiting: map[string]*Condition{},
 		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
 		retries:    newRetries(),
@@ -142,11 +145,12 @@ func (w *worker) forgive() {
 
 func newRetries() *delays { return newDelays(time.Second, 30*time.Second, 0) }
 
-// takesRoom reports whether the pod was admitted, by this kubelet or the one before, and has not ended.
+// takesRoom reports whether the pod was admitted, by this kubelet or the one before, and has not ended. What the API has deleted by force has
+// given its room away, although it may run for a while.
 func (w *worker) takesRoom() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return (w.admitted || admittedBefore(w.pod)) && !w.over
+	return (w.admitted || admittedBefore(w.pod)) && !w.over && (w.static || !w.gone)
 }
 
 // admittedBefore reports whether the kubelet that ran before this one had taken the pod, which has not ended since.
@@ -170,6 +174,9 @@ func (w *worker) current() *corev1.Pod {
 	shown := w.pod
 	if w.static {
 		shown = w.mirror
+	}
+	if w.anew && w.written == nil {
+		shown = nil
 	}
 	if w.written != nil && (shown == nil || w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown)) {
 		shown = w.written
@@ -219,8 +226,8 @@ func (w *worker) probeFailed(c *corev1.Container, kind, text string) {
 	w.sayAt(pod, spec.Path(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe %s", kind, text)
 }
 
-// run is the worker's goroutine.
-func (w *worker) run(ctx context.Context) {
+// run is the worker's goroutine. It reports whether the worker's work is over.
+func (w *worker) run(ctx context.Context) (finished bool) {
 	defer w.jobs.close()
 	defer w.probes.Close()
 	timer := time.NewTimer(time.Hour)
@@ -228,13 +235,12 @@ func (w *worker) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-w.wake:
 		case <-timer.C:
 		}
 		if w.sync(ctx) {
-			w.left(w.uid)
-			return
+			return true
 		}
 		if w.timer.IsZero() {
 			timer.Reset(time.Hour)
@@ -262,6 +268,9 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 			}
 			return false
 		}
+		if !w.looked {
+			pod = w.look(view)
+		}
 		full := view.withLost(pod)
 		w.readMessages(pod, full)
 		w.readHooks(pod, full)
@@ -285,6 +294,14 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 	}
 	w.at(w.now().Add(time.Second))
 	return false
+}
+
+// look notes what the runtime has of the pod at first, and returns the pod in that light.
+func (w *worker) look(v *View) *corev1.Pod {
+	w.mu.Lock()
+	w.looked, w.anew = true, w.static && v.Sandbox() == nil
+	w.mu.Unlock()
+	return w.current()
 }
 
 // health joins what probes and hooks say.
