@@ -21,7 +21,10 @@ type Rotation struct {
 // files but the newest and removes those beyond the number. It reports whether it rotated.
 func (r Rotation) Apply(path string, reopen func() error) (bool, error) {
 	info, err := os.Stat(path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() < r.MaxSize {
+	if errors.Is(err, os.ErrNotExist) {
+		return resume(path, reopen)
+	}
+	if err == nil && info.Size() < r.MaxSize {
 		return false, nil
 	}
 	if err != nil {
@@ -52,6 +55,21 @@ func (r Rotation) Apply(path string, reopen func() error) (bool, error) {
 	if err := reopen(); err != nil {
 		// The runtime still writes to the old file: give it its name back, and try again another time.
 		return false, errors.Join(fmt.Errorf("reopen log: %w", err), os.Rename(aside, path))
+	}
+	return true, nil
+}
+
+// resume goes on with a rotation that was broken off after the rename: the runtime still writes to the file that was put aside.
+func resume(path string, reopen func() error) (bool, error) {
+	names, err := Files(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
+		return false, nil // nothing was written yet
+	}
+	if err != nil {
+		return false, fmt.Errorf("rotate log: %w", err)
+	}
+	if err := reopen(); err != nil {
+		return false, fmt.Errorf("reopen log: %w", err)
 	}
 	return true, nil
 }
