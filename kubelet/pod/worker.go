@@ -62,6 +62,7 @@ type worker struct {
 	hooks      map[string]string    // containers whose postStart hook failed, and how
 	messages   map[string]string
 	born       map[string]bool // containers that this worker has started
+	unprobed   map[string]bool // containers whose hook had not ended when probes were looked after: they are starting for that long
 	timer      time.Time
 	rewrite    time.Time // when the status may be written again after that has failed
 	moved      bool      // the runtime was changed: look again
@@ -310,14 +311,19 @@ func (w *worker) health(id string) Health {
 	if p, ok := w.probes.Health(id); ok {
 		h.Ready, h.Started, h.Unwell = p.Ready, p.Started, p.Unwell
 	}
-	if exists, done, _ := w.jobs.state("postStart " + id); exists && !done {
-		h.Starting = true
-	}
+	h.Starting = w.unprobed[id] || w.starting(id)
 	return h
 }
 
-// syncProbes watches the containers that run.
+// starting reports whether the container's postStart hook has not ended.
+func (w *worker) starting(id string) bool {
+	exists, done, _ := w.jobs.state("postStart " + id)
+	return exists && !done
+}
+
+// syncProbes watches the containers that are shown as running.
 func (w *worker) syncProbes(ctx context.Context, pod *corev1.Pod, v *View) {
+	w.unprobed = map[string]bool{}
 	var targets []probe.Target
 	ips := v.IPs()
 	if pod.Spec.HostNetwork {
@@ -333,6 +339,10 @@ func (w *worker) syncProbes(ctx context.Context, pod *corev1.Pod, v *View) {
 		}
 		run := v.Latest(c.Name)
 		if !run.Running() {
+			return
+		}
+		if w.starting(run.Id) {
+			w.unprobed[run.Id] = true
 			return
 		}
 		t := probe.Target{Subject: probe.Subject{Container: c, ID: run.Id, IP: ip}, Since: time.Unix(0, run.StartedAt)}

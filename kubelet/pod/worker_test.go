@@ -355,6 +355,31 @@ func TestPostStartHoldsTheNext(t *testing.T) {
 	})
 }
 
+// As long as a container is not shown as running, as its hook runs, it is not probed.
+func TestPostStartHoldsProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.runtime.OnExec = func(string, []string) (int32, string, error) { return 1, "", nil }
+		b.api.Put(newPod("a", func(p *corev1.Pod) {
+			c := &p.Spec.Containers[0]
+			c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 60}}}
+			c.LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"live"}}}, PeriodSeconds: 5, FailureThreshold: 2}
+		}))
+		b.wantRunning("app")
+		time.Sleep(59 * time.Second)
+		b.settle()
+		if calls := b.runtime.Calls(); slices.Contains(calls, "exec app live") {
+			t.Error("it is probed:", calls)
+		}
+		b.wantStatus("a", "Pending app=ContainerCreating")
+		time.Sleep(2 * time.Second)
+		b.wantStatus("a", "Running ready app=running")
+		if calls := b.runtime.Calls(); !slices.Contains(calls, "exec app live") {
+			t.Error("it is not probed:", calls)
+		}
+	})
+}
+
 func TestPostStartFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
