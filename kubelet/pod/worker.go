@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -273,6 +275,7 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 			pod = w.look(view)
 		}
 		full := view.withLost(pod)
+		w.forgetRuns(full)
 		w.readMessages(pod, full)
 		w.readHooks(pod, full)
 		w.decideEnding(pod, full)
@@ -393,6 +396,25 @@ func (w *worker) tidy(ctx context.Context, pod *corev1.Pod, v *View) {
 			}
 		}
 	}
+}
+
+// forgetRuns forgets what is known of containers that are not there any more.
+func (w *worker) forgetRuns(v *View) {
+	there := map[string]bool{}
+	for _, runs := range v.Containers {
+		for _, c := range runs {
+			there[c.Id] = true
+		}
+	}
+	gone := func(id string) bool { return !there[id] }
+	maps.DeleteFunc(w.messages, func(id, _ string) bool { return gone(id) })
+	maps.DeleteFunc(w.hooks, func(id, _ string) bool { return gone(id) })
+	maps.DeleteFunc(w.born, func(id string, _ bool) bool { return gone(id) })
+	maps.DeleteFunc(w.again, func(id string, _ bool) bool { return gone(id) })
+	w.jobs.forgetIf(func(key string) bool {
+		what, id, _ := strings.Cut(key, " ")
+		return (what == "postStart" || what == "stop" || what == "kill") && gone(id)
+	})
 }
 
 // removeFiles removes a run's logs and termination message.
