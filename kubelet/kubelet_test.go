@@ -37,7 +37,8 @@ type host struct {
 	runtime *kubelettest.Runtime
 	config  Config
 	gauges  *gauges
-	kubelet *Kubelet // the last that was started
+	kubelet *Kubelet       // the last that was started
+	before  func(*Kubelet) // it is; nil: nothing
 	stop    func()
 }
 
@@ -84,7 +85,9 @@ func (h *host) start() (ready chan struct{}) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.kubelet = k
+	if h.kubelet = k; h.before != nil {
+		h.before(k)
+	}
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ready = make(chan struct{})
 	var wg sync.WaitGroup
