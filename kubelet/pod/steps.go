@@ -173,8 +173,8 @@ func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 			w.say(pod, corev1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed for volume %q : %v", bad.Volume, bad.Err)
 		}
 	}
-	if v.Ready() != nil {
-		// It was made after the volumes. A file that cannot be brought up to date stops neither what runs nor what is to run again.
+	if v.Ready() != nil && (len(v.Alive()) > 0 || w.Volumes.Mounted(pod)) {
+		// The sandbox was made after the volumes: a file that cannot be brought up to date stops neither what runs nor what is to run again.
 		w.log.Warn("volumes are not up to date", "err", err)
 		w.at(w.now().Add(30 * time.Second))
 		return true, nil
