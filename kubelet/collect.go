@@ -4,31 +4,23 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/kubelet/node"
-	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
 )
 
 const (
-	rotateEvery  = 10 * time.Second
-	imagesEvery  = 5 * time.Minute
-	imageMinAge  = 2 * time.Minute // an image that came just now is about to be used
-	defaultGrace = 30              // seconds, for strangers that do not say
-
-	strangersFirst, strangersLast = time.Second, time.Minute // between attempts to remove them
+	rotateEvery = 10 * time.Second
+	imagesEvery = 5 * time.Minute
+	imageMinAge = 2 * time.Minute // an image that came just now is about to be used
 )
 
 // collect removes what nobody needs: old logs, unused images.
@@ -181,137 +173,4 @@ func (k *Kubelet) choose(images []*runtimeapi.Image, used map[string]bool, goal 
 		out = append(out, i)
 	}
 	return out
-}
-
-// watchStrangers removes strangers when the pods are known. What cannot be removed yet, as a driver with a volume of theirs is not there,
-// is tried again.
-func (k *Kubelet) watchStrangers(ctx context.Context) {
-	var again <-chan time.Time
-	wait := strangersFirst
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-k.strangers:
-			wait = strangersFirst
-		case <-again:
-		}
-		if again = nil; !k.removeStrangers(ctx) {
-			again = time.After(wait)
-			wait = min(2*wait, strangersLast)
-		}
-	}
-}
-
-// removeStrangers ends and removes what belongs to no pod: pods that were deleted while no kubelet ran. It reports whether nothing stays.
-func (k *Kubelet) removeStrangers(ctx context.Context) bool {
-	list, err := k.deps.CRI.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		k.log.Warn("sandboxes cannot be listed", "err", err)
-		return false
-	}
-	gone, stays := map[types.UID]bool{}, map[types.UID]bool{}
-	for _, s := range list.Items {
-		uid := types.UID(s.Labels[spec.PodUIDLabel])
-		if uid == "" || k.pods.Has(uid) {
-			continue
-		}
-		gone[uid] = true
-		k.log.Info("removing a pod that is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName(), "uid", uid)
-		if err := k.removeSandbox(ctx, s.Id); err != nil {
-			k.log.Warn("sandbox stays", "sandbox", s.Id, "err", err)
-			stays[uid] = true
-		}
-	}
-	dirs, err := k.volumes.Pods()
-	if err != nil {
-		k.log.Warn("pods' folders stay", "err", err)
-	}
-	for _, uid := range dirs {
-		if !k.pods.Has(uid) {
-			gone[uid] = true
-		}
-	}
-	// A kubelet that was killed may have left nothing of a pod but its logs.
-	logDirs, err := os.ReadDir(k.config.LogDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		k.log.Warn("pods' logs stay", "err", err)
-	}
-	for _, d := range logDirs {
-		if uid, ok := spec.LogDirectoryUID(d.Name()); ok && !k.pods.Has(uid) {
-			gone[uid] = true
-		}
-	}
-	for _, uid := range append(k.devices.Holders(), k.claims.Holders()...) {
-		if !k.pods.Has(uid) {
-			gone[uid] = true
-		}
-	}
-	groups := map[string]string{}
-	if g, ok := k.groups.(*resources.Groups); ok {
-		groups = g.Pods()
-	}
-	for uid := range gone {
-		if stays[uid] {
-			continue
-		}
-		if err := k.volumes.Down(ctx, uid); err != nil {
-			k.log.Warn("pod's folder stays", "uid", uid, "err", err)
-			stays[uid] = true
-		}
-		if err := k.claims.Release(ctx, uid); err != nil {
-			k.log.Warn("pod's resource claims stay prepared", "uid", uid, "err", err)
-			stays[uid] = true
-		}
-		if err := k.devices.Free(uid); err != nil {
-			k.log.Warn("pod's devices stay allocated", "uid", uid, "err", err)
-			stays[uid] = true
-		}
-		logs, err := filepath.Glob(filepath.Join(k.config.LogDir, "*_"+string(uid)))
-		for _, dir := range logs {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-		if err != nil {
-			k.log.Warn("pod's logs stay", "uid", uid, "err", err)
-		}
-	}
-	for uid, path := range groups {
-		if !k.pods.Has(types.UID(uid)) {
-			if err := k.groups.Remove(path); err != nil {
-				k.log.Warn("cgroup stays", "cgroup", path, "err", err)
-			}
-		}
-	}
-	return len(stays) == 0
-}
-
-// removeSandbox stops the sandbox's containers with the grace that their pod gave them, then removes all.
-func (k *Kubelet) removeSandbox(ctx context.Context, id string) error {
-	list, err := k.deps.CRI.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
-		PodSandboxId: id, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
-	if err != nil {
-		return err
-	}
-	ends := make(chan error, len(list.Containers))
-	for _, c := range list.Containers {
-		grace, err := strconv.ParseInt(c.Annotations[spec.GraceAnnotation], 10, 64)
-		if err != nil {
-			grace = defaultGrace
-		}
-		go func() {
-			_, err := k.deps.CRI.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: grace})
-			ends <- err
-		}()
-	}
-	for range list.Containers {
-		err = errors.Join(err, <-ends)
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := k.deps.CRI.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
-		return err
-	}
-	_, err = k.deps.CRI.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
-	return err
 }

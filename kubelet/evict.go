@@ -26,49 +26,50 @@ const measureEvery = 10 * time.Second
 // their files.
 func (k *Kubelet) limitStorage(ctx context.Context) {
 	for run.Pause(ctx, measureEvery) == nil {
-		for _, p := range k.pods.All() {
-			volumes, whole := pod.StorageLimits(p)
-			if !volumes && !whole {
-				continue
-			}
-			written, err := k.written(ctx, p, whole)
-			if err != nil {
-				if ctx.Err() == nil {
-					k.log.Warn("pod's use of the disk is not known", "pod", p.Namespace+"/"+p.Name, "err", err)
-				}
-				continue
-			}
-			if message, limit := pod.Exceeded(p, written); message != "" {
-				k.log.Info("evicting pod", "pod", p.Namespace+"/"+p.Name, "why", strings.TrimSpace(message))
-				if k.pods.Evict(p.UID, pod.Eviction{Message: message, Grace: pod.EvictedGrace}) != nil {
-					k.evictions.Evicted(limit)
-				}
+		pods := k.pods.All()
+		k.meter.forgetBut(pods)
+		for _, p := range pods {
+			if volumes, whole := pod.StorageLimits(p); volumes || whole {
+				k.meter.start(ctx, p, func(d *onDisk) { k.limit(ctx, p, d, whole) })
 			}
 		}
 	}
 }
 
-// written measures the pod's volumes on disk, and unless they alone are wanted, its containers: the layers of those that run,
+// limit evicts the pod if it has written too much.
+func (k *Kubelet) limit(ctx context.Context, p *corev1.Pod, d *onDisk, whole bool) {
+	written, err := k.written(ctx, p, d, whole)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		k.log.Warn("pod's use of the disk is not known", "pod", p.Namespace+"/"+p.Name, "err", err)
+		return
+	}
+	if message, limit := pod.Exceeded(p, written); message != "" {
+		k.log.Info("evicting pod", "pod", p.Namespace+"/"+p.Name, "why", strings.TrimSpace(message))
+		if k.pods.Evict(p.UID, pod.Eviction{Message: message, Grace: pod.EvictedGrace}) != nil {
+			k.evictions.Evicted(limit)
+		}
+	}
+}
+
+// written is what of the pod counts: its volumes on disk, and unless they alone are wanted, its containers: the layers of those that run,
 // and the logs of all.
-func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, whole bool) (pod.Written, error) {
+func (k *Kubelet) written(ctx context.Context, p *corev1.Pod, d *onDisk, whole bool) (pod.Written, error) {
 	w := pod.Written{Volumes: map[string]int64{}, Containers: map[string]int64{}}
-	volumes, err := k.volumesOnDisk(p)
-	for name, u := range volumes {
+	for name, u := range d.volumes {
 		w.Volumes[name] = u.Bytes
 	}
-	if err != nil || !whole {
-		return w, err
+	if d.err != nil || !whole {
+		return w, d.err
 	}
 	for s := range containerStatuses(p) {
-		logs, err := k.logsOnDisk(p, s.Name)
-		if err != nil {
-			return w, err
-		}
 		layer, err := k.layer(ctx, s)
 		if err != nil {
 			return w, fmt.Errorf("layer of container %q: %w", s.Name, err)
 		}
-		w.Containers[s.Name] = logs.Bytes + layer
+		w.Containers[s.Name] = d.logs[s.Name].Bytes + layer
 	}
 	return w, nil
 }

@@ -76,6 +76,7 @@ type Kubelet struct {
 	ids      users.IDs
 	keyring  *keyring.Keyring
 
+	meter     *meter
 	evictions *eviction.Metrics
 	stalls    *eviction.Stalls
 	probes    *probe.Metrics
@@ -134,6 +135,7 @@ func New(c Config, d Deps) (*Kubelet, error) {
 		strangers: make(chan struct{}, 1),
 		evictions: eviction.NewMetrics(), stalls: eviction.NewStalls(), probes: probe.NewMetrics(),
 	}
+	k.meter = newMeter(k.onDisk)
 	k.health = healthz.New(k.checks, "healthz")
 	k.drivers = drivers.New(c.NodeName, func() *corev1.Node { return k.keeper.Node() }, d.Client, k.log, func() { k.pods.RefreshAll() })
 	k.volumes = volume.New(k.podsDir(), volume.Disks{Dir: filepath.Join(c.RootDir, "plugins", "kubernetes.io", "csi"), Node: c.NodeName,
@@ -179,6 +181,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	}
 	var wg, up sync.WaitGroup
 	defer k.pods.Close()
+	defer k.meter.close()
 	defer wg.Wait()
 	part := func(f func(ready func()) error) {
 		up.Add(1)
@@ -195,7 +198,7 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	})
 	part(func(ready func()) error { k.watchPods(ctx, statics, ready); return nil })
 	part(func(ready func()) error { ready(); k.watchRuntime(ctx); return nil })
-	part(func(ready func()) error { ready(); k.keepMirrors(ctx); return nil })
+	part(func(ready func()) error { ready(); k.keepMirrors(ctx, statics); return nil })
 	if k.config.CSIDrivers {
 		part(func(ready func()) error { k.drivers.Run(ctx, ready); return nil })
 	}

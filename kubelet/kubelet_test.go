@@ -37,6 +37,8 @@ type host struct {
 	runtime *kubelettest.Runtime
 	config  Config
 	gauges  *gauges
+	kubelet *Kubelet       // the last that was started
+	before  func(*Kubelet) // it is; nil: nothing
 	stop    func()
 }
 
@@ -82,6 +84,9 @@ func (h *host) start() (ready chan struct{}) {
 		Log: slog.New(slog.NewTextHandler(h.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	if h.kubelet = k; h.before != nil {
+		h.before(k)
 	}
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ready = make(chan struct{})
@@ -233,6 +238,20 @@ func TestPodDeletedWhileAway(t *testing.T) {
 	})
 }
 
+// await returns the pod of the first event that is ok, in real time.
+func (h *host) await(what string, ok func(client.Event) bool) *corev1.Pod {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
+	defer cancel()
+	for e := range h.api.Watch(ctx, api.PodKind, client.Query{}, 0) {
+		if e.Object != nil && ok(e) {
+			return e.Object.(*corev1.Pod)
+		}
+	}
+	h.t.Fatal("waited in vain for", what)
+	return nil
+}
+
 // Static pods come from a folder that the kernel watches, which a bubble cannot: this test runs in real time, woken by
 // the API's own watch.
 func TestStaticPods(t *testing.T) {
@@ -248,37 +267,26 @@ func TestStaticPods(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await := func(what string, ok func(client.Event) bool) *corev1.Pod {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		for e := range h.api.Watch(ctx, api.PodKind, client.Query{}, 0) {
-			if e.Object != nil && ok(e) {
-				return e.Object.(*corev1.Pod)
-			}
-		}
-		t.Fatal("waited in vain for", what)
-		return nil
-	}
 	running := func(e client.Event) bool { return e.Object.(*corev1.Pod).Status.Phase == corev1.PodRunning }
 	write(manifest)
-	first := await("the mirror", running)
+	first := h.await("the mirror", running)
 	if first.Name != "web-n1" || first.Annotations["kubernetes.io/config.mirror"] == "" {
 		t.Error(first.ObjectMeta)
 	}
 	// A mirror that is deleted comes back; the containers do not notice.
 	ids := h.runtime.IDs()
 	h.api.DeletePod(api.KeyOf(first), 0)
-	await("the mirror again", func(e client.Event) bool { return e.Object.GetUID() != first.UID && running(e) })
+	h.await("the mirror again", func(e client.Event) bool { return e.Object.GetUID() != first.UID && running(e) })
 	if now := h.runtime.IDs(); now["app"] != ids["app"] {
 		t.Error("the container was replaced")
 	}
 	// Another manifest is another pod.
 	write(strings.Replace(manifest, "name: app,", "name: other,", 1))
-	await("the other pod", func(e client.Event) bool {
+	h.await("the other pod", func(e client.Event) bool {
 		s := e.Object.(*corev1.Pod).Status.ContainerStatuses
 		return running(e) && len(s) == 1 && s[0].Name == "other"
 	})
-	await("its end", func(e client.Event) bool {
+	h.await("its end", func(e client.Event) bool {
 		if e.Op == client.Added { // the watch has begun, and will see the end
 			if err := os.Remove(filepath.Join(dir, "web.yaml")); err != nil {
 				t.Error(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,6 +16,9 @@ import (
 	"github.com/yare-dev/yare/linux"
 	"github.com/yare-dev/yare/linux/diskusage"
 )
+
+// measuredWithin is how long an eviction waits for what pods have on disk.
+const measuredWithin = 5 * time.Second
 
 // newEvictor makes what acts when the node runs out of something.
 func (k *Kubelet) newEvictor() *eviction.Evictor {
@@ -83,13 +87,24 @@ func (k *Kubelet) measure(ctx context.Context, pods []*corev1.Pod, parts evictio
 			stats[s.GetAttributes().GetLabels()[spec.PodUIDLabel]] = s.Linux
 		}
 	}
+	walk := parts.Logs || parts.Volumes
+	if walk {
+		k.awaitMeasured(ctx, slices.DeleteFunc(slices.Clone(pods), func(p *corev1.Pod) bool { return stats[string(p.UID)] == nil }))
+	}
 	var out []eviction.Candidate
 	for _, p := range pods {
 		c := eviction.Candidate{Pod: p}
 		if s := stats[string(p.UID)]; s != nil {
 			c.Usage = usageOf(s)
-			if err := k.onDisk(p, c.Usage, parts); err != nil {
-				k.log.Warn("pod's use of the disk is not known in all parts", "pod", p.Namespace+"/"+p.Name, "err", err)
+			d := k.meter.of(p.UID)
+			if walk && d == nil {
+				d = &onDisk{err: errors.New("it is being measured for the first time")}
+			}
+			if walk {
+				addOnDisk(c.Usage, d, parts)
+			}
+			if walk && d.err != nil {
+				k.log.Warn("pod's use of the disk is not known in all parts", "pod", p.Namespace+"/"+p.Name, "err", d.err)
 			}
 		}
 		out = append(out, c)
@@ -117,27 +132,35 @@ func usageOf(s *runtimeapi.LinuxPodSandboxStats) *eviction.Usage {
 	return u
 }
 
-// onDisk adds to u what the runtime knows nothing of: logs and volumes.
-func (k *Kubelet) onDisk(p *corev1.Pod, u *eviction.Usage, parts eviction.Parts) error {
-	if parts.Volumes {
-		volumes, err := k.volumesOnDisk(p)
-		if err != nil {
-			return err
+// awaitMeasured has the pods measured, and waits for that as long as an eviction can wait. Of those that take longer the last figures are taken.
+func (k *Kubelet) awaitMeasured(ctx context.Context, pods []*corev1.Pod) {
+	var under []<-chan struct{}
+	for _, p := range pods {
+		under = append(under, k.meter.start(ctx, p, nil))
+	}
+	ctx, cancel := context.WithTimeout(ctx, measuredWithin)
+	defer cancel()
+	for _, done := range under {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return
 		}
-		for _, v := range volumes {
+	}
+}
+
+// addOnDisk adds to u what the runtime knows nothing of: logs and volumes.
+func addOnDisk(u *eviction.Usage, d *onDisk, parts eviction.Parts) {
+	if parts.Volumes {
+		for _, v := range d.volumes {
 			u.Volumes.Bytes, u.Volumes.Inodes = u.Volumes.Bytes+v.Bytes, u.Volumes.Inodes+v.Inodes
 		}
 	}
 	if parts.Logs {
-		for s := range containerStatuses(p) {
-			logs, err := k.logsOnDisk(p, s.Name)
-			if err != nil {
-				return err
-			}
-			one := u.Containers[s.Name]
+		for name, logs := range d.logs {
+			one := u.Containers[name]
 			one.Logs = logs
-			u.Containers[s.Name] = one
+			u.Containers[name] = one
 		}
 	}
-	return nil
 }

@@ -26,6 +26,7 @@ func (k *Kubelet) watchPods(ctx context.Context, statics <-chan struct{}, ready 
 	defer ready()
 	q := client.Query{Fields: fields.OneTermEqualSelector("spec.nodeName", k.config.NodeName)}
 	for ctx.Err() == nil {
+		seen := map[types.UID]bool{} // until all are
 		for e, err := range k.deps.Client.Watch(ctx, api.PodKind, q, 0) {
 			if err != nil {
 				k.log.Warn("pods cannot be watched", "err", err)
@@ -33,6 +34,8 @@ func (k *Kubelet) watchPods(ctx context.Context, statics <-chan struct{}, ready 
 			}
 			switch e.Op {
 			case client.Synced:
+				k.podsSeen(seen)
+				seen = nil
 				k.pods.Synced()
 				select {
 				case <-statics:
@@ -46,6 +49,9 @@ func (k *Kubelet) watchPods(ctx context.Context, statics <-chan struct{}, ready 
 			case client.Deleted:
 				k.podGone(e.Object.(*corev1.Pod))
 			default:
+				if seen != nil {
+					seen[e.Object.GetUID()] = true
+				}
 				k.podSeen(e.Object.(*corev1.Pod))
 			}
 		}
@@ -68,6 +74,22 @@ func (k *Kubelet) podSeen(p *corev1.Pod) {
 		k.pods.Mirror(of.UID, p)
 	}
 	k.pokeMirrors()
+}
+
+// podsSeen takes leave of the pods that were deleted while none could be watched: the API has no others than those.
+func (k *Kubelet) podsSeen(those map[types.UID]bool) {
+	k.pods.GoneBut(those)
+	k.mu.Lock()
+	var gone []*corev1.Pod
+	for _, m := range k.mirrors {
+		if !those[m.UID] {
+			gone = append(gone, m)
+		}
+	}
+	k.mu.Unlock()
+	for _, m := range gone {
+		k.podGone(m)
+	}
 }
 
 func (k *Kubelet) podGone(p *corev1.Pod) {
@@ -93,21 +115,20 @@ func (k *Kubelet) podGone(p *corev1.Pod) {
 
 // setStatics makes the pods of the folder what runs.
 func (k *Kubelet) setStatics(pods []*corev1.Pod) {
+	k.pods.SetStatics(pods)
+	shown := map[types.UID]*corev1.Pod{}
 	k.mu.Lock()
-	old := k.statics
 	k.statics = map[string]*corev1.Pod{}
 	for _, p := range pods {
-		k.statics[api.KeyOf(p).String()] = p
-	}
-	now := k.statics
-	k.mu.Unlock()
-	for key, p := range old {
-		if now[key] == nil || now[key].UID != p.UID {
-			k.pods.Gone(p.UID)
+		key := api.KeyOf(p).String()
+		k.statics[key] = p
+		if m := k.mirrors[key]; m != nil && shows(m, p) {
+			shown[p.UID] = m
 		}
 	}
-	for _, p := range pods {
-		k.pods.Set(p)
+	k.mu.Unlock()
+	for uid, m := range shown { // those that were there first
+		k.pods.Mirror(uid, m)
 	}
 	k.pokeMirrors()
 }
@@ -124,10 +145,13 @@ func (k *Kubelet) pokeMirrors() {
 	}
 }
 
-// keepMirrors shows each static pod in the API by a pod of its own, and removes those that show none.
-func (k *Kubelet) keepMirrors(ctx context.Context) {
-	if k.config.StaticPodPath == "" {
+// keepMirrors shows each static pod in the API by a pod of its own, and removes those that show none, also where there is no folder (any more).
+// It begins when statics is closed: before, it is not known what there is to show.
+func (k *Kubelet) keepMirrors(ctx context.Context, statics <-chan struct{}) {
+	select {
+	case <-ctx.Done():
 		return
+	case <-statics:
 	}
 	for {
 		select {

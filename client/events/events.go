@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +38,13 @@ const (
 	queueLength = 1000
 	tries       = 12
 	pause       = 10 * time.Second
+	// maxMessage is how much of a message is kept, in bytes. It is more than upstream's components say: 10 KiB of a probe's output, and
+	// what it is. Upstream itself cuts no message of a core Event, but what is remembered here must not grow with what a container prints.
+	maxMessage = 12 << 10
 )
+
+// cut ends a message that was longer.
+const cut = " ..."
 
 // Recorder records Events as one source. The nil Recorder drops everything.
 type Recorder struct {
@@ -107,6 +114,9 @@ func (r *Recorder) record(one occurrence) {
 		return
 	}
 	one.source, one.at = r.source, time.Now()
+	if len(one.message) > maxMessage {
+		one.message = strings.ToValidUTF8(one.message[:maxMessage-len(cut)], "") + cut
+	}
 	select {
 	case r.queue <- one:
 		if n := r.dropped.Swap(0); n > 0 {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -241,5 +242,19 @@ func TestAnnotated(t *testing.T) {
 		if got, want := e.Annotations["starved_resource"] == "memory", e.InvolvedObject.Name == "a"; got != want {
 			t.Errorf("%s: annotations %v", e.InvolvedObject.Name, e.Annotations)
 		}
+	}
+}
+
+// What is remembered of Events is bounded, however much they have to say.
+func TestLongMessagesAreCut(t *testing.T) {
+	l := &ledger{}
+	record(t, l, func(r *Recorder) { r.Event(pod("a"), "Warning", "R", strings.Repeat("ä", 1<<20)) })
+	for _, e := range l.events {
+		if len(e.Message) > maxMessage || len(e.Message) < 11<<10 || !utf8.ValidString(e.Message) || !strings.HasSuffix(e.Message, "ä ...") {
+			t.Errorf("%d bytes: %s", len(e.Message), e.Message[len(e.Message)-10:])
+		}
+	}
+	if len(l.events) != 1 {
+		t.Error("events:", len(l.events))
 	}
 }

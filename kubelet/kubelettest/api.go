@@ -34,11 +34,64 @@ type API struct {
 	changed chan struct{} // closed and replaced at each change
 	writes  []string
 	events  []string
+	reads   []string
+	away    bool
+	breaks  map[*api.Kind]int
+}
+
+// Break ends all watches of the kind with an error.
+func (a *API) Break(k *api.Kind) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.breaks[k]++
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// broken returns how often watches of the kind were broken.
+func (a *API) broken(k *api.Kind) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.breaks[k]
+}
+
+// Away makes the API fail all requests, and watches tell nothing, until it is back. Kinds of which a client keeps a table are still read.
+func (a *API) Away(away bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.away = away
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// answers returns the error of an API that is away. a.mu is held.
+func (a *API) answers() error {
+	if a.away {
+		return apierrors.NewServiceUnavailable("the API is away")
+	}
+	return nil
+}
+
+// readable is answers for those who read.
+func (a *API) readable(k *api.Kind) error {
+	if slices.Contains([]*api.Kind{api.PodKind, api.NodeKind, api.ServiceKind, api.CSIDriverKind}, k) {
+		return nil
+	}
+	return a.answers()
+}
+
+// Reads returns what was got so far, "kind name", and forgets it.
+func (a *API) Reads() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.reads
+	a.reads = nil
+	return r
 }
 
 // NewAPI returns an API that has the objects.
 func NewAPI(objects ...api.Object) *API {
-	a := &API{objects: map[string]api.Object{}, changed: make(chan struct{})}
+	a := &API{objects: map[string]api.Object{}, changed: make(chan struct{}), breaks: map[*api.Kind]int{}}
 	for _, o := range objects {
 		a.Put(o)
 	}
@@ -154,6 +207,10 @@ func (a *API) deletePod(p *corev1.Pod, grace int64) {
 func (a *API) Get(_ context.Context, k *api.Kind, key api.Key) (api.Object, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.readable(k); err != nil {
+		return nil, err
+	}
+	a.reads = append(a.reads, id(k, key))
 	if o := a.objects[id(k, key)]; o != nil {
 		return o, nil
 	}
@@ -185,6 +242,9 @@ func selected(k *api.Kind, o api.Object, q client.Query) bool {
 func (a *API) List(_ context.Context, k *api.Kind, q client.Query) ([]api.Object, api.Revision, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.readable(k); err != nil {
+		return nil, 0, err
+	}
 	var out []api.Object
 	for _, o := range a.objects {
 		if selected(k, o, q) {
@@ -198,8 +258,12 @@ func (a *API) List(_ context.Context, k *api.Kind, q client.Query) ([]api.Object
 // Watch implements client.Reader.
 func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.Revision) iter.Seq2[client.Event, error] {
 	return func(yield func(client.Event, error) bool) {
+		breaks := a.broken(k)
 		if from == 0 {
-			os, rev, _ := a.List(ctx, k, q)
+			os, rev, err := a.List(ctx, k, q)
+			for ; err != nil && ctx.Err() == nil; os, rev, err = a.List(ctx, k, q) {
+				a.back(ctx)
+			}
 			for _, o := range os {
 				if !yield(client.Event{Op: client.Added, Object: o, Revision: rev}, nil) {
 					return
@@ -213,12 +277,14 @@ func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.R
 		for ctx.Err() == nil {
 			a.mu.Lock()
 			var fresh []client.Event
-			for _, e := range a.log {
-				if e.Revision > from && selected(k, e.Object, q) {
-					fresh = append(fresh, e)
+			if !a.away {
+				for _, e := range a.log {
+					if e.Revision > from && selected(k, e.Object, q) {
+						fresh = append(fresh, e)
+					}
 				}
+				from = a.rev
 			}
-			from = a.rev
 			changed := a.changed
 			a.mu.Unlock()
 			for _, e := range fresh {
@@ -230,8 +296,27 @@ func (a *API) Watch(ctx context.Context, k *api.Kind, q client.Query, from api.R
 			case <-changed:
 			case <-ctx.Done():
 			}
+			if a.broken(k) != breaks {
+				yield(client.Event{}, apierrors.NewUnauthorized("the watch is broken"))
+				return
+			}
 		}
 	}
+}
+
+// back waits until the API is not away, or ctx ends.
+func (a *API) back(ctx context.Context) {
+	a.mu.Lock()
+	for a.away && ctx.Err() == nil {
+		changed := a.changed
+		a.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		a.mu.Lock()
+	}
+	a.mu.Unlock()
 }
 
 // GetScale is part of client.Reader. Nothing here has a scale.
@@ -248,6 +333,9 @@ func (a *API) UpdateScale(_ context.Context, k *api.Kind, s *autoscalingv1.Scale
 func (a *API) Create(_ context.Context, o api.Object) (api.Object, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.answers(); err != nil {
+		return nil, err
+	}
 	k := api.KindOf(o)
 	if o.GetName() == "" && o.GetGenerateName() != "" {
 		o.SetName(fmt.Sprintf("%s%d", o.GetGenerateName(), a.rev+1))
@@ -267,6 +355,9 @@ func (a *API) Create(_ context.Context, o api.Object) (api.Object, error) {
 func (a *API) Update(_ context.Context, o api.Object, sub string) (api.Object, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.answers(); err != nil {
+		return nil, err
+	}
 	k := api.KindOf(o)
 	have := a.objects[id(k, api.KeyOf(o))]
 	if have == nil {
@@ -294,6 +385,9 @@ func (a *API) Patch(_ context.Context, k *api.Kind, key api.Key, _ client.Patch)
 func (a *API) Delete(_ context.Context, o api.Object, opts client.DeleteOptions) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.answers(); err != nil {
+		return err
+	}
 	k := api.KindOf(o)
 	have := a.objects[id(k, api.KeyOf(o))]
 	if have == nil {
@@ -315,6 +409,9 @@ func (a *API) Delete(_ context.Context, o api.Object, opts client.DeleteOptions)
 func (a *API) Post(_ context.Context, k *api.Kind, key api.Key, sub string, body api.Object) (api.Object, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.answers(); err != nil {
+		return nil, err
+	}
 	req, ok := body.(*authenticationv1.TokenRequest)
 	if !ok || sub != "token" {
 		return nil, apierrors.NewMethodNotSupported(k.GroupResource(), sub)

@@ -180,6 +180,34 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// A kubelet that is killed between rename and reopen leaves a log that the next goes on with.
+func TestRotationThatWasBrokenOff(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app", "0.log")
+	r := Rotation{MaxSize: 10, MaxFiles: 3}
+	if rotated, err := r.Apply(path, nil); rotated || err != nil {
+		t.Error("without a folder:", rotated, err)
+	}
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if rotated, err := r.Apply(path, nil); rotated || err != nil {
+		t.Error("without a file:", rotated, err)
+	}
+	write(t, path, entry(0, "stdout", "F", "before"))
+	if err := os.Rename(path, path+".20260101-000000.000000"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Apply(path, func() error { return io.ErrUnexpectedEOF }); err == nil {
+		t.Error("no error")
+	}
+	if rotated, err := r.Apply(path, func() error { write(t, path); return nil }); !rotated || err != nil {
+		t.Error(rotated, err)
+	}
+	if names, err := Files(path); err != nil || len(names) != 2 {
+		t.Error(names, err)
+	}
+}
+
 func TestLastText(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	for i := range 1000 {

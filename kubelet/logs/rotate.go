@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -20,7 +21,10 @@ type Rotation struct {
 // files but the newest and removes those beyond the number. It reports whether it rotated.
 func (r Rotation) Apply(path string, reopen func() error) (bool, error) {
 	info, err := os.Stat(path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() < r.MaxSize {
+	if errors.Is(err, os.ErrNotExist) {
+		return resume(path, reopen)
+	}
+	if err == nil && info.Size() < r.MaxSize {
 		return false, nil
 	}
 	if err != nil {
@@ -53,6 +57,36 @@ func (r Rotation) Apply(path string, reopen func() error) (bool, error) {
 		return false, errors.Join(fmt.Errorf("reopen log: %w", err), os.Rename(aside, path))
 	}
 	return true, nil
+}
+
+// resume goes on with a rotation that was broken off after the rename: the runtime still writes to the file that was put aside.
+func resume(path string, reopen func() error) (bool, error) {
+	names, err := Files(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
+		return false, nil // nothing was written yet
+	}
+	if err != nil {
+		return false, fmt.Errorf("rotate log: %w", err)
+	}
+	if err := reopen(); err != nil {
+		return false, fmt.Errorf("reopen log: %w", err)
+	}
+	return true, nil
+}
+
+// Remove removes the log at path with all its rotated files, of which none need be there.
+func Remove(path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if rest, ok := strings.CutPrefix(e.Name(), filepath.Base(path)); ok && (rest == "" || rest[0] == '.') {
+			errs = append(errs, os.Remove(filepath.Join(filepath.Dir(path), e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func compress(name string) (err error) {

@@ -20,7 +20,7 @@
 // Invariants:
 //   - Only a pod's worker starts or stops its containers.
 //   - Containers start one after the other in the order of the spec; the next waits for the postStart hook before it.
-//   - A pod that began to terminate never starts anything again.
+//   - A pod that began to terminate never starts anything again. A static one of its name, or itself again, begins when nothing of it is left.
 //   - The final status is written before the pod is deleted from the API, and the pod is deleted only when nothing of it
 //     runs any more.
 //

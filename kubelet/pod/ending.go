@@ -38,8 +38,7 @@ func (w *worker) decideEnding(pod *corev1.Pod, v *View) {
 		}
 		return
 	}
-	final := pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
-	if wanted || final {
+	if wanted || final(pod.Status.Phase) {
 		w.ending = &ending{grace: grace, since: now}
 		return
 	}
@@ -174,21 +173,24 @@ func (w *worker) release(ctx context.Context, pod *corev1.Pod) {
 	exists, done, err := w.jobs.state("delete")
 	switch {
 	case !exists:
-		w.jobs.do(ctx, "delete", func(ctx context.Context) error {
-			now := int64(0)
-			target := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-				ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}}
-			err := w.Client.Delete(ctx, target, client.DeleteOptions{Grace: &now, AnyRevision: true})
-			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // another pod has its name by now
-				return nil
-			}
-			return err
-		})
+		w.jobs.do(ctx, "delete", func(ctx context.Context) error { return w.deletePod(ctx, pod) })
 	case done && err != nil:
 		w.jobs.forget("delete")
 		w.log.Warn("pod cannot be deleted", "err", err)
 		w.at(w.now().Add(time.Second))
 	}
+}
+
+// deletePod deletes the pod from the API at once.
+func (w *worker) deletePod(ctx context.Context, pod *corev1.Pod) error {
+	now := int64(0)
+	target := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}}
+	err := w.Client.Delete(ctx, target, client.DeleteOptions{Grace: &now, AnyRevision: true})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // another pod has its name by now
+		return nil
+	}
+	return err
 }
 
 // bury removes what a pod that is gone from the API has left on the node.

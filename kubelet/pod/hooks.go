@@ -13,14 +13,17 @@ import (
 	"github.com/yare-dev/yare/run"
 )
 
-// Exec runs a command in a container of the runtime; it is what exec probes use.
+// Exec runs a command in a container of the runtime; it is what exec probes and hooks use. What it prints ends up in Events: only its
+// beginning is returned.
 func (p *Pods) Exec(ctx context.Context, id string, command []string, timeout time.Duration) (exit int, output string, err error) {
 	seconds := int64((timeout + time.Second - 1) / time.Second)
 	got, err := p.cri.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: seconds})
 	if err != nil {
 		return 0, "", err
 	}
-	return int(got.ExitCode), string(got.Stdout) + string(got.Stderr), nil
+	out := got.Stdout[:min(len(got.Stdout), probe.MaxOutput)]
+	rest := got.Stderr[:min(len(got.Stderr), probe.MaxOutput-len(out))]
+	return int(got.ExitCode), string(out) + string(rest), nil
 }
 
 // hook runs a lifecycle handler to its end, bounded by ctx.

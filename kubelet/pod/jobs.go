@@ -66,6 +66,18 @@ func (j *jobs) forget(key string) {
 	}
 }
 
+// forgetIf forgets all jobs of whose keys f says so.
+func (j *jobs) forgetIf(f func(key string) bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for key, have := range j.all {
+		if f(key) {
+			have.cancel()
+			delete(j.all, key)
+		}
+	}
+}
+
 // stop cancels the job and reports whether it has ended, or there is none; who waits is woken when it does.
 func (j *jobs) stop(key string) (ended bool) {
 	j.mu.Lock()

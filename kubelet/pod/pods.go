@@ -113,13 +113,15 @@ type Pods struct {
 	ctx     context.Context // of all workers, while open
 	synced  bool            // all pods of the API are known
 	workers map[types.UID]*worker
+	statics []*corev1.Pod             // those that are to run
+	mirrors map[types.UID]*corev1.Pod // of statics, by their UIDs
 
 	wg sync.WaitGroup
 }
 
 // New returns Pods without workers.
 func New(c Config, d Deps) *Pods {
-	p := &Pods{config: c, Deps: d, cri: d.CRI, log: d.Log, runner: d.Probes, workers: map[types.UID]*worker{},
+	p := &Pods{config: c, Deps: d, cri: d.CRI, log: d.Log, runner: d.Probes, workers: map[types.UID]*worker{}, mirrors: map[types.UID]*corev1.Pod{},
 		pullSlots: make(chan struct{}, max(c.MaxParallelPulls, 1)), tokens: newTokens(d.Client)}
 	if p.Devices == nil {
 		p.Devices = noDevices{}
@@ -149,15 +151,24 @@ func (p *Pods) Close() {
 	p.bundles.close()
 }
 
-// Set tells what the API (or a static pod's file) says of a pod. The pod is shared and read-only.
+// Set tells what the API says of a pod. The pod is shared and read-only.
 func (p *Pods) Set(pod *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.set(pod, false)
+}
+
+// set gives the pod's worker what its source says, and makes it where there is none. p.mu is held.
+func (p *Pods) set(pod *corev1.Pod, static bool) {
 	w := p.workers[pod.UID]
 	if w == nil {
-		w = newWorker(p, pod)
+		w = newWorker(p, pod, static)
 		p.workers[pod.UID] = w
-		p.wg.Go(func() { w.run(p.ctx) })
+		p.wg.Go(func() {
+			if w.run(p.ctx) {
+				p.left(w)
+			}
+		})
 	}
 	w.set(pod)
 }
@@ -182,21 +193,31 @@ func (p *Pods) isSynced() bool {
 	return p.synced
 }
 
-// Mirror gives the worker of a static pod the pod that shows it in the API, nil when there is none.
-func (p *Pods) Mirror(uid types.UID, mirror *corev1.Pod) {
+// Gone tells that the API has no such pod any more. What runs of it is ended, and takes no room from now on.
+func (p *Pods) Gone(uid types.UID) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if w := p.workers[uid]; w != nil {
-		w.setMirror(mirror)
+	w := p.workers[uid]
+	if w != nil {
+		w.setGone()
+	}
+	p.mu.Unlock()
+	if w != nil {
+		p.wakeDeferred()
 	}
 }
 
-// Gone tells that the API has no such pod any more. What runs of it is ended.
-func (p *Pods) Gone(uid types.UID) {
+// GoneBut tells that the API has no other pods than those.
+func (p *Pods) GoneBut(those map[types.UID]bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if w := p.workers[uid]; w != nil {
-		w.setGone()
+	var gone []types.UID
+	for uid, w := range p.workers {
+		if !w.static && !those[uid] {
+			gone = append(gone, uid)
+		}
+	}
+	p.mu.Unlock()
+	for _, uid := range gone {
+		p.Gone(uid)
 	}
 }
 
@@ -299,12 +320,15 @@ func (p *Pods) others(but types.UID) (pods []*corev1.Pod) {
 	return pods
 }
 
-// left removes a worker that has done its work.
-func (p *Pods) left(uid types.UID) {
+// left removes a worker that has done its work. A static pod may have waited for that.
+func (p *Pods) left(w *worker) {
+	p.refs.set(w.uid, nil)
+	p.tokens.forget(w.uid)
+	p.bundles.forget(w.uid)
 	p.mu.Lock()
-	delete(p.workers, uid)
-	p.mu.Unlock()
-	p.refs.set(uid, nil)
-	p.tokens.forget(uid)
-	p.bundles.forget(uid)
+	defer p.mu.Unlock()
+	delete(p.workers, w.uid)
+	if w.static {
+		p.startStatics()
+	}
 }

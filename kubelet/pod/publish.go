@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +26,9 @@ const (
 	writeRetries = 5
 )
 
+// errNoPod says that the pod is gone from the API, of which the watch will tell.
+var errNoPod = errors.New("there is no such pod any more")
+
 // publish writes the pod's status unless the API has it already, which it reports. One write runs at a time; what
 // changes meanwhile is in the next.
 func (w *worker) publish(ctx context.Context, pod *corev1.Pod, v *View) (written bool) {
@@ -36,19 +40,28 @@ func (w *worker) publish(ctx context.Context, pod *corev1.Pod, v *View) (written
 		return true
 	}
 	status := Status(w.situation(pod, v))
+	if w.static && final(target.Status.Phase) && !final(status.Phase) {
+		w.outlived(ctx, target)
+		return false
+	}
 	if exists, done, err := w.jobs.state("status"); exists {
 		if !done {
 			return false
 		}
 		w.jobs.forget("status")
 		if err != nil {
-			w.log.Warn("status is not written", "err", err)
-			w.at(w.now().Add(time.Second))
-			return false
+			if !errors.Is(err, errNoPod) {
+				w.log.Warn("status is not written", "err", err)
+			}
+			w.rewrite = w.now().Add(time.Second)
 		}
 	}
 	if equality.Semantic.DeepEqual(status, target.Status) {
 		return true
+	}
+	if w.now().Before(w.rewrite) {
+		w.at(w.rewrite)
+		return false
 	}
 	w.jobs.do(ctx, "status", func(ctx context.Context) error { return w.write(ctx, target, status) })
 	return false
@@ -68,9 +81,12 @@ func (w *worker) shown() *corev1.Pod {
 	return shown
 }
 
+// final reports whether a pod of that phase has ended for good.
+func final(p corev1.PodPhase) bool { return p == corev1.PodFailed || p == corev1.PodSucceeded }
+
 // closed reports whether a status is final in all its parts, so that nothing need be added.
 func closed(s *corev1.PodStatus) bool {
-	if s.Phase != corev1.PodFailed && s.Phase != corev1.PodSucceeded {
+	if !final(s.Phase) {
 		return false
 	}
 	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
@@ -120,13 +136,23 @@ func (w *worker) situation(pod *corev1.Pod, v *View) Situation {
 	return s
 }
 
+// outlived deletes a mirror that says that the static pod, which lives again, has ended: another is made then.
+func (w *worker) outlived(ctx context.Context, mirror *corev1.Pod) {
+	key := "delete mirror " + string(mirror.UID)
+	if done, err := w.jobs.do(ctx, key, func(ctx context.Context) error { return w.deletePod(ctx, mirror) }); done && err != nil {
+		w.jobs.forget(key)
+		w.log.Warn("mirror of an earlier life stays", "err", err)
+		w.at(w.now().Add(time.Second))
+	}
+}
+
 // write stores the status in the API's pod. Conditions that are not the kubelet's stay as they are there.
 func (w *worker) write(ctx context.Context, target *corev1.Pod, status corev1.PodStatus) error {
 	for try := range writeRetries {
 		if try > 0 {
 			fresh, err := client.Get[*corev1.Pod](ctx, w.Client, api.KeyOf(target))
 			if apierrors.IsNotFound(err) || err == nil && fresh.UID != target.UID {
-				return nil // the watch will tell
+				return errNoPod
 			}
 			if err != nil {
 				return fmt.Errorf("get pod: %w", err)
@@ -146,7 +172,7 @@ func (w *worker) write(ctx context.Context, target *corev1.Pod, status corev1.Po
 			w.mu.Unlock()
 			return nil
 		case apierrors.IsNotFound(err):
-			return nil
+			return errNoPod
 		case !apierrors.IsConflict(err):
 			return fmt.Errorf("write status: %w", err)
 		}

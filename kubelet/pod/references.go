@@ -38,7 +38,8 @@ func (r reference) query() client.Query {
 	return q
 }
 
-// references watches exactly the objects that pods of this node name, each once, and wakes the pods when one changes.
+// references watches exactly the objects that pods of this node name, each once, keeps the newest, and wakes the pods when one
+// changes. So containers start again while the API is away.
 type references struct {
 	client client.Reader
 	wake   func(types.UID)
@@ -53,7 +54,17 @@ type references struct {
 
 type reading struct {
 	cancel context.CancelFunc
-	pods   map[types.UID]bool
+	pods   map[types.UID]bool // by which it is named, and whether they were given what is at least as new as they are
+	known  bool               // the watch has told whether there is an object
+	object api.Object         // the newest, nil where there is none
+	rev    api.Revision       // as of which
+}
+
+// learn notes an object, nil for none, unless a newer one is known.
+func (r *reading) learn(o api.Object, rev api.Revision) {
+	if rev >= r.rev {
+		r.object, r.rev = o, rev
+	}
 }
 
 func newReferences(c client.Reader, wake func(types.UID)) *references {
@@ -78,9 +89,11 @@ func (r *references) set(uid types.UID, refs []reference) {
 			ctx, cancel := context.WithCancel(r.ctx)
 			have = &reading{cancel: cancel, pods: map[types.UID]bool{}}
 			r.watched[ref] = have
-			r.wg.Go(func() { r.watch(ctx, ref) })
+			r.wg.Go(func() { r.watch(ctx, ref, have) })
 		}
-		have.pods[uid] = true
+		if _, named := have.pods[uid]; !named {
+			have.pods[uid] = false
+		}
 	}
 	for _, old := range r.byPod[uid] {
 		if slices.Contains(refs, old) {
@@ -103,21 +116,104 @@ func (r *references) set(uid types.UID, refs []reference) {
 
 // watch wakes the object's pods at each change, until ctx ends. A refusal (the node authorizer may not know the pod
 // yet) is tried again.
-func (r *references) watch(ctx context.Context, ref reference) {
+func (r *references) watch(ctx context.Context, ref reference, have *reading) {
 	for ctx.Err() == nil {
-		synced := false
+		synced, seen := false, false
 		for e, err := range r.client.Watch(ctx, ref.kind, ref.query(), 0) {
 			if err != nil {
 				break
+			}
+			seen = seen || e.Op == client.Added
+			if ref.node == "" { // requests for certificates are read by those who made them
+				r.take(have, e, seen)
 			}
 			// What existed at the start may have been read before it was as it is.
 			if synced = synced || e.Op == client.Synced; synced {
 				r.notify(ref)
 			}
 		}
+		r.lose(have)
 		if run.Pause(ctx, time.Second) == nil {
 			r.notify(ref)
 		}
+	}
+}
+
+// take notes what the watch tells; seen says that it has told of an object.
+func (r *references) take(have *reading, e client.Event, seen bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch e.Op {
+	case client.Synced:
+		if have.known = true; !seen {
+			have.learn(nil, e.Revision)
+		}
+	case client.Deleted:
+		have.learn(nil, e.Revision)
+	default:
+		have.learn(e.Object, api.RevisionOf(e.Object))
+	}
+}
+
+// lose notes that the watch was refused, or has ended.
+func (r *references) lose(have *reading) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have.known = false
+}
+
+// firstReadWithin bounds the pod's first read of an object that is known already.
+const firstReadWithin = 2 * time.Second
+
+// get returns the object that the pod refers to. The pod's first read asks the API, as the watch may be behind what the pod was made
+// for; an API that does not answer is done without.
+func (r *references) get(ctx context.Context, uid types.UID, ref reference) (api.Object, error) {
+	o, known, served := r.have(uid, ref)
+	if !served {
+		if known {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, firstReadWithin)
+			defer cancel()
+		}
+		got, err := r.client.Get(ctx, ref.kind, ref.key)
+		if !known || err == nil || apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+			r.read(uid, ref, got, err)
+			return got, err
+		}
+	}
+	if o == nil {
+		return nil, apierrors.NewNotFound(ref.kind.GroupResource(), ref.key.Name)
+	}
+	return o, nil
+}
+
+// have returns the newest object that is known, if it is known whether there is one, and whether the pod can be served with it.
+func (r *references) have(uid types.UID, ref reference) (o api.Object, known, served bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have := r.watched[ref]
+	if have == nil || !have.known {
+		return nil, false, false
+	}
+	return have.object, true, have.pods[uid]
+}
+
+// read notes what the API answered the pod.
+func (r *references) read(uid types.UID, ref reference, got api.Object, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have := r.watched[ref]
+	if have == nil {
+		return
+	}
+	if _, named := have.pods[uid]; !named {
+		return
+	}
+	if err == nil {
+		have.learn(got, api.RevisionOf(got))
+		have.pods[uid] = true
+	} else if apierrors.IsNotFound(err) && have.known && have.object == nil {
+		have.pods[uid] = true
 	}
 }
 
@@ -213,7 +309,10 @@ func newTokens(c client.Writer) *tokens {
 	return &tokens{client: c, byPod: map[types.UID]map[tokenKey]token{}}
 }
 
-// get returns a token, a new one when the last has lived four fifths of its life or a day.
+// retryToken is the rest after a token could not be renewed.
+const retryToken = 30 * time.Second
+
+// get returns a token, a new one when the last has lived four fifths of its life or a day. One that cannot be renewed is good to its end.
 func (t *tokens) get(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (authenticationv1.TokenRequestStatus, time.Time, error) {
 	key := tokenKey{account: pod.Spec.ServiceAccountName, seconds: *req.ExpirationSeconds}
 	if key.account == "" {
@@ -232,12 +331,16 @@ func (t *tokens) get(ctx context.Context, pod *corev1.Pod, req authenticationv1.
 	body := api.TokenRequestKind.New().(*authenticationv1.TokenRequest)
 	body.Spec = req
 	got, err := t.client.Post(ctx, api.ServiceAccountKind, api.Key{Namespace: pod.Namespace, Name: key.account}, "token", body)
-	if err != nil {
+	switch {
+	case err == nil:
+		status := got.(*authenticationv1.TokenRequest).Status
+		life := status.ExpirationTimestamp.Sub(now)
+		have = token{status, now.Add(min(life*4/5, 24*time.Hour))}
+	case ok && now.Before(have.status.ExpirationTimestamp.Time):
+		have.renew = now.Add(min(have.status.ExpirationTimestamp.Sub(now), retryToken))
+	default:
 		return authenticationv1.TokenRequestStatus{}, time.Time{}, err
 	}
-	status := got.(*authenticationv1.TokenRequest).Status
-	life := status.ExpirationTimestamp.Sub(now)
-	have = token{status, now.Add(min(life*4/5, 24*time.Hour))}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byPod[pod.UID] == nil {
@@ -273,11 +376,15 @@ func (s source) Secret(name string) (*corev1.Secret, error) {
 // referred reads an object that the pod refers to. One that is missing is called what upstream's kubelet calls it, and users look
 // for: `configmap "c" not found`.
 func referred[T api.Object](s source, what, name string) (T, error) {
-	o, err := client.Get[T](s.ctx, s.Client, api.Key{Namespace: s.pod.Namespace, Name: name})
+	var none T
+	o, err := s.refs.get(s.ctx, s.pod.UID, reference{kind: api.KindFor[T](), key: api.Key{Namespace: s.pod.Namespace, Name: name}})
 	if apierrors.IsNotFound(err) {
 		err = apierrors.NewNotFound(corev1.Resource(what), name)
 	}
-	return o, err
+	if err != nil {
+		return none, err
+	}
+	return o.(T), nil
 }
 
 func (s source) Token(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (authenticationv1.TokenRequestStatus, time.Time, error) {

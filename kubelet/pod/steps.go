@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -174,8 +173,8 @@ func (w *worker) volumesUp(ctx context.Context, pod *corev1.Pod, v *View) (bool,
 			w.say(pod, corev1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed for volume %q : %v", bad.Volume, bad.Err)
 		}
 	}
-	if v.Ready() != nil && len(v.Alive()) > 0 {
-		// A file that cannot be brought up to date does not stop what runs.
+	if v.Ready() != nil && (len(v.Alive()) > 0 || w.Volumes.Mounted(pod)) {
+		// The sandbox was made after the volumes: a file that cannot be brought up to date stops neither what runs nor what is to run again.
 		w.log.Warn("volumes are not up to date", "err", err)
 		w.at(w.now().Add(30 * time.Second))
 		return true, nil
@@ -364,7 +363,7 @@ func (w *worker) containersUp(ctx context.Context, pod *corev1.Pod, v *View) (bo
 		}
 	}
 	if !w.moved {
-		w.tidy(ctx, v)
+		w.tidy(ctx, pod, v)
 	}
 	return true, nil
 }
@@ -387,32 +386,6 @@ func (w *worker) withGroups(pod *corev1.Pod) *corev1.Pod {
 	}
 	in.Spec.SecurityContext = &security
 	return &in
-}
-
-// writeHosts writes the pod's hosts file and returns its mount, nil where the container has its own.
-func (w *worker) writeHosts(pod *corev1.Pod, c *corev1.Container, v *View) (*runtimeapi.Mount, error) {
-	for _, m := range c.VolumeMounts {
-		if filepath.Clean(m.MountPath) == "/etc/hosts" {
-			return nil, nil
-		}
-	}
-	host := ""
-	if pod.Spec.HostNetwork {
-		b, err := os.ReadFile(w.config.HostsFile)
-		if err != nil && !os.IsNotExist(err) {
-			return nil, fmt.Errorf("read hosts file: %w", err)
-		}
-		host = string(b)
-	}
-	path := filepath.Join(w.Volumes.PodDir(pod.UID), "etc-hosts")
-	text := spec.Hosts(pod, v.IPs(), host, w.config.Node.ClusterDomain)
-	// In place, not by rename: running containers have it mounted.
-	if have, err := os.ReadFile(path); err != nil || string(have) != text {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			return nil, fmt.Errorf("write hosts file: %w", err)
-		}
-	}
-	return &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: path, SelinuxRelabel: w.config.SELinux}, nil
 }
 
 // isConfigError reports whether the error is the pod's or that of what it names, not the node's.

@@ -2,8 +2,13 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/kubelet/logs"
 	"github.com/yare-dev/yare/kubelet/probe"
 	"github.com/yare-dev/yare/kubelet/resources"
 	"github.com/yare-dev/yare/kubelet/spec"
@@ -35,6 +41,7 @@ type worker struct {
 	deferred *Condition // why the node does not give what the spec wants now
 	fresh    bool       // what the pod refers to has changed: earlier failures do not count
 	over     bool       // nothing of it runs any more, and never will
+	anew     bool       // the runtime had nothing of this static pod: what its mirror says is of an earlier life
 	written  *corev1.Pod
 
 	// The rest belongs to the worker's goroutine.
@@ -57,9 +64,12 @@ type worker struct {
 	hooks      map[string]string    // containers whose postStart hook failed, and how
 	messages   map[string]string
 	born       map[string]bool // containers that this worker has started
+	unprobed   map[string]bool // containers whose hook had not ended when probes were looked after: they are starting for that long
 	timer      time.Time
-	moved      bool // the runtime was changed: look again
-	settled    bool // nothing is left of a pod that has ended but its containers' logs
+	rewrite    time.Time // when the status may be written again after that has failed
+	moved      bool      // the runtime was changed: look again
+	looked     bool      // the runtime was asked what it has
+	settled    bool      // nothing is left of a pod that has ended but its containers' logs
 	cgroup     string
 	limits     resources.Limits // of the pod's cgroup
 	resizing   *Condition       // set while containers follow a new allocation; its reason and message tell of failures
@@ -69,11 +79,11 @@ type worker struct {
 	certificates map[projection]*certificate
 }
 
-func newWorker(p *Pods, pod *corev1.Pod) *worker {
+func newWorker(p *Pods, pod *corev1.Pod, static bool) *worker {
 	w := &worker{
 		Pods: p, uid: pod.UID, wake: make(chan struct{}, 1), pod: pod,
 		log:    p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
-		static: isStatic(pod),
+		static: static,
 		viewer: newViewer(p.cri, pod.UID), waiting: map[string]*Condition{},
 		crashes:    newCrashes(10*time.Second, p.config.MaxRestartDelay),
 		retries:    newRetries(),
@@ -138,11 +148,12 @@ func (w *worker) forgive() {
 
 func newRetries() *delays { return newDelays(time.Second, 30*time.Second, 0) }
 
-// takesRoom reports whether the pod was admitted, by this kubelet or the one before, and has not ended.
+// takesRoom reports whether the pod was admitted, by this kubelet or the one before, and has not ended. What the API has deleted by force has
+// given its room away, although it may run for a while.
 func (w *worker) takesRoom() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return (w.admitted || admittedBefore(w.pod)) && !w.over
+	return (w.admitted || admittedBefore(w.pod)) && !w.over && (w.static || !w.gone)
 }
 
 // admittedBefore reports whether the kubelet that ran before this one had taken the pod, which has not ended since.
@@ -166,6 +177,9 @@ func (w *worker) current() *corev1.Pod {
 	shown := w.pod
 	if w.static {
 		shown = w.mirror
+	}
+	if w.anew && w.written == nil {
+		shown = nil
 	}
 	if w.written != nil && (shown == nil || w.written.UID == shown.UID && api.RevisionOf(w.written) > api.RevisionOf(shown)) {
 		shown = w.written
@@ -215,8 +229,8 @@ func (w *worker) probeFailed(c *corev1.Container, kind, text string) {
 	w.sayAt(pod, spec.Path(pod, c.Name), corev1.EventTypeWarning, "Unhealthy", "%s probe %s", kind, text)
 }
 
-// run is the worker's goroutine.
-func (w *worker) run(ctx context.Context) {
+// run is the worker's goroutine. It reports whether the worker's work is over.
+func (w *worker) run(ctx context.Context) (finished bool) {
 	defer w.jobs.close()
 	defer w.probes.Close()
 	timer := time.NewTimer(time.Hour)
@@ -224,13 +238,12 @@ func (w *worker) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-w.wake:
 		case <-timer.C:
 		}
 		if w.sync(ctx) {
-			w.left(w.uid)
-			return
+			return true
 		}
 		if w.timer.IsZero() {
 			timer.Reset(time.Hour)
@@ -258,7 +271,11 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 			}
 			return false
 		}
+		if !w.looked {
+			pod = w.look(view)
+		}
 		full := view.withLost(pod)
+		w.forgetRuns(full)
 		w.readMessages(pod, full)
 		w.readHooks(pod, full)
 		w.decideEnding(pod, full)
@@ -283,20 +300,33 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 	return false
 }
 
+// look notes what the runtime has of the pod at first, and returns the pod in that light.
+func (w *worker) look(v *View) *corev1.Pod {
+	w.mu.Lock()
+	w.looked, w.anew = true, w.static && v.Sandbox() == nil
+	w.mu.Unlock()
+	return w.current()
+}
+
 // health joins what probes and hooks say.
 func (w *worker) health(id string) Health {
 	h := Health{Ready: true, Started: true, Failed: w.hooks[id]}
 	if p, ok := w.probes.Health(id); ok {
 		h.Ready, h.Started, h.Unwell = p.Ready, p.Started, p.Unwell
 	}
-	if exists, done, _ := w.jobs.state("postStart " + id); exists && !done {
-		h.Starting = true
-	}
+	h.Starting = w.unprobed[id] || w.starting(id)
 	return h
 }
 
-// syncProbes watches the containers that run.
+// starting reports whether the container's postStart hook has not ended.
+func (w *worker) starting(id string) bool {
+	exists, done, _ := w.jobs.state("postStart " + id)
+	return exists && !done
+}
+
+// syncProbes watches the containers that are shown as running.
 func (w *worker) syncProbes(ctx context.Context, pod *corev1.Pod, v *View) {
+	w.unprobed = map[string]bool{}
 	var targets []probe.Target
 	ips := v.IPs()
 	if pod.Spec.HostNetwork {
@@ -312,6 +342,10 @@ func (w *worker) syncProbes(ctx context.Context, pod *corev1.Pod, v *View) {
 		}
 		run := v.Latest(c.Name)
 		if !run.Running() {
+			return
+		}
+		if w.starting(run.Id) {
+			w.unprobed[run.Id] = true
 			return
 		}
 		t := probe.Target{Subject: probe.Subject{Container: c, ID: run.Id, IP: ip}, Since: time.Unix(0, run.StartedAt)}
@@ -336,9 +370,9 @@ func shownAs(pod *corev1.Pod, name string) (ready, started bool) {
 	return false, false
 }
 
-// tidy removes runs of containers that are no longer shown (all but the last two of each name) and sandboxes without
-// containers that are not the newest.
-func (w *worker) tidy(ctx context.Context, v *View) {
+// tidy removes runs of containers that are no longer shown (all but the last two of each name), with their files, and sandboxes
+// without containers that are not the newest.
+func (w *worker) tidy(ctx context.Context, pod *corev1.Pod, v *View) {
 	used := map[string]bool{}
 	for _, runs := range v.Containers {
 		for i, c := range runs {
@@ -346,7 +380,11 @@ func (w *worker) tidy(ctx context.Context, v *View) {
 				used[c.Sandbox] = true
 				continue
 			}
-			if _, err := w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+			err := w.removeFiles(pod, c) // first: nobody looks for those of a container that is not there
+			if err == nil {
+				_, err = w.cri.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.Id})
+			}
+			if err != nil {
 				w.log.Warn("dead container stays", "id", c.Id, "err", err)
 			}
 		}
@@ -358,4 +396,33 @@ func (w *worker) tidy(ctx context.Context, v *View) {
 			}
 		}
 	}
+}
+
+// forgetRuns forgets what is known of containers that are not there any more.
+func (w *worker) forgetRuns(v *View) {
+	there := map[string]bool{}
+	for _, runs := range v.Containers {
+		for _, c := range runs {
+			there[c.Id] = true
+		}
+	}
+	gone := func(id string) bool { return !there[id] }
+	maps.DeleteFunc(w.messages, func(id, _ string) bool { return gone(id) })
+	maps.DeleteFunc(w.hooks, func(id, _ string) bool { return gone(id) })
+	maps.DeleteFunc(w.born, func(id string, _ bool) bool { return gone(id) })
+	maps.DeleteFunc(w.again, func(id string, _ bool) bool { return gone(id) })
+	w.jobs.forgetIf(func(key string) bool {
+		what, id, _ := strings.Cut(key, " ")
+		return (what == "postStart" || what == "stop" || what == "kill") && gone(id)
+	})
+}
+
+// removeFiles removes a run's logs and termination message.
+func (w *worker) removeFiles(pod *corev1.Pod, run *Container) error {
+	name, attempt := run.Metadata.Name, run.Metadata.Attempt
+	err := os.Remove(w.messageFile(pod, name, attempt))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, logs.Remove(filepath.Join(w.logDirectory(pod), spec.LogPath(name, attempt))))
 }

@@ -2,7 +2,9 @@ package pod
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +72,40 @@ func TestCrashLoop(t *testing.T) {
 		b.wantRunning("app")
 		if n := len(b.runtime.Left()); n != 3 {
 			t.Error("all but two runs are removed, besides the sandbox; left:", n)
+		}
+	})
+}
+
+// What a pod's containers leave on disk is that of the runs that are shown, however often they are restarted.
+func TestFilesOfEarlierRunsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.api.Put(newPod("a"))
+		b.wantRunning("app")
+		dir := filepath.Join(spec.LogDirectory(filepath.Join(b.dir, "log"), b.pod("a")), "app")
+		for i := range 4 {
+			for _, name := range []string{".log", ".log.20260101-000000.000000", ".log.20250101-000000.000000.gz"} {
+				if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)+name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.runtime.Exit("app", 1)
+			time.Sleep(5 * time.Minute)
+			b.settle()
+		}
+		for _, dir := range []string{dir, filepath.Join(b.dir, "pods", string(b.pod("a").UID), "containers", "app")} {
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if run, _, _ := strings.Cut(e.Name(), "."); run != "3" && run != "4" {
+					t.Error("left:", e.Name())
+				}
+			}
+			if len(entries) < 2 {
+				t.Error("of the last runs there are", entries)
+			}
 		}
 	})
 }
@@ -319,6 +355,31 @@ func TestPostStartHoldsTheNext(t *testing.T) {
 	})
 }
 
+// As long as a container is not shown as running, as its hook runs, it is not probed.
+func TestPostStartHoldsProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.runtime.OnExec = func(string, []string) (int32, string, error) { return 1, "", nil }
+		b.api.Put(newPod("a", func(p *corev1.Pod) {
+			c := &p.Spec.Containers[0]
+			c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 60}}}
+			c.LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"live"}}}, PeriodSeconds: 5, FailureThreshold: 2}
+		}))
+		b.wantRunning("app")
+		time.Sleep(59 * time.Second)
+		b.settle()
+		if calls := b.runtime.Calls(); slices.Contains(calls, "exec app live") {
+			t.Error("it is probed:", calls)
+		}
+		b.wantStatus("a", "Pending app=ContainerCreating")
+		time.Sleep(2 * time.Second)
+		b.wantStatus("a", "Running ready app=running")
+		if calls := b.runtime.Calls(); !slices.Contains(calls, "exec app live") {
+			t.Error("it is not probed:", calls)
+		}
+	})
+}
+
 func TestPostStartFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
@@ -333,6 +394,32 @@ func TestPostStartFails(t *testing.T) {
 		}
 		if !slices.ContainsFunc(b.api.Events(), func(e string) bool { return strings.Contains(e, "FailedPostStartHook") }) {
 			t.Error("no event")
+		}
+	})
+}
+
+// What a command prints without end is no reason to keep it all.
+func TestLongOutputIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		b.runtime.OnExec = func(string, []string) (int32, string, error) { return 1, strings.Repeat("x", 1<<20), nil }
+		command := corev1.ExecAction{Command: []string{"x"}}
+		b.api.Put(newPod("hook", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &command}}
+		}))
+		b.api.Put(newPod("probe", func(p *corev1.Pod) {
+			p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &command}}
+		}))
+		time.Sleep(time.Second)
+		b.settle()
+		events := b.api.Events()
+		for _, reason := range []string{"FailedPostStartHook", "Unhealthy"} {
+			i := slices.IndexFunc(events, func(e string) bool { return strings.Contains(e, reason) })
+			if i < 0 {
+				t.Error("no event:", reason)
+			} else if n := strings.Count(events[i], "x"); n < 10<<10 || n > 11<<10 {
+				t.Errorf("%s has %d bytes of output", reason, n)
+			}
 		}
 	})
 }

@@ -34,11 +34,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// maxOutput is how much of an answer is kept.
-const maxOutput = 10 << 10
+// MaxOutput is how much of an answer is kept, in bytes.
+const MaxOutput = 10 << 10
 
 // Exec runs a command in a container. A command that does not end in time is an error that is
-// context.DeadlineExceeded.
+// context.DeadlineExceeded. Of the output no more than MaxOutput is returned.
 type Exec func(ctx context.Context, containerID string, command []string, timeout time.Duration) (exit int, output string, err error)
 
 // Runner performs single probes.
@@ -165,7 +165,7 @@ func (r Runner) get(ctx context.Context, u *url.URL, header http.Header) (bool, 
 		return false, err.Error(), nil
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutput))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxOutput))
 	if err != nil {
 		return false, err.Error(), nil
 	}

@@ -7,6 +7,7 @@
 package static
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -37,10 +38,11 @@ const again = 5 * time.Second
 type Source struct {
 	dir, node string
 	log       *slog.Logger
+	last      map[string]*corev1.Pod // of each file
 }
 
 // New returns a Source of the node's static pods.
-func New(dir, node string, log *slog.Logger) *Source { return &Source{dir, node, log} }
+func New(dir, node string, log *slog.Logger) *Source { return &Source{dir: dir, node: node, log: log} }
 
 // Run calls changed with all pods of the folder, at first and whenever they have changed, until ctx ends.
 func (s *Source) Run(ctx context.Context, changed func([]*corev1.Pod)) error {
@@ -48,12 +50,16 @@ func (s *Source) Run(ctx context.Context, changed func([]*corev1.Pod)) error {
 	first := true
 	for {
 		watch, err := fsevents.Watch(s.dir) // before reading: nothing in between is missed
-		pods := s.read()
+		pods, unread := s.read()
+		if unread != nil {
+			s.log.Warn("static pods cannot be read", "dir", s.dir, "err", unread)
+			err = cmp.Or(err, unread) // look again later
+		}
 		var uids []types.UID
 		for _, p := range pods {
 			uids = append(uids, p.UID)
 		}
-		if first || !slices.Equal(uids, last) {
+		if first || unread == nil && !slices.Equal(uids, last) {
 			first, last = false, uids
 			changed(pods)
 		}
@@ -78,16 +84,15 @@ func (s *Source) Run(ctx context.Context, changed func([]*corev1.Pod)) error {
 	}
 }
 
-// read returns the pods of all files that can be read, in order of file names.
-func (s *Source) read() []*corev1.Pod {
+// read returns the pods of all files, in order of file names. Of one that cannot be read or understood, as it may be half written, it is the
+// last that it held.
+func (s *Source) read() (pods []*corev1.Pod, err error) {
 	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("static pods cannot be read", "dir", s.dir, "err", err)
-		}
-		return nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	var pods []*corev1.Pod
+	last := s.last
+	s.last = map[string]*corev1.Pod{}
 	for _, e := range entries {
 		name := e.Name()
 		if e.IsDir() || strings.HasPrefix(name, ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
@@ -102,16 +107,20 @@ func (s *Source) read() []*corev1.Pod {
 			p, err = Decode(b, s.node)
 		}
 		if err != nil {
-			s.log.Warn("static pod is left out", "file", name, "err", err)
-			continue
+			if p = last[name]; p == nil {
+				s.log.Warn("static pod is left out", "file", name, "err", err)
+				continue
+			}
+			s.log.Warn("static pod stays as it was", "file", name, "err", err)
 		}
+		s.last[name] = p
 		if i := slices.IndexFunc(pods, func(o *corev1.Pod) bool { return o.Namespace == p.Namespace && o.Name == p.Name }); i >= 0 {
 			s.log.Warn("static pod is left out: an earlier file has its name", "file", name, "pod", p.Namespace+"/"+p.Name)
 			continue
 		}
 		pods = append(pods, p)
 	}
-	return pods
+	return pods, nil
 }
 
 // Decode returns the static pod that a manifest describes on the node.

@@ -1,6 +1,10 @@
 package static
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,6 +61,50 @@ func TestDecode(t *testing.T) {
 			t.Errorf("%q: %v, want %q", bad, err, want)
 		}
 	}
+}
+
+// A file that is half written, or cannot be read, does not end its pod; one that is removed does.
+func TestABrokenFileKeepsItsPod(t *testing.T) {
+	dir := t.TempDir()
+	s := New(dir, "n", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	manifest := func(name string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + "}\nspec: {containers: [{name: a, image: x}]}\n"
+	}
+	put := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(names ...string) {
+		t.Helper()
+		pods, err := s.read()
+		var got []string
+		for _, p := range pods {
+			got = append(got, p.Name)
+		}
+		if err != nil || !slices.Equal(got, names) {
+			t.Errorf("%v, want %v: %v", got, names, err)
+		}
+	}
+	put("a.yaml", manifest("a"))
+	put("b.yaml", "kind: ")
+	want("a-n")
+	put("b.yaml", manifest("b"))
+	want("a-n", "b-n")
+	put("b.yaml", manifest("b")[:50])
+	want("a-n", "b-n")
+	want("a-n", "b-n")
+	put("b.yaml", manifest("c"))
+	want("a-n", "c-n")
+	put("b.yaml", "")
+	want("a-n", "c-n")
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	want("a-n")
+	put("b.yaml", "")
+	want("a-n")
 }
 
 func FuzzDecode(f *testing.F) {

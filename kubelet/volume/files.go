@@ -2,12 +2,14 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -258,11 +260,14 @@ func (v *Volumes) ReadFile(pod *corev1.Pod, volume, path string) ([]byte, error)
 			return nil, err
 		}
 		defer root.Close()
-		f, err := root.Open(path)
+		f, err := root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe that nobody writes to is not waited for
 		if err != nil {
 			return nil, err
 		}
 		defer f.Close()
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", path))
+		}
 		return io.ReadAll(io.LimitReader(f, maxEnvFile))
 	}
 	return nil, fmt.Errorf("no volume %q", volume)
