@@ -43,5 +43,7 @@
 // more, so Teardown takes the route and the address away and the link goes with its namespace,
 // in the background; what is not gone after a while is deleted by name.
 //
-// Lock order: none; the only mutex is Network.mu and nothing is called under it.
+// Other processes share the state: host ports change, in the records and in the table, by whoever holds the lock of Config.Dir (flock).
+//
+// Lock order: Network.mu, under which only the host is set up, then Network.portsMu, then Config.Dir.
 package plugins
