@@ -70,9 +70,18 @@ type Network interface {
 
 	// Prune removes all namespaces and attachments made by this network that
 	// belong to none of the live pods (by ID and NetNS). To be called once,
-	// after a restart, before the first Setup.
+	// after a restart, before the first Setup. Pods in a LeftError are for Teardown to try again.
 	Prune(ctx context.Context, live []Pod) error
 }
+
+// LeftError is Prune's where pods that are gone are still attached.
+type LeftError struct {
+	Pods []Pod // with their ID alone
+	Err  error
+}
+
+func (e *LeftError) Error() string { return e.Err.Error() }
+func (e *LeftError) Unwrap() error { return e.Err }
 
 // Pod is what a network may know about a pod sandbox.
 type Pod struct {

@@ -5,17 +5,20 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/yare-dev/yare/linux/netns"
 )
@@ -38,7 +41,7 @@ type Exec struct {
 
 // NewExec returns a Network that runs plugins.
 func NewExec(c ExecConfig) *Exec {
-	return &Exec{c, libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, nil)}
+	return &Exec{c, libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, &invoker{})}
 }
 
 // lacking reports whether there is a configuration list and which of its plugins is not there, in words. A list that
@@ -189,6 +192,12 @@ func (e *Exec) Status(ctx context.Context) error {
 	return nil
 }
 
+// Teardowns of Prune: as many together, and so long each, so that one plugin that fails or hangs does not keep the others from it.
+const (
+	pruneTogether = 16
+	pruneTimeout  = 10 * time.Second
+)
+
 // Prune implements Network.
 func (e *Exec) Prune(ctx context.Context, live []Pod) error {
 	paths, ids := map[string]bool{}, map[string]bool{}
@@ -199,12 +208,14 @@ func (e *Exec) Prune(ctx context.Context, live []Pod) error {
 	if _, err := os.Stat(e.c.CacheDir); err == nil {
 		attachments, err := e.cni.GetCachedAttachments("")
 		errs = append(errs, err)
+		var gone []Pod
 		for _, a := range attachments {
 			if !ids[a.ContainerID] {
 				ids[a.ContainerID] = true // once
-				errs = append(errs, e.Teardown(ctx, Pod{ID: a.ContainerID}))
+				gone = append(gone, Pod{ID: a.ContainerID})
 			}
 		}
+		errs = append(errs, e.teardownAll(ctx, gone))
 	}
 	files, err := netns.List(e.c.NetNSDir)
 	errs = append(errs, err)
@@ -214,6 +225,32 @@ func (e *Exec) Prune(ctx context.Context, live []Pod) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// teardownAll detaches pods; its error says which are left.
+func (e *Exec) teardownAll(ctx context.Context, pods []Pod) error {
+	failed := make([]error, len(pods))
+	var work errgroup.Group
+	work.SetLimit(pruneTogether)
+	for i, p := range pods {
+		work.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, pruneTimeout)
+			defer cancel()
+			failed[i] = e.Teardown(ctx, p)
+			return nil
+		})
+	}
+	_ = work.Wait() // none of them says anything
+	left := &LeftError{Err: errors.Join(failed...)}
+	if left.Err == nil {
+		return nil
+	}
+	for i, p := range pods {
+		if failed[i] != nil {
+			left.Pods = append(left.Pods, p)
+		}
+	}
+	return left
 }
 
 // runtimeConf is what plugins are told of a pod; libcni passes on the
@@ -248,8 +285,8 @@ func runtimeConf(p Pod) *libcni.RuntimeConf {
 	}
 	set("portMappings", len(ports) > 0, ports)
 	if b := p.Bandwidth; b != nil {
-		set("bandwidth", true, map[string]uint64{"ingressRate": b.IngressRate, "ingressBurst": b.IngressBurst,
-			"egressRate": b.EgressRate, "egressBurst": b.EgressBurst})
+		set("bandwidth", true, map[string]uint64{"ingressRate": b.IngressRate, "ingressBurst": burst(b.IngressRate, b.IngressBurst),
+			"egressRate": b.EgressRate, "egressBurst": burst(b.EgressRate, b.EgressBurst)})
 	}
 	set("dns", len(p.DNS.Servers)+len(p.DNS.Searches)+len(p.DNS.Options) > 0,
 		map[string][]string{"servers": p.DNS.Servers, "searches": p.DNS.Searches, "options": p.DNS.Options})
@@ -261,6 +298,14 @@ func runtimeConf(p Pod) *libcni.RuntimeConf {
 	set("cgroupPath", p.CgroupParent != "", p.CgroupParent)
 	set("io.kubernetes.cri.pod-annotations", len(p.Annotations) > 0, p.Annotations)
 	return rt
+}
+
+// burst is what plugins are told: they take no rate without one.
+func burst(rate, burst uint64) uint64 {
+	if rate > 0 && burst == 0 {
+		return math.MaxUint32 // what other runtimes say
+	}
+	return burst
 }
 
 // fromCNI translates a result.

@@ -116,6 +116,8 @@ type Server struct {
 	fwd   *forwarder
 	bound chan struct{}    // closed when listening
 	addrs []netip.AddrPort // then what is listened on
+	// unpublished has something when an object of ours was deleted.
+	unpublished chan struct{}
 
 	mu   sync.RWMutex
 	zone *Zone
@@ -127,7 +129,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
-	s := &Server{c: c, d: d, bound: make(chan struct{}), zone: NewZone(c.Domain, uint32(c.TTL/time.Second))}
+	s := &Server{c: c, d: d, bound: make(chan struct{}), unpublished: make(chan struct{}, 1), zone: NewZone(c.Domain, uint32(c.TTL/time.Second))}
 	s.fwd = newForwarder(c.Upstreams, c.ResolvConf, func(a netip.AddrPort) bool {
 		return slices.Contains(s.addrs, a) || slices.Contains(c.ServiceIPs, a.Addr())
 	})
@@ -255,6 +257,12 @@ func (s *Server) watch(ctx context.Context, k *api.Kind, synced func()) error {
 		s.mu.Lock()
 		s.apply(e)
 		s.mu.Unlock()
+		if e.Op == client.Deleted && s.published(e.Object) {
+			select {
+			case s.unpublished <- struct{}{}:
+			default:
+			}
+		}
 	}
 	return nil
 }
@@ -268,7 +276,7 @@ func (s *Server) apply(e client.Event) {
 			s.zone.PutService(o)
 		}
 	case *discoveryv1.EndpointSlice:
-		if old, ok := e.Old.(*discoveryv1.EndpointSlice); ok {
+		if old, ok := e.Old.(*discoveryv1.EndpointSlice); ok && serviceOf(old) != serviceOf(o) {
 			s.zone.DropSlice(old)
 		}
 		if e.Op == client.Deleted {

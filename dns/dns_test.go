@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -125,7 +126,7 @@ func TestZone(t *testing.T) {
 			z.DropSlice(o)
 		}
 	}
-	if diff := cmp.Diff(NewZone("cluster.local", 5), z, cmp.AllowUnexported(Zone{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(NewZone("cluster.local", 5), z, cmp.AllowUnexported(Zone{}, endpoints{}, endpoint{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("an emptied zone is not empty:\n%s", diff)
 	}
 }
@@ -159,6 +160,23 @@ func (c *cluster) put(o api.Object) {
 	for _, w := range c.watches {
 		w <- e
 	}
+}
+
+// del deletes what another has made.
+func (c *cluster) del(o api.Object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.objects, id(o))
+	for _, w := range c.watches {
+		w <- client.Event{Op: client.Deleted, Object: o}
+	}
+}
+
+// all returns what there is, by kind and name.
+func (c *cluster) all() map[string]api.Object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.objects)
 }
 
 func (c *cluster) Watch(ctx context.Context, k *api.Kind, _ client.Query, _ api.Revision) iter.Seq2[client.Event, error] {

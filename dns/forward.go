@@ -18,6 +18,7 @@ const (
 	cacheSize       = 4096
 	cacheMax        = 30 * time.Second // no answer is kept for longer
 	inFlight        = 512              // questions to upstreams at one time
+	youngFile       = 2 * time.Second  // file systems' clocks are no finer
 )
 
 var errNoUpstream = errors.New("no upstream name server")
@@ -31,7 +32,9 @@ type forwarder struct {
 
 	mu       sync.Mutex
 	found    []string
-	modified time.Time
+	modified time.Time // of the file that found are of,
+	size     int64     // and its size
+	read     time.Time // and when it was read
 	cache    map[question]cached
 }
 
@@ -63,14 +66,16 @@ func (f *forwarder) upstreams() []string {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if st.ModTime().Equal(f.modified) {
+	// A file that was young when it was read may have changed since without another time or size.
+	if st.ModTime().Equal(f.modified) && st.Size() == f.size && f.read.Sub(f.modified) >= youngFile {
 		return f.found
 	}
-	f.found, f.modified = nil, st.ModTime()
+	now := time.Now()
 	conf, err := dns.ClientConfigFromFile(f.resolvConf)
 	if err != nil {
-		return nil
+		return f.found // and again the next time
 	}
+	f.found, f.modified, f.size, f.read = nil, st.ModTime(), st.Size(), now
 	for _, s := range conf.Servers {
 		ip, err := netip.ParseAddr(s)
 		if err == nil && !f.own(netip.AddrPortFrom(ip, 53)) {

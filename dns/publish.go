@@ -16,6 +16,7 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
+	"github.com/yare-dev/yare/run"
 )
 
 // The Service's names are those that every cluster has and tools look for.
@@ -28,23 +29,45 @@ const (
 const ManagedBy = "dns.yare.dev"
 
 // publish makes the Service and this node's EndpointSlices, trying again until they are
-// there: the namespace may be younger than the server.
+// there: the namespace may be younger than the server. It makes them anew when somebody deletes one.
 func (s *Server) publish(ctx context.Context) {
 	if len(s.c.ServiceIPs) == 0 {
 		return
 	}
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
-		err := s.publishOnce(ctx)
-		if err == nil || ctx.Err() != nil {
-			return
+	for {
+		for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+			err := s.publishOnce(ctx)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			s.d.Log.Warn("dns service not published, trying again", "err", err)
+			if run.Pause(ctx, wait) != nil {
+				return
+			}
 		}
-		s.d.Log.Warn("dns service not published, trying again", "err", err)
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-s.unpublished:
+			s.d.Log.Info("dns service was deleted by somebody, publishing it again")
 		}
 	}
+}
+
+// published reports whether an object is one that publish makes.
+func (s *Server) published(o api.Object) bool {
+	if len(s.c.ServiceIPs) == 0 || o.GetNamespace() != serviceNamespace {
+		return false
+	}
+	if _, ok := o.(*corev1.Service); ok {
+		return o.GetName() == serviceName
+	}
+	for i, ip := range s.c.ServiceIPs {
+		if o.GetName() == s.slice(ip, i > 0).Name {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) publishOnce(ctx context.Context) error {

@@ -28,13 +28,14 @@ type Zone struct {
 	namespaces map[string]int                                    // number of Services in each
 	byIP       map[netip.Addr]api.Key                            // cluster IPs
 	endpoints  map[netip.Addr]map[api.Key]string                 // headless endpoints: Service -> host name
+	headless   map[api.Key]endpoints                             // of headless Services that have any
 }
 
 // NewZone returns an empty zone; ttl is in seconds.
 func NewZone(domain string, ttl uint32) *Zone {
 	return &Zone{domain: dns.Fqdn(strings.ToLower(domain)), ttl: ttl, services: map[api.Key]*corev1.Service{},
 		slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, namespaces: map[string]int{}, byIP: map[netip.Addr]api.Key{},
-		endpoints: map[netip.Addr]map[api.Key]string{}}
+		endpoints: map[netip.Addr]map[api.Key]string{}, headless: map[api.Key]endpoints{}}
 }
 
 // PutService adds or replaces a Service.
@@ -46,7 +47,7 @@ func (z *Zone) PutService(s *corev1.Service) {
 	for _, ip := range addrs(s.Spec.ClusterIPs) {
 		z.byIP[ip] = k
 	}
-	z.index(k, true)
+	z.index(k)
 }
 
 // DropService removes a Service.
@@ -56,8 +57,8 @@ func (z *Zone) DropService(namespace, name string) {
 	if s == nil {
 		return
 	}
-	z.index(k, false)
 	delete(z.services, k)
+	z.index(k)
 	if z.namespaces[namespace]--; z.namespaces[namespace] == 0 {
 		delete(z.namespaces, namespace)
 	}
@@ -70,42 +71,50 @@ func (z *Zone) DropService(namespace, name string) {
 
 // PutSlice adds or replaces an EndpointSlice.
 func (z *Zone) PutSlice(s *discoveryv1.EndpointSlice) {
-	k := api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
-	z.index(k, false)
+	k := serviceOf(s)
 	if z.slices[k] == nil {
 		z.slices[k] = map[string]*discoveryv1.EndpointSlice{}
 	}
 	z.slices[k][s.Name] = s
-	z.index(k, true)
+	z.index(k)
 }
 
 // DropSlice removes an EndpointSlice.
 func (z *Zone) DropSlice(s *discoveryv1.EndpointSlice) {
-	k := api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
-	z.index(k, false)
+	k := serviceOf(s)
 	if delete(z.slices[k], s.Name); len(z.slices[k]) == 0 {
 		delete(z.slices, k)
 	}
-	z.index(k, true)
+	z.index(k)
 }
 
-// index adds the endpoints of a headless Service to the reverse index, or takes them out.
-func (z *Zone) index(k api.Key, in bool) {
-	s := z.services[k]
-	if s == nil || !headless(s) {
+// serviceOf is the Service that a slice is of.
+func serviceOf(s *discoveryv1.EndpointSlice) api.Key {
+	return api.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+}
+
+// index sets the endpoints of a headless Service anew, which has none without being one.
+func (z *Zone) index(k api.Key) {
+	for _, e := range z.headless[k].all {
+		if delete(z.endpoints[e.ip], k); len(z.endpoints[e.ip]) == 0 {
+			delete(z.endpoints, e.ip)
+		}
+	}
+	delete(z.headless, k)
+	if s := z.services[k]; s == nil || !headless(s) || len(z.slices[k]) == 0 {
 		return
 	}
-	for _, e := range z.endpointsOf(k) {
-		if !in {
-			if delete(z.endpoints[e.ip], k); len(z.endpoints[e.ip]) == 0 {
-				delete(z.endpoints, e.ip)
-			}
-			continue
-		}
+	es := endpoints{all: z.endpointsOf(k), byHost: map[string][]endpoint{}}
+	for _, e := range es.all {
 		if z.endpoints[e.ip] == nil {
 			z.endpoints[e.ip] = map[api.Key]string{}
 		}
 		z.endpoints[e.ip][k] = e.host
+		host := strings.ToLower(e.host)
+		es.byHost[host] = append(es.byHost[host], e)
+	}
+	if len(es.all) > 0 {
+		z.headless[k] = es
 	}
 }
 
@@ -130,6 +139,12 @@ type endpoint struct {
 	ports []discoveryv1.EndpointPort
 }
 
+// endpoints are those of one Service, in order, and by host name in lower case.
+type endpoints struct {
+	all    []endpoint
+	byHost map[string][]endpoint
+}
+
 func (z *Zone) endpointsOf(k api.Key) []endpoint {
 	var out []endpoint
 	for _, s := range z.slices[k] {
@@ -139,9 +154,9 @@ func (z *Zone) endpointsOf(k api.Key) []endpoint {
 				continue
 			}
 			for _, ip := range addrs(e.Addresses) {
-				host := dashed(ip)
-				if e.Hostname != nil && *e.Hostname != "" {
-					host = *e.Hostname
+				host := ptr.Deref(e.Hostname, "")
+				if host == "" {
+					host = dashed(ip)
 				}
 				out = append(out, endpoint{ip, host, s.Ports})
 			}
@@ -151,9 +166,9 @@ func (z *Zone) endpointsOf(k api.Key) []endpoint {
 	return out
 }
 
-func dashed(ip netip.Addr) string {
-	return strings.NewReplacer(".", "-", ":", "-").Replace(ip.String())
-}
+var dashes = strings.NewReplacer(".", "-", ":", "-")
+
+func dashed(ip netip.Addr) string { return dashes.Replace(ip.String()) }
 
 // Answer is the outcome of a question.
 type Answer struct {
@@ -234,7 +249,7 @@ func (z *Zone) service(name string, typ uint16, k api.Key, below []string) Answe
 		if !headless(s) {
 			return z.addresses(name, typ, addrs(s.Spec.ClusterIPs))
 		}
-		es := z.endpointsOf(k)
+		es := z.headless[k].all
 		if len(es) == 0 {
 			return Answer{}
 		}
@@ -242,7 +257,7 @@ func (z *Zone) service(name string, typ uint16, k api.Key, below []string) Answe
 	case strings.HasPrefix(below[0], "_"):
 		return z.port(name, typ, k, s, below)
 	case headless(s) && len(below) == 1:
-		es := slices.DeleteFunc(z.endpointsOf(k), func(e endpoint) bool { return strings.ToLower(e.host) != below[0] })
+		es := z.headless[k].byHost[below[0]]
 		if len(es) == 0 {
 			return Answer{}
 		}
@@ -307,7 +322,7 @@ func (z *Zone) port(name string, typ uint16, k api.Key, s *corev1.Service, below
 		}
 		return a
 	}
-	for _, e := range z.endpointsOf(k) {
+	for _, e := range z.headless[k].all {
 		for _, p := range e.ports {
 			if p.Port == nil {
 				continue

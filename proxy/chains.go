@@ -3,10 +3,13 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables/expr"
 	corev1 "k8s.io/api/core/v1"
+	netutils "k8s.io/utils/net"
 
 	"github.com/yare-dev/yare/linux/nft"
 )
@@ -92,14 +95,37 @@ func (w writer) entryPlain(l list) string {
 	return name
 }
 
+// sources are those of the writer's family that may connect to a load balancer's address; none means all, also where only the other family
+// has ranges. Where the node may, the address itself may: the host has it as its own, and what the host sends there comes from there.
+func (w writer) sources(vip netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	node := false
+	for _, s := range w.svc.Spec.LoadBalancerSourceRanges {
+		_, n, err := netutils.ParseCIDRSloppy(strings.TrimSpace(s)) // as validation takes it
+		if err != nil {
+			continue
+		}
+		ip, _ := netip.AddrFromSlice(n.IP)
+		ones, _ := n.Mask.Size()
+		p := netip.PrefixFrom(ip, ones)
+		if nft.FamilyOf(ip).Name != w.fam.Name {
+			continue
+		}
+		out = append(out, p)
+		node = node || slices.ContainsFunc(w.f.NodeIPs, p.Contains)
+	}
+	if node {
+		out = append(out, netip.PrefixFrom(vip, vip.BitLen()))
+	}
+	return out
+}
+
 // entryRanges lets only the given sources through to entry.
-func (w writer) entryRanges(ip netip.Addr, entry string, ranges []string) string {
+func (w writer) entryRanges(ip netip.Addr, entry string, ranges []netip.Prefix) string {
 	name := "ranges-" + w.name() + "-" + fmt.Sprintf("%x", ip.AsSlice())
 	c := &nft.Chain{}
-	for _, s := range ranges {
-		if p, err := netip.ParsePrefix(s); err == nil && nft.FamilyOf(p.Addr()).Name == w.fam.Name {
-			c.Rules = append(c.Rules, nft.Rule{nft.From(p), nft.Goto(entry)})
-		}
+	for _, p := range ranges {
+		c.Rules = append(c.Rules, nft.Rule{nft.From(p), nft.Goto(entry)})
 	}
 	c.Rules = append(c.Rules, nft.Rule{nft.Drop()})
 	w.t.Chains[name] = c

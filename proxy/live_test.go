@@ -118,38 +118,6 @@ func TestChanges(t *testing.T) {
 	is("tcp", "pod1")
 }
 
-// TestUDPFollows keeps one UDP socket while its endpoint moves: conntrack must not
-// hold it to the old one, nor to nothing when it spoke before there was any.
-func TestUDPFollows(t *testing.T) { inBoth(t, testUDPFollows) }
-
-func testUDPFollows(t *testing.T, w *world) {
-	w.serve(t, "pod1")
-	w.serve(t, "pod2")
-	stop := w.start(t, nil)
-	defer stop()
-	c, err := w.dial(t, "outside", "udp", "10.43.0.1:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-	in := bufio.NewReader(c)
-	follow := func(want string) {
-		t.Helper()
-		until(t, "the flow is at "+want, func() bool {
-			fmt.Fprintln(c, "?")
-			_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-			line, _ := in.ReadString('\n')
-			return strings.HasPrefix(line, want)
-		})
-	}
-	fmt.Fprintln(c, "too early")
-	w.apply(t, service("a", "10.43.0.1", ports)+"\n---\n"+slice("a", "10.42.1.5"))
-	follow("pod1")
-	w.apply(t, slice("a", "10.42.2.5"))
-	follow("pod2")
-}
-
 // TestRestart checks that a connection outlives the proxy, that a restarted proxy finds
 // nothing to change, that a foreign flush is undone, and that Remove leaves nothing.
 func TestRestart(t *testing.T) {
@@ -299,7 +267,7 @@ func BenchmarkOneMore(b *testing.B) {
 	f := testFacts()
 	f.Table = "yare-test"
 	l := &loop{p: &Proxy{d: Deps{Log: slog.New(slog.DiscardHandler)}}, kernel: k, ready: func() {}, health: newHealth(nil, nil), state: newState(f),
-		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}}
+		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}, flows: newUDPFlows()}
 	for _, os := range w.feed.objects {
 		for _, o := range os {
 			l.take(client.Event{Op: client.Added, Object: o})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,7 +102,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &loop{p: p, kernel: k, ready: ready, health: newHealth(p.c.NodePortAddresses, p.d.Log),
-		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}}
+		services: map[api.Key]*corev1.Service{}, slices: map[api.Key]map[string]*discoveryv1.EndpointSlice{}, dirty: map[api.Key]bool{}, flows: newUDPFlows()}
 	l.state = newState(Facts{Table: p.c.Table, NodeName: p.c.NodeName, PodCIDRs: p.c.ClusterCIDRs,
 		NodePortAddresses: p.c.NodePortAddresses, Mark: p.c.MasqueradeMark})
 	defer l.health.close()
@@ -131,6 +132,7 @@ type loop struct {
 	health *health
 	ready  func()
 	state  *state
+	flows  *udpFlows
 
 	services map[api.Key]*corev1.Service
 	slices   map[api.Key]map[string]*discoveryv1.EndpointSlice
@@ -171,7 +173,6 @@ func (l *loop) run(ctx context.Context, events <-chan client.Event, errs <-chan 
 		}
 		if err := l.sync(); err != nil {
 			l.p.d.Log.Error("services not applied, trying again", "err", err)
-			l.again = true
 			retry.Reset(time.Second)
 		}
 	}
@@ -205,13 +206,24 @@ func (l *loop) take(e client.Event) {
 		}
 		l.dirty[k] = true
 	case *corev1.Node:
-		if zone := o.Labels[corev1.LabelTopologyZone]; zone != l.state.f.Zone && e.Op != client.Deleted {
-			l.state.f.Zone = zone
+		zone, ips := o.Labels[corev1.LabelTopologyZone], nodeIPs(o)
+		if f := &l.state.f; e.Op != client.Deleted && (zone != f.Zone || !slices.Equal(ips, f.NodeIPs)) {
+			f.Zone, f.NodeIPs = zone, ips
 			for k := range l.services {
 				l.dirty[k] = true
 			}
 		}
 	}
+}
+
+func nodeIPs(n *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			out = append(out, ip)
+		}
+	}
+	return out
 }
 
 func (l *loop) drop(k api.Key, slice string) {
@@ -227,6 +239,7 @@ func (l *loop) drop(k api.Key, slice string) {
 func (l *loop) partOf(k api.Key) *nft.Table {
 	svc := l.services[k]
 	if svc == nil {
+		l.flows.set(k, nil)
 		return nil
 	}
 	var own []*discoveryv1.EndpointSlice
@@ -234,16 +247,25 @@ func (l *loop) partOf(k api.Key) *nft.Table {
 		own = append(own, s)
 	}
 	l.health.set(k, svc, l.state.f, own)
+	l.flows.set(k, flowsOf(l.state.f, svc, own))
 	return part(l.state.f, svc, own)
 }
 
-// sync hands what is dirty to the kernel in one transaction.
+// sync hands what is dirty to the kernel in one transaction, and has it forget the flows that go on to where they went before.
 func (l *loop) sync() error {
-	if len(l.dirty) == 0 && l.applied && !l.again {
-		return nil
+	if len(l.dirty) > 0 || !l.applied || l.again {
+		if err := l.apply(); err != nil {
+			l.again = true
+			return err
+		}
 	}
+	return l.kernel.forget(l.flows, func(a netip.Addr) bool { return takesNodePorts(l.state.f, a) })
+}
+
+// apply makes the kernel's table what is wanted now.
+func (l *loop) apply() error {
 	start, count := time.Now(), len(l.dirty)
-	batch, stale := &nft.Batch{}, staleFlows{}
+	batch := &nft.Batch{}
 	whole := l.again || !l.applied
 	for k := range l.dirty {
 		next := l.partOf(k)
@@ -263,18 +285,15 @@ func (l *loop) sync() error {
 			whole = true
 			continue
 		}
-		stale.add(old, now)
 		batch.Update(old, now)
 	}
 	clear(l.dirty)
 	l.health.apply()
 	if whole {
-		before := l.state.table
 		l.state.rebuild()
 		if err := l.kernel.makeWhole(l.state.table); err != nil {
 			return err
 		}
-		stale.add(before, l.state.table)
 	} else if err := l.kernel.conn.Commit(batch); err != nil {
 		return err
 	}
@@ -284,7 +303,7 @@ func (l *loop) sync() error {
 		l.ready()
 	}
 	l.p.d.Log.Debug("services applied", "services", count, "whole", whole, "messages", batch.Messages(), "took", time.Since(start))
-	return l.kernel.forget(stale)
+	return nil
 }
 
 // kernel is the proxy's hold on the host.

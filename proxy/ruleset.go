@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,6 +18,8 @@ type Facts struct {
 	Table    string // nftables table
 	NodeName string
 	Zone     string // of this node; empty if unknown
+	// NodeIPs are this node's addresses.
+	NodeIPs []netip.Addr
 	// PodCIDRs are all pods' addresses. Connections to cluster IPs from elsewhere are
 	// masqueraded. Empty: none are.
 	PodCIDRs []netip.Prefix
@@ -125,70 +128,102 @@ func nodePortMatches(f Facts, fam nft.Family) [][]nft.Stmt {
 	return out
 }
 
+// takesNodePorts says the same of an address of the host.
+func takesNodePorts(f Facts, a netip.Addr) bool {
+	if len(f.NodePortAddresses) == 0 {
+		return !a.IsLoopback()
+	}
+	return slices.ContainsFunc(f.NodePortAddresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // writer writes the part of one Service port in one family.
 type writer struct {
-	f     Facts
-	t     *nft.Table
-	fam   nft.Family
-	svc   *corev1.Service
-	proto uint8
-	port  *corev1.ServicePort
+	f         Facts
+	t         *nft.Table
+	fam       nft.Family
+	svc       *corev1.Service
+	clusterIP netip.Addr
+	proto     uint8
+	port      *corev1.ServicePort
 	choice
+}
+
+// writers yields a writer for each port and family of a Service, without table and endpoints yet; none for one that has no cluster IP.
+func writers(f Facts, svc *corev1.Service) iter.Seq[writer] {
+	return func(yield func(writer) bool) {
+		if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" {
+			return
+		}
+		clusterIPs := svc.Spec.ClusterIPs
+		if len(clusterIPs) == 0 {
+			clusterIPs = []string{svc.Spec.ClusterIP}
+		}
+		for _, text := range clusterIPs {
+			ip, err := netip.ParseAddr(text)
+			if err != nil {
+				continue
+			}
+			for i := range svc.Spec.Ports {
+				w := writer{f: f, fam: nft.FamilyOf(ip), svc: svc, clusterIP: ip, port: &svc.Spec.Ports[i]}
+				switch protocol(w.port) {
+				case corev1.ProtocolUDP:
+					w.proto = nft.UDP
+				case corev1.ProtocolSCTP:
+					w.proto = nft.SCTP
+				default:
+					w.proto = nft.TCP
+				}
+				if !yield(w) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // part returns what one Service has in the table: its elements, in sets without
 // definitions, and the chains that it refers to.
 func part(f Facts, svc *corev1.Service, slices_ []*discoveryv1.EndpointSlice) *nft.Table {
 	t := nft.NewTable(f.Table)
-	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" {
-		return t
-	}
-	clusterIPs := svc.Spec.ClusterIPs
-	if len(clusterIPs) == 0 {
-		clusterIPs = []string{svc.Spec.ClusterIP}
-	}
-	for _, text := range clusterIPs {
-		ip, err := netip.ParseAddr(text)
-		if err != nil {
-			continue
-		}
-		fam := nft.FamilyOf(ip)
-		for i := range svc.Spec.Ports {
-			p := &svc.Spec.Ports[i]
-			w := writer{f: f, t: t, fam: fam, svc: svc, port: p, choice: choose(f, endpointsOf(f, fam, p, slices_))}
-			switch protocol(p) {
-			case corev1.ProtocolUDP:
-				w.proto = nft.UDP
-			case corev1.ProtocolSCTP:
-				w.proto = nft.SCTP
-			default:
-				w.proto = nft.TCP
-			}
-			w.write(ip)
-		}
+	for w := range writers(f, svc) {
+		w.t, w.choice = t, choose(f, endpointsOf(f, w.fam, w.port, slices_))
+		w.write()
 	}
 	return t
 }
 
 // write writes everything of one Service port.
-func (w writer) write(clusterIP netip.Addr) {
+func (w writer) write() {
 	for _, e := range append(slices.Clone(w.cluster), w.local...) {
 		if e.local {
 			w.set("hairpins")[nft.Pack(e.to.Addr(), e.to.Addr())] = ""
 		}
 	}
-	w.internal(clusterIP)
-	if w.svc.Spec.Type == corev1.ServiceTypeNodePort || w.svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		if w.port.NodePort != 0 {
-			w.external(clusterIP, netip.Addr{}, uint16(w.port.NodePort), nil)
-		}
+	w.internal(w.clusterIP)
+	if n := w.nodePort(); n != 0 {
+		w.external(w.clusterIP, netip.Addr{}, n, nil)
 	}
 	port := uint16(w.port.Port)
 	for _, ip := range w.addresses(w.svc.Spec.ExternalIPs) {
-		w.external(clusterIP, ip, port, nil)
+		w.external(w.clusterIP, ip, port, nil)
 	}
+	for _, ip := range w.balancers() {
+		w.external(w.clusterIP, ip, port, w.sources(ip))
+	}
+}
+
+// nodePort is 0 where there is none.
+func (w writer) nodePort() uint16 {
+	if w.svc.Spec.Type == corev1.ServiceTypeNodePort || w.svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		return uint16(w.port.NodePort)
+	}
+	return 0
+}
+
+// balancers are the load balancer's addresses of the writer's family that are served here.
+func (w writer) balancers() []netip.Addr {
 	if w.svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		return
+		return nil
 	}
 	var vips []string
 	for _, in := range w.svc.Status.LoadBalancer.Ingress {
@@ -196,9 +231,7 @@ func (w writer) write(clusterIP netip.Addr) {
 			vips = append(vips, in.IP)
 		}
 	}
-	for _, ip := range w.addresses(vips) {
-		w.external(clusterIP, ip, port, w.svc.Spec.LoadBalancerSourceRanges)
-	}
+	return w.addresses(vips)
 }
 
 // addresses returns those of the writer's family.
@@ -247,16 +280,13 @@ func (w writer) internal(ip netip.Addr) {
 
 // external writes an address of the outside world, or a node port when ip is not
 // valid. Only ranges, if any, may connect.
-func (w writer) external(clusterIP, ip netip.Addr, port uint16, ranges []string) {
+func (w writer) external(clusterIP, ip netip.Addr, port uint16, ranges []netip.Prefix) {
 	services, unreachable, key := "services", "unreachable", ""
 	vip, owner := w.vipFields(), ip
 	if ip.IsValid() {
 		key = nft.Pack(ip, w.proto, port)
 	} else {
-		owner = netip.IPv4Unspecified()
-		if w.fam.Name == nft.IP6.Name {
-			owner = netip.IPv6Unspecified()
-		}
+		owner = unspecified(clusterIP)
 		services, unreachable, key = "nodeports", "unreachable-nodeports", nft.Pack(w.proto, port)
 		vip[0] = nft.Const(w.fam.Addr, owner)
 	}

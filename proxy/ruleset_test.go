@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/yare-dev/yare/api"
+	"github.com/yare-dev/yare/client"
 	"github.com/yare-dev/yare/linux/nft"
 )
 
@@ -32,7 +33,7 @@ func ruleset(f Facts, services []*corev1.Service, bySvc map[api.Key][]*discovery
 }
 
 func testFacts() Facts {
-	return Facts{Table: "t", NodeName: "n1", Zone: "z1", Mark: DefaultMark, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+	return Facts{Table: "t", NodeName: "n1", Zone: "z1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, Mark: DefaultMark, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 }
 
 // objects decodes YAML documents of Services and EndpointSlices.
@@ -101,5 +102,27 @@ func TestRuleset(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestNodeFacts has a change of the node's addresses or zone take every Service up again.
+func TestNodeFacts(t *testing.T) {
+	k := api.Key{Namespace: "d", Name: "a"}
+	l := &loop{state: newState(Facts{}), services: map[api.Key]*corev1.Service{k: {}}, dirty: map[api.Key]bool{}}
+	node := func(zone, ip string) client.Event {
+		return client.Event{Op: client.Modified, Object: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{corev1.LabelTopologyZone: zone}},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: ip}}}}}
+	}
+	for i, test := range []struct {
+		e       client.Event
+		changes bool
+	}{{node("z1", "192.0.2.2"), true}, {node("z1", "192.0.2.2"), false}, {node("z2", "192.0.2.2"), true}, {node("z2", "192.0.2.3"), true}} {
+		clear(l.dirty)
+		if l.take(test.e); l.dirty[k] != test.changes {
+			t.Errorf("event %d: taken up again %v", i, l.dirty[k])
+		}
+	}
+	if f := l.state.f; f.Zone != "z2" || len(f.NodeIPs) != 1 || f.NodeIPs[0] != netip.MustParseAddr("192.0.2.3") {
+		t.Errorf("got %+v", f)
 	}
 }

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -171,24 +169,6 @@ func waitForDNS(ctx context.Context, server netip.AddrPort) error {
 	return cause
 }
 
-// isNode says whether a Node, or this host, has the address: what its pods ask of names comes from there, where its network hides their
-// addresses from hosts.
-func (s *server) isNode(a netip.Addr) bool {
-	own, err := net.InterfaceAddrs()
-	if err == nil && slices.ContainsFunc(own, func(have net.Addr) bool { p, ok := have.(*net.IPNet); return ok && addrOf(p.IP) == a }) {
-		return true
-	}
-	// What is published here is new enough, and there without a majority too.
-	for e := range s.store.Snapshot(api.NodeKind).All("", api.Key{}) {
-		if n, ok := e.Object.(*corev1.Node); ok && slices.ContainsFunc(n.Status.Addresses, func(have corev1.NodeAddress) bool {
-			return have.Type == corev1.NodeInternalIP && have.Address == a.String()
-		}) {
-			return true
-		}
-	}
-	return false
-}
-
 // services are what makes Services and other nodes' pods reachable: rules, names and routes.
 func (s *server) services() (run.Component, error) {
 	c := s.client("system:kube-proxy")
@@ -204,7 +184,7 @@ func (s *server) services() (run.Component, error) {
 	}
 	names, err := dns.New(dns.Config{
 		Listen: listen, ServiceIPs: s.record.DNSAddresses(), NodeName: s.config.NodeName,
-		AllowFrom: s.record.PodCIDRs(), AllowAlso: s.isNode,
+		AllowFrom: s.record.PodCIDRs(), AllowAlso: s.nodeAddresses().has,
 	}, dns.Deps{Client: s.admin(), Log: s.log})
 	if err != nil {
 		return nil, err

@@ -332,7 +332,7 @@ func limit(h *netlink.Handle, r *ready, b *cni.Bandwidth) error {
 		if rate == 0 {
 			return nil
 		}
-		rate /= 8 // bytes
+		rate = max(rate/8, 1) // bytes
 		if burst /= 8; burst == 0 {
 			burst = max(rate/10, 16<<10)
 		}

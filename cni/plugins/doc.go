@@ -17,7 +17,7 @@
 // rp_filter for it; a rule of the table's guard drops what has no way back by the link that it came in by.
 //
 // The gateway address is on no link; a permanent neighbour entry stands for it, so there
-// is no ARP at all. The host learns nothing from a pod, no router and no redirection either (CVE-2020-10749). Links have the MTU of the host's default route.
+// is no ARP at all. Nor has the host's end an address: so rp_filter is strict there even where the host's setting makes it loose (2). The host learns nothing from a pod, no router and no redirection either (CVE-2020-10749). Links have the MTU of the host's default route.
 //
 // Host ports and masquerading are in an nftables table of the network's own. A host port is
 // matched on the destination address: an address of this host, or the given one (CVE-2025-67499).
@@ -43,5 +43,7 @@
 // more, so Teardown takes the route and the address away and the link goes with its namespace,
 // in the background; what is not gone after a while is deleted by name.
 //
-// Lock order: none; the only mutex is Network.mu and nothing is called under it.
+// Other processes share the state: host ports change, in the records and in the table, by whoever holds the lock of Config.Dir (flock).
+//
+// Lock order: Network.mu, under which only the host is set up, then Network.portsMu, then Config.Dir.
 package plugins

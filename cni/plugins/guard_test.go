@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -115,17 +114,34 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestSpoofing sends with another pod's address, on a host that does not care by itself.
+// TestSpoofing sends with another pod's address: on a host that does not care by itself, on one whose setting makes the links' own loose, as that of
+// systemd does, and where somebody loosened the links after pods were attached.
 func TestSpoofing(t *testing.T) {
 	t.Parallel()
+	for name, rp := range map[string]struct{ all, link string }{"host off": {"0", ""}, "host loose": {"2", ""}, "link loose": {"0", "2"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testSpoofing(t, rp.all, rp.link)
+		})
+	}
+}
+
+func testSpoofing(t *testing.T, all, own string) {
 	w := newWorld(t)
 	n := w.network(t, nil)
-	w.in(t, w.host, func() error { return link.Sysctl("net/ipv4/conf/all/rp_filter", "0") })
+	w.in(t, w.host, func() error { return link.Sysctl("net/ipv4/conf/all/rp_filter", all) })
 	addrs, paths := map[string]netip.Addr{}, map[string]string{}
 	for _, name := range []string{"sender", "receiver", "victim"} {
 		p, a := attach(t, n, cni.Pod{ID: name})
 		addrs[name], paths[name] = a, p.NetNS
 		t.Cleanup(func() { detach(t, n, p) })
+		record, err := n.load(p.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if own != "" {
+			w.in(t, w.host, func() error { return link.Sysctl("net/ipv4/conf/"+record.HostLink+"/rp_filter", own) })
+		}
 	}
 	raw := func(pod string, proto int) (fd int) {
 		w.in(t, paths[pod], func() (err error) {
@@ -137,25 +153,33 @@ func TestSpoofing(t *testing.T) {
 	}
 	in, out := raw("receiver", unix.IPPROTO_UDP), raw("sender", unix.IPPROTO_RAW)
 	to := addrs["receiver"]
-	for _, from := range []netip.Addr{addrs["victim"], netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), addrs["sender"]} {
+	send := func(from netip.Addr, port byte) {
+		t.Helper()
 		packet := make([]byte, 20+8)
 		packet[0], packet[8], packet[9] = 0x45, 64, unix.IPPROTO_UDP
 		copy(packet[12:], from.AsSlice())
 		copy(packet[16:], to.AsSlice())
-		packet[25] = 8
+		packet[23], packet[25] = port, 8
 		if err := unix.Sendto(out, packet, 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	patience := unix.NsecToTimeval((10 * time.Second).Nanoseconds())
-	if err := unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		t.Fatal(err)
-	}
 	b := make([]byte, 100)
-	if _, _, err := unix.Recvfrom(in, b, 0); err != nil {
-		t.Fatal(err)
+	receive := func() bool { _, _, err := unix.Recvfrom(in, b, unix.MSG_DONTWAIT); return err == nil }
+	// A link passes nothing on until the kernel has noticed that both of its ends are up.
+	until(t, "the way is open", func() bool { send(addrs["sender"], 1); return receive() })
+	for _, from := range []netip.Addr{addrs["victim"], netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), addrs["sender"]} {
+		send(from, 2)
 	}
-	if from := netip.AddrFrom4([4]byte(b[12:16])); from != addrs["sender"] {
-		t.Errorf("%s sent as %s", addrs["sender"], from)
-	}
+	until(t, "the last has come", func() bool {
+		for receive() {
+			from := netip.AddrFrom4([4]byte(b[12:16]))
+			if from != addrs["sender"] {
+				t.Errorf("%s sent as %s", addrs["sender"], from)
+			} else if b[23] == 2 {
+				return true
+			}
+		}
+		return false
+	})
 }

@@ -116,6 +116,8 @@ type Network struct {
 	// dying are links that the kernel should reap by itself.
 	dying chan string
 
+	portsMu sync.Mutex // see lock
+
 	mu      sync.Mutex
 	state   *host             // nil until the host is set up
 	known   map[string]*ready // namespaces made, or being made, by this process and not yet set up, by path
@@ -175,7 +177,7 @@ func (n *Network) setUpHost() (h *host, err error) {
 	if h.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return nil, err
 	}
-	if h.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	if h.links, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER); err != nil {
 		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), h.ns.Close())
 	}
 	if h.nft, err = nft.Dial(); err != nil {

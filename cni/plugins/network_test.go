@@ -476,6 +476,38 @@ func TestPruneBesidePool(t *testing.T) {
 	w.empty(t, n)
 }
 
+// TestLimit finds a pod's limits at both ends of its link, also those that are less than a byte.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	n := w.network(t, nil)
+	for _, test := range []struct{ bits, bytes uint64 }{{8_000_000, 1_000_000}, {1, 1}, {1e15, 1e15 / 8}} {
+		p, _ := attach(t, n, cni.Pod{ID: "p", Bandwidth: &cni.Bandwidth{IngressRate: test.bits, EgressRate: test.bits}})
+		a, err := n.load(p.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ns, name := range map[string]string{w.host: a.HostLink, p.NetNS: a.Interface} {
+			w.in(t, ns, func() error {
+				l, err := netlink.LinkByName(name)
+				if err != nil {
+					return err
+				}
+				all, err := netlink.QdiscList(l)
+				if len(all) != 1 {
+					t.Fatalf("%s: %v, %v", name, all, err)
+				}
+				if q, ok := all[0].(*netlink.Tbf); !ok || q.Rate != test.bytes {
+					t.Errorf("%s, %d bits: %v", name, test.bits, all[0])
+				}
+				return nil
+			})
+		}
+		detach(t, n, p)
+	}
+	w.empty(t, n)
+}
+
 // TestFailedSetup checks that nothing is left of a pod that cannot be attached.
 func TestFailedSetup(t *testing.T) {
 	t.Parallel()

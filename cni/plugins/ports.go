@@ -1,8 +1,13 @@
 package plugins
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/linux/link"
@@ -146,55 +151,101 @@ func (n *Network) openPorts(h *host, a *attachment) error {
 			}
 		}
 	}
-	return n.changePorts(h, nil, a)
+	return n.changePorts(h, a, true)
 }
 
-// closePorts is the reverse of openPorts.
+// closePorts is the reverse of openPorts. The record has no ports afterwards, so that nobody opens them again before it is gone too.
 func (n *Network) closePorts(h *host, a *attachment) error {
 	if len(a.Ports) == 0 {
 		return nil
 	}
-	return n.changePorts(h, a, nil)
+	return n.changePorts(h, a, false)
 }
 
-// changePorts replaces one pod's elements by another's. When the kernel's table is
-// not as it should be, all of it is put right instead.
-func (n *Network) changePorts(h *host, old, next *attachment) error {
-	var was, will []*attachment
-	if old != nil {
-		was = append(was, old)
+// lock keeps others, in this process and in other ones, from changing host ports, or from changing the table to what they knew before.
+func (n *Network) lock() (unlock func(), err error) {
+	n.portsMu.Lock() // so that no more than one thread waits for the file
+	f, err := os.Open(n.c.Dir)
+	if err != nil {
+		n.portsMu.Unlock()
+		return nil, err
 	}
-	if next != nil {
-		will = append(will, next)
+	unlock = func() {
+		_ = f.Close() // and the lock with it
+		n.portsMu.Unlock()
 	}
-	have, err := part(n.c, was...)
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		unlock()
+		return nil, fmt.Errorf("lock %s: %w", n.c.Dir, err)
+	}
+	return unlock, nil
+}
+
+// changePorts has the table lead the pod's host ports to it, or to it no more but to another pod that has one of them too. When
+// the kernel's table is not as it should be, all of it is put right instead.
+func (n *Network) changePorts(h *host, a *attachment, open bool) error {
+	unlock, err := n.lock()
 	if err != nil {
 		return err
 	}
-	want, err := part(n.c, will...)
+	defer unlock()
+	pods, err := n.records()
 	if err != nil {
 		return err
+	}
+	if !open {
+		pods = slices.DeleteFunc(pods, func(r *attachment) bool { return r.Pod == a.Pod })
+	}
+	all, err := part(n.c, pods...)
+	if err != nil {
+		return err
+	}
+	own, err := part(n.c, a)
+	if err != nil {
+		return err
+	}
+	have, _ := part(n.c)
+	want, _ := part(n.c)
+	if !open {
+		have = own
+	}
+	for name, set := range own.Sets {
+		for k := range set.Elems {
+			if v, ok := all.Sets[name].Elems[k]; ok {
+				want.Sets[name].Elems[k] = v
+			}
+		}
 	}
 	batch := &nft.Batch{}
 	batch.Update(have, want)
-	if h.nft.Commit(batch) == nil {
-		return nil
-	}
-	records, rerr := n.records()
-	if rerr != nil {
-		return rerr
-	}
-	kept := records[:0]
-	for _, r := range records {
-		if old == nil || r.Pod != old.Pod {
-			kept = append(kept, r)
+	if h.nft.Commit(batch) != nil {
+		if err := n.applyTable(h, pods); err != nil {
+			return err
 		}
 	}
-	return n.applyTable(h, kept)
+	if err := n.forgetFlows(h, a, all); err != nil {
+		n.log.Warn("flows to host ports go on to where they went", "pod", a.Pod, "err", err)
+	}
+	if open {
+		return nil
+	}
+	closed := *a
+	closed.Ports = nil
+	return n.save(&closed)
 }
 
 // syncTable makes the table what the records say.
 func (n *Network) syncTable(h *host) error {
+	unlock, err := n.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	records, err := n.records()
 	if err != nil {
 		return err

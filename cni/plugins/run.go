@@ -9,11 +9,13 @@ import (
 
 	"github.com/yare-dev/yare/linux/link"
 	"github.com/yare-dev/yare/linux/netns"
-	"github.com/yare-dev/yare/linux/nft"
 )
 
 // grace is how long the kernel may take to reap a link before it is deleted by name.
 const grace = 2 * time.Second
+
+// tableRetry is the pause after the table could not be put right.
+const tableRetry = time.Second
 
 // Run implements run.Component: it keeps namespaces ready, deletes links that the
 // kernel does not reap, distrusts those of earlier versions, and puts the nftables table right when somebody else changed it.
@@ -40,9 +42,13 @@ func (n *Network) Run(ctx context.Context, started func()) error {
 	var watchErr error
 	wg.Go(func() { n.fillPool(ctx, h) })
 	wg.Go(func() { n.reapLinks(ctx, h) })
+	changed := make(chan struct{}, 1)
+	wg.Go(func() { n.keepTable(ctx, h, changed) })
 	wg.Go(func() {
 		defer cancel()
-		watchErr = n.keepTable(ctx, h, m)
+		if err := m.Signal(ctx, changed); ctx.Err() == nil {
+			watchErr = err
+		}
 	})
 	started()
 	wg.Wait()
@@ -128,19 +134,23 @@ func (n *Network) reapLinks(ctx context.Context, h *host) {
 	}
 }
 
-// keepTable puts the table right whenever somebody else changed it.
-func (n *Network) keepTable(ctx context.Context, h *host, m *nft.Monitor) error {
+// keepTable puts the table right whenever somebody else changed it, again after a while when that fails.
+func (n *Network) keepTable(ctx context.Context, h *host, changed <-chan struct{}) {
+	again := time.NewTimer(tableRetry)
+	again.Stop()
 	for {
-		if err := m.Next(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-again.C:
 		}
 		if err := n.syncTable(h); err != nil {
-			n.log.Error("host ports not restored", "err", err)
+			n.log.Error("host ports not restored, trying again", "err", err)
+			again.Reset(tableRetry)
 			continue
 		}
+		again.Stop()
 		n.log.Debug("nftables table checked after a change by somebody else", "table", n.c.Table)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/oci/shim"
+	"github.com/yare-dev/yare/run"
 )
 
 // adoptTogether is how many sandboxes are adopted at the same time: each waits for its shim, or for the kernel to free what a
@@ -50,7 +52,8 @@ func (s *Server) adopt(ctx context.Context) error {
 		return err
 	}
 	s.dropShims(ctx)
-	return s.pruneNetwork(ctx)
+	s.pruneNetwork(ctx)
+	return nil
 }
 
 // within bounds what is done for one sandbox: one that does not go must not keep the others from being served.
@@ -292,22 +295,40 @@ func (s *Server) dropShim(ctx context.Context, name string) error {
 	return shim.Remove(dir)
 }
 
-// pruneNetwork frees namespaces and addresses of sandboxes that are not known.
-func (s *Server) pruneNetwork(ctx context.Context) error {
+// pruneNetwork frees namespaces and addresses of sandboxes that are not known. What a network, or a plugin of it, does not let go does not keep
+// pods from being run: it is tried again meanwhile.
+func (s *Server) pruneNetwork(ctx context.Context) {
 	var live []cni.Pod
 	for _, sb := range s.allSandboxes() {
-		rec := sb.record()
-		if rec.Stopped || rec.NetNS == "" { // a dead one has its network until it is stopped
-			continue
+		// A dead one has its network until it is stopped.
+		if rec := sb.record(); !rec.Stopped && rec.NetNS != "" {
+			live = append(live, cni.Pod{ID: rec.ID, NetNS: rec.NetNS})
 		}
-		pod, err := networkPod(&rec)
-		if err != nil {
-			return err
-		}
-		live = append(live, pod)
 	}
-	if err := s.network.Prune(ctx, live); err != nil {
-		return fmt.Errorf("prune networks: %w", err)
+	err := within(ctx, func(ctx context.Context) error { return s.network.Prune(ctx, live) })
+	if err == nil {
+		return
 	}
-	return nil
+	s.log.Error("networks of no sandbox not removed", "err", err)
+	if left, ok := errors.AsType[*cni.LeftError](err); ok {
+		s.background.Go(func() { s.tearDownLeft(left.Pods) })
+	}
+}
+
+// Pauses between the attempts to tear down what Prune left.
+const (
+	leftFirst = time.Second
+	leftMost  = 5 * time.Minute
+)
+
+func (s *Server) tearDownLeft(pods []cni.Pod) {
+	for wait := leftFirst; len(pods) > 0 && run.Pause(s.staying, wait) == nil; wait = min(2*wait, leftMost) {
+		pods = slices.DeleteFunc(pods, func(p cni.Pod) bool {
+			err := within(s.staying, func(ctx context.Context) error { return s.network.Teardown(ctx, p) })
+			if err != nil && s.staying.Err() == nil {
+				s.log.Warn("network of no sandbox not removed, which is tried again", "sandbox", p.ID, "err", err)
+			}
+			return err == nil
+		})
+	}
 }

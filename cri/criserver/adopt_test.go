@@ -1,11 +1,15 @@
 package criserver
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/oci/cgroup"
 	"github.com/yare-dev/yare/oci/cgroup/cgrouptest"
 )
@@ -62,4 +66,25 @@ func TestAdoptIncomplete(t *testing.T) {
 	if len(h.net.pods) != 0 || h.net.endless {
 		t.Errorf("networks %v; one was waited for without end: %v", h.net.pods, h.net.endless)
 	}
+}
+
+// TestPruneLeft has a network not let go of a sandbox that is gone: the server serves, and tries again.
+func TestPruneLeft(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.stop()
+	h.net.pods["gone"] = true
+	h.net.left = &cni.LeftError{Pods: []cni.Pod{{ID: "gone"}}, Err: errors.New("the plugin failed")}
+	h.start()
+	h.runPod("p")
+	deadline := time.Now().Add(10 * time.Second)
+	for left := true; left; runtime.Gosched() {
+		h.net.mu.Lock()
+		left = h.net.pods["gone"]
+		h.net.mu.Unlock()
+		if time.Now().After(deadline) {
+			t.Fatal("it is not tried again")
+		}
+	}
+	h.net.left = nil
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/yare-dev/yare/cni"
@@ -76,6 +77,9 @@ func checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	}
 	if ipc := namespaceOptions(c).GetIpc(); ipc != runtimeapi.NamespaceMode_POD && ipc != runtimeapi.NamespaceMode_NODE {
 		return bad("IPC namespace mode %s is not supported", ipc)
+	}
+	if _, err := bandwidth(c.GetAnnotations()); err != nil {
+		return bad("%v", err)
 	}
 	for name := range c.GetLinux().GetSysctls() {
 		if !ownSysctl(c, name) {
@@ -162,6 +166,9 @@ func (s *Server) setUpNetwork(ctx context.Context, sb *sandbox) ([]string, error
 	if err != nil {
 		return nil, err
 	}
+	if pod.Bandwidth, err = bandwidth(pod.Annotations); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	result, err := s.network.Setup(ctx, pod)
 	if err != nil {
 		return nil, fmt.Errorf("set up network: %w", err)
@@ -196,6 +203,42 @@ func networkPod(r *sandboxRecord) (cni.Pod, error) {
 		p.PortMappings = append(p.PortMappings, mapping)
 	}
 	return p, nil
+}
+
+// The annotations that limit a pod's traffic, in bits per second, and what they may be, as upstream has it.
+const (
+	ingressBandwidth = "kubernetes.io/ingress-bandwidth"
+	egressBandwidth  = "kubernetes.io/egress-bandwidth"
+	leastBandwidth   = 1e3
+	mostBandwidth    = 1e15
+)
+
+// bandwidth is nil without a limit.
+func bandwidth(annotations map[string]string) (*cni.Bandwidth, error) {
+	b := &cni.Bandwidth{}
+	for _, limit := range []struct {
+		name string
+		rate *uint64
+	}{{ingressBandwidth, &b.IngressRate}, {egressBandwidth, &b.EgressRate}} {
+		name := limit.name
+		text, ok := annotations[name]
+		if !ok {
+			continue
+		}
+		q, err := resource.ParseQuantity(text)
+		if err != nil {
+			return nil, fmt.Errorf("annotation %s: %q: %w", name, text, err)
+		}
+		n := q.Value()
+		if n < leastBandwidth || n > mostBandwidth {
+			return nil, fmt.Errorf("annotation %s: %q is not between 1k and 1P", name, text)
+		}
+		*limit.rate = uint64(n)
+	}
+	if *b == (cni.Bandwidth{}) {
+		return nil, nil
+	}
+	return b, nil
 }
 
 func portMapping(m *runtimeapi.PortMapping) (out cni.PortMapping, err error) {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/yare-dev/yare/cni"
 	"github.com/yare-dev/yare/cri"
 )
 
@@ -97,6 +98,31 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	_, err = h.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.podConfig("p")})
 	if cri.Code(err) != codes.AlreadyExists {
 		t.Errorf("the same pod twice: %v", err)
+	}
+}
+
+// TestBandwidth has the network told of a pod's limits; what cannot be one is refused by name.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	in, out := "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
+	h.runPod("p", func(c *runtimeapi.PodSandboxConfig) { c.Annotations = map[string]string{in: "10M", out: "1k"} })
+	if b := h.net.last.Bandwidth; b == nil || *b != (cni.Bandwidth{IngressRate: 10e6, EgressRate: 1e3}) {
+		t.Errorf("got %v", b)
+	}
+	h.runPod("plain")
+	if b := h.net.last.Bandwidth; b != nil {
+		t.Errorf("got %v", b)
+	}
+	for _, name := range []string{in, out} {
+		for _, text := range []string{"999", "1001T", "-1M", "fast", ""} {
+			config := h.podConfig("bad")
+			config.Annotations = map[string]string{name: text}
+			_, err := h.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+			if cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s %q: %v", name, text, err)
+			}
+		}
 	}
 }
 

@@ -40,6 +40,8 @@ type loopNetwork struct {
 	fail    error
 	keep    error // of Teardown
 	endless bool  // a Teardown was given all the time in the world
+	left    error // of Prune
+	last    cni.Pod
 }
 
 func (l *loopNetwork) NewNamespace(context.Context) (string, error) {
@@ -69,7 +71,7 @@ func (l *loopNetwork) Setup(_ context.Context, p cni.Pod) (*cni.Result, error) {
 	if l.fail != nil {
 		return nil, l.fail
 	}
-	l.pods[p.ID] = true
+	l.pods[p.ID], l.last = true, p
 	return &cni.Result{IPs: []cni.IP{{Address: netip.MustParsePrefix("192.0.2.7/32")}}}, nil
 }
 
@@ -106,7 +108,9 @@ func (l *loopNetwork) Prune(_ context.Context, live []cni.Pod) error {
 			err = errors.Join(err, netns.Delete(p))
 		}
 	}
-	return err
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Join(err, l.left)
 }
 
 // harness is a Server with everything of its own, checked for leaks at the end.

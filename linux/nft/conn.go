@@ -16,8 +16,9 @@ type Conn struct {
 
 	mu  sync.Mutex
 	fd  int
-	buf int // send buffer of the socket
-	seq uint32
+	buf int    // send buffer of the socket
+	seq uint32 // of the last message: every one has its own, so that a late answer is nobody else's
+	in  []byte // what is received
 }
 
 // Dial opens a socket in the network namespace of the calling thread.
@@ -26,7 +27,7 @@ func Dial() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{fd: fd, port: port}, nil
+	return &Conn{fd: fd, port: port, in: make([]byte, datagram)}, nil
 }
 
 func socket() (fd int, port uint32, err error) {
@@ -67,19 +68,25 @@ func (c *Conn) Commit(b *Batch) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	first := c.seq + 1
+	c.seq += uint32(b.count) + 2
 	msg := make([]byte, 0, len(b.buf)+40)
-	msg = appendHeader(msg, unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	msg = appendHeader(msg, unix.NFNL_MSG_BATCH_BEGIN, 0, first, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	flags := b.buf[b.last+6:]
 	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
 	msg = append(msg, b.buf...)
-	msg = appendHeader(msg, unix.NFNL_MSG_BATCH_END, 0, uint32(b.count)+1, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	for at := len(msg) - len(b.buf); at < len(msg); at += int(binary.NativeEndian.Uint32(msg[at:])) {
+		n := msg[at+8:] // which message of the batch it is
+		binary.NativeEndian.PutUint32(n, first+binary.NativeEndian.Uint32(n))
+	}
+	msg = appendHeader(msg, unix.NFNL_MSG_BATCH_END, 0, c.seq, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	if err := c.room(len(msg)); err != nil {
 		return err
 	}
 	if err := unix.Sendto(c.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send nftables batch of %d bytes: %w", len(msg), err)
 	}
-	return c.acknowledged(b)
+	return c.acknowledged(b.count, first)
 }
 
 // MakeWhole makes the table of that name equal to want, whatever it was; a nil want is a table that must not be. What is right already is
@@ -125,9 +132,9 @@ func (c *Conn) room(n int) error {
 	return nil
 }
 
-// acknowledged reads the answers to a batch, which the kernel has queued by the
-// time the send returns.
-func (c *Conn) acknowledged(b *Batch) error {
+// acknowledged reads the answers to a batch of so many messages after the one numbered begin, which the kernel has queued by the
+// time the send returns. Answers to what came before, if any are left, are passed over.
+func (c *Conn) acknowledged(count int, begin uint32) error {
 	var first error
 	acked := false
 	for {
@@ -135,18 +142,22 @@ func (c *Conn) acknowledged(b *Batch) error {
 		if errors.Is(err, unix.EAGAIN) {
 			break
 		}
+		if errors.Is(err, unix.ENOBUFS) {
+			continue // some answers did not fit; what did says enough, or nothing does
+		}
 		if err != nil {
 			return fmt.Errorf("read nftables answer: %w", err)
 		}
 		for _, m := range msgs {
-			if m.Header.Type != unix.NLMSG_ERROR {
+			n := m.Header.Seq - begin // a message before begin has a large one
+			if m.Header.Type != unix.NLMSG_ERROR || n > uint32(count)+1 {
 				continue
 			}
 			err := ackError(m.Data)
 			if err != nil && first == nil {
-				first = fmt.Errorf("nftables transaction, message %d of %d: %w", m.Header.Seq, b.count, err)
+				first = fmt.Errorf("nftables transaction, message %d of %d: %w", n, count, err)
 			}
-			acked = acked || err == nil && m.Header.Seq == uint32(b.count)
+			acked = acked || err == nil && n == uint32(count)
 		}
 	}
 	if first == nil && !acked {
@@ -170,16 +181,19 @@ func ackError(data []byte) error {
 	return unix.Errno(errno)
 }
 
-func (c *Conn) receive(flags int) ([]message, error) { return receive(c.fd, flags) }
+// receive returns messages that hold until the next call.
+func (c *Conn) receive(flags int) ([]message, error) { return receive(c.fd, c.in, flags) }
+
+// datagram is the largest datagram that the kernel sends.
+const datagram = 1 << 16
 
 type message struct {
 	Header unix.NlMsghdr
 	Data   []byte
 }
 
-// receive reads one datagram of messages.
-func receive(fd, flags int) ([]message, error) {
-	buf := make([]byte, 1<<16)
+// receive reads one datagram of messages into buf.
+func receive(fd int, buf []byte, flags int) ([]message, error) {
 	n, _, err := unix.Recvfrom(fd, buf, flags)
 	for errors.Is(err, unix.EINTR) {
 		n, _, err = unix.Recvfrom(fd, buf, flags)

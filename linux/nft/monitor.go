@@ -15,6 +15,7 @@ type Monitor struct {
 	file  *os.File
 	table string
 	own   uint32
+	in    []byte // what is received
 }
 
 // Watch returns a Monitor of the changes to the table that were not made through c.
@@ -33,7 +34,7 @@ func (c *Conn) Watch(table string) (*Monitor, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("watch nftables: %w", err)
 	}
-	return &Monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), table: table, own: c.port}, nil
+	return &Monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), table: table, own: c.port, in: make([]byte, datagram)}, nil
 }
 
 // Next returns when somebody else changed the table, or might have. Its error is
@@ -49,7 +50,7 @@ func (m *Monitor) Next(ctx context.Context) error {
 		var msgs []message
 		var rerr error
 		err := raw.Read(func(fd uintptr) bool {
-			msgs, rerr = receive(int(fd), unix.MSG_DONTWAIT)
+			msgs, rerr = receive(int(fd), m.in, unix.MSG_DONTWAIT)
 			return !errors.Is(rerr, unix.EAGAIN)
 		})
 		switch {

@@ -195,6 +195,31 @@ func TestAtomic(t *testing.T) {
 	})
 }
 
+// TestAfterFailure has a transaction fail at so many messages that the answers do not fit the socket: the next ones, large and small, are not
+// judged by what is left of them.
+func TestAfterFailure(t *testing.T) {
+	t.Parallel()
+	inNamespace(t, func(_ string, c *Conn) {
+		many := NewTable("missing")
+		for i := range 1000 {
+			many.Chains[fmt.Sprint("c", i)] = &Chain{}
+		}
+		for range 2 {
+			b := &Batch{}
+			b.Update(NewTable("missing"), many)
+			if err := c.Commit(b); err == nil {
+				t.Error("chains of no table were made")
+			}
+			if err := c.Commit(Replace(many)); err != nil {
+				t.Error(err)
+			}
+			if err := c.Commit(Diff(many, nil)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestMonitor(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func(path string, c *Conn) {
