@@ -83,6 +83,10 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // requestTimeout bounds requests that are no watch or stream, as upstream.
 const requestTimeout = time.Minute
 
+// writeGrace is how much longer a client may take to read the answer of such a request. One that does not read it would keep
+// its places for ever.
+const writeGrace = 5 * time.Second
+
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r)}
@@ -101,6 +105,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.meter.observe(c, time.Since(begin))
 	}()
+	if r.ProtoMajor == 1 { // the one before, on the same connection, has left its deadline there, which bounds its last bytes too
+		_ = ignore(http.NewResponseController(w).SetWriteDeadline(time.Time{}))
+	}
 	c.w.Header().Set("Cache-Control", "no-cache, private")
 	if s.deps.Led != nil && !s.deps.Led() {
 		c.w.Header().Set(NoMajority, "true")
@@ -147,8 +154,10 @@ func (c *call) serve(begin time.Time) error {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+		deadline := http.NewResponseController(c.w)
+		_ = ignore(deadline.SetWriteDeadline(time.Now().Add(limit + writeGrace)))
 		if c.r.ContentLength != 0 { // a body that trickles in must not hold a place for ever
-			_ = ignore(http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(requestTimeout)))
+			_ = ignore(deadline.SetReadDeadline(time.Now().Add(requestTimeout)))
 		}
 	}
 	c.r = c.r.WithContext(ctx)

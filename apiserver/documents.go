@@ -29,8 +29,8 @@ import (
 )
 
 // documents serves OpenAPI: of the built-in kinds, of custom resources as their definitions are stored, and of what other servers serve.
-// Documents are made on each request and only their hashes are kept: clients keep the documents, and ask again only when the hash has
-// changed.
+// Of documents only the hashes are kept for long: clients keep the documents, and ask again only when the hash has changed. When it has, all
+// of them come at the same time: what was made last is kept for a minute, see madeDocuments.
 type documents struct {
 	kinds     map[string][]rest.Any // built in, by path below /openapi/v3: "api/v1", "apis/apps/v1"
 	all       []rest.Any
@@ -45,6 +45,8 @@ type documents struct {
 	onceV2 sync.Once
 	hashV2 string
 	errV2  error
+
+	made *madeDocuments
 
 	mu    sync.Mutex
 	since map[string]edition // by path, v2 for the one of version 2
@@ -64,7 +66,7 @@ const (
 )
 
 func newDocuments(kinds []rest.Any, v version.Info, st *store.Store, elsewhere *aggregator.Aggregator) *documents {
-	d := &documents{kinds: map[string][]rest.Any{}, all: kinds, version: v.GitVersion, store: st, elsewhere: elsewhere, since: map[string]edition{}}
+	d := &documents{kinds: map[string][]rest.Any{}, all: kinds, version: v.GitVersion, store: st, elsewhere: elsewhere, made: newMadeDocuments(), since: map[string]edition{}}
 	for _, a := range kinds {
 		path := "apis/" + a.Kind.APIVersion()
 		if a.Kind.Group == "" {
@@ -317,21 +319,26 @@ func (d *documents) answer(c *call, path, tag, protoType string, document func()
 		c.w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	binary := prefersProto(c.r, protoType)
-	b, err := document()
-	if err != nil {
-		return err
-	}
 	typ := typeJSON
-	if binary {
+	if prefersProto(c.r, protoType) {
+		typ = protoType
+	}
+	b, err := d.made.get(c.r.Context(), docKey{path, typ}, tag, func() ([]byte, error) {
+		b, err := document()
+		if err != nil || typ == typeJSON {
+			return b, err
+		}
 		m, err := parse(b)
 		if err != nil {
-			return fmt.Errorf("read our own OpenAPI: %w", err)
+			return nil, fmt.Errorf("read our own OpenAPI: %w", err)
 		}
 		if b, err = proto.Marshal(m); err != nil {
-			return fmt.Errorf("encode OpenAPI: %w", err)
+			return nil, fmt.Errorf("encode OpenAPI: %w", err)
 		}
-		typ = protoType
+		return b, nil
+	})
+	if err != nil {
+		return err
 	}
 	h.Set("Content-Type", typ)
 	c.sendRaw(b)

@@ -170,8 +170,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    1 << 20,
 		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 1 << 18, MaxReceiveBufferPerConnection: 1 << 22},
-		ErrorLog:          log.New(handshakeLog{slog.NewLogLogger(s.deps.Log.With("component", "apiserver").Handler(), slog.LevelDebug), s.meter.gate.handshakes}, "", 0),
+		// A deadline of a stream does not end what is being written to the connection, so that has its own.
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 1 << 18, MaxReceiveBufferPerConnection: 1 << 22, WriteByteTimeout: requestTimeout},
+		ErrorLog: log.New(handshakeLog{slog.NewLogLogger(s.deps.Log.With("component", "apiserver").Handler(), slog.LevelDebug), s.meter.gate.handshakes}, "", 0),
 	}
 	if s.cfg.TLS != nil {
 		srv.TLSConfig = s.cfg.TLS.Clone()

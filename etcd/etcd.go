@@ -62,6 +62,7 @@ type Config struct {
 	Log *slog.Logger
 
 	tick time.Duration // of a member's clock, for tests. Zero: 500 ms, or 100 ms where there are others
+	tidy time.Duration // how often to look for unused space, for tests. Zero: a minute
 }
 
 // Etcd is a run.Component.

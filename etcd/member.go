@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"expvar"
@@ -263,12 +264,22 @@ func (e *Etcd) config(fatal chan<- error) (*embed.Config, error) {
 	return c, nil
 }
 
-// wasteBytes is how much of the database file must be unused for defragmentation to be worth the pause.
+// wasteBytes is how much of the database file must be unused for defragmentation to be worth the pause, where the quota is no smaller
+// than usual.
 const wasteBytes = 64 << 20
 
-// defragment gives unused space back when more than half of a large file is unused.
+// wasteful says that so much of the file is unused that it is to be given back: more than half of it, or anything worth the pause where
+// the file has grown to its quota, since puts are refused by its size, and taken again only when it is smaller. See space.check.
+func (c *Config) wasteful(size, used int64) bool {
+	return size-used >= min(wasteBytes, c.QuotaBytes/32) && (used <= size/2 || !c.fits(size))
+}
+
+// fits says that a file of that size is well below the quota.
+func (c *Config) fits(size int64) bool { return size < c.QuotaBytes/10*9 }
+
+// defragment gives unused space back.
 func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client *clientv3.Client) {
-	tick := time.NewTicker(time.Minute)
+	tick := time.NewTicker(cmp.Or(e.c.tidy, time.Minute))
 	defer tick.Stop()
 	for {
 		select {
@@ -277,11 +288,11 @@ func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client 
 			return
 		}
 		size, used := s.Backend().Size(), s.Backend().SizeInUse()
-		if size-used < wasteBytes || used > size/2 {
+		if !e.c.wasteful(size, used) {
 			continue
 		}
 		start := time.Now()
-		err := e.alternately(ctx, client, func() error { _, err := client.Defragment(ctx, ""); return err })
+		err := e.alternately(ctx, client, s.Defragment) // of the server: a client without a listener beside it panics
 		if errors.Is(err, errOthersTurn) {
 			continue
 		}

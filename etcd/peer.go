@@ -417,6 +417,14 @@ func (e *Etcd) alternately(ctx context.Context, c *clientv3.Client, f func() err
 	if e.Exclusive() {
 		return f()
 	}
+	// Where puts are refused, a turn by a put would never come. Then it is the first's of those that are out of space, until it is no
+	// more; two that have come to be so at the same time may both take it, which costs a pause.
+	if full := outOfSpace(e.server.Load()); len(full) > 0 {
+		if slices.Min(full) != e.Self() {
+			return errOthersTurn
+		}
+		return f()
+	}
 	lease, err := c.Grant(ctx, 60)
 	if err != nil {
 		return fmt.Errorf("take the turn: %w", err)

@@ -25,6 +25,7 @@ type trio struct {
 	dirs   map[string]string
 	up     map[string]*started
 	at     map[string]netip.AddrPort
+	change func(*Config) // may be nil
 }
 
 func newTrio(t *testing.T) *trio {
@@ -62,8 +63,12 @@ func (x *trio) config(name string, join []Member) Config {
 			x.t.Fatal(err)
 		}
 	}
-	return Config{DataDir: filepath.Join(x.dirs[name], "etcd"), Name: name, Ephemeral: true, MinFree: 1 << 20,
+	c := Config{DataDir: filepath.Join(x.dirs[name], "etcd"), Name: name, Ephemeral: true, MinFree: 1 << 20,
 		Peer: &Peer{Address: x.at[name], File: p.PeerFile(), CAFile: p.PeerAuthorityFile(), TLS: p.PeerTLS(), Join: join}}
+	if x.change != nil {
+		x.change(&c)
+	}
+	return c
 }
 
 func (x *trio) start(name string, join []Member) *started {

@@ -132,17 +132,27 @@ func (s *space) watch(ctx context.Context, srv *etcdserver.EtcdServer) {
 	}
 }
 
+// outOfSpace are the members that have raised NOSPACE.
+func outOfSpace(srv *etcdserver.EtcdServer) (ids []uint64) {
+	for _, a := range srv.Alarms() {
+		if a.Alarm == pb.AlarmType_NOSPACE {
+			ids = append(ids, a.MemberID)
+		}
+	}
+	return ids
+}
+
 func (s *space) check(ctx context.Context, srv *etcdserver.EtcdServer) error {
 	free, err := s.free()
 	if err != nil {
 		return err
 	}
 	// By an earlier process too, whose reserve may have gone since. Another member's is that one's to end: until then etcd refuses puts.
-	raised := slices.ContainsFunc(srv.Alarms(), func(a *pb.AlarmMember) bool { return a.MemberID == uint64(srv.MemberID()) })
+	raised := slices.Contains(outOfSpace(srv), uint64(srv.MemberID()))
 	if raised {
 		s.e.full.Store(true)
 	}
-	fits := srv.Backend().Size() < s.e.c.QuotaBytes*9/10
+	fits := s.e.c.fits(srv.Backend().Size())
 	switch {
 	case !raised && free < 2*s.min && (free < s.min || s.e.full.Load()):
 		s.e.full.Store(true)

@@ -186,17 +186,24 @@ func (t *table) fill(evs []Event, at api.Revision) {
 }
 
 // diff returns the changes from what is published to all, which is everything that exists at revision at. Objects
-// that are gone were deleted at an unknown revision, and are told to be gone as of at.
+// that are gone were deleted at an unknown revision, and are told to be gone as of at; those that others have taken the place of, before
+// these.
 func (t *table) diff(all []Event, at api.Revision) []Event {
 	exists := make(map[api.Key]bool, len(all))
 	var evs []Event
 	for _, ev := range all {
 		exists[ev.Entry.Key] = true
-		if old, ok := t.now.objects.Get(ev.Entry); !ok || old.Revision != ev.Entry.Revision {
-			evs = append(evs, ev)
+		old, ok := t.now.objects.Get(ev.Entry)
+		if ok && old.Revision == ev.Entry.Revision {
+			continue
 		}
+		if ok && old.err == nil && ev.Entry.err == nil && old.Object.GetUID() != ev.Entry.Object.GetUID() {
+			// A revision of its own, so that nobody goes on after it without the other.
+			evs = append(evs, Event{Entry: buried(old, ev.Revision()-1), Deleted: true})
+		}
+		evs = append(evs, ev)
 	}
-	sort.Slice(evs, func(i, j int) bool { return evs[i].Revision() < evs[j].Revision() })
+	sort.SliceStable(evs, func(i, j int) bool { return evs[i].Revision() < evs[j].Revision() })
 	t.now.objects.Scan(func(e *Entry) bool {
 		if !exists[e.Key] {
 			evs = append(evs, Event{Entry: buried(e, at), Deleted: true})
@@ -237,9 +244,11 @@ func (s *Store) compact(ctx context.Context) {
 		}
 		marks = append(marks, s.mark())
 		if len(marks) <= keepSteps {
+			s.pasts.sweep(0)
 			continue
 		}
 		old := marks[0]
+		s.pasts.sweep(old.rev)
 		marks = slices.Delete(marks, 0, 1)
 		for t, n := range old.events {
 			t.expire(n)

@@ -278,3 +278,45 @@ func TestBytes(t *testing.T) {
 		}
 	})
 }
+
+// One that took another's place while the watch was broken is told as what it is: the other is gone, and it is new.
+func TestRecreatedMeanwhile(t *testing.T) {
+	t.Parallel()
+	f := newFaulty()
+	bubble(t, func() store.Backend { return f }, store.Options{}, func(t *testing.T, s *store.Store) {
+		ctx, ok := t.Context(), must[*store.Entry](t)
+		one, two := pod("ns", "p", "n1"), pod("ns", "p", "n2")
+		one.UID, two.UID = "1", "2"
+		old := ok(s.Create(ctx, api.PodKind, one, 0))
+		w := must[*store.Watch](t)(s.Watch(api.PodKind, s.Revision(), 0))
+		again := f.interrupt()
+		synctest.Wait()
+		other := store.New(f.Backend, api.Stored(), store.Options{Log: slog.New(slog.DiscardHandler)})
+		octx, stop := context.WithCancel(ctx)
+		up, down := make(chan struct{}), make(chan struct{})
+		go func() { defer close(down); _ = other.Run(octx, func() { close(up) }) }()
+		<-up
+		ok(other.Delete(ctx, api.PodKind, old.Key, old.Revision))
+		now := ok(other.Create(ctx, api.PodKind, two, 0))
+		stop()
+		<-down
+		if err := f.Compact(ctx, now.Revision); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		if err := s.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+		evs, _, err := w.Next(ctx)
+		if err != nil || len(evs) != 2 {
+			t.Fatalf("%+v %v", evs, err)
+		}
+		if gone, came := evs[0], evs[1]; !gone.Deleted || gone.Old != old || gone.Revision() >= came.Revision() || came.Deleted || came.Old != nil || came.Revision() != now.Revision {
+			t.Errorf("%+v, %+v", gone, came)
+		}
+		snap := s.Snapshot(api.PodKind)
+		if got := names(snap.Indexed("spec.nodeName", "n1")); len(got) != 0 || len(names(snap.Indexed("spec.nodeName", "n2"))) != 1 {
+			t.Errorf("index has %v", got)
+		}
+	})
+}

@@ -35,29 +35,56 @@ func (s *Store) SnapshotAt(ctx context.Context, k *api.Kind, rev api.Revision) (
 	if err != nil {
 		return Snapshot{}, err
 	}
-	// In this order, since tables are published before the revision is.
-	if rev > s.Revision() {
+	if !s.has(t, rev) {
 		return Snapshot{}, fmt.Errorf("list %v at revision %d: %w", k, rev, ErrFuture)
 	}
-	if v := t.at(rev); v != nil {
+	if v := t.still(rev); v != nil {
 		return Snapshot{v, rev}, nil
 	}
-	return s.fetch(ctx, t, rev)
+	v, err := s.pasts.get(ctx, t, rev, func() (*version, error) {
+		if v := t.at(rev); v != nil {
+			return v, nil
+		}
+		return s.fetch(ctx, t, rev)
+	})
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return Snapshot{v, rev}, nil
 }
 
-// at returns the version of rev, nil where the recent events do not reach back that far.
-func (t *table) at(rev api.Revision) *version {
+// has says whether readers may have seen rev: tables are published before the revision is, and a Snapshot is of its table.
+func (s *Store) has(t *table, rev api.Revision) bool {
+	if rev <= s.Revision() {
+		return true
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return rev <= t.now.changed
+}
+
+// still returns the current version where it is rev's as well, or nil.
+func (t *table) still(rev api.Revision) *version {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if rev >= t.now.changed {
-		return t.freezeLocked()
-	}
-	if rev < t.oldest() || t.now.broken > 0 {
+	if rev < t.now.changed {
 		return nil
 	}
+	return t.freezeLocked()
+}
+
+// at returns the version of rev, nil where the recent events do not reach back that far. The feed does not wait for it.
+func (t *table) at(rev api.Revision) *version {
+	t.mu.Lock()
+	if rev < t.oldest() || t.now.broken > 0 {
+		t.mu.Unlock()
+		return nil
+	}
+	events := t.events
 	past := table{kind: t.kind, indexes: t.indexes, now: t.now.copy()}
-	for i := len(t.events) - 1; i >= 0 && t.events[i].Revision() > rev; i-- {
-		past.undo(t.events[i])
+	t.mu.Unlock()
+	for i := len(events) - 1; i >= 0 && events[i].Revision() > rev; i-- {
+		past.undo(events[i])
 	}
 	past.now.changed = rev
 	return &past.now
@@ -82,16 +109,16 @@ func (t *table) undo(ev Event) {
 const page = 2000
 
 // fetch reads a kind at a revision from the database.
-func (s *Store) fetch(ctx context.Context, t *table, rev api.Revision) (Snapshot, error) {
+func (s *Store) fetch(ctx context.Context, t *table, rev api.Revision) (*version, error) {
 	old := newTable(t.kind, 0, t.indexes)
 	_, err := s.read(ctx, t, rev, func(key api.Key, kv KV) {
 		old.apply(Event{Entry: load(t.kind, key, kv)})
 	})
 	if err != nil {
-		return Snapshot{}, err
+		return nil, err
 	}
 	old.now.changed = rev
-	return Snapshot{old.freeze(), rev}, nil
+	return old.freeze(), nil
 }
 
 // read calls each with everything in the database of t's kind at revision rev, or of now where that is zero, and returns the

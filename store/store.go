@@ -129,6 +129,7 @@ type Store struct {
 	held   atomic.Pointer[kinds]
 	detect *detector // nil unless Options.Detect
 	asked  *requests
+	pasts  pasts
 
 	// rev is the last published revision. It is advanced after the tables are, so that a table read after rev is at least
 	// as new.

@@ -38,7 +38,7 @@ func (s *Store) Watch(k *api.Kind, from api.Revision, limit int) (*Watch, error)
 	if err != nil {
 		return nil, err
 	}
-	if from > s.Revision() {
+	if !s.has(t, from) {
 		return nil, fmt.Errorf("watch %v from revision %d: %w", k, from, ErrFuture)
 	}
 	t.mu.RLock()

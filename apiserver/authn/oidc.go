@@ -64,10 +64,11 @@ type issuer struct {
 	client *http.Client
 	parser *jwt.Parser
 
-	mu    sync.Mutex // held while fetching, so that it is done once
-	keys  jose.JSONWebKeySet
-	asked time.Time
-	err   error
+	mu       sync.Mutex
+	keys     jose.JSONWebKeySet
+	asked    time.Time     // when the keys were fetched last
+	err      error         // of that
+	fetching chan struct{} // closed when the fetch that goes on is over; nil where none does
 }
 
 // Verify returns the user of a token, nil where it is of no configured issuer.
@@ -107,35 +108,66 @@ func (i *issuer) verify(ctx context.Context, token string) (*User, error) {
 	return i.user(ctx, claims)
 }
 
-// key returns the issuer's keys of that name, all where the token does not say.
+// key returns the issuer's keys of that name, all where the token does not say. Who names one that is known does not wait for those who
+// do not.
 func (i *issuer) key(ctx context.Context, kid string) (any, error) {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	find := func() (set jwt.VerificationKeySet) {
-		for _, k := range i.keys.Keys {
-			if kid == "" || k.KeyID == kid {
-				set.Keys = append(set.Keys, k.Key)
-			}
-		}
-		return set
+	set, fetching := i.find(kid), i.fetching
+	ours := len(set.Keys) == 0 && fetching == nil && time.Since(i.asked) >= oidcAgain
+	if ours {
+		i.fetching = make(chan struct{})
 	}
-	if set := find(); len(set.Keys) > 0 {
+	i.mu.Unlock()
+	switch {
+	case len(set.Keys) > 0:
 		return set, nil
+	case ours:
+		i.refresh(context.WithoutCancel(ctx))
+	case fetching != nil:
+		select {
+		case <-fetching:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	if time.Since(i.asked) >= oidcAgain {
-		i.err = i.fetch(ctx)
-		i.asked = time.Now()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if set := i.find(kid); len(set.Keys) > 0 {
+		return set, nil
 	}
 	if i.err != nil {
 		return nil, i.err
 	}
-	if set := find(); len(set.Keys) > 0 {
-		return set, nil
-	}
 	return nil, errors.New("failed to verify id token signature: no key of that name")
 }
 
-func (i *issuer) fetch(ctx context.Context) error {
+// find returns the known keys of that name.
+// Preconditions: i.mu is held.
+func (i *issuer) find(kid string) (set jwt.VerificationKeySet) {
+	for _, k := range i.keys.Keys {
+		if kid == "" || k.KeyID == kid {
+			set.Keys = append(set.Keys, k.Key)
+		}
+	}
+	return set
+}
+
+// refresh fetches the keys for all who wait. The context is nobody's who could end it by going away: who sends tokens that nobody signed
+// could keep new keys from being known.
+func (i *issuer) refresh(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, oidcTimeout)
+	defer cancel()
+	keys, err := i.fetch(ctx)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if err == nil {
+		i.keys = *keys
+	}
+	close(i.fetching)
+	i.asked, i.err, i.fetching = time.Now(), err, nil
+}
+
+func (i *issuer) fetch(ctx context.Context) (*jose.JSONWebKeySet, error) {
 	address := strings.TrimSuffix(i.config.Issuer.URL, "/") + ConfigurationPath
 	if d := i.config.Issuer.DiscoveryURL; d != "" {
 		address = d
@@ -145,17 +177,16 @@ func (i *issuer) fetch(ctx context.Context) error {
 		Keys   string `json:"jwks_uri"`
 	}
 	if err := i.read(ctx, address, &about); err != nil {
-		return err
+		return nil, err
 	}
 	if about.Issuer != i.config.Issuer.URL {
-		return fmt.Errorf("issuer did not match the issuer returned by provider, expected %q got %q", i.config.Issuer.URL, about.Issuer)
+		return nil, fmt.Errorf("issuer did not match the issuer returned by provider, expected %q got %q", i.config.Issuer.URL, about.Issuer)
 	}
-	var keys jose.JSONWebKeySet
-	if err := i.read(ctx, about.Keys, &keys); err != nil {
-		return err
+	keys := &jose.JSONWebKeySet{}
+	if err := i.read(ctx, about.Keys, keys); err != nil {
+		return nil, err
 	}
-	i.keys = keys
-	return nil
+	return keys, nil
 }
 
 func (i *issuer) read(ctx context.Context, address string, into any) error {

@@ -27,7 +27,8 @@ import (
 // What is in use is not stored anywhere but in the Services themselves: the allocator derives it from the store, at
 // start from a snapshot and then from each change, so that no crash can leak an address and there is nothing to repair.
 // An address that was promised to a write under way is in pending until the write's end, when the store, whose writers
-// return after publication, shows it in the Service or it is free again. Everything happens under one lock.
+// return after publication, shows it in the Service or it is free again; where nobody knows how the write has ended, until it
+// has settled. Everything happens under one lock.
 //
 // Addresses of a family come from the configured range and from those of further ServiceCIDRs, as long as they are ready. A family without a
 // configured range has no addresses: which families there are is settled before, by servicefamilies.go. An IPAddress that
@@ -199,7 +200,7 @@ func (a *allocator) hold(ctx context.Context, now, old *corev1.Service, _ bool) 
 		defer a.mu.Unlock()
 		t.giveBackLocked()
 	}
-	// Committed or not, the promise ends: the store knows by now.
+	// Committed or not, the promise ends: the store knows by then.
 	return &rest.Held{Context: a.store.Allocated(ctx, "services", a.own, since), Commit: end, Abort: end}, nil
 }
 

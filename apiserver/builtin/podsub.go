@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,11 +16,15 @@ import (
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/apiserver/rest"
+	"github.com/yare-dev/yare/run"
 	"github.com/yare-dev/yare/store"
 )
 
-// bindAttempts is how often a binding is tried while others write the pod.
-const bindAttempts = 8
+// bindAttempts is how often a binding is tried while others write the pod, and bindPause the time between.
+const (
+	bindAttempts = 8
+	bindPause    = 10 * time.Millisecond
+)
 
 // bindings gives pods their nodes, as pods/binding does; the Binding's name says which pod.
 func bindings(d Deps) *rest.Resource[*corev1.Binding] {
@@ -73,20 +78,26 @@ func checkBinding(b *corev1.Binding) error {
 
 // assign writes the pod past the pipeline, since no update may change spec.nodeName.
 func (d Deps) assign(ctx context.Context, pod *corev1.Pod, b *corev1.Binding, dryRun bool) (*metav1.Status, error) {
-	for range bindAttempts {
+	done := &metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusSuccess, Code: http.StatusCreated}
+	for n := 1; ; n++ {
 		next, err := bound(pod, b)
 		if err != nil {
 			return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, err)
 		}
 		if dryRun {
-			break
+			return done, nil
 		}
 		_, err = d.Store.Update(ctx, api.PodKind, next, api.RevisionOf(pod), 0)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, store.ErrConflict) {
+		switch {
+		case err == nil:
+			return done, nil
+		case !errors.Is(err, store.ErrConflict):
 			return nil, fmt.Errorf("bind pod %s to node %s: %w", api.KeyOf(pod), b.Target.Name, err)
+		case n == bindAttempts:
+			return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, fmt.Errorf("others have written the pod %d times meanwhile", n))
+		}
+		if err := run.Pause(ctx, bindPause); err != nil {
+			return nil, err
 		}
 		o, err := d.fresh(ctx, api.PodKind, api.KeyOf(pod))
 		if err != nil {
@@ -94,7 +105,6 @@ func (d Deps) assign(ctx context.Context, pod *corev1.Pod, b *corev1.Binding, dr
 		}
 		pod = o.(*corev1.Pod)
 	}
-	return &metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusSuccess, Code: http.StatusCreated}, nil
 }
 
 // fresh reads an object after everything that was written before has arrived.

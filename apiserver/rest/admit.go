@@ -351,7 +351,7 @@ func (p *Pipeline) ask(ctx context.Context, a *Admitting, step string, of func(*
 	return err
 }
 
-// admissionError keeps errors of the API; others are refusals.
+// admissionError keeps errors of the API, and those of the database what they are; others are refusals.
 func admissionError(name string, a *Admitting, err error) error {
 	var status apierrors.APIStatus
 	switch {
@@ -359,6 +359,8 @@ func admissionError(name string, a *Admitting, err error) error {
 		return err
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return Timeout(err)
+	case ofDatabase(err):
+		return storeError(fmt.Errorf("%s: %w", name, err), a.r)
 	}
 	return apierrors.NewForbidden(a.Kind.GroupResource(), a.Key.Name, fmt.Errorf("%s: %w", name, err))
 }

@@ -214,7 +214,7 @@ func (p *Pipeline) commitNew(ctx context.Context, r *Request, o api.Object) (*st
 		return nil, err
 	}
 	if r.DryRun {
-		defer done(false)
+		defer done(nil)
 		switch old, err := p.current(ctx, r); {
 		case err != nil:
 			return nil, err
@@ -228,7 +228,7 @@ func (p *Pipeline) commitNew(ctx context.Context, r *Request, o api.Object) (*st
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
 		entry, err = p.storeNew(commit, r, again)
 	}
-	done(err == nil)
+	done(err)
 	if errors.Is(err, store.ErrConflict) {
 		return nil, r.exists(p.store.Snapshot(r.Any.Kept()).Get(r.Key))
 	}

@@ -256,14 +256,14 @@ func (p *Pipeline) commitDelete(ctx context.Context, r *Request, entry *store.En
 		return nil, err
 	}
 	if r.DryRun {
-		done(false)
+		done(nil)
 		if last != nil {
 			return &store.Entry{Object: last, Key: entry.Key, Revision: entry.Revision}, nil
 		}
 		return entry, nil
 	}
 	e, err := p.store.Delete(commit, r.Any.Kept(), entry.Key, entry.Revision)
-	done(err == nil)
+	done(err)
 	if last == nil {
 		return p.shownOne(ctx, r, e, err)
 	}

@@ -157,10 +157,26 @@ func storeError(err error, r *Request) error {
 	return apierrors.NewInternalError(fmt.Errorf("%s %q: %w", r.Any.Kind, r.Key.String(), err))
 }
 
-// hold runs the kind's Hold. The commit has the returned context, and the returned function has to be called with its outcome.
-func hold(ctx context.Context, r *Request, now, old api.Object) (commit context.Context, done func(ok bool), err error) {
+// ofDatabase says that err is one of the database, and no verdict of whoever met it.
+func ofDatabase(err error) bool {
+	return slices.ContainsFunc([]error{store.ErrFull, store.ErrUnavailable, store.ErrUnknown, store.ErrConflict, store.ErrOvertaken, store.ErrFenced,
+		store.ErrCompacted, store.ErrFuture, store.ErrSlow}, func(is error) bool { return errors.Is(err, is) })
+}
+
+// settled is after how long a write whose outcome is not known has happened or never will: what was proposed to a database that had no
+// majority may still be taken. As long as requests are served.
+const settled = time.Minute
+
+// uncertain says that a write that failed by err may have happened, or happen yet.
+func uncertain(err error) bool {
+	return errors.Is(err, store.ErrUnknown) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// hold runs the kind's Hold. The commit has the returned context, and the returned function has to be called with its outcome: the error,
+// if any. What is held for a write whose outcome is not known is held until it has settled.
+func hold(ctx context.Context, r *Request, now, old api.Object) (commit context.Context, done func(error), err error) {
 	if r.Any.r.hold == nil {
-		return ctx, func(bool) {}, nil
+		return ctx, func(error) {}, nil
 	}
 	h, err := r.Any.r.hold(ctx, now, old, r.DryRun)
 	if err != nil {
@@ -170,13 +186,16 @@ func hold(ctx context.Context, r *Request, now, old api.Object) (commit context.
 	if h != nil && h.Context != nil {
 		commit = h.Context
 	}
-	return commit, func(ok bool) {
+	return commit, func(err error) {
 		ctx := context.WithoutCancel(ctx)
+		failed := err != nil || r.DryRun
 		switch {
 		case h == nil:
-		case ok && !r.DryRun && h.Commit != nil:
+		case !failed && h.Commit != nil:
 			h.Commit(ctx)
-		case (!ok || r.DryRun) && h.Abort != nil:
+		case failed && h.Abort != nil && !r.DryRun && uncertain(err):
+			time.AfterFunc(settled, func() { h.Abort(ctx) })
+		case failed && h.Abort != nil:
 			h.Abort(ctx)
 		}
 	}, nil

@@ -139,7 +139,8 @@ func (w Wanted) Selects(o api.Object) bool {
 	return w.Labels == nil || w.Labels.Matches(labels.Set(o.GetLabels()))
 }
 
-// Held is the outcome of Resource.Hold. Exactly one of the two functions is called; either may be nil.
+// Held is the outcome of Resource.Hold. Exactly one of the two functions is called, Abort a minute later where the outcome of the write is not
+// known; either may be nil.
 type Held struct {
 	// Context is what the commit has in place of Hold's own; nil: that. Where the commit is overtaken, Hold is called anew.
 	Context context.Context

@@ -369,7 +369,7 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 		return nil, err
 	}
 	if r.DryRun {
-		done(false)
+		done(nil)
 		return &store.Entry{Object: now, Key: r.Key, Revision: entry.Revision}, nil
 	}
 	again := r.slim(now)
@@ -377,7 +377,7 @@ func (p *Pipeline) commitUpdate(ctx context.Context, r *Request, entry *store.En
 	if errors.Is(err, store.ErrTooLarge) && again != nil {
 		e, err = p.storeNext(commit, r, again, entry.Revision)
 	}
-	done(err == nil)
+	done(err)
 	return e, err
 }
 

@@ -10,7 +10,8 @@
 //     samples are taken within a second.
 //   - A kubelet is asked at most once in five seconds, however many ask, but for that first time.
 //   - A node that does not answer in time is left out with its pods, and so is a pod as long as a container that runs has no figures.
-//   - Lock order: one node's mu, then Reader.mu, which is never held while a kubelet is asked.
+//   - Nor is one that does not answer, whose error is the answer to all who ask meanwhile.
+//   - Reader.mu is never held while a kubelet is asked.
 package usage
 
 import (
@@ -67,8 +68,11 @@ type Reader struct {
 type node struct {
 	asked time.Time // guarded by Reader.mu
 
-	mu      sync.Mutex
+	// turn has one place, of who asks the kubelet; it guards what follows.
+	turn    chan struct{}
 	samples []*sample // oldest first
+	failed  time.Time // when the kubelet did not answer last
+	err     error     // of that
 }
 
 // New returns a Reader.
@@ -165,7 +169,7 @@ func (r *Reader) node(name string) *node {
 	}
 	n := r.nodes[name]
 	if n == nil {
-		n = &node{}
+		n = &node{turn: make(chan struct{}, 1)}
 		r.nodes[name] = n
 	}
 	n.asked = now
@@ -194,11 +198,18 @@ func (r *Reader) ask(ctx context.Context, n *corev1.Node) (*sample, error) {
 
 // pair returns two samples, for which it asks as far as it has to.
 func (n *node) pair(ctx context.Context, ask func() (*sample, error)) (pair, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	select {
+	case n.turn <- struct{}{}:
+		defer func() { <-n.turn }()
+	case <-ctx.Done():
+		return pair{}, ctx.Err()
+	}
 	p := choose(n.samples)
-	if p.before != nil && time.Since(p.now.taken) < fresh {
+	switch {
+	case p.before != nil && time.Since(p.now.taken) < fresh:
 		return p, nil
+	case n.err != nil && time.Since(n.failed) < fresh:
+		return pair{}, n.err
 	}
 	for range 2 {
 		if p.now != nil && p.before == nil {
@@ -208,8 +219,12 @@ func (n *node) pair(ctx context.Context, ask func() (*sample, error)) (pair, err
 		}
 		s, err := ask()
 		if err != nil {
+			if ctx.Err() == nil { // else it is who asks that did not wait
+				n.failed, n.err = time.Now(), err
+			}
 			return pair{}, err
 		}
+		n.err = nil
 		n.samples = append(recent(n.samples, s.taken), s)
 		if p = choose(n.samples); p.before != nil {
 			break

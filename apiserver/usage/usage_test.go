@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -189,6 +190,46 @@ func TestReader(t *testing.T) {
 		}
 		if len(r.nodes) != 1 {
 			t.Errorf("%d nodes are remembered", len(r.nodes))
+		}
+	})
+}
+
+// A kubelet that hangs is waited for once by all who ask, and no longer than each of them likes.
+func TestHangingKubelet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := servertest.Store(t)
+		if _, err := s.Create(t.Context(), api.NodeKind, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, 0); err != nil {
+			t.Fatal(err)
+		}
+		var asked atomic.Int32
+		hangs := func(ctx context.Context, _ *corev1.Node, _ string) ([]byte, error) {
+			asked.Add(1)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		r := New(Deps{Store: s, Get: hangs, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		ask := func(ctx context.Context, want time.Duration) {
+			begin := time.Now()
+			if nodes := r.Nodes(ctx, rest.Wanted{}); len(nodes) != 0 || time.Since(begin) != want {
+				t.Errorf("%+v after %v, want %v", nodes, time.Since(begin), want)
+			}
+		}
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() { ask(t.Context(), answerWithin) })
+		}
+		synctest.Wait()
+		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		ask(hasty, time.Second)
+		wg.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+		time.Sleep(fresh)
+		ask(t.Context(), answerWithin)
+		if n := asked.Load(); n != 2 {
+			t.Errorf("asked %d times", n)
 		}
 	})
 }

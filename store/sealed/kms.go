@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,7 +12,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	envelope "k8s.io/apiserver/pkg/storage/value/encrypt/envelope/kmsv2/v2"
@@ -53,7 +57,10 @@ type seed struct {
 }
 
 func dial(endpoint string, timeout time.Duration) (*service, error) {
-	c, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// It is on this machine: when it is back it is to be noticed soon.
+	soon := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
+	c, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: timeout}))
 	if err != nil {
 		return nil, err
 	}
@@ -69,11 +76,11 @@ func (s *service) writer(ctx context.Context) (*seed, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	status, err := s.client.Status(ctx, &kms.StatusRequest{})
+	how, err := s.client.Status(ctx, &kms.StatusRequest{})
 	if err == nil {
-		err = well(status)
+		err = well(how)
 	}
-	if err == nil && s.current != nil && status.KeyId == s.current.keyID {
+	if err == nil && s.current != nil && how.KeyId == s.current.keyID {
 		s.checked = time.Now()
 		return s.current, nil
 	}
@@ -90,6 +97,8 @@ func (s *service) writer(ctx context.Context) (*seed, error) {
 	return nil, fmt.Errorf("ask key management service: %w", err)
 }
 
+// generate makes a seed.
+// Preconditions: s.mu is held.
 func (s *service) generate(ctx context.Context) (*seed, error) {
 	text := make([]byte, 32)
 	if _, err := rand.Read(text); err != nil {
@@ -99,7 +108,20 @@ func (s *service) generate(ctx context.Context) (*seed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &seed{derived{text}, a.KeyId, a.Ciphertext, a.Annotations}, nil
+	next := &seed{derived{text}, a.KeyId, a.Ciphertext, a.Annotations}
+	// What is written with it comes back by the watch, and must be read even if the service has gone away meanwhile.
+	s.keep(sealOf(&envelope.EncryptedObject{EncryptedDEKSourceType: envelope.EncryptedDEKSourceType_HKDF_SHA256_XNONCE_AES_GCM_SEED,
+		KeyID: a.KeyId, EncryptedDEKSource: a.Ciphertext, Annotations: a.Annotations}), next.derived)
+	return next, nil
+}
+
+// keep notes what opens the values of a seal.
+// Preconditions: s.mu is held.
+func (s *service) keep(seal [32]byte, t transformer) {
+	if len(s.opened) >= seedsKept {
+		clear(s.opened)
+	}
+	s.opened[seal] = t
 }
 
 func (s *service) seal(ctx context.Context, key string, plain []byte) ([]byte, error) {
@@ -130,14 +152,31 @@ func (s *service) open(ctx context.Context, key string, data []byte) ([]byte, bo
 	return plain, s.current != nil && s.current.keyID != o.KeyID, err
 }
 
-// reader returns what opens the values of an envelope like o.
-func (s *service) reader(ctx context.Context, o *envelope.EncryptedObject) (transformer, error) {
+// sealOf tells the seeds of envelopes apart.
+func sealOf(o *envelope.EncryptedObject) [32]byte {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d %q %q", o.EncryptedDEKSourceType, o.KeyID, o.EncryptedDEKSource)
 	for _, name := range slices.Sorted(maps.Keys(o.Annotations)) {
 		fmt.Fprintf(h, " %q %q", name, o.Annotations[name])
 	}
-	id := [32]byte(h.Sum(nil))
+	return [32]byte(h.Sum(nil))
+}
+
+// errAway says that a key management service could not be asked: what is sealed by it may be whole.
+var errAway = errors.New("key management service does not answer")
+
+// away makes err one of the service itself, unless it is its answer about what it was asked to open.
+func away(err error) error {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted, codes.Aborted:
+		return fmt.Errorf("%w: %w", errAway, err)
+	}
+	return err
+}
+
+// reader returns what opens the values of an envelope like o.
+func (s *service) reader(ctx context.Context, o *envelope.EncryptedObject) (transformer, error) {
+	id := sealOf(o)
 	s.mu.Lock()
 	t := s.opened[id]
 	s.mu.Unlock()
@@ -148,7 +187,7 @@ func (s *service) reader(ctx context.Context, o *envelope.EncryptedObject) (tran
 	defer cancel()
 	a, err := s.client.Decrypt(ctx, &kms.DecryptRequest{Ciphertext: o.EncryptedDEKSource, KeyId: o.KeyID, Annotations: o.Annotations, Uid: string(uuid.NewUUID())})
 	if err != nil {
-		return nil, fmt.Errorf("failed to decrypt DEK, error: %w", err)
+		return nil, fmt.Errorf("failed to decrypt DEK, error: %w", away(err))
 	}
 	switch o.EncryptedDEKSourceType {
 	case envelope.EncryptedDEKSourceType_HKDF_SHA256_XNONCE_AES_GCM_SEED:
@@ -162,9 +201,6 @@ func (s *service) reader(ctx context.Context, o *envelope.EncryptedObject) (tran
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.opened) >= seedsKept {
-		clear(s.opened)
-	}
-	s.opened[id] = t
+	s.keep(id, t)
 	return t, nil
 }

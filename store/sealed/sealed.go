@@ -2,7 +2,8 @@
 // upstream's configuration file and in its form on disk: "k8s:enc:aesgcm:v1:NAME:" and its kin before the sealed text. It
 // replaces k8s.io/apiserver's storage transformers.
 //
-// A value that cannot be opened is handed on as it is: the Store cannot read it, says so of that object, and the others are there.
+// A value that cannot be opened is handed on as it is: the Store cannot read it, says so of that object, and the others are there. Where
+// it is the key management service that cannot be asked, nothing is known of the value: reading fails as a whole, to be tried again.
 package sealed
 
 import (
@@ -143,18 +144,26 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, want api.Re
 // Range implements store.Backend.
 func (b *Backend) Range(ctx context.Context, from, end string, limit int, at api.Revision) ([]store.KV, bool, api.Revision, error) {
 	kvs, more, rev, err := b.Backend.Range(ctx, from, end, limit, at)
-	for i := range kvs {
-		b.open(ctx, &kvs[i])
+	if err != nil {
+		return nil, false, 0, err
 	}
-	return kvs, more, rev, err
+	for i := range kvs {
+		if err := b.open(ctx, &kvs[i]); err != nil {
+			return nil, false, 0, err
+		}
+	}
+	return kvs, more, rev, nil
 }
 
 // Watch implements store.Backend.
 func (b *Backend) Watch(ctx context.Context, prefix string, from api.Revision, emit func(api.Revision, []store.Change) error) error {
 	return b.Backend.Watch(ctx, prefix, from, func(rev api.Revision, changes []store.Change) error {
 		for i := range changes {
-			if changes[i].Value != nil {
-				b.open(ctx, &changes[i].KV)
+			if changes[i].Value == nil {
+				continue
+			}
+			if err := b.open(ctx, &changes[i].KV); err != nil {
+				return err
 			}
 		}
 		return emit(rev, changes)
@@ -163,13 +172,13 @@ func (b *Backend) Watch(ctx context.Context, prefix string, from api.Revision, e
 
 var errUnknown = errors.New("no matching prefix found")
 
-// open replaces the value by what it was before it was sealed.
-func (b *Backend) open(ctx context.Context, kv *store.KV) {
+// open replaces the value by what it was before it was sealed. It fails where that cannot be found out now.
+func (b *Backend) open(ctx context.Context, kv *store.KV) error {
 	r := b.now.Load()
 	kv.Stale = r.changed
 	ts := r.transformers(kv.Key)
 	if len(ts) == 0 {
-		return
+		return nil
 	}
 	err := errUnknown
 	for i, t := range ts {
@@ -182,11 +191,15 @@ func (b *Backend) open(ctx context.Context, kv *store.KV) {
 			if kv.Value = plain; stale || i > 0 {
 				kv.Stale = always
 			}
-			return
+			return nil
+		}
+		if errors.Is(e, errAway) {
+			return fmt.Errorf("open %s: %w (%w)", kv.Key, store.ErrUnavailable, e)
 		}
 		err = e
 	}
 	b.log.Error("sealed object cannot be opened", "key", kv.Key, "err", err)
+	return nil
 }
 
 func always() bool { return true }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/storage/value"
@@ -205,7 +207,8 @@ type vault struct {
 	kms.UnimplementedKeyManagementServiceServer
 	keyID atomic.Value
 	asked atomic.Int32
-	ill   atomic.Bool
+	ill   atomic.Bool // it says so
+	away  atomic.Bool // it opens nothing
 }
 
 func (v *vault) Status(context.Context, *kms.StatusRequest) (*kms.StatusResponse, error) {
@@ -221,6 +224,9 @@ func (v *vault) Encrypt(_ context.Context, r *kms.EncryptRequest) (*kms.EncryptR
 
 func (v *vault) Decrypt(_ context.Context, r *kms.DecryptRequest) (*kms.DecryptResponse, error) {
 	v.asked.Add(1)
+	if v.away.Load() {
+		return nil, status.Error(codes.Unavailable, "on fire")
+	}
 	plain, ok := bytes.CutPrefix(r.Ciphertext, []byte("sealed"))
 	if !ok || string(r.Annotations["a.example.org"]) != "b" {
 		return nil, errors.New("not mine")
