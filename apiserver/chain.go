@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,8 @@ type call struct {
 	attributes *authz.Attributes
 	// record is what the audit log gets; nil where it gets nothing.
 	record *audit.Record
+	// begun gives back what the beginning of a watch took; it may be called again.
+	begun func()
 	// queued is how long the request waited for its turn.
 	queued time.Duration
 	// warnings are those that the answer has, whole.
@@ -89,7 +92,7 @@ const writeGrace = 5 * time.Second
 
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r)}
+	c := &call{s: s, catalog: s.catalog.Load(), w: &response{ResponseWriter: w}, r: r, t: parse(r), begun: func() {}}
 	begin := time.Now()
 	defer func() {
 		p := recover()
@@ -181,6 +184,7 @@ func (c *call) serve(begin time.Time) error {
 // elsewhere has another server serve the call.
 func (c *call) elsewhere(svc *aggregator.Service) {
 	if c.long() {
+		c.begun() // the work is another's
 		ctx, cancel := c.stream()
 		defer cancel()
 		c.r = c.r.WithContext(ctx)
@@ -428,9 +432,14 @@ func (c *call) enter(begin time.Time) (release func(), err error) {
 		if refusal != "" {
 			return nil, c.tooMany(ticket.After)
 		}
-		if c.t.watch { // only its beginning is work
-			ticket.Leave()
-			return func() {}, nil
+		if c.t.watch { // only its beginning is work, and does not go on for ever either
+			leave := sync.OnceFunc(ticket.Leave)
+			late := time.AfterFunc(requestTimeout, leave)
+			c.begun = func() {
+				late.Stop()
+				leave()
+			}
+			return c.begun, nil
 		}
 	}
 	l := c.s.reads

@@ -2,7 +2,9 @@ package apiserver_test
 
 import (
 	"context"
+	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,4 +63,67 @@ func TestFairness(t *testing.T) {
 	if w := do(t, s, "GET", maps, "", "X-User", "jane"); w.Code != 200 {
 		t.Errorf("after the seat is free: %d", w.Code)
 	}
+}
+
+// stalled is a client that reads nothing of an answer's body before it goes on.
+type stalled struct {
+	*httptest.ResponseRecorder
+	on chan struct{}
+}
+
+func (w stalled) Write(b []byte) (int, error) {
+	<-w.on
+	return w.ResponseRecorder.Write(b)
+}
+
+// A watch has its seats until what there is was sent, or for a minute.
+func TestWatchSeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(_ *apiserver.Config, d *apiserver.Deps) {
+			servertest.PutAs(t, d.Store, api.FlowSchemaKind, bootstrap.MandatoryFlowSchemaCatchAll.DeepCopy())
+			d.Fairness = fairness.New(d.Store, 1)
+		})
+		const maps = "/api/v1/namespaces/default/configmaps"
+		code := func() int {
+			synctest.Wait()
+			return do(t, s, "GET", maps, "", "X-User", "jane").Code
+		}
+		watch := func(query string) (goOn, end func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			r := httptest.NewRequestWithContext(ctx, "GET", maps+"?watch=1"+query, nil)
+			r.Header.Set("X-User", "jane")
+			w, done := stalled{httptest.NewRecorder(), make(chan struct{})}, make(chan struct{})
+			go func() {
+				defer close(done)
+				s.ServeHTTP(w, r)
+			}()
+			return func() { close(w.on) }, func() {
+				cancel()
+				<-done
+			}
+		}
+		const initial = "&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan"
+		goOn, end := watch(initial)
+		if got := code(); got != 429 {
+			t.Errorf("before the first events are sent: %d", got)
+		}
+		goOn()
+		if got := code(); got != 200 {
+			t.Errorf("after they were sent: %d", got)
+		}
+		end()
+		goOn, end = watch(initial)
+		synctest.Wait()
+		time.Sleep(time.Minute + time.Second)
+		if got := code(); got != 200 {
+			t.Errorf("after a minute: %d", got)
+		}
+		goOn()
+		end()
+		_, end = watch("")
+		if got := code(); got != 200 {
+			t.Errorf("a watch that has nothing to send: %d", got)
+		}
+		end()
+	})
 }

@@ -61,8 +61,12 @@ func (c *call) watching(r *rest.Request) error {
 		return err
 	}
 	if wsstream.IsWebSocketRequest(c.r) {
+		c.begun()
 		c.socket(ctx, w, out)
 		return nil
+	}
+	if !q.Mark { // else there is something to send at once, which is the larger part of the work
+		c.begun()
 	}
 	return c.follow(ctx, w, out)
 }
@@ -156,6 +160,7 @@ func (c *call) follow(ctx context.Context, w events, out *eventWriter) error {
 		if err != nil {
 			return nil
 		}
+		c.begun()
 		out.buf = out.buf[:0]
 		if cap(out.buf) > 2*chunk {
 			out.buf = nil

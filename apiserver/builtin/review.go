@@ -83,7 +83,8 @@ func selfSubjectReviews() *rest.Resource[*authenticationv1.SelfSubjectReview] {
 func question(u *authn.User, r *authorizationv1.ResourceAttributes, p *authorizationv1.NonResourceAttributes) *authz.Attributes {
 	if r != nil {
 		return &authz.Attributes{User: u, Verb: r.Verb, Group: r.Group, Version: r.Version, Resource: r.Resource,
-			Subresource: r.Subresource, Namespace: r.Namespace, Name: r.Name}
+			Subresource: r.Subresource, Namespace: r.Namespace, Name: r.Name,
+			Fields: fieldsOf(r.FieldSelector), Labels: labelsOf(r.LabelSelector)}
 	}
 	return &authz.Attributes{User: u, Verb: p.Verb, Path: p.Path}
 }
