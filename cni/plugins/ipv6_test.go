@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -145,31 +144,45 @@ func TestSpoofing6(t *testing.T) {
 	})
 	t.Cleanup(func() { unix.Close(out) })
 	to := addrs["receiver"]
-	for _, from := range []netip.Addr{addrs["victim"], netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), addrs["sender"]} {
-		if err := unix.Sendto(out, datagram6(from, to, 9), 0, &unix.SockaddrInet6{Addr: to.As16()}); err != nil {
+	send := func(from netip.Addr, port uint16) {
+		t.Helper()
+		if err := unix.Sendto(out, datagram6(from, to, port, 9), 0, &unix.SockaddrInet6{Addr: to.As16()}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	patience := unix.NsecToTimeval((10 * time.Second).Nanoseconds())
-	if err := unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		t.Fatal(err)
+	receive := func() (from netip.AddrPort, ok bool) {
+		_, sa, err := unix.Recvfrom(in, make([]byte, 100), unix.MSG_DONTWAIT)
+		if err != nil {
+			return from, false
+		}
+		a := sa.(*unix.SockaddrInet6)
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), true
 	}
-	_, from, err := unix.Recvfrom(in, make([]byte, 100), 0)
-	if err != nil {
-		t.Fatal(err)
+	// A link passes nothing on until the kernel has noticed that both of its ends are up.
+	until(t, "the way is open", func() bool { send(addrs["sender"], 1); _, ok := receive(); return ok })
+	for _, from := range []netip.Addr{addrs["victim"], netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), addrs["sender"]} {
+		send(from, 2)
 	}
-	if got := netip.AddrFrom16(from.(*unix.SockaddrInet6).Addr); got != addrs["sender"] {
-		t.Errorf("%s sent as %s", addrs["sender"], got)
-	}
+	until(t, "the last has come", func() bool {
+		for {
+			from, ok := receive()
+			if ok && from.Addr() != addrs["sender"] {
+				t.Errorf("%s sent as %s", addrs["sender"], from)
+			}
+			if !ok || from == netip.AddrPortFrom(addrs["sender"], 2) {
+				return ok
+			}
+		}
+	})
 }
 
 // datagram6 is a packet of UDP without content.
-func datagram6(from, to netip.Addr, port uint16) []byte {
+func datagram6(from, to netip.Addr, source, port uint16) []byte {
 	p := make([]byte, 40+8)
 	p[0], p[5], p[6], p[7] = 0x60, 8, unix.IPPROTO_UDP, 64
 	copy(p[8:], from.AsSlice())
 	copy(p[24:], to.AsSlice())
-	binary.BigEndian.PutUint16(p[40:], port)
+	binary.BigEndian.PutUint16(p[40:], source)
 	binary.BigEndian.PutUint16(p[42:], port)
 	binary.BigEndian.PutUint16(p[44:], 8)
 	sum := uint32(8 + unix.IPPROTO_UDP) // of the pseudo-header, which has the addresses too
