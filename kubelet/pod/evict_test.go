@@ -189,6 +189,7 @@ func TestEvictable(t *testing.T) {
 		b.runtime.Linger["app"] = 20 * time.Second
 		b.api.Put(newPod("a"))
 		b.api.Put(newPod("critical", func(p *corev1.Pod) { p.Spec.Priority = &high }))
+		b.api.Put(newPod("posed", func(p *corev1.Pod) { p.Annotations = map[string]string{spec.ConfigSourceAnnotation: "file"} }))
 		b.api.Put(newPod("deleted"))
 		b.settle()
 		names := func() (out string) {
@@ -198,7 +199,7 @@ func TestEvictable(t *testing.T) {
 			}
 			return out
 		}
-		if got := names(); got != "a deleted " {
+		if got := names(); got != "a deleted posed " {
 			t.Error(got)
 		}
 		b.api.DeletePod(api.Key{Namespace: "default", Name: "deleted"}, 3600)
@@ -208,7 +209,7 @@ func TestEvictable(t *testing.T) {
 		if ended == nil || b.pods.Evict(uid, Eviction{}) != nil || b.pods.Evict("nobody", Eviction{}) != nil {
 			t.Error("evicted more than once, or nobody, or never")
 		}
-		if got := names(); got != "deleted " {
+		if got := names(); got != "deleted posed " {
 			t.Error(got)
 		}
 		<-ended

@@ -151,8 +151,13 @@ func (p *Pods) Close() {
 	p.bundles.close()
 }
 
-// Set tells what the API says of a pod. The pod is shared and read-only.
+// Set tells what the API says of a pod. The pod is shared and read-only. One that says that it is static is not: only who writes files on
+// the node makes those, which are spared where others are evicted.
 func (p *Pods) Set(pod *corev1.Pod) {
+	if isStatic(pod) {
+		pod = pod.DeepCopy()
+		pod.Annotations[spec.ConfigSourceAnnotation] = "api"
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.set(pod, false)
