@@ -3,12 +3,15 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
@@ -32,6 +35,28 @@ func Defined(ctx context.Context, r client.Reader) ([]*api.Kind, error) {
 		}
 	}
 	return kinds, nil
+}
+
+// KindNamed returns the kind that a reference names, in the version that controllers speak, stored or defined. That there is none is
+// a NoKindMatchError. It is for controllers that read CustomResourceDefinitions.
+func KindNamed(ctx context.Context, r client.Reader, apiVersion, kind string) (*api.Kind, error) {
+	gv, err := schema.ParseGroupVersion(apiVersion)
+	if err != nil {
+		return nil, err
+	}
+	gk := schema.GroupKind{Group: gv.Group, Kind: kind}
+	is := func(k *api.Kind) bool { return k.GroupKind() == gk }
+	all := api.Stored()
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i], nil
+	}
+	if all, err = Defined(ctx, r); err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i], nil
+	}
+	return nil, &apimeta.NoKindMatchError{GroupKind: gk}
 }
 
 // version is the one in which controllers speak of what c defines: that which is stored, where it is served; empty where none is.
