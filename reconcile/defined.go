@@ -77,7 +77,8 @@ func version(c *apiextensionsv1.CustomResourceDefinition) string {
 }
 
 // ChangesOfDefined wakes the keys that f returns for a change of an object of any kind that is defined. When a kind has appeared, f is
-// called once without an object: it may matter to objects that were seen before.
+// called once without an object: it may matter to objects that were seen before. So it is when a kind is followed anew, in another
+// version or after a watch that broke: the ends of objects in between were not seen.
 func ChangesOfDefined(f func(ctx context.Context, d Deps, k *api.Kind, before, after api.Object) []api.Key) Source {
 	return Source{defined: f}
 }
@@ -95,7 +96,7 @@ type definedKind struct {
 	kind   *api.Kind
 	uid    types.UID // the definition's
 	cancel context.CancelFunc
-	first  bool // it was there before any object was seen, so that it does not appear to anybody
+	first  bool // it was there before any object was seen, so that it does not appear to anybody, once
 }
 
 // retryDefined is how long a watch that broke waits to be begun again.
@@ -165,9 +166,11 @@ func (i *Informers) define(e client.Event) {
 
 // followDefined passes on changes of d's objects until it is no longer defined.
 func (i *Informers) followDefined(ctx context.Context, name string, d *definedKind) {
+	first := d.first
 	for ctx.Err() == nil {
 		err := i.watchEach(ctx, d.kind, func(e client.Event) {
-			if e.Op == client.Synced && d.first {
+			if e.Op == client.Synced && first {
+				first = false // later ones follow a gap
 				return
 			}
 			for _, f := range i.defined.handlers {
