@@ -50,7 +50,11 @@ func TestForgets(t *testing.T) {
 	standing.Anti = []*Term{away(corev1.LabelHostname, "last")}
 	standing.terms = []carried{{standing.Anti[0], roleAnti, 1}}
 	c.SetPod(standing, "n")
-	for i := range 200_000 {
+	pods := 200_000
+	if testing.Short() {
+		pods = maxClasses + 10_000
+	}
+	for i := range pods {
 		p := asking(t, c, fmt.Sprint(i), corev1.ResourceName(fmt.Sprintf("example.com/%d", i)))
 		if len(c.Repelled(p)) > 0 {
 			t.Fatalf("%s is repelled", p.Name)
