@@ -45,7 +45,8 @@ import (
 
 type lateClient struct{ client.Client }
 
-// cluster runs the real store and API pipeline in memory with all controllers and a kubelet.
+// cluster runs the real store and API pipeline in memory with all controllers and a kubelet, on whose node pods that select
+// one do not fit.
 func cluster(t testing.TB) client.Client {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	st := store.New(memory.New(false), api.Stored(), store.Options{Log: log, Indexes: rest.Indexes(), Keep: -1, Detect: true})
@@ -76,7 +77,7 @@ func cluster(t testing.TB) client.Client {
 	loops := append(controllers.All(controllers.Deps{
 		Deps:   reconcile.Deps{Client: c, Informers: reconcile.NewInformers(c), Events: recorder, Log: log},
 		RootCA: authority(t), Nodes: nodeipam.Config{Clusters: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
-	}), recorder, rt.Kubelet(c), healthy(c))
+	}), recorder, rt.KubeletWhere(c, func(p *corev1.Pod) bool { return len(p.Spec.NodeSelector) == 0 }), healthy(c))
 	all := run.InOrder("test", st, custom, namespaces, run.Together("loops", loops...))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

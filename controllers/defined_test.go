@@ -18,13 +18,16 @@ import (
 )
 
 // define makes a namespaced kind and waits until it is served.
-func define(t testing.TB, c client.Client) *api.Kind {
+func define(t testing.TB, c client.Client, change ...func(*apiextensionsv1.CustomResourceDefinitionVersion)) *api.Kind {
 	t.Helper()
 	d := &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: "widgets.example.com"},
 		Spec: apiextensionsv1.CustomResourceDefinitionSpec{Group: "example.com", Scope: apiextensionsv1.NamespaceScoped,
 			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: "widgets", Kind: "Widget"},
 			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
 				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object"}}}}}}
+	for _, f := range change {
+		f(&d.Spec.Versions[0])
+	}
 	if _, err := c.Create(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}

@@ -3,12 +3,15 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/yare-dev/yare/api"
@@ -34,6 +37,28 @@ func Defined(ctx context.Context, r client.Reader) ([]*api.Kind, error) {
 	return kinds, nil
 }
 
+// KindNamed returns the kind that a reference names, in the version that controllers speak, stored or defined. That there is none is
+// a NoKindMatchError. It is for controllers that read CustomResourceDefinitions.
+func KindNamed(ctx context.Context, r client.Reader, apiVersion, kind string) (*api.Kind, error) {
+	gv, err := schema.ParseGroupVersion(apiVersion)
+	if err != nil {
+		return nil, err
+	}
+	gk := schema.GroupKind{Group: gv.Group, Kind: kind}
+	is := func(k *api.Kind) bool { return k.GroupKind() == gk }
+	all := api.Stored()
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i], nil
+	}
+	if all, err = Defined(ctx, r); err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i], nil
+	}
+	return nil, &apimeta.NoKindMatchError{GroupKind: gk}
+}
+
 // version is the one in which controllers speak of what c defines: that which is stored, where it is served; empty where none is.
 func version(c *apiextensionsv1.CustomResourceDefinition) string {
 	if !apihelpers.IsCRDConditionTrue(c, apiextensionsv1.Established) {
@@ -52,7 +77,8 @@ func version(c *apiextensionsv1.CustomResourceDefinition) string {
 }
 
 // ChangesOfDefined wakes the keys that f returns for a change of an object of any kind that is defined. When a kind has appeared, f is
-// called once without an object: it may matter to objects that were seen before.
+// called once without an object: it may matter to objects that were seen before. So it is when a kind is followed anew, in another
+// version or after a watch that broke: the ends of objects in between were not seen.
 func ChangesOfDefined(f func(ctx context.Context, d Deps, k *api.Kind, before, after api.Object) []api.Key) Source {
 	return Source{defined: f}
 }
@@ -70,7 +96,7 @@ type definedKind struct {
 	kind   *api.Kind
 	uid    types.UID // the definition's
 	cancel context.CancelFunc
-	first  bool // it was there before any object was seen, so that it does not appear to anybody
+	first  bool // it was there before any object was seen, so that it does not appear to anybody, once
 }
 
 // retryDefined is how long a watch that broke waits to be begun again.
@@ -140,9 +166,11 @@ func (i *Informers) define(e client.Event) {
 
 // followDefined passes on changes of d's objects until it is no longer defined.
 func (i *Informers) followDefined(ctx context.Context, name string, d *definedKind) {
+	first := d.first
 	for ctx.Err() == nil {
 		err := i.watchEach(ctx, d.kind, func(e client.Event) {
-			if e.Op == client.Synced && d.first {
+			if e.Op == client.Synced && first {
+				first = false // later ones follow a gap
 				return
 			}
 			for _, f := range i.defined.handlers {

@@ -33,9 +33,11 @@ func Protect[T api.Object](d Deps, p Protection[T]) *Controller {
 				return Result{}, nil // protected, or gone as far as this finalizer is concerned
 			}
 			if going {
-				used, err := p.Used(ctx, d, o)
-				if err != nil || used {
-					return Result{}, err
+				// What is remembered may lag behind o: who is not found there may have come since.
+				for _, ctx := range []context.Context{ctx, client.Live(ctx)} {
+					if used, err := p.Used(ctx, d, o); err != nil || used {
+						return Result{}, err
+					}
 				}
 				log.Debug("not used any more")
 			}

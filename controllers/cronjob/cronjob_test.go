@@ -1,6 +1,7 @@
 package cronjob
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
 )
@@ -70,6 +72,18 @@ func job(name, how string) *batchv1.Job {
 	return j
 }
 
+// started is the Job of a run.
+func started(run, how string) *batchv1.Job {
+	cj := cronJob("")
+	j := job(jobName(cj, at(run)), how)
+	j.Annotations = map[string]string{batchv1.CronJobScheduledTimestampAnnotation: at(run).Format(time.RFC3339)}
+	return j
+}
+
+func keeps(n int32) func(*batchv1.CronJob) {
+	return func(c *batchv1.CronJob) { c.Spec.SuccessfulJobsHistoryLimit = &n }
+}
+
 func (p plan) String() string {
 	var parts []string
 	for _, j := range p.remove {
@@ -124,11 +138,49 @@ func TestDecide(t *testing.T) {
 			c.Spec.SuccessfulJobsHistoryLimit, c.Spec.FailedJobsHistoryLimit = ptr(int32(1)), ptr(int32(0))
 		}),
 			[]*batchv1.Job{job("aaa", "Complete"), job("bb", "Complete"), job("c", "Failed")}, "2026-01-01 00:30:00", "-bb, -c, after 30m0s"},
+		{"started, and not noted", cronJob("0 * * * *"), []*batchv1.Job{started("2026-01-01 01:00:00", "Failed")}, "2026-01-01 01:00:10", "after 59m50s"},
+		{"started, and one before was noted", cronJob("0 * * * *", last("2026-01-01 01:00:00")),
+			[]*batchv1.Job{started("2026-01-01 02:00:00", "Complete"), started("2026-01-01 01:00:00", "Complete")}, "2026-01-01 02:00:10", "after 59m50s"},
+		{"the one that is noted is not the last", cronJob("0 * * * *", last("2026-01-01 01:00:00")), []*batchv1.Job{started("2026-01-01 01:00:00", "Complete")},
+			"2026-01-01 02:00:00", "+2026-01-01T02:00:00Z, after 1h0m0s"},
+		{"history stays until it is noted", cronJob("0 * * * *", keeps(0)), []*batchv1.Job{started("2026-01-01 01:00:00", "Complete")},
+			"2026-01-01 01:00:10", "after 59m50s"},
+		{"history that is noted", cronJob("0 * * * *", keeps(0), last("2026-01-01 01:00:00")), []*batchv1.Job{started("2026-01-01 01:00:00", "Complete")},
+			"2026-01-01 01:00:10", "-c-29453820, after 59m50s"},
 	} {
 		if got := decide(tt.cj, tt.jobs, at(tt.now)).String(); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
+}
+
+// A run whose start was not noted at once is not started again when its Job is gone.
+func TestStartsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, c)
+		lost := false
+		c.Refuse = func(verb string, k *api.Kind, _ api.Key) error {
+			if verb == "update/status" && k == api.CronJobKind && !lost {
+				lost = true
+				return errors.New("the write is lost")
+			}
+			return nil
+		}
+		cj := cronJob("0 0 1 * *")
+		cj.UID = ""
+		rt.Create(t, c, cj)
+		rt.Start(t, d, New(d))
+		for len(rt.List[*batchv1.Job](t, c)) == 0 {
+			time.Sleep(time.Minute)
+		}
+		time.Sleep(time.Minute)
+		rt.Delete(t, c, rt.List[*batchv1.Job](t, c)[0], client.DeleteOptions{})
+		time.Sleep(24 * time.Hour)
+		if n := c.Writes("create jobs.batch"); n != 1 || !lost {
+			t.Errorf("started %d times", n)
+		}
+	})
 }
 
 // A CronJob runs every hour for a day, keeps its history short and tells of its last success.

@@ -58,7 +58,8 @@ func decide(cj *batchv1.CronJob, jobs []*batchv1.Job, now time.Time) plan {
 	return p
 }
 
-// observe brings the list of running Jobs and the last success up to date.
+// observe brings the list of running Jobs, the last run and the last success up to date. That a Job exists says that its run
+// was started, also where the write of that has failed: it must be noted before the Job goes, or the run is due again.
 func (p *plan) observe(cj *batchv1.CronJob, jobs []*batchv1.Job) {
 	s := &p.status
 	exists := map[types.UID]bool{}
@@ -66,8 +67,13 @@ func (p *plan) observe(cj *batchv1.CronJob, jobs []*batchv1.Job) {
 		exists[j.UID] = true
 		listed := slices.ContainsFunc(s.Active, func(r corev1.ObjectReference) bool { return r.UID == j.UID })
 		over, how := ended(j)
+		ours := j.Name == jobName(cj, scheduledAt(j))
+		if ours && unnoted(s.LastScheduleTime, j) {
+			at := metav1.NewTime(scheduledAt(j))
+			s.LastScheduleTime = &at
+		}
 		switch {
-		case !listed && !over && j.Name != jobName(cj, scheduledAt(j)):
+		case !listed && !over && !ours:
 			p.note(corev1.EventTypeWarning, "UnexpectedJob", "Saw a job that the controller did not create or forgot: %s", j.Name)
 		case !listed && !over: // it was created, and then its being listed failed
 			s.Active = append(s.Active, reference(j))
@@ -87,7 +93,8 @@ func (p *plan) observe(cj *batchv1.CronJob, jobs []*batchv1.Job) {
 	})
 }
 
-// history returns the ended Jobs beyond the limits, oldest first.
+// history returns the ended Jobs beyond the limits, oldest first, of those whose run is noted in the stored status: they are
+// removed before the status is written.
 func history(cj *batchv1.CronJob, jobs []*batchv1.Job) (old []*batchv1.Job) {
 	of := func(limit *int32, want batchv1.JobConditionType) {
 		if limit == nil {
@@ -95,7 +102,7 @@ func history(cj *batchv1.CronJob, jobs []*batchv1.Job) (old []*batchv1.Job) {
 		}
 		kept := slices.DeleteFunc(slices.Clone(jobs), func(j *batchv1.Job) bool {
 			_, how := ended(j)
-			return how != want || j.DeletionTimestamp != nil
+			return how != want || j.DeletionTimestamp != nil || unnoted(cj.Status.LastScheduleTime, j)
 		})
 		slices.SortFunc(kept, func(a, b *batchv1.Job) int {
 			at, bt := a.Status.StartTime, b.Status.StartTime
@@ -194,6 +201,12 @@ func scheduledAt(j *batchv1.Job) time.Time {
 		return time.Time{}
 	}
 	return t
+}
+
+// unnoted says that the run of a Job is later than the last one that was noted.
+func unnoted(last *metav1.Time, j *batchv1.Job) bool {
+	at := scheduledAt(j)
+	return !at.IsZero() && (last == nil || at.After(last.Time))
 }
 
 func newJob(cj *batchv1.CronJob, due time.Time, zone *time.Location) *batchv1.Job {

@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -47,10 +48,12 @@ func New(d reconcile.Deps) *reconcile.Controller {
 			}),
 			reconcile.MappedBy(budgetsOf, api.PodDisruptionBudgetKind),
 		},
-		Read: []*api.Kind{api.DeploymentKind, api.ReplicaSetKind, api.StatefulSetKind, api.ReplicationControllerKind},
+		Read: []*api.Kind{api.DeploymentKind, api.ReplicaSetKind, api.StatefulSetKind, api.ReplicationControllerKind,
+			api.CustomResourceDefinitionKind},
 		Write: reconcile.Writes{
 			api.PodDisruptionBudgetKind: {"update/status"},
 			api.PodKind:                 {"update/status"},
+			nil:                         {"get/scale"},
 		},
 		Run: c.run,
 	})
@@ -185,7 +188,7 @@ func (c controller) replicas(ctx context.Context, p *corev1.Pod, ref *metav1.Own
 	case ref.Kind == api.StatefulSetKind.Kind && ref.APIVersion == "apps/v1":
 		return replicas(ctx, c, key, ref, func(o *appsv1.StatefulSet) *int32 { return o.Spec.Replicas })
 	case ref.Kind != api.ReplicaSetKind.Kind || ref.APIVersion != "apps/v1":
-		return "", 0, noScale(p, ref)
+		return c.scaled(ctx, p, ref)
 	}
 	rs, err := client.Get[*appsv1.ReplicaSet](ctx, c.Client, key)
 	if err == nil && rs.UID == ref.UID {
@@ -196,11 +199,36 @@ func (c controller) replicas(ctx context.Context, p *corev1.Pod, ref *metav1.Own
 	return replicas(ctx, c, key, ref, func(o *appsv1.ReplicaSet) *int32 { return o.Spec.Replicas })
 }
 
+// scaled is replicas for a controller of any other kind, if it has a scale.
+func (c controller) scaled(ctx context.Context, p *corev1.Pod, ref *metav1.OwnerReference) (types.UID, int32, error) {
+	kind, err := reconcile.KindNamed(ctx, c.Client, ref.APIVersion, ref.Kind)
+	if apimeta.IsNoMatchError(err) {
+		return "", 0, noScale(p, ref)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("find kind %s of %s: %w", ref.Kind, ref.APIVersion, err)
+	}
+	s, err := c.Client.GetScale(ctx, kind, api.Key{Namespace: p.Namespace, Name: ref.Name})
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", 0, noScale(p, ref)
+	case err != nil:
+		return "", 0, fmt.Errorf("get scale of %s %s: %w", ref.Kind, ref.Name, err)
+	case s.UID != ref.UID:
+		return "", 0, noController(ref)
+	}
+	return s.UID, s.Spec.Replicas, nil
+}
+
+func noController(ref *metav1.OwnerReference) error {
+	return fmt.Errorf("found no controllers for pods of %s %s", ref.Kind, ref.Name)
+}
+
 func replicas[T api.Object](ctx context.Context, c controller, key api.Key, ref *metav1.OwnerReference, of func(T) *int32) (types.UID, int32, error) {
 	o, err := client.Get[T](ctx, c.Client, key)
 	switch {
 	case apierrors.IsNotFound(err) || err == nil && o.GetUID() != ref.UID:
-		return "", 0, fmt.Errorf("found no controllers for pods of %s %s", ref.Kind, ref.Name)
+		return "", 0, noController(ref)
 	case err != nil:
 		return "", 0, fmt.Errorf("get %s: %w", ref.Name, err)
 	}

@@ -110,15 +110,10 @@ func desired(svc *corev1.Service, pods []*corev1.Pod) *corev1.Endpoints {
 	}
 	e.Labels[managedLabel] = manager
 	subsets := map[string]*subset{}
-	n := 0
 	for _, p := range pods {
 		ip := address(svc, p)
 		if ip == "" || api.PodTerminal(p) || p.DeletionTimestamp != nil && !svc.Spec.PublishNotReadyAddresses {
 			continue
-		}
-		if n++; n > capacity {
-			e.Annotations = map[string]string{corev1.EndpointsOverCapacity: "truncated"}
-			break
 		}
 		ports, id := portsOf(svc, p)
 		if len(ports) == 0 && len(svc.Spec.Ports) > 0 {
@@ -138,13 +133,43 @@ func desired(svc *corev1.Service, pods []*corev1.Pod) *corev1.Endpoints {
 			s.notReady = append(s.notReady, a)
 		}
 	}
+	var sorted []*subset
 	for _, id := range slices.Sorted(maps.Keys(subsets)) {
 		s := subsets[id]
 		slices.SortFunc(s.ready, byIP)
 		slices.SortFunc(s.notReady, byIP)
-		e.Subsets = append(e.Subsets, corev1.EndpointSubset{Addresses: s.ready, NotReadyAddresses: s.notReady, Ports: s.ports})
+		sorted = append(sorted, s)
+	}
+	if truncate(sorted) {
+		e.Annotations = map[string]string{corev1.EndpointsOverCapacity: "truncated"}
+	}
+	for _, s := range sorted {
+		if len(s.ready)+len(s.notReady) > 0 {
+			e.Subsets = append(e.Subsets, corev1.EndpointSubset{Addresses: s.ready, NotReadyAddresses: s.notReady, Ports: s.ports})
+		}
 	}
 	return e
+}
+
+// truncate leaves no more addresses than there may be, and says whether any had to go: those that are not ready go first.
+func truncate(subsets []*subset) (over bool) {
+	room := capacity
+	keep := func(as []corev1.EndpointAddress) []corev1.EndpointAddress {
+		n := min(len(as), room)
+		room -= n
+		over = over || n < len(as)
+		if n == 0 {
+			return nil
+		}
+		return as[:n]
+	}
+	for _, s := range subsets {
+		s.ready = keep(s.ready)
+	}
+	for _, s := range subsets {
+		s.notReady = keep(s.notReady)
+	}
+	return over
 }
 
 func byIP(a, b corev1.EndpointAddress) int {

@@ -75,4 +75,10 @@ func TestDesired(t *testing.T) {
 	if n := len(e.Subsets[0].Addresses); n != capacity || e.Annotations[corev1.EndpointsOverCapacity] != "truncated" {
 		t.Errorf("%d addresses, %v", n, e.Annotations)
 	}
+	// Those that are not ready come first, and go first.
+	mixed := []*corev1.Pod{pod(5000, notReady), pod(5001, notReady)}
+	e = desired(&corev1.Service{Spec: numbered}, append(mixed, many[:capacity-1]...))
+	if s := e.Subsets[0]; len(s.Addresses) != capacity-1 || len(s.NotReadyAddresses) != 1 || e.Annotations[corev1.EndpointsOverCapacity] != "truncated" {
+		t.Errorf("%d addresses, %d that are not ready, %v", len(s.Addresses), len(s.NotReadyAddresses), e.Annotations)
+	}
 }

@@ -43,6 +43,18 @@ func pod(i int, mods ...func(*corev1.Pod)) *corev1.Pod {
 	return p
 }
 
+func traffic(distribution string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.TrafficDistribution = &distribution }
+}
+
+func mode(m string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Annotations = map[string]string{corev1.AnnotationTopologyMode: m} }
+}
+
+func on(node string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.Spec.NodeName = node }
+}
+
 func notReady(p *corev1.Pod) { p.Status.Conditions = nil }
 func deleting(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} }
 func port(name string, n int32) func(*corev1.Pod) {
@@ -75,6 +87,14 @@ func show(ss []*discoveryv1.EndpointSlice) string {
 			if e.Zone != nil {
 				line += "@" + *e.Zone
 			}
+			if h := e.Hints; h != nil {
+				for _, z := range h.ForZones {
+					line += ">" + z.Name
+				}
+				for _, n := range h.ForNodes {
+					line += ">" + n.Name
+				}
+			}
 		}
 		lines = append(lines, line)
 	}
@@ -96,6 +116,14 @@ func TestDesired(t *testing.T) {
 			[]*corev1.Pod{pod(1, notReady), pod(2, deleting)}, "IPv4 http|8080|TCP|: 10.42.0.2r@z 10.42.0.3rst@z"},
 		{"without address, ended", service(), []*corev1.Pod{
 			pod(0, func(p *corev1.Pod) { p.Status.PodIPs = nil }), pod(1, func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })}, "IPv4 :"},
+		{"for its zone", service(traffic("PreferSameZone")), []*corev1.Pod{pod(0), pod(1, notReady), pod(2, on("nowhere"))},
+			"IPv4 http|8080|TCP|: 10.42.0.1rs@z>z 10.42.0.2@z 10.42.0.3rs"},
+		{"for its zone, by the older name", service(traffic("PreferClose")), []*corev1.Pod{pod(0)}, "IPv4 http|8080|TCP|: 10.42.0.1rs@z>z"},
+		{"for its node", service(traffic("PreferSameNode")), []*corev1.Pod{pod(0), pod(1, notReady), pod(2, on("nowhere"))},
+			"IPv4 http|8080|TCP|: 10.42.0.1rs@z>z>n1 10.42.0.2@z 10.42.0.3rs>nowhere"},
+		{"in another way", service(traffic("example.com/x")), []*corev1.Pod{pod(0)}, "IPv4 http|8080|TCP|: 10.42.0.1rs@z"},
+		{"topology-aware", service(traffic("PreferSameZone"), mode("Auto")), []*corev1.Pod{pod(0)}, "IPv4 http|8080|TCP|: 10.42.0.1rs@z"},
+		{"not topology-aware", service(traffic("PreferSameZone"), mode("Disabled")), []*corev1.Pod{pod(0)}, "IPv4 http|8080|TCP|: 10.42.0.1rs@z>z"},
 		{"both families", service(func(s *corev1.Service) { s.Spec.IPFamilies = []corev1.IPFamily{"IPv6", "IPv4"} }), []*corev1.Pod{pod(0)},
 			"IPv6 http|8080|TCP|: fd00::1rs@z\nIPv4 http|8080|TCP|: 10.42.0.1rs@z"},
 		{"ports by name", service(named), []*corev1.Pod{pod(0, port("web", 1)), pod(1, port("web", 2)), pod(2, port("x", 3)), pod(3, port("web", 1))},
@@ -195,4 +223,19 @@ func TestForeignSlicesStay(t *testing.T) {
 			t.Error(names)
 		}
 	})
+}
+
+// A slice is written when only its hints change.
+func TestHintsChange(t *testing.T) {
+	zones := map[string]string{"n1": "z"}
+	plain := slice(service(), desired(service(), []*corev1.Pod{pod(0)}, zones)[0], nil)
+	plain.Endpoints = desired(service(), []*corev1.Pod{pod(0)}, zones)[0].endpoints
+	hinted := service(traffic("PreferSameZone"))
+	p := arrange(hinted, desired(hinted, []*corev1.Pod{pod(0)}, zones), []*discoveryv1.EndpointSlice{plain})
+	if len(p.update) != 1 || p.update[0].next.Endpoints[0].Hints == nil {
+		t.Errorf("%+v", p)
+	}
+	if p = arrange(hinted, desired(hinted, []*corev1.Pod{pod(0)}, zones), []*discoveryv1.EndpointSlice{p.update[0].next}); len(p.update) != 0 {
+		t.Errorf("written again: %+v", p)
+	}
 }

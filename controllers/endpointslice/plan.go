@@ -146,7 +146,44 @@ func endpoint(svc *corev1.Service, p *corev1.Pod, ip string, zones map[string]st
 	if h := reconcile.PodHostname(p, svc); h != "" {
 		e.Hostname = &h
 	}
+	if ready {
+		e.Hints = hints(svc, &e)
+	}
 	return e
+}
+
+// hints says who should prefer the endpoint, as the Service's trafficDistribution asks: who is on its node, or in its zone. As
+// upstream's, it does not count where the Service asks for topology-aware routing, by which endpoints would be given to zones in
+// proportion to their processors, and which is not done.
+func hints(svc *corev1.Service, e *discoveryv1.Endpoint) *discoveryv1.EndpointHints {
+	if svc.Spec.TrafficDistribution == nil || topologyAware(svc) {
+		return nil
+	}
+	var h discoveryv1.EndpointHints
+	switch *svc.Spec.TrafficDistribution {
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		if e.NodeName != nil {
+			h.ForNodes = []discoveryv1.ForNode{{Name: *e.NodeName}}
+		}
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+	default:
+		return nil
+	}
+	if e.Zone != nil {
+		h.ForZones = []discoveryv1.ForZone{{Name: *e.Zone}}
+	}
+	if h.ForNodes == nil && h.ForZones == nil {
+		return nil
+	}
+	return &h
+}
+
+func topologyAware(svc *corev1.Service) bool {
+	mode, ok := svc.Annotations[corev1.DeprecatedAnnotationTopologyAwareHints]
+	if !ok {
+		mode = svc.Annotations[corev1.AnnotationTopologyMode]
+	}
+	return mode == "Auto" || mode == "auto"
 }
 
 // arrange spreads groups over slices, touching as few of the existing ones as it can.

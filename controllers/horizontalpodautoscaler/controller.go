@@ -25,10 +25,8 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
-	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
@@ -145,23 +143,7 @@ func (r *round) fromZero() bool {
 
 // kind finds the kind of a scale's target.
 func (c *controller) kind(ctx context.Context, apiVersion, kind string) (*api.Kind, error) {
-	gv, err := schema.ParseGroupVersion(apiVersion)
-	if err != nil {
-		return nil, err
-	}
-	gk := schema.GroupKind{Group: gv.Group, Kind: kind}
-	is := func(k *api.Kind) bool { return k.GroupKind() == gk }
-	all := api.Stored()
-	if i := slices.IndexFunc(all, is); i >= 0 {
-		return all[i], nil
-	}
-	if all, err = reconcile.Defined(ctx, c.Client); err != nil {
-		return nil, err
-	}
-	if i := slices.IndexFunc(all, is); i >= 0 {
-		return all[i], nil
-	}
-	return nil, &apimeta.NoKindMatchError{GroupKind: gk}
+	return reconcile.KindNamed(ctx, c.Client, apiVersion, kind)
 }
 
 // autoscale does what there is to do, and makes the status.

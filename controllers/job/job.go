@@ -250,7 +250,7 @@ func (p *pass) count(ctx context.Context, ending *end) error {
 		return err
 	}
 	if indexed(p.job) {
-		s.Succeeded = int32(len(v.done))
+		s.Succeeded = int32(v.done.count())
 	} else {
 		s.Succeeded += int32(len(u.Succeeded))
 	}

@@ -3,6 +3,7 @@ package job
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -305,6 +306,57 @@ func TestIndexes(t *testing.T) {
 	}
 	if got := parseIndexes("0-9,x,-,20", 5).String(); got != "0-4" {
 		t.Error(got)
+	}
+}
+
+// Sets that were changed index by index are those that a map would hold.
+func TestIndexesChange(t *testing.T) {
+	var set indexes
+	want := map[int]bool{}
+	for n := range 2000 {
+		i := n * n * 7 % 61
+		if n%3 == 0 {
+			set.remove(i)
+			delete(want, i)
+		} else {
+			set.add(i)
+			want[i] = true
+		}
+		text := set.String()
+		if parsed := parseIndexes(text, 100); !slices.Equal(parsed, set) || set.count() != len(want) {
+			t.Fatalf("%v became %v, of %d", set, parsed, len(want))
+		}
+		for i := range 62 {
+			if set.has(i) != want[i] || want[set.free(i)] {
+				t.Fatalf("%s has %d: %v", text, i, set.has(i))
+			}
+		}
+	}
+	if n := parseIndexes("0-4,9,11-20", 100).common(parseIndexes("3-12,20", 100)); n != 6 {
+		t.Errorf("%d in common", n)
+	}
+}
+
+// What a few characters can name costs no more than they do.
+func TestManyIndexes(t *testing.T) {
+	job := newJob(3, math.MaxInt32, perIndex(0), func(j *batchv1.Job) {
+		j.Spec.SuccessPolicy = &batchv1.SuccessPolicy{Rules: []batchv1.SuccessPolicyRule{{SucceededIndexes: ptr("0-2147483645")}}}
+		j.Status.CompletedIndexes, j.Status.FailedIndexes = "0-1000000000", ptr("1000000002-2147483640")
+	})
+	if n := testing.AllocsPerRun(1, func() {
+		v := look(job, nil, time.Now())
+		if end := v.outcome(); end != nil {
+			t.Errorf("ended: %v", *end)
+		}
+		var got []int
+		for _, b := range v.want().create {
+			got = append(got, b.index)
+		}
+		if !slices.Equal(got, []int{1000000001, 2147483641, 2147483642}) {
+			t.Errorf("%v are next", got)
+		}
+	}); n > 100 {
+		t.Errorf("%.0f allocations", n)
 	}
 }
 

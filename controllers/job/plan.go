@@ -49,7 +49,7 @@ func replaceFailedOnly(job *batchv1.Job) bool {
 }
 
 func look(job *batchv1.Job, pods []*corev1.Pod, now time.Time) *view {
-	v := &view{job: job, now: now, pods: pods, done: indexes{}, lost: indexes{}, held: map[int]*corev1.Pod{}}
+	v := &view{job: job, now: now, pods: pods, held: map[int]*corev1.Pod{}}
 	if indexed(job) {
 		v.done = parseIndexes(job.Status.CompletedIndexes, int(*job.Spec.Completions))
 		if job.Status.FailedIndexes != nil {
@@ -87,12 +87,12 @@ func look(job *batchv1.Job, pods []*corev1.Pod, now time.Time) *view {
 func (v *view) addSucceeded(p *corev1.Pod) {
 	if indexed(v.job) {
 		ix, ok := indexOf(v.job, p)
-		if !ok || v.done[ix] {
+		if !ok || v.done.has(ix) {
 			v.ignored = append(v.ignored, p)
 			return
 		}
-		v.done[ix] = true
-		delete(v.lost, ix)
+		v.done.add(ix)
+		v.lost.remove(ix)
 	}
 	v.succeeded = append(v.succeeded, p)
 }
@@ -113,12 +113,12 @@ func (v *view) addFailed(p *corev1.Pod) {
 			v.failJob = said.message
 		}
 	case batchv1.PodFailurePolicyActionFailIndex:
-		if limit != nil && !v.done[ix] {
-			v.lost[ix] = true
+		if limit != nil && !v.done.has(ix) {
+			v.lost.add(ix)
 		}
 	}
-	if limit != nil && !v.done[ix] && failuresOf(p) >= int(*limit) {
-		v.lost[ix] = true
+	if limit != nil && !v.done.has(ix) && failuresOf(p) >= int(*limit) {
+		v.lost.add(ix)
 	}
 	v.failed = append(v.failed, p)
 }
@@ -137,7 +137,7 @@ func (v *view) hold() {
 	}
 	for _, p := range v.failed {
 		ix, _ := indexOf(v.job, p)
-		if v.lost[ix] || v.done[ix] || newest[ix] > failuresOf(p) {
+		if v.lost.has(ix) || v.done.has(ix) || newest[ix] > failuresOf(p) {
 			continue
 		}
 		if h := v.held[ix]; h == nil || failuresOf(p) > failuresOf(h) {
@@ -148,7 +148,7 @@ func (v *view) hold() {
 
 func (v *view) succeededTotal() int {
 	if indexed(v.job) {
-		return len(v.done)
+		return v.done.count()
 	}
 	n := int(v.job.Status.Succeeded) + len(v.succeeded)
 	if u := v.job.Status.UncountedTerminatedPods; u != nil {
@@ -202,10 +202,10 @@ func (v *view) outcome() *end {
 		return fail(batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline")
 	}
 	if spec.BackoffLimitPerIndex != nil {
-		if spec.MaxFailedIndexes != nil && len(v.lost) > int(*spec.MaxFailedIndexes) {
+		if spec.MaxFailedIndexes != nil && v.lost.count() > int(*spec.MaxFailedIndexes) {
 			return fail(batchv1.JobReasonMaxFailedIndexesExceeded, "Job has exceeded the specified maximal number of failed indexes")
 		}
-		if len(v.lost) > 0 && len(v.lost)+len(v.done) >= int(*spec.Completions) {
+		if len(v.lost) > 0 && v.lost.count()+v.done.count() >= int(*spec.Completions) {
 			return fail(batchv1.JobReasonFailedIndexes, "Job has failed indexes")
 		}
 	}
@@ -272,7 +272,7 @@ func (v *view) want() change {
 	wanted := int(*spec.Parallelism)
 	switch {
 	case spec.Completions != nil:
-		wanted = min(wanted, max(0, int(*spec.Completions)-v.succeededTotal()-len(v.lost)))
+		wanted = min(wanted, max(0, int(*spec.Completions)-v.succeededTotal()-v.lost.count()))
 	case v.succeededTotal() > 0:
 		wanted = min(wanted, n) // one succeeded: the others may end, none is added
 	}
@@ -315,7 +315,7 @@ func (v *view) surplus(n int) []*corev1.Pod {
 		seen := map[int]bool{}
 		for _, p := range slices.Backward(sorted) { // of doubles, the one that is missed most stays
 			ix, ok := indexOf(v.job, p)
-			if !ok || seen[ix] || v.done[ix] || v.lost[ix] {
+			if !ok || seen[ix] || v.done.has(ix) || v.lost.has(ix) {
 				out = append(out, p)
 				continue
 			}
@@ -351,8 +351,8 @@ func (v *view) pendingIndexes(n int) change {
 			return c
 		}
 	}
-	for ix := 0; ix < int(*v.job.Spec.Completions) && len(c.create) < n; ix++ {
-		if busy[ix] || v.done[ix] || v.lost[ix] {
+	for ix := v.pending(0); ix < int(*v.job.Spec.Completions) && len(c.create) < n; ix = v.pending(ix + 1) {
+		if busy[ix] {
 			continue
 		}
 		b := birth{index: ix}
@@ -368,6 +368,14 @@ func (v *view) pendingIndexes(n int) change {
 		c.create = append(c.create, b)
 	}
 	return c
+}
+
+// pending returns the first index from ix on that has neither succeeded nor failed.
+func (v *view) pending(ix int) int {
+	for v.done.has(ix) || v.lost.has(ix) {
+		ix = v.lost.free(v.done.free(ix))
+	}
+	return ix
 }
 
 // backoff returns how long to wait after the failures since the last success.

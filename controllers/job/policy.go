@@ -71,15 +71,10 @@ func successRule(job *batchv1.Job, done indexes) string {
 		return ""
 	}
 	for i, r := range job.Spec.SuccessPolicy.Rules {
-		got, need := len(done), math.MaxInt
+		got, need := done.count(), math.MaxInt
 		if r.SucceededIndexes != nil {
 			wanted := parseIndexes(*r.SucceededIndexes, int(*job.Spec.Completions))
-			got, need = 0, len(wanted)
-			for ix := range wanted {
-				if done[ix] {
-					got++
-				}
-			}
+			got, need = wanted.common(done), wanted.count()
 		}
 		if r.SucceededCount != nil {
 			need = int(*r.SucceededCount)

@@ -50,7 +50,10 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 			return []api.Key{{Name: before.GetNamespace()}}
 		}))
 	}
-	f.Also = append(f.Also, reconcile.ChangesOfDefined(func(_ context.Context, _ reconcile.Deps, _ *api.Kind, before, after api.Object) []api.Key {
+	f.Also = append(f.Also, reconcile.ChangesOfDefined(func(ctx context.Context, d reconcile.Deps, _ *api.Kind, before, after api.Object) []api.Key {
+		if before == nil && after == nil {
+			return terminating(ctx, d)
+		}
 		if before == nil || after != nil || before.GetNamespace() == "" {
 			return nil
 		}
@@ -67,6 +70,20 @@ func New(d reconcile.Deps, kinds []*api.Kind) *reconcile.Controller {
 	})
 	f.Reconcile = c.reconcile
 	return reconcile.New(d, f)
+}
+
+// terminating returns the keys of the namespaces that are being deleted.
+func terminating(ctx context.Context, d reconcile.Deps) (keys []api.Key) {
+	all, err := client.List[*corev1.Namespace](ctx, d.Client, client.Query{})
+	if err != nil {
+		d.Log.Warn("list namespaces", "err", err)
+	}
+	for _, ns := range all {
+		if ns.DeletionTimestamp != nil {
+			keys = append(keys, api.KeyOf(ns))
+		}
+	}
+	return keys
 }
 
 func (c controller) reconcile(ctx context.Context, log *slog.Logger, ns *corev1.Namespace) (reconcile.Result, error) {

@@ -103,11 +103,12 @@ func (c controller) absent(pods []*corev1.Pod, nodes map[string]*corev1.Node, no
 	return gone, res
 }
 
-// remove marks p's pod as failed, unless it ended by itself, and deletes it without grace.
+// remove marks p's pod as failed, unless it ended by itself, and deletes it without grace. Where a finalizer holds the pod,
+// a Job's, it is the phase that says that it has ended: no kubelet will.
 func (c controller) remove(ctx context.Context, p victim) error {
 	pod := p.pod
-	if p.disrupted {
-		marked, err := c.mark(ctx, pod, p.why, time.Now())
+	if !api.PodTerminal(pod) {
+		marked, err := c.mark(ctx, p, time.Now())
 		if err != nil {
 			return err
 		}
@@ -117,14 +118,16 @@ func (c controller) remove(ctx context.Context, p victim) error {
 	return c.Client.Delete(ctx, pod, client.DeleteOptions{Grace: &zero, AnyRevision: true})
 }
 
-// mark says in the pod's status why it ends. It is a patch, since that is what upstream's role allows.
-func (c controller) mark(ctx context.Context, pod *corev1.Pod, why string, now time.Time) (*corev1.Pod, error) {
-	status := map[string]any{"conditions": []corev1.PodCondition{{
-		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC",
-		Message: "PodGC: " + why, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: pod.Generation,
-	}}}
-	if !api.PodTerminal(pod) {
-		status["phase"] = corev1.PodFailed
+// mark says in the status of p's pod that it ended and, if it was disrupted, why. It is a patch, since that is what
+// upstream's role allows.
+func (c controller) mark(ctx context.Context, p victim, now time.Time) (*corev1.Pod, error) {
+	pod := p.pod
+	status := map[string]any{"phase": corev1.PodFailed}
+	if p.disrupted {
+		status["conditions"] = []corev1.PodCondition{{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC",
+			Message: "PodGC: " + p.why, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: pod.Generation,
+		}}
 	}
 	data, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID, "resourceVersion": pod.ResourceVersion}, "status": status})
 	if err != nil {

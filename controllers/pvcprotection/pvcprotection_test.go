@@ -7,9 +7,27 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/client"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
 )
+
+// A claim is not let go because its pod is not known here yet.
+func TestClaimStaysForLatePod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, rt.Late(c, api.PodKind))
+		rt.Start(t, d, New(d))
+		claim := rt.Create(t, c, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", Finalizers: []string{finalizer}}})
+		rt.Create(t, c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p"}, Spec: corev1.PodSpec{NodeName: "n1", Volumes: []corev1.Volume{
+			{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "a"}}}}}})
+		rt.Delete(t, c, claim, client.DeleteOptions{})
+		synctest.Wait()
+		if n := len(rt.List[*corev1.PersistentVolumeClaim](t, c)); n != 1 {
+			t.Errorf("%d claims are left", n)
+		}
+	})
+}
 
 func TestClaimStaysWhileItIsUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

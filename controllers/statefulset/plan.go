@@ -2,6 +2,7 @@ package statefulset
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"time"
 
@@ -11,6 +12,9 @@ import (
 
 	"github.com/yare-dev/yare/api"
 )
+
+// burst is how many pods one pass creates at most.
+const burst = 500
 
 // revision is a template with the name of the ControllerRevision that records it.
 type revision struct {
@@ -32,7 +36,8 @@ type plan struct {
 	mend   []*corev1.Pod // their identity and their claims are made what they should be
 	create []*corev1.Pod // after their claims
 	remove []*corev1.Pod
-	// outdated is how many of remove go because of an update.
+	// outdated is how many of remove are of the current revision and go because of an update. Where a roll-out took the
+	// place of one that had not ended there are older ones too.
 	outdated int
 }
 
@@ -60,27 +65,44 @@ func (v *view) available(p *corev1.Pod) bool {
 	return ok && p.DeletionTimestamp == nil
 }
 
-// slot is the place of one replica: its pod, nil when there is none.
-type slot struct {
-	ordinal int
-	pod     *corev1.Pod
-}
-
-// slots returns the wanted replicas in order and, last first, the pods that are not wanted.
-func (v *view) slots() (wanted []slot, condemned []*corev1.Pod) {
-	first := start(v.set)
-	for i := range int(*v.set.Spec.Replicas) {
-		wanted = append(wanted, slot{ordinal: first + i})
-	}
+// split returns the pods that are wanted, in order, and those that are not, last first.
+func (v *view) split() (wanted, condemned []*corev1.Pod) {
+	last := -1
 	for _, p := range v.members {
-		if n, _ := ordinal(v.set, p); inRange(v.set, n) {
-			wanted[n-first].pod = p
-		} else {
+		switch n, _ := ordinal(v.set, p); {
+		case !inRange(v.set, n):
 			condemned = append(condemned, p)
+		case n != last: // web-1 and web-01 are called alike: one has the place, the other is let be
+			wanted = append(wanted, p)
+			last = n
 		}
 	}
 	slices.Reverse(condemned)
 	return wanted, condemned
+}
+
+// replicas returns the wanted ordinals in order, with their pods, and until enough says so with nil for those that have
+// none, of which there can be 2³¹.
+func (v *view) replicas(wanted []*corev1.Pod, enough func() bool) iter.Seq2[int, *corev1.Pod] {
+	return func(yield func(int, *corev1.Pod) bool) {
+		next := start(v.set)
+		gap := func(end int) bool {
+			for ; next < end && !enough(); next++ {
+				if !yield(next, nil) {
+					return false
+				}
+			}
+			return true
+		}
+		for _, pod := range wanted {
+			n, _ := ordinal(v.set, pod)
+			if !gap(n) || !yield(n, pod) {
+				return
+			}
+			next = n + 1
+		}
+		gap(start(v.set) + int(*v.set.Spec.Replicas))
+	}
 }
 
 // plan decides. What is missing comes before what is too much, and both before the update.
@@ -89,7 +111,7 @@ func (v *view) plan() plan {
 	if v.set.DeletionTimestamp != nil {
 		return p
 	}
-	wanted, condemned := v.slots()
+	wanted, condemned := v.split()
 	if v.fill(&p, wanted) {
 		return p
 	}
@@ -107,14 +129,13 @@ func (v *view) plan() plan {
 	return p
 }
 
-// fill brings the wanted replicas to life: in order, each when all before it are available, or all at once. It says
-// that what comes next has to wait.
-func (v *view) fill(p *plan, wanted []slot) (wait bool) {
-	for _, s := range wanted {
-		pod := s.pod
+// fill brings the wanted replicas to life: in order, each when all before it are available, or as many at once as one pass
+// may create. It says that what comes next has to wait.
+func (v *view) fill(p *plan, wanted []*corev1.Pod) (wait bool) {
+	for n, pod := range v.replicas(wanted, func() bool { return len(p.create) == burst }) {
 		switch {
 		case pod == nil:
-			if made := v.newPod(s.ordinal); !v.stale(made) {
+			if made := v.newPod(n); !v.stale(made) {
 				p.create = append(p.create, made)
 			}
 		case api.PodTerminal(pod): // its name is free again when it is gone
@@ -170,24 +191,26 @@ func (v *view) firstUnavailable(condemned []*corev1.Pod) *corev1.Pod {
 }
 
 // roll removes pods of an older revision, last first, as many as may be unavailable.
-func (v *view) roll(p *plan, wanted []slot) {
+func (v *view) roll(p *plan, wanted []*corev1.Pod) {
+	replicas := int(*v.set.Spec.Replicas)
 	lowest, budget := 0, 1
 	if r := v.set.Spec.UpdateStrategy.RollingUpdate; r != nil {
 		if r.Partition != nil {
 			lowest = int(*r.Partition)
 		}
 		// Validation lets no other form pass.
-		n, _ := intstr.GetScaledValueFromIntOrPercent(intstr.ValueOrDefault(r.MaxUnavailable, intstr.FromInt32(1)), len(wanted), false)
+		n, _ := intstr.GetScaledValueFromIntOrPercent(intstr.ValueOrDefault(r.MaxUnavailable, intstr.FromInt32(1)), replicas, false)
 		budget = max(1, n)
 	}
+	budget -= replicas
 	var old, broken []*corev1.Pod // available ones and others, last first
-	for i, s := range slices.Backward(wanted) {
-		pod := s.pod
-		up := pod != nil && v.available(pod)
-		if !up {
-			budget--
+	for _, pod := range slices.Backward(wanted) {
+		up := v.available(pod)
+		if up {
+			budget++
 		}
-		if pod == nil || i < lowest || revisionOf(pod) == v.update.name || pod.DeletionTimestamp != nil || api.PodTerminal(pod) {
+		n, _ := ordinal(v.set, pod)
+		if n < start(v.set)+lowest || revisionOf(pod) == v.update.name || pod.DeletionTimestamp != nil || api.PodTerminal(pod) {
 			continue
 		}
 		if up || v.ordered() {
@@ -198,7 +221,11 @@ func (v *view) roll(p *plan, wanted []slot) {
 	}
 	doomed := append(broken, old[:min(len(old), max(0, budget))]...)
 	p.remove = append(p.remove, doomed...)
-	p.outdated = len(doomed)
+	for _, pod := range doomed {
+		if revisionOf(pod) == v.current.name {
+			p.outdated++
+		}
+	}
 }
 
 // status returns the set's status, and how soon a pod becomes available by mere waiting.

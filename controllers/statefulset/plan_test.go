@@ -2,6 +2,7 @@ package statefulset
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +124,7 @@ func TestPlan(t *testing.T) {
 		{"but those below it first", statefulSet(1), "0:ready@new 1:running@new 2:running@new", ""},
 		{"scale down at once", statefulSet(0, parallel), "0:running@new 1:ready@new", "-1 -0"},
 		{"update, the last first", statefulSet(3), "0:ready@old 1:ready@old 2:ready@old", "-2 (1 outdated)"},
+		{"a roll-out before the current one", statefulSet(3, rolling(0, "2")), "0:ready@old 1:ready@old 2:ready@older", "-2 -1 (1 outdated)"},
 		{"update waits", statefulSet(3), "0:ready@old 1:ready@old 2:running@new", ""},
 		{"update goes on", statefulSet(3), "0:ready@old 1:ready@old 2:ready@new", "-1 (1 outdated)"},
 		{"a broken update waits for somebody", statefulSet(2), "0:ready@old 1:pending@old", ""},
@@ -144,6 +146,39 @@ func TestPlan(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// As many replicas as can be asked for cost no more than is done about them, or exists.
+func TestManyReplicas(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		set  *appsv1.StatefulSet
+		last string
+	}{
+		{"ordered", statefulSet(math.MaxInt32), "web-1"},
+		{"parallel", statefulSet(math.MaxInt32, parallel), "web-500"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pods := []*corev1.Pod{member(tt.set, "0:ready@old"), member(tt.set, "2000000000:failed@old")}
+			p := look(tt.set, revision{"old", &tt.set.Spec.Template}, revision{"new", &tt.set.Spec.Template}, pods, nil, now).plan()
+			if n := len(p.create); n == 0 || n > burst || p.create[n-1].Name != tt.last {
+				t.Errorf("%d are created", n)
+			}
+			if parallel := tt.name == "parallel"; parallel != (len(p.remove) == 1) || parallel && p.remove[0] != pods[1] {
+				t.Errorf("%s are removed", p)
+			}
+		})
+	}
+}
+
+// What a roll-out before the current one has left is not counted for the current one.
+func TestSupersededRollout(t *testing.T) {
+	set := statefulSet(1)
+	v := look(set, revision{"old", &set.Spec.Template}, revision{"new", &set.Spec.Template}, []*corev1.Pod{member(set, "0:ready@older")}, nil, now)
+	p := v.plan()
+	if s, _ := v.status(p.outdated); len(p.remove) != 1 || s.CurrentReplicas != 0 {
+		t.Errorf("%s, and %d current replicas", p, s.CurrentReplicas)
 	}
 }
 

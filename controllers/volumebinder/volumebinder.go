@@ -212,15 +212,9 @@ func (c controller) volume(ctx context.Context, key api.Key) error {
 	if err != nil {
 		return fmt.Errorf("get volume: %w", err)
 	}
-	var pvc *corev1.PersistentVolumeClaim
-	if r := v.Spec.ClaimRef; r != nil {
-		pvc, err = client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, api.Key{Namespace: r.Namespace, Name: r.Name})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("get claim: %w", err)
-		}
-		if err != nil {
-			pvc = nil
-		}
+	pvc, err := c.claimOf(ctx, v)
+	if err != nil {
+		return fmt.Errorf("get claim: %w", err)
 	}
 	phase, loose := settle(v, pvc)
 	if loose {
@@ -248,4 +242,22 @@ func (c controller) volume(ctx context.Context, key api.Key) error {
 		v.Status.Phase, v.Status.Message = phase, message
 	})
 	return err
+}
+
+// claimOf returns the claim that v is reserved for, nil when there is none. That v's own claim is gone must be true: who is told
+// so destroys what is on the volume.
+func (c controller) claimOf(ctx context.Context, v *corev1.PersistentVolume) (*corev1.PersistentVolumeClaim, error) {
+	r := v.Spec.ClaimRef
+	if r == nil {
+		return nil, nil
+	}
+	key := api.Key{Namespace: r.Namespace, Name: r.Name}
+	pvc, err := client.Get[*corev1.PersistentVolumeClaim](ctx, c.Client, key)
+	if apierrors.IsNotFound(err) || err == nil && r.UID != "" && pvc.UID != r.UID {
+		pvc, err = client.Get[*corev1.PersistentVolumeClaim](client.Live(ctx), c.Client, key)
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return pvc, err
 }

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/yare-dev/yare/api"
 	"github.com/yare-dev/yare/api/claim"
 	"github.com/yare-dev/yare/client"
 	rt "github.com/yare-dev/yare/reconcile/reconciletest"
@@ -226,6 +227,28 @@ func TestDefaultClass(t *testing.T) {
 		}
 		if want := "beta <none> ;bound <none> ;empty  ;late made csi.example.com;"; got != want {
 			t.Errorf("%s, want %s", got, want)
+		}
+	})
+}
+
+// A volume is not released because its claim is not known here yet.
+func TestLateClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := rt.New(t)
+		d := rt.Deps(t, rt.Late(c, api.PersistentVolumeClaimKind))
+		rt.Start(t, d, New(d))
+		rt.Create(t, c, pvc("a", "1Gi", "", onto("v"), func(c *corev1.PersistentVolumeClaim) { c.UID = "other" }))
+		v := volume("v", "1Gi", "", forClaim("a", "other"))
+		v.Status.Phase = corev1.VolumeBound
+		rt.Create(t, c, v)
+		synctest.Wait()
+		if got := rt.Get[*corev1.PersistentVolume](t, c, "", "v").Status.Phase; got != corev1.VolumeBound {
+			t.Errorf("the volume is %s", got)
+		}
+		rt.Delete(t, c, rt.Get[*corev1.PersistentVolumeClaim](t, c, "ns", "a"), client.DeleteOptions{})
+		synctest.Wait()
+		if got := rt.Get[*corev1.PersistentVolume](t, c, "", "v").Status.Phase; got != corev1.VolumeReleased {
+			t.Errorf("the volume is %s when its claim is gone", got)
 		}
 	})
 }

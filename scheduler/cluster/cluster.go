@@ -96,17 +96,26 @@ func New() *Cluster {
 	return c
 }
 
-// resource returns a resource's column.
-func (c *Cluster) resource(name corev1.ResourceName) int {
-	i, ok := c.resources[name]
-	if !ok {
-		i = len(c.names)
-		c.resources[name] = i
-		c.names = append(c.names, name)
-		c.Alloc = append(c.Alloc, make([]int64, len(c.Nodes)))
-		c.Used = append(c.Used, make([]int64, len(c.Nodes)))
+// resource gives a resource a column. It is for those that are to be had: pods can ask for any name.
+func (c *Cluster) resource(name corev1.ResourceName) {
+	if _, ok := c.resources[name]; ok {
+		return
 	}
-	return i
+	column := len(c.names)
+	c.resources[name] = column
+	c.names = append(c.names, name)
+	c.Alloc = append(c.Alloc, make([]int64, len(c.Nodes)))
+	c.Used = append(c.Used, make([]int64, len(c.Nodes)))
+	for _, p := range c.pods { // those that were placed before anybody offered it
+		for i := range p.Requests {
+			if r := &p.Requests[i]; r.Name == name {
+				r.Column = column
+				if slot, ok := c.slots[p.node]; ok {
+					c.Used[column][slot] += r.Amount
+				}
+			}
+		}
+	}
 }
 
 // Resource returns the name of a column.
@@ -128,6 +137,9 @@ func amount(name corev1.ResourceName, list corev1.ResourceList) int64 {
 
 // SetNode adds or replaces a node.
 func (c *Cluster) SetNode(n *corev1.Node) {
+	for name := range n.Status.Allocatable {
+		c.resource(name)
+	}
 	slot, known := c.slots[n.Name]
 	if known && maps.Equal(c.Nodes[slot].Labels, n.Labels) {
 		c.describe(slot, n)
@@ -182,9 +194,6 @@ func (c *Cluster) describe(slot int, n *corev1.Node) {
 	c.Reluctant += reluctant(n) - reluctant(c.Nodes[slot])
 	c.Nodes[slot] = n
 	c.Changed[slot]++
-	for name := range n.Status.Allocatable {
-		c.resource(name)
-	}
 	for i, name := range c.names {
 		c.Alloc[i][slot] = amount(name, n.Status.Allocatable)
 	}
@@ -266,6 +275,7 @@ func (c *Cluster) forgetMatches() {
 	for _, k := range c.carriers {
 		clear(k.matches)
 	}
+	c.dropTopologies()
 }
 
 // SetPod adds or replaces a pod that is on a node, or is assumed to be.
@@ -334,7 +344,9 @@ func (c *Cluster) detach(p *Pod, slot int) {
 // charge adds (sign 1) or takes back (-1) what a pod counts for on a node.
 func (c *Cluster) charge(p *Pod, slot int, sign int64) {
 	for _, r := range p.Requests {
-		c.Used[r.Column][slot] += sign * r.Amount
+		if r.Column >= 0 {
+			c.Used[r.Column][slot] += sign * r.Amount
+		}
 	}
 	c.Used[Pods][slot] += sign
 	for i := range c.Loaded {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"maps"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -10,30 +11,39 @@ import (
 // nowhere is the domain of a node without the topology key.
 const nowhere = -1
 
-// Topology numbers the values of one topology key.
+// Topology numbers the values of one topology key. The number of a value that no node has any more is given to the next new one:
+// names of nodes are such values.
 type Topology struct {
 	key    string
 	ids    map[string]int32
-	of     []int32 // domain by slot
-	counts []int32 // nodes by domain
-	live   int     // domains with nodes
+	values []string // by domain
+	free   []int32  // domains without nodes
+	of     []int32  // domain by slot
+	counts []int32  // nodes by domain
+	live   int      // domains with nodes
 }
 
-// place notes a node's domain.
+// place notes a node's domain. Precondition: the node's pods are detached, so that nothing counts in a domain that it was the
+// last of.
 func (t *Topology) place(slot int, set map[string]string) {
 	if was := t.of[slot]; was != nowhere {
 		if t.counts[was]--; t.counts[was] == 0 {
 			t.live--
+			delete(t.ids, t.values[was])
+			t.values[was] = ""
+			t.free = append(t.free, was)
 		}
 	}
 	t.of[slot] = nowhere
 	if value, ok := set[t.key]; ok {
 		id, known := t.ids[value]
-		if !known {
+		if n := len(t.free); !known && n > 0 {
+			id, t.free = t.free[n-1], t.free[:n-1]
+		} else if !known {
 			id = int32(len(t.counts))
-			t.ids[value] = id
-			t.counts = append(t.counts, 0)
+			t.counts, t.values = append(t.counts, 0), append(t.values, "")
 		}
+		t.ids[value], t.values[id] = id, value
 		t.of[slot] = id
 		if t.counts[id]++; t.counts[id] == 1 {
 			t.live++
@@ -44,7 +54,7 @@ func (t *Topology) place(slot int, set map[string]string) {
 // Domain returns a node's domain; negative where the node lacks the key.
 func (t *Topology) Domain(slot int) int32 { return t.of[slot] }
 
-// Len is the number of domains there ever were. Those without nodes have no Nodes.
+// Len is the most domains that there were at a time. Those without nodes have no Nodes.
 func (t *Topology) Len() int { return len(t.counts) }
 
 // Live is the number of domains with nodes.
@@ -53,7 +63,7 @@ func (t *Topology) Live() int { return t.live }
 // Nodes returns the number of nodes in a domain.
 func (t *Topology) Nodes(domain int32) int32 { return t.counts[domain] }
 
-// Topology returns the domains of a key, which are kept from now on.
+// Topology returns the domains of a key, which are kept while something is counted by them.
 func (c *Cluster) Topology(key string) *Topology {
 	t := c.topologies[key]
 	if t == nil {
@@ -77,6 +87,7 @@ type Counter struct {
 	Topology *Topology
 
 	matches func(*Pod) bool
+	known   map[*Class]bool // what matches remembers
 	used    uint64
 }
 
@@ -113,7 +124,7 @@ func (c *Cluster) Counter(terminating bool, terms ...*Term) *Counter {
 		return c.use(k)
 	}
 	known := map[*Class]bool{}
-	return c.count(id, terms[0].Key, func(p *Pod) bool {
+	return c.count(id, terms[0].Key, known, func(p *Pod) bool {
 		if !terminating && p.DeletionTimestamp != nil {
 			return false
 		}
@@ -132,7 +143,7 @@ func (c *Cluster) Siblings(owner types.UID, key string) *Counter {
 	if k := c.counters[id]; k != nil {
 		return c.use(k)
 	}
-	return c.count(id, key, func(p *Pod) bool { return p.Owner == owner && p.DeletionTimestamp == nil })
+	return c.count(id, key, nil, func(p *Pod) bool { return p.Owner == owner && p.DeletionTimestamp == nil })
 }
 
 func (c *Cluster) use(k *Counter) *Counter {
@@ -144,11 +155,11 @@ func (c *Cluster) use(k *Counter) *Counter {
 // maxCounters bounds what each placed pod is compared with.
 const maxCounters = 1024
 
-func (c *Cluster) count(id, key string, matches func(*Pod) bool) *Counter {
+func (c *Cluster) count(id, key string, known map[*Class]bool, matches func(*Pod) bool) *Counter {
 	if len(c.counters) >= maxCounters {
 		c.dropCounters()
 	}
-	k := &Counter{Node: make([]int32, len(c.Nodes)), Topology: c.Topology(key), matches: matches}
+	k := &Counter{Node: make([]int32, len(c.Nodes)), Topology: c.Topology(key), matches: matches, known: known}
 	for node, pods := range c.onNode {
 		if slot, ok := c.slots[node]; ok {
 			for _, p := range pods {
@@ -174,6 +185,19 @@ func (c *Cluster) dropCounters() {
 			delete(c.counters, id)
 		}
 	}
+	c.dropTopologies()
+}
+
+// dropTopologies forgets those by which nothing is counted.
+func (c *Cluster) dropTopologies() {
+	needed := map[*Topology]bool{}
+	for _, k := range c.counters {
+		needed[k.Topology] = true
+	}
+	for _, k := range c.carriers {
+		needed[k.Topology] = true
+	}
+	maps.DeleteFunc(c.topologies, func(_ string, t *Topology) bool { return !needed[t] })
 }
 
 // Carriers are the pods that carry one term, by domain.

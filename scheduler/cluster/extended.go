@@ -14,6 +14,12 @@ import (
 // SetDeviceClass takes in a class, or that it is gone. What local plugins said of nodes may be true no more: a class can stand for an extended resource.
 func (c *Cluster) SetDeviceClass(class *resourcev1.DeviceClass, deleted bool) {
 	c.Devices.SetClass(class, deleted)
+	if !deleted {
+		c.resource(corev1.ResourceName(resourcev1.ResourceDeviceClassPrefix + class.Name))
+		if own := class.Spec.ExtendedResourceName; own != nil {
+			c.resource(corev1.ResourceName(*own))
+		}
+	}
 	for slot := range c.Changed {
 		c.Changed[slot]++
 	}

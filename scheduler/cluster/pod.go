@@ -31,9 +31,11 @@ type Pod struct {
 	node  string
 }
 
-// Request is an amount of the resource in a column of Cluster.Used.
+// Request is an amount of a resource, which has a column of Cluster.Used, or none where no node offers it and no class of devices
+// serves it.
 type Request struct {
-	Column int
+	Name   corev1.ResourceName
+	Column int // negative: none
 	Amount int64
 }
 
@@ -94,10 +96,14 @@ func (c *Cluster) Pod(p *corev1.Pod) (*Pod, error) {
 func (c *Cluster) requests(p *corev1.Pod) (out []Request) {
 	for name, q := range resource.PodRequests(p, held()) {
 		if n := amount(name, corev1.ResourceList{name: q}); n != 0 && !byClaim(p, name) {
-			out = append(out, Request{c.resource(name), n})
+			column, ok := c.resources[name]
+			if !ok {
+				column = -1
+			}
+			out = append(out, Request{name, column, n})
 		}
 	}
-	slices.SortFunc(out, func(a, b Request) int { return a.Column - b.Column })
+	slices.SortFunc(out, func(a, b Request) int { return strings.Compare(string(a.Name), string(b.Name)) })
 	return out
 }
 
@@ -156,8 +162,14 @@ func (c *Cluster) class(p *corev1.Pod) *Class {
 	k := c.classes[id]
 	if k == nil {
 		if len(c.classes) > maxClasses {
-			// Classes of pods that are gone. Live pods keep theirs; matches are worked out again for new ones.
+			// Classes of pods that are gone. Live pods keep theirs; matches are worked out again.
 			clear(c.classes)
+			for _, k := range c.carriers {
+				clear(k.matches)
+			}
+			for _, k := range c.counters {
+				clear(k.known)
+			}
 		}
 		k = &Class{p.Namespace, p.Labels}
 		c.classes[id] = k

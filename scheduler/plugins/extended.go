@@ -36,7 +36,7 @@ type variant struct {
 // extras returns the columns of the resources that p asks for and that classes serve.
 func extras(c *cluster.Cluster, p *cluster.Pod) (columns []int) {
 	for _, r := range p.Requests {
-		if r.Column > cluster.Pods && c.Devices.ClassOf(c.Resource(r.Column)) != nil {
+		if r.Column > cluster.Pods && c.Devices.ClassOf(r.Name) != nil {
 			columns = append(columns, r.Column)
 		}
 	}

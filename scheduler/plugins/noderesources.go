@@ -30,7 +30,7 @@ var nodeResourcesFit = Filter{
 				}
 				for _, r := range p.Requests {
 					if !fits(c, r, slot) {
-						reasons = append(reasons, "Insufficient "+string(c.Resource(r.Column)))
+						reasons = append(reasons, "Insufficient "+string(r.Name))
 					}
 				}
 				return reasons
@@ -40,6 +40,9 @@ var nodeResourcesFit = Filter{
 }
 
 func fits(c *cluster.Cluster, r cluster.Request, slot int) bool {
+	if r.Column < 0 {
+		return false // nobody offers it
+	}
 	return r.Amount <= c.Alloc[r.Column][slot]-c.Used[r.Column][slot] || c.ByClass(r.Column, slot)
 }
 
@@ -73,7 +76,7 @@ var balancedAllocation = Score{
 	Prepare: func(c *cluster.Cluster, p *cluster.Pod, _ []int) func(int) int64 {
 		var ask [2]int64
 		for _, r := range p.Requests {
-			if r.Column < len(ask) {
+			if r.Column >= 0 && r.Column < len(ask) {
 				ask[r.Column] = r.Amount
 			}
 		}

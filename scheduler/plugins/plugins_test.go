@@ -136,7 +136,7 @@ func TestReasons(t *testing.T) {
 		want   []string // none: it fits
 	}{
 		{"resources", nodeResourcesFit, node("a"), nil, pod("p", big),
-			[]string{"Insufficient cpu", "Insufficient memory", "Insufficient example.com/gpu"}},
+			[]string{"Insufficient cpu", "Insufficient example.com/gpu", "Insufficient memory"}},
 		{"number of pods", nodeResourcesFit, node("a"), map[string][]*corev1.Pod{"a": ten}, pod("p"), []string{"Too many pods"}},
 		{"exactly full", nodeResourcesFit, node("a"), map[string][]*corev1.Pod{"a": {pod("q", asks("3", "1Gi"))}}, pod("p", asks("1", "7Gi")), nil},
 		{"sidecars and init containers", nodeResourcesFit, node("a"), nil, pod("p", asks("2", "1Gi"), func(p *corev1.Pod) {
