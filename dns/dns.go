@@ -116,7 +116,7 @@ type Server struct {
 	fwd   *forwarder
 	bound chan struct{}    // closed when listening
 	addrs []netip.AddrPort // then what is listened on
-	// unpublished has something when an object of ours was deleted.
+	// unpublished has something when an object of ours may be gone.
 	unpublished chan struct{}
 
 	mu   sync.RWMutex
@@ -252,16 +252,15 @@ func (s *Server) watch(ctx context.Context, k *api.Kind, synced func()) error {
 		}
 		if e.Op == client.Synced {
 			synced()
+			s.republish() // what was deleted before was not seen
 			continue
 		}
 		s.mu.Lock()
 		s.apply(e)
 		s.mu.Unlock()
 		if e.Op == client.Deleted && s.published(e.Object) {
-			select {
-			case s.unpublished <- struct{}{}:
-			default:
-			}
+			s.d.Log.Info("dns service was deleted by somebody, publishing it again")
+			s.republish()
 		}
 	}
 	return nil

@@ -49,8 +49,15 @@ func (s *Server) publish(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.unpublished:
-			s.d.Log.Info("dns service was deleted by somebody, publishing it again")
 		}
+	}
+}
+
+// republish has publish look again.
+func (s *Server) republish() {
+	select {
+	case s.unpublished <- struct{}{}:
+	default:
 	}
 }
 
@@ -71,6 +78,7 @@ func (s *Server) published(o api.Object) bool {
 }
 
 func (s *Server) publishOnce(ctx context.Context) error {
+	ctx = client.Live(ctx) // what is remembered may lag behind a deletion
 	// Look first: where the Service exists its address is taken, and a create would be refused for that.
 	_, err := client.Get[*corev1.Service](ctx, s.d.Client, api.Key{Namespace: serviceNamespace, Name: serviceName})
 	if apierrors.IsNotFound(err) {
