@@ -269,13 +269,14 @@ func (s *server) checkHost(open ...string) {
 	}
 }
 
-// shims are the sandboxes whose shims live, by their cgroups.
+// shims are the sandboxes of ours whose shims live, by their cgroups.
 func shims() (list []string) {
 	comms, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, f := range comms {
 		comm, _ := os.ReadFile(f)
 		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup"))
-		if _, name, ok := strings.Cut(string(groups), "/shim-"); ok && string(comm) == "yare-shim\n" {
+		above, name, ok := strings.Cut(string(groups), "/shim-")
+		if ok && strings.Contains(above, inside.cgroup+"/") && string(comm) == "yare-shim\n" {
 			list = append(list, name[:20])
 		}
 	}
