@@ -22,6 +22,11 @@ func TestMadeDocuments(t *testing.T) {
 			atOnce--
 			return fmt.Append(nil, "text ", made), nil
 		}
+		kept := func() int {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return len(d.kept)
+		}
 		get := func(path, tag, want string) {
 			t.Helper()
 			if b, err := d.get(t.Context(), docKey{path, typeJSON}, tag, make); err != nil || string(b) != want {
@@ -50,18 +55,18 @@ func TestMadeDocuments(t *testing.T) {
 			t.Errorf("made %d times, %d at once", made, most)
 		}
 		get("a", "2", "text 7")
-		if len(d.kept) != 6 {
-			t.Errorf("%d are kept", len(d.kept))
+		if n := kept(); n != 6 {
+			t.Errorf("%d are kept", n)
 		}
 		get("a", "2", "text 7")
 		time.Sleep(docKept + time.Second)
 		get("a", "2", "text 8")
-		if len(d.kept) != 1 {
-			t.Errorf("%d are kept", len(d.kept))
+		if n := kept(); n != 1 {
+			t.Errorf("%d are kept", n)
 		}
 		broken := errors.New("broken")
-		if _, err := d.get(t.Context(), docKey{"b", typeJSON}, "1", func() ([]byte, error) { return nil, broken }); !errors.Is(err, broken) || len(d.kept) != 1 {
-			t.Errorf("%v, %d are kept", err, len(d.kept))
+		if _, err := d.get(t.Context(), docKey{"b", typeJSON}, "1", func() ([]byte, error) { return nil, broken }); !errors.Is(err, broken) || kept() != 1 {
+			t.Errorf("%v, %d are kept", err, kept())
 		}
 		time.Sleep(2 * docKept) // for the timers
 	})

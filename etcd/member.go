@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
@@ -274,6 +275,15 @@ func (c *Config) wasteful(size, used int64) bool {
 	return size-used >= min(wasteBytes, c.QuotaBytes/32) && (used <= size/2 || !c.fits(size))
 }
 
+// compacted is the revision up to which what is old was deleted from the file.
+func compacted(s *etcdserver.EtcdServer) int64 {
+	tx := s.Backend().ConcurrentReadTx()
+	tx.RLock()
+	defer tx.RUnlock()
+	rev, _ := mvcc.UnsafeReadFinishedCompact(tx)
+	return rev
+}
+
 // fits says that a file of that size is well below the quota.
 func (c *Config) fits(size int64) bool { return size < c.QuotaBytes/10*9 }
 
@@ -281,14 +291,16 @@ func (c *Config) fits(size int64) bool { return size < c.QuotaBytes/10*9 }
 func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client *clientv3.Client) {
 	tick := time.NewTicker(cmp.Or(e.c.tidy, time.Minute))
 	defer tick.Stop()
+	var before int64 // compacted the last time
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		size, used := s.Backend().Size(), s.Backend().SizeInUse()
-		if !e.c.wasteful(size, used) {
+		size, used, now := s.Backend().Size(), s.Backend().SizeInUse(), compacted(s)
+		// What is in use is known as of some commits ago, and where puts are refused there may be no more commits: then it is found out.
+		if !e.c.wasteful(size, used) && (e.c.fits(size) || now == before) {
 			continue
 		}
 		start := time.Now()
@@ -300,6 +312,7 @@ func (e *Etcd) defragment(ctx context.Context, s *etcdserver.EtcdServer, client 
 			e.c.Log.Warn("defragmenting failed", "err", err)
 			continue
 		}
+		before = now
 		e.c.Log.Info("defragmented", "before", size, "after", s.Backend().Size(), "took", time.Since(start))
 	}
 }

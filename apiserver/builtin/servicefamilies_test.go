@@ -78,7 +78,8 @@ func settled(o api.Object, err error) string {
 	return strings.Join(words, " ")
 }
 
-// TestFamilies creates Services in clusters of one and of two families: policy, families and addresses, by KEP-563.
+// TestFamilies creates Services in clusters of one and of two families: policy, families and addresses, by KEP-563. The addresses that
+// are asked for are below those that are given to who does not ask.
 func TestFamilies(t *testing.T) {
 	t.Parallel()
 	const noDual = `error: spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services`
@@ -106,14 +107,14 @@ func TestFamilies(t *testing.T) {
 		{wish{families: []corev1.IPFamily{v4, v6}}, map[string]string{"46": twoFamilies, "4": twoFamilies}},
 		{wish{ips: []string{"fd43::77"}}, map[string]string{"46": "SingleStack 6 6", "6": "SingleStack 6 6",
 			"4": `error: spec.clusterIPs[0]: Invalid value: ["fd43::77"]: IPv6 is not configured on this cluster`}},
-		{wish{ips: []string{"10.43.0.77", "fd43::78"}, policy: require}, map[string]string{"46": "RequireDualStack 46 46", "64": "RequireDualStack 46 46"}},
-		{wish{ips: []string{"10.43.0.79", "fd43::79"}}, map[string]string{"46": twoAddresses}},
-		{wish{ips: []string{"10.43.0.80"}, families: []corev1.IPFamily{v6}}, map[string]string{
-			"46": "error: spec.clusterIPs[0]: Invalid value: \"10.43.0.80\": expected an IPv6 value as indicated by `ipFamilies[0]`"}},
-		{wish{ips: []string{"10.43.0.80", "fd44::1"}, policy: require}, map[string]string{
-			"46": `error: spec.clusterIPs: Invalid value: ["10.43.0.80","fd44::1"]: failed to allocate IP fd44::1: the provided network does not match the current range`}},
+		{wish{ips: []string{"10.43.0.7", "fd43::78"}, policy: require}, map[string]string{"46": "RequireDualStack 46 46", "64": "RequireDualStack 46 46"}},
+		{wish{ips: []string{"10.43.0.9", "fd43::79"}}, map[string]string{"46": twoAddresses}},
+		{wish{ips: []string{"10.43.0.8"}, families: []corev1.IPFamily{v6}}, map[string]string{
+			"46": "error: spec.clusterIPs[0]: Invalid value: \"10.43.0.8\": expected an IPv6 value as indicated by `ipFamilies[0]`"}},
+		{wish{ips: []string{"10.43.0.8", "fd44::1"}, policy: require}, map[string]string{
+			"46": `error: spec.clusterIPs: Invalid value: ["10.43.0.8","fd44::1"]: failed to allocate IP fd44::1: the provided network does not match the current range`}},
 		// What the failed one had taken before is free again.
-		{wish{ips: []string{"10.43.0.80"}, policy: prefer}, map[string]string{"46": "PreferDualStack 46 46"}},
+		{wish{ips: []string{"10.43.0.8"}, policy: prefer}, map[string]string{"46": "PreferDualStack 46 46"}},
 		{wish{ips: []string{"fd43::"}}, map[string]string{
 			"46": `error: spec.clusterIPs: Invalid value: ["fd43::"]: failed to allocate IP fd43::: the provided network does not match the current range`}},
 		{headless, map[string]string{"4": "RequireDualStack 46 None", "6": "RequireDualStack 64 None", "46": "RequireDualStack 46 None"}},
