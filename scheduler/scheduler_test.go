@@ -91,7 +91,8 @@ func (b *bench) create(o api.Object) api.Object {
 	return got
 }
 
-// node creates a node and reports its capacity, as a kubelet does.
+// node creates a node and reports its capacity, as a kubelet does. When it returns the scheduler has heard of it: pods come by
+// another watch, and one that came first would wait for its second try.
 func (b *bench) node(n *corev1.Node) {
 	b.t.Helper()
 	status := n.Status
@@ -99,6 +100,7 @@ func (b *bench) node(n *corev1.Node) {
 	if _, err := client.Mutate(b.t.Context(), b.Client, got, "status", func(n *corev1.Node) { n.Status = status }); err != nil {
 		b.t.Fatal(err)
 	}
+	synctest.Wait()
 }
 
 // pod returns the pod when everything has come to rest.
