@@ -197,28 +197,37 @@ func (w *world) empty(t testing.TB, n *Network) {
 	}
 }
 
+// answerUDP answers datagrams in a namespace.
+func (w *world) answerUDP(t testing.TB, ns, addr string, answer func(from net.Addr) string) {
+	t.Helper()
+	w.in(t, ns, func() error {
+		c, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { c.Close() })
+		go func() {
+			buf := make([]byte, 100)
+			for {
+				_, from, err := c.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteTo([]byte(answer(from)+"\n"), from)
+			}
+		}()
+		return nil
+	})
+}
+
 // serve answers connections in a namespace with the client's address.
 func (w *world) serve(t testing.TB, ns, proto, addr string) {
 	t.Helper()
+	if proto == "udp" {
+		w.answerUDP(t, ns, addr, func(from net.Addr) string { return from.(*net.UDPAddr).IP.String() })
+		return
+	}
 	w.in(t, ns, func() error {
-		if proto == "udp" {
-			c, err := net.ListenPacket("udp", addr)
-			if err != nil {
-				return err
-			}
-			t.Cleanup(func() { c.Close() })
-			go func() {
-				buf := make([]byte, 100)
-				for {
-					_, from, err := c.ReadFrom(buf)
-					if err != nil {
-						return
-					}
-					_, _ = c.WriteTo([]byte(from.(*net.UDPAddr).IP.String()+"\n"), from)
-				}
-			}()
-			return nil
-		}
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			return err

@@ -22,24 +22,7 @@ import (
 // serveUDP answers datagrams on port 53 of a namespace with a name.
 func (w *world) serveUDP(t *testing.T, ns, name string) {
 	t.Helper()
-	w.in(t, ns, func() error {
-		c, err := net.ListenPacket("udp", ":53")
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { c.Close() })
-		go func() {
-			buf := make([]byte, 100)
-			for {
-				_, from, err := c.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				_, _ = c.WriteTo([]byte(name+"\n"), from)
-			}
-		}()
-		return nil
-	})
+	w.answerUDP(t, ns, ":53", func(net.Addr) string { return name })
 }
 
 // speaker returns what asks by one socket of the outside until an answer is the wanted one.
